@@ -1,0 +1,128 @@
+"""The trainer: tasks, PPO, LoRA, critic, evaluation. Defaults are the paper's where it has them."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vlarl.config.base import Section
+
+
+class TasksConfig(Section):
+    """What is trained on."""
+
+    suite: str = "libero_spatial"
+    """libero_spatial, libero_object, libero_goal, libero_10, libero_90, or a suite of our own."""
+    indices: tuple[int, ...] = (0,)
+    """Tasks of the suite, from 0."""
+    max_actions: int = Field(default=0, ge=0)
+    """Most policy actions of an episode; 0: the suite's own step limit."""
+    curriculum: Literal["uniform"] = "uniform"
+    """How tasks are drawn."""
+
+
+class LoraConfig(Section):
+    """The adapter that is trained."""
+
+    rank: int = Field(default=32, ge=1)
+    """Rank of the factors."""
+    alpha: float = Field(default=16.0, gt=0)
+    """W = W0 + alpha / rank * B @ A."""
+
+
+class CriticConfig(Section):
+    """The value head on the frozen base policy's hidden state."""
+
+    hidden: tuple[int, ...] = (256,)
+    """Widths of the MLP's hidden layers."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """AdamW's rate."""
+    clip: float | None = Field(default=0.2, gt=0)
+    """Value clipping; none: off."""
+    warmup_iterations: int = Field(default=5, ge=0)
+    """Iterations in which the critic learns alone."""
+    warmup_epochs: int = Field(default=1, ge=1)
+    """Epochs of the critic in each of these."""
+
+
+class PpoConfig(Section):
+    """Proximal policy optimisation."""
+
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """AdamW's rate for the adapter."""
+    ratio: Literal["action", "token"] = "action"
+    """Probability ratio of whole actions (the paper's) or of tokens."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """The ratio is clipped to 1 - clip_low from below."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """The ratio is clipped to 1 + clip_high from above."""
+    gamma: float = Field(default=0.99, gt=0, le=1)
+    """Discount of a policy action."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Lambda of generalised advantage estimation."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over a batch."""
+    mini_batch: int = Field(default=64, ge=1)
+    """Actions behind one optimizer step, over all ranks."""
+    micro_batch: int = Field(default=32, ge=1)
+    """Actions in one forward and backward pass of one rank."""
+    kl_stop: float | None = Field(default=0.1, gt=0)
+    """Approximate KL above which an epoch ends before its next step; none: never."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    entropy_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus."""
+    whiten_advantages: bool = True
+    """Advantages to mean 0 and deviation 1 over the whole batch of all ranks."""
+
+
+class EvaluationConfig(Section):
+    """Greedy episodes on official initial states."""
+
+    episodes_per_task: int = Field(default=50, ge=0, le=50)
+    """Initial states of each task, from the first; 0: no evaluation."""
+    at_end: bool = True
+    """Evaluate when training is done."""
+
+
+class TrainerConfig(Section):
+    """The training loop."""
+
+    address: str = "127.0.0.1:50054"
+    """Where the trainer's own service is found."""
+    iterations: int = Field(default=100, ge=1)
+    """Iterations of the whole run."""
+    episodes_per_iteration: int = Field(default=10, ge=1)
+    """Episodes of one batch."""
+    temperature: float = Field(default=1.5, gt=0)
+    """Sampling temperature, in rollout and learning alike."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Data type of the computation; auto: bfloat16 on a GPU, float32 otherwise."""
+    logprob_gap_bound: float | None = Field(default=None, gt=0)
+    """Largest difference between the server's and the trainer's log-prob of a token; above it the
+    run stops. None: 1e-4 in float32, 0.3 in bfloat16."""
+    merged_digest: Literal["require", "report"] = "require"
+    """What an unequal digest of merged weights does. On one machine both sides agree to the bit;
+    across different hardware `report` logs it and leaves parity to `logprob_gap_bound`."""
+    rollout_timeout_seconds: float = Field(default=3600.0, gt=0)
+    """Time without a finished episode after which the run stops and says so."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of torch on a CPU; none: all cores."""
+    ppo: PpoConfig = PpoConfig()
+    """The policy's update."""
+    lora: LoraConfig = LoraConfig()
+    """The adapter."""
+    critic: CriticConfig = CriticConfig()
+    """The critic."""
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if self.ppo.micro_batch > self.ppo.mini_batch:
+            raise ValueError(
+                f"ppo.micro_batch ({self.ppo.micro_batch}) must not exceed ppo.mini_batch "
+                f"({self.ppo.mini_batch})"
+            )
+        return self

@@ -1,0 +1,91 @@
+"""How services listen, how clients connect, and where the queue lives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from vlarl.config.base import Section
+
+
+class ServerConfig(Section):
+    """One gRPC server."""
+
+    listen: str = "127.0.0.1:0"
+    """HOST:PORT to listen on; port 0 takes a free one."""
+    address_file: Path | None = None
+    """File that receives the bound HOST:PORT once the server listens."""
+    metrics_listen: str | None = None
+    """HOST:PORT of the Prometheus endpoint; none: no endpoint."""
+    metrics_address_file: Path | None = None
+    """File that receives the bound HOST:PORT of the Prometheus endpoint."""
+    token_file: Path | None = None
+    """File with the bearer token that clients must send; read again when it changes."""
+    tls_certificate: Path | None = None
+    """Certificate chain (PEM). TLS is on when certificate and key are given."""
+    tls_key: Path | None = None
+    """Private key (PEM)."""
+    tls_client_ca: Path | None = None
+    """Certificates (PEM) that clients must be signed by: mutual TLS."""
+    reflection: bool = False
+    """Serve the reflection API, for grpcurl and `buf curl`."""
+    max_message_mib: int = Field(default=32, ge=1, le=1024)
+    """Largest request and answer, in MiB."""
+    max_concurrent_rpcs: int | None = Field(default=None, ge=1)
+    """RPCs in progress above which new ones are refused; none: no bound."""
+    drain_seconds: float = Field(default=30.0, ge=0)
+    """Seconds that calls in progress have left after SIGTERM."""
+
+
+class ChannelConfig(Section):
+    """How a client reaches a server."""
+
+    token_file: Path | None = None
+    """File with the bearer token to send."""
+    tls_ca: Path | None = None
+    """Certificates (PEM) to trust; TLS is on when given."""
+    tls_certificate: Path | None = None
+    """The client's own certificate chain (PEM), for mutual TLS."""
+    tls_key: Path | None = None
+    """The client's own private key (PEM)."""
+    timeout_seconds: float = Field(default=30.0, gt=0)
+    """Deadline of a call."""
+    max_message_mib: int = Field(default=32, ge=1, le=1024)
+    """Largest request and answer, in MiB."""
+    retries: int = Field(default=4, ge=0, le=4)
+    """Further tries of an idempotent call that found the server unavailable."""
+
+
+class QueueConfig(Section):
+    """The rollout queue: Redis or Valkey."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    """redis://, rediss:// (TLS) or unix:// address. A password belongs into `password_file`."""
+    password_file: Path | None = None
+    """File with the password."""
+    claim_after_seconds: float = Field(default=900.0, gt=0)
+    """Idle time after which another worker takes an entry over: longer than any episode."""
+    max_deliveries: int = Field(default=3, ge=1)
+    """Deliveries after which an entry goes to the dead letters."""
+    blobs: str = "redis"
+    """Where trajectories lie: "redis", or an fsspec URL (file:///mnt/shared, s3://bucket/prefix)."""
+
+
+class SecurityConfig(Section):
+    """Credentials of a run's services, used by its servers and clients alike."""
+
+    token_file: Path | None = None
+    """Bearer token that every call carries and every server demands."""
+    tls_certificate: Path | None = None
+    """The servers' certificate chain (PEM)."""
+    tls_key: Path | None = None
+    """The servers' private key (PEM)."""
+    tls_ca: Path | None = None
+    """Certificates (PEM) that clients trust."""
+
+    def channel(self, timeout_seconds: float = 30.0) -> ChannelConfig:
+        """Channel settings that fit these credentials."""
+        return ChannelConfig(
+            token_file=self.token_file, tls_ca=self.tls_ca, timeout_seconds=timeout_seconds
+        )

@@ -1,0 +1,77 @@
+"""The policy, env and reward services."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from vlarl.config.base import Section
+
+
+class PolicyConfig(Section):
+    """The policy server and its engine."""
+
+    checkpoint: Path = Path("checkpoints/tiny")
+    """OpenVLA checkpoint: the original format, any size."""
+    addresses: str = "127.0.0.1:50051"
+    """Where clients find the replicas: HOST:PORT, several with commas, or dns:///NAME:PORT."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Data type of the weights; auto: bfloat16 on a GPU, float32 otherwise."""
+    center_crop: bool | None = None
+    """Centre crop of images; none: as the checkpoint says."""
+    max_observations: int = Field(default=64, ge=1)
+    """Most observations in one request."""
+    max_batch: int = Field(default=64, ge=1)
+    """Most actions that the engine computes at once."""
+    kv_cache_mib: int | None = Field(default=None, ge=16)
+    """Memory of the engine's KV cache; none: what `max_batch` actions need."""
+    cpu_threads: int | None = Field(default=None, ge=1)
+    """Threads of the engine on a CPU; none: vLLM's own choice."""
+    trainer_address: str | None = None
+    """Trainer to ask for the latest adapter before reporting ready."""
+
+
+class EnvConfig(Section):
+    """The simulators and the worker that drives them."""
+
+    processes: int = Field(default=2, ge=1)
+    """Simulators of this server, one process each."""
+    profile: Literal["faithful", "fast"] = "faithful"
+    """faithful: the published numbers' physics and pixels; fast: see docs/simulator.md."""
+    cameras: tuple[str, ...] = ("agentview",)
+    """Cameras rendered; the policy sees the first."""
+    render_size: int = Field(default=256, ge=32, le=1024)
+    """Side of a rendered frame in pixels."""
+    crop: tuple[int, int, int, int] | None = None
+    """Part of the upright frame that is kept: top, left, height, width in pixels; none: all."""
+    action_repeat: int = Field(default=1, ge=1)
+    """Control steps (at 20 Hz) for which each policy action is held."""
+    settle_steps: int = Field(default=10, ge=0)
+    """No-op control steps after a reset, until objects rest. They don't count."""
+    bddl_directories: dict[str, Path] = Field(default_factory=dict)
+    """Suites of our own: name = folder of BDDL files."""
+    recycle_episodes: int = Field(default=200, ge=1)
+    """Episodes after which a simulator process is replaced."""
+    step_timeout_seconds: float = Field(default=60.0, gt=0)
+    """Time without an answer after which a simulator counts as hung."""
+    construct_timeout_seconds: float = Field(default=300.0, gt=0)
+    """The same while a simulator is being constructed."""
+    simulator_restarts: int = Field(default=2, ge=0)
+    """Replacements of its simulator that one episode survives before it is handed back."""
+    policy_patience_seconds: float = Field(default=120.0, gt=0)
+    """Time for which an episode waits for a policy that doesn't answer."""
+    external_processes: int = Field(default=1, ge=0)
+    """Of the simulators, those that external clients may hold through Interact at once."""
+
+
+class RewardConfig(Section):
+    """The reward server."""
+
+    model: Literal["outcome"] = "outcome"
+    """outcome: 1 at the step that solved the task, 0 elsewhere."""
+    success_reward: float = 1.0
+    """Reward of success."""
+    batch_trajectories: int = Field(default=8, ge=1)
+    """Most trajectories scored at once."""
