@@ -118,7 +118,7 @@ def _parse_override(text: str) -> dict[str, object]:
 
 
 def dump_toml(config: Section) -> str:
-    """The section as TOML that `load_config` reads back to an equal one. Unset values are left out."""
+    """The section as TOML that `load_config` reads back equal; unset keys are left out."""
     return "\n".join(_toml_lines(config.model_dump(mode="json", exclude_none=True), ())) + "\n"
 
 

@@ -38,8 +38,8 @@ class CriticConfig(Section):
     """Widths of the MLP's hidden layers."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """AdamW's rate."""
-    clip: float | None = Field(default=0.2, gt=0)
-    """Value clipping; none: off."""
+    clip: float = Field(default=0.2, ge=0)
+    """Value clipping; 0: off."""
     warmup_iterations: int = Field(default=5, ge=0)
     """Iterations in which the critic learns alone."""
     warmup_epochs: int = Field(default=1, ge=1)
@@ -67,8 +67,8 @@ class PpoConfig(Section):
     """Actions behind one optimizer step, over all ranks."""
     micro_batch: int = Field(default=32, ge=1)
     """Actions in one forward and backward pass of one rank."""
-    kl_stop: float | None = Field(default=0.1, gt=0)
-    """Approximate KL above which an epoch ends before its next step; none: never."""
+    kl_stop: float = Field(default=0.1, ge=0)
+    """Approximate KL above which an epoch ends before its next step; 0: never."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     entropy_coefficient: float = Field(default=0.0, ge=0)

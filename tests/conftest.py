@@ -1,0 +1,71 @@
+"""Fixtures that every part of the test suite shares."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from vlarl.config import QueueConfig
+from vlarl.queue import RolloutQueue
+from vlarl.stack.valkey import start_valkey
+
+HAS_TORCH = find_spec("vllm") is not None
+HAS_SIMULATOR = find_spec("libero") is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves to each environment its own tests; `make test` runs the suite in both."""
+    for item in items:
+        if "torch" in item.keywords and not HAS_TORCH:
+            item.add_marker(pytest.mark.skip(reason="runs in the torch environment (.venv)"))
+        if "sim" in item.keywords and not HAS_SIMULATOR:
+            item.add_marker(pytest.mark.skip(reason="runs in the simulator's (.venv-sim)"))
+
+
+class Valkey:
+    """A real server that a test can kill and start again on the same files."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.socket = directory / "s"
+        self.url = f"unix://{self.socket}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.socket.unlink(missing_ok=True)
+        self.process = start_valkey(self.directory / "files", self.socket)
+        deadline = time.monotonic() + 20
+        while not self.socket.exists():
+            assert self.process.poll() is None, (self.directory / "files/valkey.log").read_text()
+            assert time.monotonic() < deadline, "valkey did not start"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    """A Valkey server of the test's own, on a Unix socket."""
+    directory = Path(tempfile.mkdtemp(prefix="vlarl-"))
+    server = Valkey(directory)
+    server.start()
+    yield server
+    server.kill()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+async def queue(valkey: Valkey) -> AsyncIterator[RolloutQueue]:
+    """A rollout queue on that server."""
+    async with RolloutQueue(QueueConfig(url=valkey.url)) as opened:
+        yield opened

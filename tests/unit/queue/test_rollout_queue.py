@@ -1,0 +1,176 @@
+"""The queue on a real Valkey: what is delivered, moved, taken over, buried and forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Valkey
+from vlarl.config import QueueConfig
+from vlarl.queue import Delivery, QueueError, RolloutQueue
+from vlarl.rollout.v1 import rollout_pb2
+
+RUN = "run-a"
+
+
+def spec(name: str, run_id: str = RUN) -> rollout_pb2.EpisodeSpec:
+    return rollout_pb2.EpisodeSpec(episode_id=name, run_id=run_id)
+
+
+def trajectory(order: rollout_pb2.EpisodeSpec) -> rollout_pb2.Trajectory:
+    return rollout_pb2.Trajectory(spec=order, steps=[rollout_pb2.Step(image=b"\xff\xd8frame")])
+
+
+async def take(queue: RolloutQueue, worker: str = "w") -> Delivery[rollout_pb2.EpisodeSpec]:
+    delivery = await queue.next_episode(worker, block_seconds=2)
+    assert delivery is not None
+    return delivery
+
+
+async def roll_out(queue: RolloutQueue) -> None:
+    delivery = await take(queue)
+    assert await queue.finish_episode(delivery, trajectory(delivery.message))
+
+
+async def score(queue: RolloutQueue) -> None:
+    for delivery in await queue.next_trajectories("r", 8, block_seconds=2):
+        total = rollout_pb2.RewardScores(model="outcome", total=[1.0])
+        assert await queue.finish_scoring(delivery, total)
+
+
+async def test_an_episode_goes_round_and_leaves_nothing_behind(queue: RolloutQueue) -> None:
+    assert await queue.issue([spec("a")]) == 1
+    await roll_out(queue)
+    await score(queue)
+    (scored,) = await queue.next_scored(RUN, 8)
+    assert scored.message.spec.episode_id == "a"
+    assert scored.message.steps[0].image == b"\xff\xd8frame"
+    assert list(scored.message.scores.total) == [1.0]
+    assert await queue.outstanding(RUN) == {"a"}
+    await queue.acknowledge(RUN, [scored])
+    assert await queue.outstanding(RUN) == set()
+    assert all(state.length == state.pending == 0 for state in await queue.states())
+    assert await queue._blobs.get("a") is None
+
+
+async def test_an_episode_is_ordered_once(queue: RolloutQueue) -> None:
+    assert await queue.issue([spec("a"), spec("b")]) == 2
+    assert await queue.issue([spec("b"), spec("c")]) == 1
+
+
+async def test_runs_do_not_see_each_others_trajectories(queue: RolloutQueue) -> None:
+    await queue.issue([spec("a", "one"), spec("b", "two")])
+    await roll_out(queue)
+    await roll_out(queue)
+    await score(queue)
+    (scored,) = await queue.next_scored("two", 8)
+    assert scored.message.spec.episode_id == "b"
+    assert await queue.outstanding("one") == {"a"}
+
+
+async def test_a_trainer_that_comes_back_is_given_the_unacknowledged_again(valkey: Valkey) -> None:
+    config = QueueConfig(url=valkey.url)
+    async with RolloutQueue(config) as queue:
+        await queue.issue([spec("a"), spec("b")])
+        await roll_out(queue)
+        await score(queue)
+        (first,) = await queue.next_scored(RUN, 8)
+    async with RolloutQueue(config) as queue:
+        (again,) = await queue.next_scored(RUN, 8)
+        assert again.message == first.message
+        assert await queue.next_scored(RUN, 8, block_seconds=0.05) == []
+        await roll_out(queue)
+        await score(queue)
+        (fresh,) = await queue.next_scored(RUN, 8)
+        assert fresh.message.spec.episode_id == "b"
+
+
+async def test_a_dead_workers_episode_is_taken_over_and_finished_once(valkey: Valkey) -> None:
+    config = QueueConfig(url=valkey.url, claim_after_seconds=0.3)
+    async with RolloutQueue(config) as rescuer:
+        async with RolloutQueue(config) as dying:
+            await dying.issue([spec("a")])
+            lost = await take(dying, "dead")
+        await asyncio.sleep(0.4)
+        taken = await take(rescuer, "alive")
+        assert (taken.message, taken.deliveries) == (lost.message, 2)
+        assert await rescuer.finish_episode(taken, trajectory(taken.message))
+        # The first worker was only slow: its own trajectory must not go on a second time.
+        assert not await rescuer.finish_episode(lost, trajectory(lost.message))
+        assert len(await rescuer.next_trajectories("r", 8)) == 1
+
+
+async def test_a_slow_worker_that_lives_keeps_its_episode(valkey: Valkey) -> None:
+    config = QueueConfig(url=valkey.url, claim_after_seconds=0.3)
+    async with RolloutQueue(config) as slow, RolloutQueue(config) as other:
+        await slow.issue([spec("a")])
+        held = await take(slow, "slow")
+        await asyncio.sleep(0.8)
+        assert await other.next_episode("other", block_seconds=0.05) is None
+        assert await slow.finish_episode(held, trajectory(held.message))
+
+
+async def test_failures_are_retried_then_buried_with_their_cause(queue: RolloutQueue) -> None:
+    await queue.issue([spec("a")])
+    for expected in (1, 2, 3):
+        delivery = await take(queue)
+        assert delivery.deliveries == expected
+        await queue.fail_episode(delivery, f"simulator died ({expected})")
+    assert await queue.next_episode("w", block_seconds=0.05) is None
+    (letter,) = await queue.dead_letters(RUN)
+    assert (letter.spec.episode_id, letter.stage, letter.deliveries) == ("a", "env", 3)
+    assert letter.cause == "simulator died (3)"
+    await queue.abandon(RUN, ["a"])
+    assert await queue.outstanding(RUN) == set()
+
+
+async def test_handing_back_costs_no_try(queue: RolloutQueue) -> None:
+    await queue.issue([spec("a")])
+    for _ in range(5):
+        await queue.release_episode(await take(queue))
+    assert (await take(queue)).deliveries == 1
+
+
+async def test_an_entry_that_is_no_episode_is_buried(queue: RolloutQueue) -> None:
+    await queue.issue([spec("a")])
+    await queue._redis.xadd("{vlarl}:episodes", {"spec": b"\xff\xff\xff"})
+    await roll_out(queue)
+    assert await queue.next_episode("w", block_seconds=0.05) is None
+    (letter,) = await queue.dead_letters()
+    assert letter.cause.startswith("not an EpisodeSpec")
+
+
+async def test_a_killed_server_loses_nothing(valkey: Valkey, queue: RolloutQueue) -> None:
+    await queue.issue([spec("a"), spec("b")])
+    held = await take(queue)
+    valkey.kill()
+    valkey.start()
+    assert await queue.finish_episode(held, trajectory(held.message))
+    assert (await take(queue)).message.episode_id == "b"
+    assert await queue.outstanding(RUN) == {"a", "b"}
+
+
+async def test_blobs_may_lie_in_files(valkey: Valkey, tmp_path: Path) -> None:
+    config = QueueConfig(url=valkey.url, blobs=f"file://{tmp_path}/blobs")
+    async with RolloutQueue(config) as queue:
+        await queue.issue([spec("a")])
+        await roll_out(queue)
+        assert [path.name for path in (tmp_path / "blobs").iterdir()] == ["a"]
+        await score(queue)
+        await queue.acknowledge(RUN, await queue.next_scored(RUN, 8))
+        assert list((tmp_path / "blobs").iterdir()) == []
+
+
+async def test_a_server_that_evicts_is_refused(valkey: Valkey, queue: RolloutQueue) -> None:
+    await queue._redis.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(QueueError, match="noeviction"):
+        async with RolloutQueue(QueueConfig(url=valkey.url)):
+            pass
+
+
+async def test_no_server_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(QueueError, match="no queue at unix:"):
+        async with RolloutQueue(QueueConfig(url=f"unix://{tmp_path}/nothing")):
+            pass
