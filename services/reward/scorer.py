@@ -1,0 +1,53 @@
+"""The seam between the reward server and a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from services.reward.outcome import OutcomeScorer
+from vlarl.config import RewardConfig
+from vlarl.rollout.v1 import rollout_pb2
+
+
+class Scorer(Protocol):
+    """A reward model.
+
+    Implementations are called from one thread at a time, off the event loop, with as many
+    trajectories as wait (at most `reward.batch_trajectories`), so that a learned model can score
+    the steps of all of them in one forward pass.
+    """
+
+    name: str
+    """Name stamped on every score."""
+    version: str
+    """Version stamped on every score."""
+    needs_frames: bool
+    """Whether trajectories must carry their frames."""
+
+    def score(
+        self, trajectories: Sequence[rollout_pb2.Trajectory]
+    ) -> list[rollout_pb2.RewardScores]:
+        """Scores of each trajectory; every list in a score has one entry for each step."""
+
+
+def build_scorer(config: RewardConfig) -> Scorer:
+    """The scorer that `reward.model` names."""
+    return OutcomeScorer(config.success_reward)
+
+
+def trajectory_problems(
+    trajectory: rollout_pb2.Trajectory, needs_frames: bool
+) -> list[tuple[str, str]]:
+    """What keeps a trajectory from being scored, as (field, description) pairs."""
+    problems = []
+    if not trajectory.steps:
+        problems.append(("trajectory.steps", "must have at least one step"))
+    if trajectory.outcome == rollout_pb2.OUTCOME_UNSPECIFIED:
+        problems.append(("trajectory.outcome", "must be OUTCOME_SUCCESS or OUTCOME_TIME_LIMIT"))
+    for index, step in enumerate(trajectory.steps):
+        if not step.action.token_ids:
+            problems.append((f"trajectory.steps[{index}].action.token_ids", "must not be empty"))
+        if needs_frames and not step.image:
+            problems.append((f"trajectory.steps[{index}].image", "this reward model needs frames"))
+    return problems
