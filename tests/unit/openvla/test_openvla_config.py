@@ -1,0 +1,101 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlarl.openvla.config import ConfigError, OpenVLAConfig
+
+GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
+
+
+def _checkpoint(directory: Path, **changes: object) -> Path:
+    """The golden configuration with some keys changed; None removes a key."""
+    raw = json.loads((GOLDEN / "config.json").read_text()) | changes
+    kept = {key: value for key, value in raw.items() if value is not None}
+    (directory / "config.json").write_text(json.dumps(kept))
+    return directory
+
+
+def _libero_only() -> dict[str, Any]:
+    norm_stats = json.loads((GOLDEN / "config.json").read_text())["norm_stats"]
+    return {"libero_spatial": norm_stats["libero_spatial_no_noops"]}
+
+
+def test_a_published_checkpoint_has_the_full_size(tmp_path: Path) -> None:
+    text = {"model_type": "llama", "pad_token_id": 32000, "vocab_size": 32064}
+    config = OpenVLAConfig.from_directory(
+        _checkpoint(tmp_path, timm_model_kwargs=None, text_config=text, pad_token_id=32000)
+    )
+    dino, siglip = config.towers
+    assert (dino.embed_dim, dino.depth, dino.mlp_hidden, dino.reg_tokens) == (1024, 24, 4096, 4)
+    assert (siglip.embed_dim, siglip.depth, siglip.mlp_hidden) == (1152, 27, 4304)
+    assert config.num_patches == 256
+    assert config.action_vocab_size == 32000
+    assert (config.text.hidden_size, config.text.num_hidden_layers) == (4096, 32)
+    assert config.text.rms_norm_eps == 1e-6
+
+
+def test_towers_take_the_sizes_of_timm_model_kwargs() -> None:
+    config = OpenVLAConfig.from_directory(GOLDEN)
+    assert [(tower.embed_dim, tower.depth) for tower in config.towers] == [(48, 4), (72, 3)]
+    assert config.towers[1].mlp_hidden == 269
+    assert config.action_dim == 7
+
+
+def test_a_suite_finds_its_statistics(tmp_path: Path) -> None:
+    config = OpenVLAConfig.from_directory(GOLDEN)
+    assert config.unnorm_key("libero_spatial") == "libero_spatial_no_noops"
+    assert config.unnorm_key("bridge_orig") == "bridge_orig"
+    with pytest.raises(ConfigError, match="bridge_orig, libero_spatial_no_noops"):
+        config.unnorm_key("libero_goal")
+    with pytest.raises(ConfigError, match="''"):
+        config.unnorm_key()
+    alone = OpenVLAConfig.from_directory(_checkpoint(tmp_path, norm_stats=_libero_only()))
+    assert alone.unnorm_key() == "libero_spatial"
+
+
+def test_statistics_beside_the_checkpoint_win(tmp_path: Path) -> None:
+    (tmp_path / "dataset_statistics.json").write_text(json.dumps(_libero_only()))
+    assert set(OpenVLAConfig.from_directory(_checkpoint(tmp_path)).norm_stats) == {"libero_spatial"}
+
+
+def test_the_centre_crop_follows_the_training_data_unless_set(tmp_path: Path) -> None:
+    assert not OpenVLAConfig.from_directory(GOLDEN).center_crop
+    fine_tuned = _checkpoint(tmp_path, norm_stats=_libero_only())
+    assert OpenVLAConfig.from_directory(fine_tuned).center_crop
+    explicit = _checkpoint(tmp_path, norm_stats=_libero_only(), center_crop=False)
+    assert not OpenVLAConfig.from_directory(explicit).center_crop
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llava"}, "model_type"),
+        ({"n_action_bins": 128}, "n_action_bins"),
+        ({"text_config": None}, "'text_config' is missing"),
+        ({"text_config": {"model_type": "mistral"}}, "not a Llama"),
+        ({"text_config": {"rope_scaling": {"factor": 2}}}, "rope_scaling"),
+        ({"timm_model_ids": ["vit_tiny", "vit_tiny"]}, "unknown tower 'vit_tiny'"),
+        ({"timm_model_kwargs": [{"width": 3}, {}]}, "unknown timm_model_kwargs: width"),
+        ({"image_sizes": [84, 224]}, "same image size"),
+        ({"image_sizes": [100, 100]}, "impossible size"),
+        ({"norm_stats": {}}, "norm_stats"),
+        ({"norm_stats": []}, "norm_stats"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_says_why(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OpenVLAConfig.from_directory(_checkpoint(tmp_path, **changes))
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        OpenVLAConfig.from_directory(tmp_path)
+    shutil.copy(GOLDEN / "config.json", tmp_path)
+    (tmp_path / "dataset_statistics.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"dataset_statistics\.json"):
+        OpenVLAConfig.from_directory(tmp_path)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vlarl.openvla.config import ConfigError
+
+if TYPE_CHECKING:
+    from vlarl.openvla.prompt import PromptBuilder
+
+pytestmark = pytest.mark.torch
+
+GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
+
+
+def _builder(checkpoint: Path) -> PromptBuilder:
+    from vlarl.openvla.prompt import PromptBuilder
+
+    return PromptBuilder(checkpoint)
+
+
+def test_golden_instructions_give_golden_ids() -> None:
+    golden = json.loads((GOLDEN / "golden.json").read_text())
+    builder = _builder(GOLDEN)
+    ids = [builder.token_ids(instruction) for instruction in golden["instructions"]]
+    assert ids == golden["prompt_ids"]
+    assert builder.space_id == golden["empty_token_id"]
+
+
+def test_special_tokens_in_an_instruction_are_text() -> None:
+    ids = _builder(GOLDEN).token_ids("say <s></s><unk><PAD> zürich 桃")
+    assert not {0, 1, 2, 1024} & set(ids[1:])
+
+
+def test_version_01_speaks_vicuna(tmp_path: Path) -> None:
+    directory = tmp_path / "openvla-v01-7b"
+    shutil.copytree(GOLDEN, directory)
+    text = _builder(directory).text("Open the drawer")
+    assert text.startswith("A chat between a curious user")
+    assert text.endswith("USER: What action should the robot take to open the drawer? ASSISTANT:")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"version": "1.0"}'])
+def test_a_broken_tokenizer_is_named(tmp_path: Path, content: str | None) -> None:
+    shutil.copy(GOLDEN / "config.json", tmp_path)
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        _builder(tmp_path)

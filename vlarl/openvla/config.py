@@ -1,0 +1,224 @@
+"""What a checkpoint's ``config.json`` says, resolved: sizes of every part, statistics, defaults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlarl.openvla.tokens import ACTION_BINS, ActionStats
+
+
+class ConfigError(ValueError):
+    """A checkpoint's configuration is missing, broken, or of a kind that isn't supported."""
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """One vision transformer. Defaults follow timm's VisionTransformer."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int = 14
+    mlp_ratio: float = 4.0
+    image_size: int = 224
+    class_token: bool = False
+    reg_tokens: int = 0
+    layer_scale: bool = False
+    attention_pool: bool = False
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Width of the MLP's hidden layer."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def num_patches(self) -> int:
+        """Number of image tokens."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+_TOWERS = {
+    "vit_large_patch14_reg4_dinov2.lvd142m": TowerConfig(
+        embed_dim=1024, depth=24, num_heads=16, class_token=True, reg_tokens=4, layer_scale=True
+    ),
+    "vit_so400m_patch14_siglip_224": TowerConfig(
+        embed_dim=1152, depth=27, num_heads=16, mlp_ratio=3.7362, attention_pool=True
+    ),
+}
+_TOWER_KEYS = {"embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio", "reg_tokens"}
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The Llama's sizes. Defaults are transformers' own LlamaConfig's, which original checkpoints
+    rely on: their ``text_config`` names little beyond the vocabulary.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+    @classmethod
+    def from_json(cls, text: Mapping[str, Any]) -> TextConfig:
+        """From ``text_config``; keys that don't change the architecture are ignored.
+
+        Raises:
+            ConfigError: it isn't a plain Llama.
+        """
+        if text.get("model_type", "llama") != "llama":
+            raise ConfigError(f"text_config.model_type {text['model_type']!r} is not a Llama")
+        if text.get("rope_scaling") is not None or text.get("attention_bias"):
+            raise ConfigError("rope_scaling and attention_bias are not supported")
+        sizes = {name: text[name] for name in cls.__dataclass_fields__ if text.get(name)}
+        sizes.setdefault("rope_theta", (text.get("rope_parameters") or {}).get("rope_theta", 1e4))
+        sizes.setdefault("num_key_value_heads", sizes.get("num_attention_heads", 32))
+        return cls(**sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenVLAConfig:
+    """A checkpoint's resolved configuration.
+
+    ``image_size`` is the height and width in pixels that the model sees, ``towers`` come in the
+    order in which their features are concatenated, ``action_vocab_size`` is the text vocabulary
+    without its padding (action ids are its last 256), ``norm_stats`` maps a dataset's name to its
+    statistics, ``center_crop`` is the default for observations, ``vicuna_prompt`` tells an
+    OpenVLA v0.1 checkpoint.
+    """
+
+    name: str
+    image_size: int
+    towers: tuple[TowerConfig, ...]
+    text: TextConfig
+    action_vocab_size: int
+    pad_token_id: int
+    norm_stats: Mapping[str, ActionStats]
+    center_crop: bool
+    vicuna_prompt: bool
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> OpenVLAConfig:
+        """Read a checkpoint's ``config.json`` and, if there, ``dataset_statistics.json``.
+
+        Where ``config.json`` has no ``center_crop`` of its own, the centre crop is on if every
+        statistic is of a LIBERO dataset: that is how the checkpoints fine-tuned on LIBERO, with
+        random crops, differ from the base model and its mixture of datasets.
+
+        Raises:
+            ConfigError: a file is missing or can't be used; the message names it.
+        """
+        directory = Path(directory)
+        raw = _read_json(directory / "config.json")
+        try:
+            return cls._from_json(raw, _statistics(raw, directory), directory.resolve().name)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(f"{directory / 'config.json'}: {cause}") from error
+
+    @classmethod
+    def _from_json(
+        cls, raw: Mapping[str, Any], norm_stats: dict[str, ActionStats], name: str
+    ) -> OpenVLAConfig:
+        if raw.get("model_type") != "openvla":
+            raise ConfigError(f"model_type is {raw.get('model_type')!r}, not 'openvla'")
+        if raw.get("n_action_bins", ACTION_BINS) != ACTION_BINS:
+            raise ConfigError(f"n_action_bins must be {ACTION_BINS}")
+        text = TextConfig.from_json(raw["text_config"])
+        towers = _towers(raw)
+        on_libero = all(key.startswith("libero") for key in norm_stats)
+        is_v01 = "openvla-v01" in f"{raw.get('_name_or_path', '')} {name}"
+        return cls(
+            name=name,
+            image_size=towers[0].image_size,
+            towers=towers,
+            text=text,
+            action_vocab_size=text.vocab_size - raw.get("pad_to_multiple_of", 64),
+            pad_token_id=raw["pad_token_id"],
+            norm_stats=norm_stats,
+            center_crop=bool(raw.get("center_crop", on_libero)),
+            vicuna_prompt=is_v01 or str(raw.get("llm_backbone_id", "")).startswith("vicuna"),
+        )
+
+    @property
+    def num_patches(self) -> int:
+        """Number of image tokens in the language model's sequence."""
+        return self.towers[0].num_patches
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action dimensions, which is the number of action tokens."""
+        return next(iter(self.norm_stats.values())).action_dim
+
+    def unnorm_key(self, name: str = "") -> str:
+        """The dataset key that ``name`` means: a key, a suite's name, or empty for the only key.
+
+        Raises:
+            ConfigError: no key fits.
+        """
+        if not name and len(self.norm_stats) == 1:
+            return next(iter(self.norm_stats))
+        for key in (name, f"{name}_no_noops"):
+            if key in self.norm_stats:
+                return key
+        known = ", ".join(sorted(self.norm_stats))
+        raise ConfigError(f"no dataset statistics named {name!r}; the checkpoint has: {known}")
+
+    def statistics(self, name: str = "") -> ActionStats:
+        """Statistics of ``unnorm_key(name)``.
+
+        Raises:
+            ConfigError: no key fits.
+        """
+        return self.norm_stats[self.unnorm_key(name)]
+
+
+def _towers(raw: Mapping[str, Any]) -> tuple[TowerConfig, ...]:
+    names = raw["timm_model_ids"]
+    overrides = raw.get("timm_model_kwargs") or [{}] * len(names)
+    sizes = raw.get("image_sizes") or [224] * len(names)
+    if len(names) not in (1, 2) or len(overrides) != len(names) or len(sizes) != len(names):
+        raise ConfigError("one or two timm_model_ids, each with its image size and kwargs")
+    if any(raw.get("timm_override_act_layers") or []):
+        raise ConfigError("timm_override_act_layers is not supported")
+    towers = []
+    for name, override, size in zip(names, overrides, sizes, strict=True):
+        if name not in _TOWERS:
+            raise ConfigError(f"unknown tower {name!r}; known: {', '.join(_TOWERS)}")
+        if unknown := set(override) - _TOWER_KEYS:
+            raise ConfigError(f"unknown timm_model_kwargs: {', '.join(sorted(unknown))}")
+        tower = replace(_TOWERS[name], **override, image_size=size)
+        if size % tower.patch_size or tower.depth < 2 or tower.embed_dim % tower.num_heads:
+            raise ConfigError(f"impossible size of tower {name}: {tower}")
+        towers.append(tower)
+    if len({(tower.image_size, tower.num_patches) for tower in towers}) != 1:
+        raise ConfigError("the towers must see the same image size and number of patches")
+    return tuple(towers)
+
+
+def _statistics(raw: Mapping[str, Any], directory: Path) -> dict[str, ActionStats]:
+    beside = directory / "dataset_statistics.json"
+    datasets = _read_json(beside) if beside.exists() else raw.get("norm_stats") or {}
+    stats = {key: ActionStats.from_json(dataset["action"]) for key, dataset in datasets.items()}
+    if len({one.action_dim for one in stats.values()}) != 1:
+        raise ConfigError("norm_stats must hold datasets of one action dimension")
+    return stats
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    return content

@@ -1,0 +1,191 @@
+"""From a camera frame to the model's pixels, by the steps that the checkpoints were trained with.
+
+The frame is JPEG-coded once, where it was taken; everybody decodes the same bytes with this code
+and so sees the same pixels. ``docs/openvla.md`` lists how far each step is from TensorFlow's.
+Resampling is computed in float64: rounding to uint8 then doesn't depend on the machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlarl.openvla.config import ConfigError
+
+Frame = NDArray[np.uint8]
+"""An RGB image, uint8[height, width, 3]."""
+
+MAX_IMAGE_PIXELS = 4096 * 4096
+MAX_IMAGE_BYTES = 32 * 1024 * 1024
+JPEG_QUALITY = 95
+CENTER_CROP_AREA = 0.9
+"""Share of the area that the centre crop keeps: what the random crops of training kept."""
+
+_LANCZOS_RADIUS = 3.0
+_EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+class ImageError(ValueError):
+    """Bytes or an array that can't be taken as an observation's image."""
+
+
+def decode_image(encoded: bytes) -> Frame:
+    """Decode a JPEG or PNG; its size is checked before any pixel is decoded.
+
+    Raises:
+        ImageError: not an 8-bit JPEG or PNG, broken, cut short, or too large.
+    """
+    if len(encoded) > MAX_IMAGE_BYTES:
+        raise ImageError(f"an image may have {MAX_IMAGE_BYTES} bytes, this has {len(encoded)}")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise ImageError(
+                    f"an image may have {MAX_IMAGE_PIXELS} pixels, "
+                    f"this has {image.width}x{image.height}"
+                )
+            if image.mode not in _EIGHT_BIT_MODES:
+                raise ImageError(f"an image has 8 bits a channel, this has mode {image.mode}")
+            return np.array(image.convert("RGB"))
+    except ImageError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"cannot decode the image: {error}") from error
+
+
+def encode_jpeg(frame: Frame) -> bytes:
+    """Encode a frame as the training data was: JPEG, quality 95, chroma halved (4:2:0).
+
+    Raises:
+        ImageError: the frame isn't uint8[height, width, 3].
+    """
+    _require_frame(frame)
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def prepare_image(frame: Frame, size: int, center_crop: bool) -> Frame:
+    """A frame as the model sees it, uint8[size, size, 3].
+
+    A frame of another size is resized (a plain, not an aspect-preserving resize); one of the
+    right size is used as it is.
+
+    Raises:
+        ImageError: the frame isn't uint8[height, width, 3].
+    """
+    _require_frame(frame)
+    if frame.shape[:2] != (size, size):
+        frame = lanczos_resize(frame, size)
+    return _crop(frame) if center_crop else frame
+
+
+def lanczos_resize(frame: Frame, size: int) -> Frame:
+    """Resize to size x size as ``tf.image.resize(method="lanczos3", antialias=True)`` does.
+
+    Half-pixel centres, the kernel widened when shrinking and renormalised at the borders; then
+    rounded half to even and clipped to uint8.
+    """
+    rows = _lanczos_weights(frame.shape[0], size)
+    columns = _lanczos_weights(frame.shape[1], size)
+    narrow = np.tensordot(rows, frame.astype(np.float64), axes=(1, 0))
+    resized = np.tensordot(narrow, columns, axes=(1, 1)).transpose(0, 2, 1)
+    return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
+
+
+def center_crop(frame: Frame) -> Frame:
+    """Crop the central 90 % of the area, resized back bilinearly to the frame's own size.
+
+    TensorFlow's ``crop_and_resize``: sample positions are spaced evenly from corner to corner of
+    the box (not half-pixel centres), between ``convert_image_dtype`` to [0, 1] and back, which
+    truncates ``255.5 * x``.
+    """
+    cropped = _crop_rows(_crop_rows(frame / 255.0).swapaxes(0, 1)).swapaxes(0, 1)
+    return np.minimum(cropped * 255.5, 255).astype(np.uint8)
+
+
+_crop = center_crop  # `prepare_image` has an argument of that name.
+
+
+class PixelNormalizer:
+    """Normalises a prepared frame once for each tower and stacks the results on channels."""
+
+    def __init__(self, means: NDArray[np.float64], stds: NDArray[np.float64]) -> None:
+        """``means`` and ``stds`` are [towers, 3]."""
+        self._mean = means.astype(np.float32)[..., None, None]
+        self._std = stds.astype(np.float32)[..., None, None]
+
+    @classmethod
+    def from_directory(cls, checkpoint: str | Path) -> PixelNormalizer:
+        """Read the numbers of ``preprocessor_config.json``, rounded to bfloat16 as they are there.
+
+        Raises:
+            ConfigError: the file is missing or has no ``tvf_normalize_params``.
+        """
+        path = Path(checkpoint) / "preprocessor_config.json"
+        try:
+            towers = json.loads(path.read_bytes())["tvf_normalize_params"]
+            means = np.array([tower["mean"] for tower in towers], dtype=np.float64)
+            stds = np.array([tower["std"] for tower in towers], dtype=np.float64)
+            means, stds = means.reshape(len(towers), 3), stds.reshape(len(towers), 3)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"cannot read {path}: {error!r}") from error
+        return cls(means, stds)
+
+    def __call__(self, frames: Frame) -> NDArray[np.float32]:
+        """uint8[..., S, S, 3] -> float32[..., 3 * towers, S, S], DINOv2's channels first."""
+        planes = np.moveaxis(frames, -1, -3).astype(np.float32) / np.float32(255)
+        stacked = (planes[..., None, :, :, :] - self._mean) / self._std
+        return stacked.reshape(*planes.shape[:-3], -1, *planes.shape[-2:])
+
+
+def _require_frame(frame: Frame) -> None:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise ImageError(
+            f"a frame is uint8[height, width, 3], this is {frame.dtype}{list(frame.shape)}"
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def _lanczos_weights(source: int, target: int) -> NDArray[np.float64]:
+    """Weights [target, source] of one direction of the resize; each row sums to 1."""
+    scale = source / target
+    widening = max(scale, 1.0)
+    centers = (np.arange(target) + 0.5) * scale
+    distance = np.abs(np.arange(source) + 0.5 - centers[:, None]) / widening
+    # numpy's sinc is the normalised one, sin(pi x) / (pi x).
+    kernel = np.sinc(distance) * np.sinc(distance / _LANCZOS_RADIUS)
+    kernel[distance > _LANCZOS_RADIUS] = 0.0
+    return np.asarray(kernel / kernel.sum(axis=1, keepdims=True))
+
+
+def _crop_rows(unit: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Crop and stretch an image [height, ...] along its first axis."""
+    size = len(unit)
+    side = np.sqrt(CENTER_CROP_AREA)
+    positions = ((1 - side) / 2 + side * np.linspace(0.0, 1.0, size)) * (size - 1)
+    below = np.floor(positions).astype(np.int64)
+    above = np.minimum(below + 1, size - 1)
+    share = (positions - below)[:, None, None]
+    return np.asarray(unit[below] + (unit[above] - unit[below]) * share)

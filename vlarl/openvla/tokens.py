@@ -1,0 +1,133 @@
+"""Action tokens: a continuous action as seven ids at the end of the vocabulary, and back.
+
+Each normalised dimension in [-1, 1] falls into one of 256 uniform bins; the bins take the last
+256 ids of the text vocabulary in reverse: -1 is the last id, +1 the 256th last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+ACTION_BINS = 256
+"""Number of action ids. There are 255 bins between 256 edges: the two lowest ids share a value."""
+
+_NORMALIZE_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class ActionTokenizer:
+    """Maps normalised values to vocabulary ids.
+
+    ``vocab_size`` is the text vocabulary's size without its padding (32000 for Llama 2).
+    """
+
+    vocab_size: int
+
+    bins: ClassVar[int] = ACTION_BINS
+    _edges: ClassVar[NDArray[np.float64]] = np.linspace(-1.0, 1.0, ACTION_BINS)
+    _centers: ClassVar[NDArray[np.float64]] = (_edges[:-1] + _edges[1:]) / 2
+
+    @property
+    def first_id(self) -> int:
+        """The lowest action id; ids run from here to ``vocab_size - 1``."""
+        return self.vocab_size - ACTION_BINS
+
+    @property
+    def action_ids(self) -> list[int]:
+        """All 256 action ids, ascending."""
+        return list(range(self.first_id, self.vocab_size))
+
+    def encode(self, values: ArrayLike) -> NDArray[np.int64]:
+        """Ids of normalised values, any shape; values beyond [-1, 1] are clipped.
+
+        Raises:
+            ValueError: a value is not a number.
+        """
+        array = np.asarray(values, dtype=np.float64)
+        if np.isnan(array).any():
+            raise ValueError("an action to encode holds NaN")
+        digits = np.digitize(np.clip(array, -1.0, 1.0), self._edges)
+        return np.asarray(self.vocab_size - digits, dtype=np.int64)
+
+    def decode(self, ids: ArrayLike) -> NDArray[np.float64]:
+        """Bin centres of action ids, any shape.
+
+        Raises:
+            ValueError: an id is not an action id.
+        """
+        array = np.asarray(ids, dtype=np.int64)
+        if array.size and (array.min() < self.first_id or array.max() >= self.vocab_size):
+            raise ValueError(
+                f"action ids lie in [{self.first_id}, {self.vocab_size - 1}], got {array.tolist()}"
+            )
+        return self._centers[np.clip(self.vocab_size - array - 1, 0, ACTION_BINS - 2)]
+
+
+@dataclass(frozen=True, eq=False)
+class ActionStats:
+    """A dataset's action statistics, one value for each action dimension (float64[action_dim]).
+
+    ``mask`` is true where a dimension is normalised; LIBERO's gripper is not.
+    """
+
+    q01: NDArray[np.float64]
+    q99: NDArray[np.float64]
+    mask: NDArray[np.bool_]
+    min: NDArray[np.float64]
+    max: NDArray[np.float64]
+
+    @classmethod
+    def from_json(cls, action: Mapping[str, Any]) -> ActionStats:
+        """From ``norm_stats[key]["action"]``; a missing mask is all true.
+
+        Raises:
+            KeyError: a statistic is missing.
+            ValueError: the statistics differ in length or hold no numbers.
+        """
+        q01, q99, low, high = (_vector(action[name]) for name in ("q01", "q99", "min", "max"))
+        mask = np.asarray(action.get("mask", [True] * len(q01)), dtype=np.bool_)
+        if len({q01.shape, q99.shape, low.shape, high.shape, mask.shape}) != 1:
+            raise ValueError("action statistics differ in length")
+        return cls(q01=q01, q99=q99, mask=mask, min=low, max=high)
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action dimensions."""
+        return len(self.q01)
+
+    def unnormalize(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Normalised values [..., action_dim] in the dataset's units."""
+        array = np.asarray(values, dtype=np.float64)
+        return np.where(self.mask, 0.5 * (array + 1) * (self.q99 - self.q01) + self.q01, array)
+
+    def normalize(self, action: ArrayLike) -> NDArray[np.float64]:
+        """Actions [..., action_dim] in the dataset's units as training targets in [-1, 1].
+
+        A dimension whose minimum equals its maximum carries nothing and becomes 0.
+        """
+        array = np.asarray(action, dtype=np.float64)
+        unit = (array - self.q01) / (self.q99 - self.q01 + _NORMALIZE_EPSILON)
+        scaled = np.where(self.mask, np.clip(2 * unit - 1, -1.0, 1.0), array)
+        return np.where(self.min == self.max, 0.0, scaled)
+
+
+def to_simulator(action: ArrayLike) -> NDArray[np.float64]:
+    """An un-normalised action [..., action_dim] in the simulator's gripper convention.
+
+    The data say 0 for closed and 1 for open, the simulator wants -1 to open and +1 to close.
+    """
+    converted = np.array(action, dtype=np.float64)
+    converted[..., -1] = -np.sign(2 * converted[..., -1] - 1)
+    return converted
+
+
+def _vector(values: Sequence[float]) -> NDArray[np.float64]:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1:
+        raise ValueError("an action statistic is one number for each dimension")
+    return vector
