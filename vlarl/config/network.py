@@ -64,8 +64,8 @@ class QueueConfig(Section):
     """redis://, rediss:// (TLS) or unix:// address. A password belongs into `password_file`."""
     password_file: Path | None = None
     """File with the password."""
-    claim_after_seconds: float = Field(default=900.0, gt=0)
-    """Idle time after which another worker takes an entry over: longer than any episode."""
+    claim_after_seconds: float = Field(default=60.0, gt=0)
+    """Time without a sign of life after which a worker's entries are taken over by others."""
     max_deliveries: int = Field(default=3, ge=1)
     """Deliveries after which an entry goes to the dead letters."""
     blobs: str = "redis"

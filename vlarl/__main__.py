@@ -1,0 +1,5 @@
+"""`python -m vlarl` is the same as `vlarl`."""
+
+from vlarl.cli import app
+
+app()

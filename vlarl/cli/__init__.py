@@ -1,0 +1,24 @@
+"""The `vlarl` command. Every subcommand imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from vlarl.cli import checkpoint, client, run, serve, settings
+
+app = typer.Typer(
+    name="vlarl",
+    help="Fine-tune vision-language-action robot policies by online reinforcement learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(serve.app, name="serve")
+app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(settings.app, name="config")
+app.command("train")(run.train)
+app.command("up")(run.up)
+app.command("act")(client.act)
+app.command("queue")(client.queue)
+app.command("health")(client.health)

@@ -1,0 +1,52 @@
+"""`vlarl checkpoint`: make and inspect OpenVLA checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Make and inspect OpenVLA checkpoints.", no_args_is_help=True)
+
+
+@app.command()
+def tiny(
+    directory: Annotated[Path, typer.Argument(help="Folder to create.")],
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 7,
+) -> None:
+    """Make a tiny untrained checkpoint: OpenVLA's format and code path, about a million weights."""
+    from vlarl.openvla.tiny import make_tiny_checkpoint
+
+    if directory.exists() and any(directory.iterdir()):
+        raise typer.BadParameter(f"{directory} exists and is not empty")
+    make_tiny_checkpoint(directory, seed=seed)
+    typer.echo(f"{directory}: an untrained OpenVLA of {_size(directory):,} parameters")
+
+
+@app.command()
+def show(
+    directory: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+) -> None:
+    """Show what a checkpoint holds, as the policy server reads it."""
+    from vlarl.openvla.checkpoint import base_digest
+    from vlarl.openvla.config import OpenVLAConfig
+
+    config = OpenVLAConfig.from_directory(directory)
+    typer.echo(f"parameters    {_size(directory):,}")
+    typer.echo(f"image size    {config.image_size}")
+    typer.echo(f"centre crop   {config.center_crop}")
+    typer.echo(f"un-norm keys  {', '.join(config.norm_stats)}")
+    typer.echo(f"digest        {base_digest(directory)}")
+
+
+def _size(directory: Path) -> int:
+    from math import prod
+
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            total += sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+    return total

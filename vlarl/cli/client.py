@@ -1,0 +1,79 @@
+"""`vlarl act`, `vlarl queue`, `vlarl health`: look at a running stack from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_config
+
+Token = Annotated[Path | None, typer.Option("--token-file", help="File with the bearer token.")]
+
+
+def act(
+    image: Annotated[Path, typer.Option(help="JPEG or PNG file.", exists=True, dir_okay=False)],
+    instruction: Annotated[str, typer.Option(help="The task in words.")],
+    address: Annotated[str, typer.Option(help="Policy server.")] = "127.0.0.1:50051",
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable tokens.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    unnorm_key: Annotated[str, typer.Option(help="Dataset whose units are wanted.")] = "",
+    token_file: Token = None,
+) -> None:
+    """Ask a policy server for one action."""
+    from vlarl.client import PolicyClient, PolicyError
+
+    try:
+        with PolicyClient(address, token_file=token_file) as policy:
+            action = policy.predict(
+                image.read_bytes(),
+                instruction,
+                temperature=temperature,
+                seed=seed,
+                unnorm_key=unnorm_key or None,
+            )
+    except PolicyError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"version   {action.policy_version}")
+    typer.echo(f"tokens    {' '.join(str(token) for token in action.token_ids)}")
+    typer.echo(f"log-prob  {action.logprobs.sum():.4f}")
+    typer.echo(f"action    {' '.join(f'{value:+.4f}' for value in action.values)}")
+
+
+def queue(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Show the rollout queue: streams, lag, and what was given up and why."""
+    from vlarl.queue import DeadLetter, RolloutQueue, StreamState
+
+    async def look() -> tuple[list[StreamState], list[DeadLetter]]:
+        async with RolloutQueue(read_config(config, overrides).queue) as opened:
+            return await opened.states(), await opened.dead_letters()
+
+    with one_sentence_errors():
+        states, letters = asyncio.run(look())
+    table = Table("stream", "entries", "pending", "lag", "consumers")
+    for state in states:
+        lag = "?" if state.lag is None else str(state.lag)
+        counts = (str(state.length), str(state.pending), lag, str(state.consumers))
+        table.add_row(state.stream, *counts)
+    Console().print(table)
+    for letter in letters:
+        typer.echo(f"dead: {letter.spec.episode_id} at {letter.stage}: {letter.cause}")
+
+
+def health(
+    address: Annotated[str, typer.Argument(help="HOST:PORT of a server.")],
+    timeout_seconds: Annotated[float, typer.Option(help="Time to wait for an answer.")] = 5.0,
+    tls_ca: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust.")] = None,
+) -> None:
+    """Exit 0 if the server is ready, 1 if not: for container health checks."""
+    from vlarl.config import ChannelConfig
+    from vlarl.rpc.channel import check_health
+
+    ready = check_health(address, ChannelConfig(tls_ca=tls_ca, timeout_seconds=timeout_seconds))
+    typer.echo("SERVING" if ready else "NOT_SERVING")
+    raise typer.Exit(0 if ready else 1)

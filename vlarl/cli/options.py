@@ -1,0 +1,86 @@
+"""Options that several subcommands share, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlarl.config import ConfigError, RunConfig, ServerConfig, load_config
+from vlarl.queue import QueueError
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="The run's TOML file; see docs/configuration.md."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="SECTION.KEY=VALUE",
+        help="Overrides one key of the configuration; may be repeated.",
+    ),
+]
+Listen = Annotated[
+    str, typer.Option("--listen", help="HOST:PORT to serve on; port 0 takes a free one.")
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option("--metrics-listen", help="HOST:PORT of the Prometheus endpoint; default: none."),
+]
+AddressFile = Annotated[
+    Path | None, typer.Option("--address-file", help="File that receives the bound HOST:PORT.")
+]
+Reflection = Annotated[
+    bool, typer.Option("--reflection", help="Serve gRPC reflection, for `buf curl` and grpcurl.")
+]
+Drain = Annotated[
+    float, typer.Option("--drain-seconds", help="Time that calls in progress have after SIGTERM.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every detail.")]
+
+
+def read_config(path: Path | None, overrides: list[str] | None) -> RunConfig:
+    """The configuration of a command; a mistake in it ends the command with one sentence."""
+    try:
+        return load_config(path, overrides or [])
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def server_config(
+    config: RunConfig,
+    listen: str,
+    metrics_listen: str | None,
+    address_file: Path | None,
+    reflection: bool,
+    drain_seconds: float,
+) -> ServerConfig:
+    """A server with the run's credentials."""
+    return ServerConfig(
+        listen=listen,
+        metrics_listen=metrics_listen,
+        address_file=address_file,
+        reflection=reflection,
+        drain_seconds=drain_seconds,
+        token_file=config.security.token_file,
+        tls_certificate=config.security.tls_certificate,
+        tls_key=config.security.tls_key,
+    )
+
+
+@contextlib.contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """Turns the failures that a user can mend into one line and exit code 1."""
+    try:
+        yield
+    except (ConfigError, QueueError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as interrupt:
+        typer.secho("interrupted", fg="yellow", err=True)
+        raise typer.Exit(130) from interrupt

@@ -1,0 +1,120 @@
+"""`vlarl serve`: one service in this process, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlarl.cli.options import (
+    AddressFile,
+    ConfigFile,
+    Drain,
+    Listen,
+    Metrics,
+    Overrides,
+    Reflection,
+    Verbose,
+    one_sentence_errors,
+    read_config,
+    server_config,
+)
+from vlarl.logs import configure_logging
+
+app = typer.Typer(help="Serve one service in this process, until SIGTERM.", no_args_is_help=True)
+
+
+@app.command()
+def policy(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="OpenVLA checkpoint folder; default: the configuration's."),
+    ] = None,
+    center_crop: Annotated[
+        bool | None,
+        typer.Option(
+            "--center-crop/--no-center-crop",
+            help="Centre-crop images; default: as the checkpoint says.",
+        ),
+    ] = None,
+    trainer: Annotated[
+        str | None,
+        typer.Option(help="Trainer to fetch the latest adapter from before reporting ready."),
+    ] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    listen: Listen = "127.0.0.1:50051",
+    metrics_listen: Metrics = None,
+    address_file: AddressFile = None,
+    reflection: Reflection = False,
+    drain_seconds: Drain = 30.0,
+    verbose: Verbose = False,
+) -> None:
+    """The policy server: images and instructions in, action tokens out.
+
+    Runs the checkpoint in vLLM and swaps merged LoRA weights in between two actions.
+    """
+    run = read_config(config, overrides)
+    chosen = {
+        "checkpoint": checkpoint,
+        "center_crop": center_crop,
+        "trainer_address": trainer,
+    }
+    section = run.policy.model_copy(update={k: v for k, v in chosen.items() if v is not None})
+    configure_logging(verbose)
+    # vLLM reads these when it is imported; nothing here may phone home or load from a hub.
+    for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, "1")
+    from services.policy.server import serve
+
+    server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
+    with one_sentence_errors():
+        asyncio.run(serve(section, server))
+
+
+@app.command()
+def env(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    listen: Listen = "127.0.0.1:50052",
+    metrics_listen: Metrics = None,
+    address_file: AddressFile = None,
+    reflection: Reflection = False,
+    drain_seconds: Drain = 30.0,
+    queue: Annotated[
+        bool, typer.Option(help="Also work for the rollout queue (--no-queue: gRPC only).")
+    ] = True,
+    verbose: Verbose = False,
+) -> None:
+    """The env server: LIBERO simulators for the rollout queue and for external clients."""
+    run = read_config(config, overrides)
+    configure_logging(verbose)
+    from services.env.server import serve
+
+    server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
+    with one_sentence_errors():
+        asyncio.run(serve(run, server, with_queue=queue))
+
+
+@app.command()
+def reward(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    listen: Listen = "127.0.0.1:50053",
+    metrics_listen: Metrics = None,
+    address_file: AddressFile = None,
+    reflection: Reflection = False,
+    drain_seconds: Drain = 30.0,
+    verbose: Verbose = False,
+) -> None:
+    """The reward server: scores trajectories on their way to the trainer."""
+    run = read_config(config, overrides)
+    configure_logging(verbose)
+    from services.reward.server import serve
+
+    server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
+    with one_sentence_errors():
+        asyncio.run(serve(run.reward, run.queue, server))

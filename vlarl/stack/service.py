@@ -1,0 +1,116 @@
+"""One service of the stack: a process, its log, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to end this process when the supervisor is gone, however that died."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class ServiceDied(RuntimeError):  # noqa: N818 - a noun of the domain, as SimulatorDied is
+    """A service ended on its own; the message names it, how it ended and its last words."""
+
+
+class Service:
+    """A child process in a process group of its own, its output in a log file.
+
+    Lines that look like warnings or errors are repeated on this terminal behind the service's
+    name; `foreground` gives the process this terminal instead.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        foreground: bool = False,
+    ) -> None:
+        self.name = name
+        self._command = command
+        self._log = log
+        self._environment = {**os.environ, **(environment or {})}
+        self._foreground = foreground
+        self._tail: deque[str] = deque(maxlen=8)
+        self._reader: asyncio.Task[None] | None = None
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Starts the process."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        pipe = None if self._foreground else asyncio.subprocess.PIPE
+        self.process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=None if self._foreground else asyncio.subprocess.STDOUT,
+            env=self._environment,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            limit=1 << 20,
+        )
+        if not self._foreground:
+            self._reader = asyncio.create_task(self._copy_output())
+
+    async def _copy_output(self) -> None:
+        assert self.process is not None  # noqa: S101 - called by start
+        assert self.process.stdout is not None  # noqa: S101 - started with a pipe
+        with self._log.open("ab") as log:
+            async for line in self.process.stdout:
+                log.write(line)
+                log.flush()
+                text = line.decode(errors="replace").rstrip()
+                self._tail.append(text)
+                if " ERROR " in text or " CRITICAL " in text:
+                    print(f"[{self.name}] {text}", file=sys.stderr, flush=True)
+
+    async def wait(self) -> int:
+        """Exit code of the process; negative: the signal that ended it."""
+        assert self.process is not None  # noqa: S101 - called after start
+        return await self.process.wait()
+
+    async def obituary(self) -> ServiceDied:
+        """Why the service is dead, in a sentence and its last lines."""
+        code = await self.wait()
+        if self._reader:
+            await self._reader
+        ended = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        words = "\n  ".join(["", *self._tail]) if self._tail else ""
+        return ServiceDied(f"the {self.name} service died ({ended}); its log: {self._log}{words}")
+
+    async def stop(self, grace_seconds: float) -> None:
+        """SIGTERM, and after the grace SIGKILL, to the process and all its children."""
+        if self.process is None:
+            return
+        self._signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), grace_seconds)
+        # The group outlives its leader where that left children behind.
+        self._signal(signal.SIGKILL, whole_group=True)
+        await self.process.wait()
+        if self._reader:
+            await self._reader
+
+    def _signal(self, number: signal.Signals, *, whole_group: bool = False) -> None:
+        assert self.process is not None  # noqa: S101 - called after start
+        with contextlib.suppress(ProcessLookupError):
+            if whole_group:
+                os.killpg(self.process.pid, number)
+            elif self.process.returncode is None:
+                self.process.send_signal(number)

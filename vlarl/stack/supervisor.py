@@ -1,0 +1,187 @@
+"""The stack on one machine: start in order, watch, stop everything, leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Coroutine
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from vlarl.config import ConfigError, RunConfig
+from vlarl.rpc.channel import open_channel, wait_until_serving
+from vlarl.stack.service import Service, ServiceDied
+from vlarl.stack.valkey import valkey_command
+
+_START_SECONDS = 300.0
+_STOP_SECONDS = 20.0
+_INTERRUPTED = 130
+
+T = TypeVar("T")
+
+console = Console(stderr=True)
+
+
+def simulator_python() -> Path:
+    """The interpreter that has LIBERO: this one, or `.venv-sim` beside this environment.
+
+    Raises:
+        ConfigError: neither has it.
+    """
+    if find_spec("libero") is not None:
+        return Path(sys.executable)
+    beside = Path(sys.prefix).parent / ".venv-sim" / "bin" / "python"
+    if not beside.exists():
+        raise ConfigError(f"no simulator environment at {beside}; run `make setup`")
+    return beside
+
+
+def free_address() -> str:
+    """A loopback HOST:PORT that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+class Stack:
+    """The queue, three services and the trainer of one run."""
+
+    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        # A Unix socket's path must be short, so it can't lie in the run's folder.
+        self._sockets = Path(tempfile.mkdtemp(prefix="vlarl-"))
+        self._services: list[Service] = []
+        self._addresses = {name: free_address() for name in ("policy", "env", "reward", "trainer")}
+        self._metrics = {name: free_address() for name in self._addresses}
+        self._security = config.security.channel()
+
+    async def start(self) -> Service:
+        """Starts everything, health-ordered.
+
+        Returns:
+            The trainer's service, whose end is the run's end.
+        """
+        valkey = self._sockets / "queue"
+        await self._start("queue", valkey_command(self._run_dir / "queue", valkey))
+        await self._watching(self._until_exists(valkey))
+        self._write_addresses()
+        simulator = str(simulator_python())
+        for name in ("policy", "env", "reward"):
+            python = simulator if name == "env" else sys.executable
+            await self._start(name, self._serve(name, python))
+        with console.status("starting policy, env and reward services"):
+            for name in ("policy", "env", "reward"):
+                await self._watching(self._until_serving(name))
+        command = [sys.executable, "-m", "vlarl", "train", "--resume", str(self._run_dir)]
+        command += ["--metrics-listen", self._metrics["trainer"], *self._settings()]
+        return await self._start("trainer", command, foreground=True)
+
+    async def watch(self, trainer: Service) -> int:
+        """Waits for the trainer's end.
+
+        Raises:
+            ServiceDied: another service ended before.
+        """
+        return await self._watching(trainer.wait(), but=trainer)
+
+    async def stop(self) -> None:
+        """Ends every process, the trainer first and the queue last."""
+        for service in reversed(self._services):
+            await service.stop(_STOP_SECONDS)
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    async def _start(self, name: str, command: list[str], *, foreground: bool = False) -> Service:
+        log = self._run_dir / "logs" / f"{name}.log"
+        service = Service(name, command, log, foreground=foreground)
+        await service.start()
+        self._services.append(service)
+        return service
+
+    def _serve(self, name: str, python: str) -> list[str]:
+        config = str(self._run_dir / "config.toml")
+        command = [python, "-m", "vlarl", "serve", name, "--config", config]
+        command += ["--listen", self._addresses[name], "--metrics-listen", self._metrics[name]]
+        return command + self._settings()
+
+    def _settings(self) -> list[str]:
+        """What this start decides: where the queue and the services are."""
+        chosen = {
+            "queue.url": f"unix://{self._sockets / 'queue'}",
+            "policy.addresses": self._addresses["policy"],
+            "trainer.address": self._addresses["trainer"],
+        }
+        return [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+
+    def _write_addresses(self) -> None:
+        """Writes down where everything listens, for people."""
+        lines = [f"queue unix://{self._sockets / 'queue'}"]
+        for name, address in self._addresses.items():
+            lines.append(f"{name} {address} metrics http://{self._metrics[name]}/metrics")
+        (self._run_dir / "addresses.txt").write_text("\n".join(lines) + "\n")
+
+    async def _until_exists(self, path: Path) -> None:
+        while not path.exists():
+            await asyncio.sleep(0.02)
+
+    async def _until_serving(self, name: str) -> None:
+        async with open_channel(self._addresses[name], self._security) as channel:
+            await wait_until_serving(channel, "", _START_SECONDS)
+        console.print(f"[green]✓[/] {name} serves on {self._addresses[name]}")
+
+    async def _watching(self, work: Coroutine[Any, Any, T], but: Service | None = None) -> T:
+        """Awaits `work` while every service (`but` one) lives."""
+        task = asyncio.create_task(work)
+        watches = {
+            asyncio.create_task(service.wait()): service
+            for service in self._services
+            if service is not but
+        }
+        try:
+            await asyncio.wait({task, *watches}, return_when=asyncio.FIRST_COMPLETED)
+            dead = [service for watch, service in watches.items() if watch.done()]
+            if dead and not task.done():
+                raise await dead[0].obituary()
+            return await task
+        finally:
+            for pending in (task, *watches):
+                pending.cancel()
+            await asyncio.gather(task, *watches, return_exceptions=True)
+
+
+async def run_stack(config: RunConfig, run_dir: Path) -> int:
+    """Runs the stack of the run whose `config.toml` lies in `run_dir`, until its trainer ends.
+
+    Returns:
+        The exit code: the trainer's; 1 when a service died; 130 after Ctrl-C or SIGTERM.
+    """
+    stack = Stack(config, run_dir)
+    running = asyncio.create_task(_run(stack))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, running.cancel)
+    hint = f"go on with: vlarl up --resume {run_dir}"
+    try:
+        return await running
+    except ServiceDied as death:
+        console.print(f"[red]error:[/] {death}", highlight=False)
+        console.print(hint, highlight=False)
+        return 1
+    except asyncio.CancelledError:
+        console.print(f"[yellow]interrupted[/]; {hint}", highlight=False)
+        return _INTERRUPTED
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A second Ctrl-C must not cut the stopping short and leave processes behind.
+            loop.add_signal_handler(number, lambda: None)
+        await stack.stop()
+
+
+async def _run(stack: Stack) -> int:
+    return await stack.watch(await stack.start())
