@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Sets up the two environments from the lock files: .venv (torch, vLLM) and .venv-sim (LIBERO).
+# What is up to date already is left alone, so running it again costs nothing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3.11}
+command -v "$python" >/dev/null || python=python3
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
+    echo "error: vlarl's lock files are for Python 3.11; set PYTHON to such an interpreter" >&2
+    exit 1
+}
+
+# Software rendering for MuJoCo, and what OpenCV's wheel links to.
+libraries_missing() {
+    local library
+    for library in libOSMesa.so libGL.so.1 libgthread-2.0.so.0; do
+        ldconfig -p | grep -q "$library" || return 0
+    done
+    return 1
+}
+if libraries_missing; then
+    root=""
+    [ "$(id -u)" = 0 ] || root=sudo
+    echo "installing system libraries (libosmesa6, libgl1, libegl1, libglib2.0-0)"
+    $root apt-get update -qq
+    $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        libosmesa6 libgl1 libegl1 libglib2.0-0 >/dev/null
+fi
+
+# install FOLDER LOCK...: a virtual environment that holds exactly these lock files, and vlarl.
+install() {
+    local folder=$1 stamp
+    shift
+    stamp=$(cat "$@" pyproject.toml | sha256sum | cut -c1-16)
+    [ "$(cat "$folder/.stamp" 2>/dev/null)" = "$stamp" ] && return
+    echo "setting up $folder from $* (some minutes)"
+    "$python" -m venv "$folder"
+    local pip=("$folder/bin/python" -m pip --quiet --disable-pip-version-check)
+    local others
+    others=$(mktemp)
+    # torch's CPU build lies outside the default index; see README, "Installing".
+    cat "$@" | grep -v '^torch==' >"$others"
+    if ! "${pip[@]}" install --no-deps "$(cat "$@" | grep '^torch==')" 2>"$others.log"; then
+        echo "no CPU build of torch in the configured indexes; taking the default build" >&2
+        "${pip[@]}" install torch==2.13.0
+    fi
+    "${pip[@]}" install --no-deps -r "$others" 2> >(grep -v 'is ignored: it is neither' >&2)
+    "${pip[@]}" install --no-deps --no-build-isolation -e . 2> >(grep -v 'is ignored' >&2)
+    rm -f "$others" "$others.log"
+    echo "$stamp" >"$folder/.stamp"
+}
+install .venv requirements/torch-cpu.txt requirements/test.txt requirements/dev.txt
+install .venv-sim requirements/sim.txt requirements/test.txt
+echo "environments are ready"
