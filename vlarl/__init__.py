@@ -1,0 +1,32 @@
+"""VLA-RL: online reinforcement learning of vision-language-action policies, as microservices.
+
+    from vlarl import PolicyClient
+
+    with PolicyClient("127.0.0.1:50051") as policy:
+        action = policy.predict(frame, "put the bowl on the plate")
+
+Importing this package loads nothing heavy; the names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlarl.client import Action, AsyncPolicyClient, PolicyClient
+
+    __version__: str
+
+__all__ = ["Action", "AsyncPolicyClient", "PolicyClient", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vlarl")
+    if name in __all__:
+        from vlarl import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module 'vlarl' has no attribute {name!r}")

@@ -1,0 +1,311 @@
+"""Clients of the policy server.
+
+    with PolicyClient("127.0.0.1:50051") as policy:
+        action = policy.predict(frame, "put the bowl on the plate", temperature=1.0, seed=3)
+        action.values            # float32[7]: un-normalised, in the dataset's units
+
+An image is encoded bytes (JPEG or PNG), sent as they are, or a uint8 array [height, width, 3],
+sent as PNG so that the server sees exactly these pixels. Whoever trades pixels for bandwidth
+encodes a JPEG and sends its bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlarl.config.network import ChannelConfig
+from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
+from vlarl.rpc.channel import open_channel, open_sync_channel
+from vlarl.rpc.errors import PolicyError
+
+__all__ = ["Action", "AsyncPolicyClient", "PolicyClient", "PolicyError"]
+
+EncodedOrFrame = bytes | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Action:
+    """One control step's answer. Arrays have one entry for each action dimension (7)."""
+
+    token_ids: NDArray[np.int64]
+    """Vocabulary ids of the action tokens."""
+    logprobs: NDArray[np.float32]
+    """Natural-log probability of each token over the 256 action ids, at the sampling temperature
+    (at temperature 0: at temperature 1)."""
+    values: NDArray[np.float32]
+    """The un-normalised action, in the units of the dataset."""
+    policy_version: int
+    """Version of the weights that produced it."""
+
+
+class PolicyClient:
+    """Asks a policy server, or several behind one address; may be shared between threads.
+
+    Methods raise `PolicyError` where a call fails and `ValueError` for arguments that can't be
+    sent.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        token_file: Path | None = None,
+        tls_ca: Path | None = None,
+        tls_certificate: Path | None = None,
+        tls_key: Path | None = None,
+        timeout_seconds: float = 30.0,
+    ) -> None:
+        """Opens a channel; the first call connects.
+
+        Args:
+            address: HOST:PORT, HOST:PORT,HOST:PORT or dns:///NAME:PORT.
+            token: bearer token.
+            token_file: file with the bearer token, read again when it changes.
+            tls_ca: certificates (PEM) to trust; turns TLS on.
+            tls_certificate: the client's own certificate chain (PEM), for mutual TLS.
+            tls_key: its private key (PEM).
+            timeout_seconds: deadline of a call, its retries included.
+        """
+        config = ChannelConfig(
+            token_file=token_file,
+            tls_ca=tls_ca,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            timeout_seconds=timeout_seconds,
+        )
+        self._address = address
+        self._channel = open_sync_channel(address, config, token=token)
+        self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
+
+    def get_policy(self) -> policy_pb2.GetPolicyResponse:
+        """Describes the model and the weights that serve now."""
+        try:
+            return self._stub.GetPolicy(policy_pb2.GetPolicyRequest())
+        except grpc.RpcError as error:
+            raise PolicyError.from_rpc(error, self._address) from error
+
+    def predict(
+        self,
+        image: EncodedOrFrame,
+        instruction: str,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        unnorm_key: str | None = None,
+        center_crop: bool | None = None,
+    ) -> Action:
+        """Answers what to do next.
+
+        Args:
+            image: JPEG or PNG bytes, or uint8 [height, width, 3].
+            instruction: the task in words.
+            temperature: 0 takes the most probable tokens.
+            seed: of the sampling; none: the server's own random stream.
+            unnorm_key: dataset statistics that give the action its units; none: the only ones.
+            center_crop: overrides the server's centre crop.
+        """
+        return self.predict_batch(
+            [(image, instruction)],
+            temperature=temperature,
+            seeds=None if seed is None else [seed],
+            unnorm_key=unnorm_key,
+            center_crop=center_crop,
+        )[0]
+
+    def predict_batch(
+        self,
+        observations: Sequence[tuple[EncodedOrFrame, str]],
+        *,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+        unnorm_key: str | None = None,
+        center_crop: bool | None = None,
+    ) -> list[Action]:
+        """Answers one action for each (image, instruction), in one request; see `predict`."""
+        request = _request(observations, temperature, seeds, unnorm_key, center_crop)
+        try:
+            return _actions(self._stub.PredictActions(request), len(observations))
+        except grpc.RpcError as error:
+            raise PolicyError.from_rpc(error, self._address) from error
+
+    def close(self) -> None:
+        """Closes the channel; calls in progress are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncPolicyClient:
+    """`PolicyClient` for asyncio: construct and use it within one running event loop."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        token_file: Path | None = None,
+        tls_ca: Path | None = None,
+        tls_certificate: Path | None = None,
+        tls_key: Path | None = None,
+        timeout_seconds: float = 30.0,
+    ) -> None:
+        """Opens a channel; see `PolicyClient`."""
+        config = ChannelConfig(
+            token_file=token_file,
+            tls_ca=tls_ca,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            timeout_seconds=timeout_seconds,
+        )
+        self._address = address
+        self._channel = open_channel(address, config, token=token)
+        self._stub: policy_pb2_grpc.PolicyServiceAsyncStub = policy_pb2_grpc.PolicyServiceStub(
+            self._channel
+        )
+
+    async def get_policy(self) -> policy_pb2.GetPolicyResponse:
+        """Describes the model and the weights that serve now."""
+        try:
+            return await self._stub.GetPolicy(policy_pb2.GetPolicyRequest())
+        except grpc.RpcError as error:
+            raise PolicyError.from_rpc(error, self._address) from error
+
+    async def predict(
+        self,
+        image: EncodedOrFrame,
+        instruction: str,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        unnorm_key: str | None = None,
+        center_crop: bool | None = None,
+    ) -> Action:
+        """Answers what to do next; see `PolicyClient.predict`."""
+        actions = await self.predict_batch(
+            [(image, instruction)],
+            temperature=temperature,
+            seeds=None if seed is None else [seed],
+            unnorm_key=unnorm_key,
+            center_crop=center_crop,
+        )
+        return actions[0]
+
+    async def predict_batch(
+        self,
+        observations: Sequence[tuple[EncodedOrFrame, str]],
+        *,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+        unnorm_key: str | None = None,
+        center_crop: bool | None = None,
+    ) -> list[Action]:
+        """Answers one action for each (image, instruction); see `PolicyClient.predict`."""
+        request = _request(observations, temperature, seeds, unnorm_key, center_crop)
+        try:
+            return _actions(await self._stub.PredictActions(request), len(observations))
+        except grpc.RpcError as error:
+            raise PolicyError.from_rpc(error, self._address) from error
+
+    async def close(self) -> None:
+        """Closes the channel; calls in progress are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def _request(
+    observations: Sequence[tuple[EncodedOrFrame, str]],
+    temperature: float,
+    seeds: Sequence[int] | None,
+    unnorm_key: str | None,
+    center_crop: bool | None,
+) -> policy_pb2.PredictActionsRequest:
+    if not observations:
+        raise ValueError("at least one observation is needed")
+    if not np.isfinite(temperature) or temperature < 0:
+        raise ValueError(f"temperature must be 0 or above, not {temperature}")
+    if seeds is not None and len(seeds) != len(observations):
+        raise ValueError(f"{len(seeds)} seeds for {len(observations)} observations")
+    if seeds is not None and any(not 0 <= seed < 2**64 for seed in seeds):
+        raise ValueError("a seed must be within 0 and 2**64 - 1")
+    return policy_pb2.PredictActionsRequest(
+        observations=[
+            policy_pb2.Observation(
+                image=_encoded(image),
+                instruction=_instruction(instruction),
+                seed=None if seeds is None else seeds[index],
+            )
+            for index, (image, instruction) in enumerate(observations)
+        ],
+        temperature=temperature,
+        unnorm_key=unnorm_key or "",
+        center_crop=center_crop,
+    )
+
+
+def _instruction(instruction: str) -> str:
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise ValueError("an instruction is needed: the task in words")
+    return instruction
+
+
+def _encoded(image: EncodedOrFrame) -> bytes:
+    """The image as encoded bytes: an array becomes PNG, which keeps every pixel."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        if not len(image):
+            raise ValueError("the image has no bytes")
+        return bytes(image)
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"an image is encoded bytes or a uint8 array, not {type(image).__name__}")
+    if image.dtype != np.uint8:
+        raise ValueError(f"an image array must be uint8 (0 to 255), not {image.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"an image array must be [height, width, 3], not {list(image.shape)}")
+    encoded = io.BytesIO()
+    # Level 1 is several times faster than the default and some per cent larger.
+    Image.fromarray(np.ascontiguousarray(image)).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
+
+
+def _actions(response: policy_pb2.PredictActionsResponse, expected: int) -> list[Action]:
+    if len(response.actions) != expected:
+        text = f"{len(response.actions)} actions for {expected} observations"
+        raise PolicyError(grpc.StatusCode.INTERNAL, text)
+    return [
+        Action(
+            token_ids=np.array(action.token_ids, np.int64),
+            logprobs=np.array(action.logprobs, np.float32),
+            values=np.array(action.values, np.float32),
+            policy_version=action.policy_version,
+        )
+        for action in response.actions
+    ]

@@ -1,0 +1,1 @@
+"""gRPC as this project uses it: servers, channels, errors, authentication, metrics."""

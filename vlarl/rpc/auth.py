@@ -1,0 +1,79 @@
+"""Bearer tokens: a file holds them, clients send the first line, servers accept any line.
+
+Several lines make rotation gapless: add the new token below the old one everywhere, then move it
+to the top, then remove the old one. The file is read again whenever it changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from vlarl.rpc.errors import Unauthenticated
+from vlarl.rpc.interception import Context, Guard, Method
+
+OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
+"""Services that answer without a token: probes have none."""
+
+
+class TokenError(ValueError):
+    """A token file that can't be used."""
+
+
+class TokenFile:
+    """The tokens in a file, one a line; re-read when the file changes.
+
+    Raises:
+        TokenError: the file is missing or has no token when it is first read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._tokens: tuple[str, ...] = ()
+        self.tokens()
+
+    def tokens(self) -> tuple[str, ...]:
+        """All tokens; the last good ones while the file is being replaced."""
+        try:
+            stat = self._path.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if stamp != self._stamp:
+                lines = self._path.read_text().splitlines()
+                self._tokens = tuple(s for s in map(str.strip, lines) if s) or self._tokens
+                self._stamp = stamp
+        except (OSError, UnicodeDecodeError) as error:
+            if not self._tokens:
+                raise TokenError(f"token file {self._path} can't be read: {error}") from error
+        if not self._tokens:
+            raise TokenError(f"token file {self._path} is empty")
+        return self._tokens
+
+    def authorization(self) -> str:
+        """What a client sends as its `authorization` header."""
+        return f"Bearer {self.tokens()[0]}"
+
+    def accepts(self, authorization: str) -> bool:
+        """Whether the header carries one of the tokens; takes the same time for all wrong ones."""
+        sent = authorization.encode()
+        matches = [hmac.compare_digest(sent, f"Bearer {t}".encode()) for t in self.tokens()]
+        return any(matches)
+
+
+def token_guard(token_file: TokenFile) -> Guard:
+    """Refuses calls without a valid token, except to health."""
+
+    @contextlib.asynccontextmanager
+    async def guard(method: Method, context: Context) -> AsyncIterator[None]:
+        if method.service not in OPEN_SERVICES:
+            metadata = dict(context.invocation_metadata() or ())
+            sent = metadata.get("authorization")
+            if not isinstance(sent, str) or not sent:
+                raise Unauthenticated("a bearer token is needed", reason="TOKEN_MISSING")
+            if not token_file.accepts(sent):
+                raise Unauthenticated("the bearer token is wrong", reason="TOKEN_WRONG")
+        yield
+
+    return guard

@@ -1,0 +1,221 @@
+# ruff: noqa: N818 - the exceptions are named after gRPC's status codes
+"""Errors across gRPC: typed exceptions in servicers, statuses with details on the wire, sentences
+at the client.
+
+    raise InvalidRequest([("observations[0].image", "not a JPEG or PNG image")])
+    raise FailedPrecondition("version 3 serves already, 2 is older", reason="OLDER_VERSION")
+
+Details are google.rpc's: BadRequest for fields, ErrorInfo (domain "vlarl") for the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, ClassVar
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from vlarl.rpc.interception import Context, Method
+
+logger = logging.getLogger(__name__)
+
+DOMAIN = "vlarl"
+# Details travel as a header, of which a client takes 8 KiB.
+_MAX_TEXT = 500
+_MAX_VIOLATIONS = 8
+
+Violation = tuple[str, str]
+"""A field's path in the request, and what is wrong with it."""
+
+
+class ServiceError(Exception):
+    """A refusal that the client is told about; servicers raise the subclasses."""
+
+    code: ClassVar[grpc.StatusCode]
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        """Takes one sentence for people and an UPPER_SNAKE_CASE reason for programs."""
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or self.code.name
+
+    def details(self) -> list[Any]:
+        """Messages of google.rpc that the status carries."""
+        return [error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)]
+
+
+class InvalidRequest(ServiceError):
+    """The request is wrong in itself, whatever state the server is in."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, violations: Sequence[Violation], *, reason: str = "") -> None:
+        """Takes each wrong field with its description."""
+        shown = [(field, text[:_MAX_TEXT]) for field, text in violations[:_MAX_VIOLATIONS]]
+        super().__init__(_sentence(shown)[:_MAX_TEXT], reason=reason)
+        self.violations = shown
+
+    def details(self) -> list[Any]:
+        """The reason, and every wrong field."""
+        fields = [
+            error_details_pb2.BadRequest.FieldViolation(field=field, description=text)
+            for field, text in self.violations
+        ]
+        return [*super().details(), error_details_pb2.BadRequest(field_violations=fields)]
+
+
+class NotFound(ServiceError):
+    """What the request names doesn't exist."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class FailedPrecondition(ServiceError):
+    """The server's state forbids the request, and repeating it won't help."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Unavailable(ServiceError):
+    """Not now: the same request may be sent again."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class ResourceExhausted(ServiceError):
+    """More than the server has or allows."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class DeadlineExceeded(ServiceError):
+    """It took longer than it may."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class Aborted(ServiceError):
+    """Something else came first: another caller's request, or the peer's end."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class DataLoss(ServiceError):
+    """Bytes arrived that aren't those that were announced."""
+
+    code = grpc.StatusCode.DATA_LOSS
+
+
+class Unauthenticated(ServiceError):
+    """The caller didn't prove who it is."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class Unimplemented(ServiceError):
+    """The server doesn't have this method."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class Internal(ServiceError):
+    """The server's own fault, with a cause it can name."""
+
+    code = grpc.StatusCode.INTERNAL
+
+
+def _sentence(violations: Iterable[Violation]) -> str:
+    return "; ".join(f"{field}: {text}" for field, text in violations)
+
+
+@contextlib.asynccontextmanager
+async def error_guard(method: Method, context: Context) -> AsyncIterator[None]:
+    """Turns a servicer's exception into the call's status; the unexpected is logged here, once."""
+    try:
+        yield
+    except ServiceError as error:
+        await _abort(context, error)
+    except grpc.aio.AbortError:
+        raise
+    except NotImplementedError as error:  # from the generated base class
+        await _abort(context, Unimplemented(f"{method.name} isn't offered here: {error}"))
+    except Exception as error:  # the boundary between servicers and the wire
+        logger.exception("%s/%s failed", method.service, method.name)
+        text = f"{type(error).__name__} in {method.name}; the server's log has the traceback"
+        await _abort(context, Internal(text, reason="UNEXPECTED"))
+
+
+async def _abort(context: Context, error: ServiceError) -> None:
+    status = status_pb2.Status(code=error.code.value[0], message=error.message[:_MAX_TEXT])
+    for detail in error.details():
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    raw = rpc_status.to_status(status)
+    await context.abort(raw.code, raw.details, raw.trailing_metadata)
+
+
+class PolicyError(Exception):
+    """A call failed; `str()` is one sentence that says what and where."""
+
+    def __init__(
+        self, code: grpc.StatusCode, message: str, violations: Sequence[Violation] = ()
+    ) -> None:
+        """Takes the status code, the server's sentence, and the wrong fields if it named any."""
+        super().__init__(f"{message} ({code.name})")
+        self.code = code
+        self.message = message
+        self.violations = list(violations)
+
+    @classmethod
+    def from_rpc(cls, error: grpc.RpcError, address: str) -> PolicyError:
+        """The same error with the server's details read, and its address named."""
+        return cls(_call(error).code(), f"{address}: {_message(error)}", violations(error))
+
+
+def violations(error: grpc.RpcError) -> list[Violation]:
+    """The wrong fields that the server named."""
+    bad = error_details_pb2.BadRequest()
+    found = [detail for detail in _details(error) if detail.Is(bad.DESCRIPTOR)]
+    for detail in found:
+        detail.Unpack(bad)
+    return [(entry.field, entry.description) for entry in bad.field_violations]
+
+
+def reason(error: grpc.RpcError) -> str:
+    """The server's reason for programs, "" where it gave none."""
+    named = error_details_pb2.ErrorInfo()
+    for detail in _details(error):
+        if detail.Is(named.DESCRIPTOR) and detail.Unpack(named) and named.domain == DOMAIN:
+            return str(named.reason)
+    return ""
+
+
+def describe(error: grpc.RpcError) -> str:
+    """A failed call in one sentence, ending with the status code's name."""
+    return f"{_message(error)} ({_call(error).code().name})"
+
+
+def _call(error: grpc.RpcError) -> Any:  # noqa: ANN401
+    # Both a failed synchronous call and AioRpcError carry code, details and trailing metadata.
+    return error
+
+
+def _message(error: grpc.RpcError) -> str:
+    call = _call(error)
+    if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not reason(error):
+        return "no answer before the deadline"
+    return _sentence(violations(error)) or call.details() or "no message"
+
+
+def _details(error: grpc.RpcError) -> list[Any]:
+    try:
+        status = rpc_status.from_call(_call(error))
+    except ValueError:  # details that contradict the status, made by something in between
+        return []
+    return list(status.details) if status is not None else []

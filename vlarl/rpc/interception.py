@@ -1,0 +1,97 @@
+# ruff: noqa: ANN401 - requests and responses are of every service's types
+"""One server interceptor for all four kinds of gRPC methods.
+
+What errors, authentication, limits and metrics have in common is "something before the call,
+something after it". Each is a guard: an async context manager around the servicer's method.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+
+@dataclass(frozen=True)
+class Method:
+    """The method that is called."""
+
+    service: str
+    """Full name of the service: vlarl.policy.v1.PolicyService."""
+    name: str
+    """Name of the method: PredictActions."""
+    streaming: bool
+    """Whether requests or responses are a stream."""
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Guard = Callable[[Method, Context], contextlib.AbstractAsyncContextManager[None]]
+
+
+class GuardInterceptor(grpc.aio.ServerInterceptor):
+    """Runs every call inside its guards; the first is the outermost.
+
+    Servicer methods must be coroutines or async generators: a plain function would block the loop.
+    """
+
+    def __init__(self, guards: Sequence[Guard]) -> None:
+        self._guards = tuple(guards)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wraps the method's handler; an unknown method stays unknown."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        _, service, name = handler_call_details.method.split("/", 2)
+        method = Method(service, name, handler.request_streaming or handler.response_streaming)
+        kind, behaviour = _behaviour(handler)
+        wrapped = self._streaming if handler.response_streaming else self._single
+        constructor: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+        return constructor(  # type: ignore[no-any-return]
+            wrapped(method, behaviour), handler.request_deserializer, handler.response_serializer
+        )
+
+    @contextlib.asynccontextmanager
+    async def _guarded(self, method: Method, context: Context) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for guard in self._guards:
+                await stack.enter_async_context(guard(method, context))
+            yield
+
+    def _single(self, method: Method, behaviour: Any) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            async with self._guarded(method, context):
+                return await behaviour(request, context)
+
+        return call
+
+    def _streaming(self, method: Method, behaviour: Any) -> Any:
+        # Responses are written, not yielded: a cancelled call then unwinds the servicer's
+        # generator at once instead of whenever it is collected.
+        async def call(request: Any, context: Context) -> None:
+            async with self._guarded(method, context):
+                answered = behaviour(request, context)
+                if not hasattr(answered, "__aiter__"):
+                    await answered
+                    return
+                async with contextlib.aclosing(answered) as responses:
+                    async for response in responses:
+                        await context.write(response)
+
+        return call
+
+
+def _behaviour(handler: Any) -> tuple[str, Any]:
+    requests = "stream" if handler.request_streaming else "unary"
+    responses = "stream" if handler.response_streaming else "unary"
+    kind = f"{requests}_{responses}"
+    return kind, getattr(handler, kind)
