@@ -1,0 +1,153 @@
+"""Checkpoints on disk: safetensors, one file or shards with an index, read one tensor at a time."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_SHARD_BYTES = 5_000_000_000
+
+
+class CheckpointError(ValueError):
+    """A checkpoint's weights are missing, broken, or don't fit its configuration."""
+
+
+class CheckpointReader:
+    """Reads a checkpoint's tensors by key, lazily: what isn't asked for isn't read."""
+
+    def __init__(self, directory: str | Path) -> None:
+        """Raises CheckpointError where a file is missing or isn't safetensors."""
+        self.directory = Path(directory)
+        self._files: dict[str, Any] = {}
+        for path in weight_files(self.directory):
+            try:
+                opened = safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"cannot read {path}: {error}") from error
+            self._files.update(dict.fromkeys(opened.keys(), opened))
+
+    def keys(self) -> list[str]:
+        """All keys, sorted."""
+        return sorted(self._files)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._files
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return tuple(self._file(key).get_slice(key).get_shape())
+
+    def tensor(self, key: str) -> Tensor:
+        """One tensor, in the data type it is stored in, mapped from the file."""
+        tensor: Tensor = self._file(key).get_tensor(key)
+        return tensor
+
+    def _file(self, key: str) -> Any:  # noqa: ANN401 - safetensors' handle is untyped
+        if key not in self._files:
+            raise CheckpointError(f"{self.directory} has no tensor {key!r}")
+        return self._files[key]
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, sorted.
+
+    Raises:
+        CheckpointError: there are none, or the index can't be read.
+    """
+    index = directory / _INDEX
+    if index.exists():
+        try:
+            weight_map = json.loads(index.read_bytes())["weight_map"]
+            return sorted(directory / Path(name).name for name in set(weight_map.values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"cannot read {index}: {error!r}") from error
+    if (directory / _SINGLE).exists():
+        return [directory / _SINGLE]
+    raise CheckpointError(f"{directory} has neither {_SINGLE} nor {_INDEX}")
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over keys, data types, shapes and bytes, in the order given."""
+    digest = hashlib.sha256()
+    for key, tensor in tensors:
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes in C order; a view of them where the tensor lies in CPU memory."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def base_digest(directory: str | Path) -> str:
+    """SHA-256 of a checkpoint's weights, independent of how they are cut into files.
+
+    Computed once in a process as long as the files stay as they are (about a second a gigabyte).
+    """
+    files = weight_files(Path(directory).resolve())
+    states = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return _digest_of_files(Path(directory).resolve(), states)
+
+
+@functools.lru_cache(maxsize=16)
+def _digest_of_files(directory: Path, _states: tuple[tuple[Path, int, int], ...]) -> str:
+    reader = CheckpointReader(directory)
+    return tensors_digest((key, reader.tensor(key)) for key in reader.keys())
+
+
+def save_tensors(
+    directory: str | Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    shard_bytes: int = _SHARD_BYTES,
+) -> None:
+    """Write tensors as a checkpoint, in files of about ``shard_bytes``, one in memory at a time.
+
+    The name that readers look for (the single file or the index) appears last, so that a
+    checkpoint cut short by a crash isn't taken for a whole one.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weight_map: dict[str, str] = {}
+    written: list[Path] = []
+    total = 0
+    for shard in _shards(tensors, shard_bytes):
+        path = directory / f"model-{len(written) + 1:05d}.safetensors"
+        save_file(shard, path, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, path.name))
+        total += sum(tensor.nbytes for tensor in shard.values())
+        written.append(path)
+    if len(written) == 1:
+        written[0].replace(directory / _SINGLE)
+        (directory / _INDEX).unlink(missing_ok=True)
+        return
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    partial = directory / f".{_INDEX}.{os.getpid()}"
+    partial.write_text(json.dumps(index, indent=1))
+    partial.replace(directory / _INDEX)
+    (directory / _SINGLE).unlink(missing_ok=True)
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for key, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[key] = tensor.contiguous()
+        size += tensor.nbytes
+    yield shard
