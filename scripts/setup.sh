@@ -3,6 +3,7 @@
 # What is up to date already is left alone, so running it again costs nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+PATH=$PATH:/sbin:/usr/sbin  # ldconfig
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null || python=python3
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {

@@ -1,0 +1,90 @@
+"""Configuration: TOML in, typed sections out, every mistake named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vlarl.cli import app
+from vlarl.config import ConfigError, RunConfig, dump_toml, load_config
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_dumped_configuration_reads_back_equal(tmp_path: Path) -> None:
+    overrides = [
+        "trainer.ppo.kl_stop=0",
+        'env.bddl_directories={ mine = "/bddl" }',
+        "env.crop=[1, 2, 3, 4]",
+    ]
+    config = load_config(None, overrides)
+    file = tmp_path / "config.toml"
+    file.write_text(dump_toml(config))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.name)
+def test_the_shipped_configurations_are_valid(file: Path) -> None:
+    load_config(file)
+
+
+def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('name = "a"\n[trainer]\niterations = 3\ntemperature = 1.0\n')
+    config = load_config(file, ["trainer.iterations=5", "tasks.suite=libero_goal"])
+    assert (config.trainer.iterations, config.trainer.temperature) == (5, 1.0)
+    assert config.tasks.suite == "libero_goal"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env.procesess=1", r"env.procesess: unknown key; did you mean 'processes'\?"),
+        ("trainer.ppo.epoch=2", r"trainer.ppo.epoch: unknown key; did you mean 'epochs'\?"),
+        ("xyzzy=1", "xyzzy: unknown key; known: name, seed"),
+        ("trainer.temperature=0", r"trainer.temperature: .*greater than 0 \(got 0\)"),
+        ("trainer.ppo.micro_batch=100", "must not exceed ppo.mini_batch"),
+        ("name=a/b", "name: "),
+        ("temperature", "an override is written section.key=value"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing.toml: can't be read"):
+        load_config(tmp_path / "missing.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[trainer\n")
+    with pytest.raises(ConfigError, match=r"broken.toml: not TOML"):
+        load_config(broken)
+
+
+def test_every_key_is_explained() -> None:
+    def sections(section: type, path: str = "") -> list[str]:
+        from vlarl.config.base import nested_section
+
+        missing = []
+        for name, field in section.model_fields.items():  # type: ignore[attr-defined]
+            if not field.description:
+                missing.append(f"{path}{name}")
+            if inner := nested_section(field.annotation):
+                missing += sections(inner, f"{path}{name}.")
+        return missing
+
+    assert sections(RunConfig) == []
+
+
+def test_the_reference_is_up_to_date() -> None:
+    shown = CliRunner().invoke(app, ["config", "reference"])
+    assert shown.output == (ROOT / "docs/configuration.md").read_text(), "run `make docs`"
+
+
+def test_a_mistake_on_the_command_line_is_one_sentence() -> None:
+    result = CliRunner().invoke(app, ["config", "show", "--set", "trainer.iteration=3"])
+    assert result.exit_code == 2
+    assert "did you mean 'iterations'?" in " ".join(result.output.replace("│", " ").split())

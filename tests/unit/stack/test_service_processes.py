@@ -1,0 +1,112 @@
+"""Child processes of the stack: their output, their end, and that nothing outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vlarl.stack.service import Service
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+# A parent that ignores SIGTERM and has a child of its own, as an engine has.
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+async def first_line(log: Path) -> str:
+    while not (log.exists() and log.read_text().strip()):
+        await asyncio.sleep(0.01)
+    return log.read_text().splitlines()[0]
+
+
+async def test_a_death_names_the_service_the_signal_and_its_last_words(tmp_path: Path) -> None:
+    code = "import os; print('out of memory', flush=True); os.kill(os.getpid(), 9)"
+    service = Service("reward", python(code), tmp_path / "reward.log")
+    await service.start()
+    death = await service.obituary()
+    await service.stop(1)
+    assert "the reward service died (killed by SIGKILL)" in str(death)
+    assert "out of memory" in str(death)
+    assert (tmp_path / "reward.log").read_text() == "out of memory\n"
+
+
+async def test_stopping_ends_children_too_even_stubborn_ones(tmp_path: Path) -> None:
+    log = tmp_path / "policy.log"
+    service = Service("policy", python(STUBBORN), log)
+    await service.start()
+    child = int(await first_line(log))
+    assert alive(child)
+    await service.stop(grace_seconds=0.2)
+    assert await service.wait() == -signal.SIGKILL
+    assert gone_within(child, 5)
+
+
+async def test_stopping_lets_a_service_drain(tmp_path: Path) -> None:
+    code = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("drained", flush=True), sys.exit(0)))
+print("ready", flush=True)
+time.sleep(600)
+"""
+    log = tmp_path / "env.log"
+    service = Service("env", python(code), log)
+    await service.start()
+    await first_line(log)
+    await service.stop(grace_seconds=10)
+    assert await service.wait() == 0
+    assert log.read_text() == "ready\ndrained\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is signalled on Linux only")
+def test_a_killed_supervisor_takes_its_services_along(tmp_path: Path) -> None:
+    code = f"""
+import asyncio
+from pathlib import Path
+from vlarl.stack.service import Service
+
+async def main():
+    command = {python("import time; time.sleep(600)")!r}
+    service = Service("env", command, Path({str(tmp_path)!r}) / "log")
+    await service.start()
+    print(service.process.pid, flush=True)
+    await service.wait()
+
+asyncio.run(main())
+"""
+    supervisor = subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True)
+    assert supervisor.stdout is not None
+    service = int(supervisor.stdout.readline())
+    os.kill(supervisor.pid, signal.SIGKILL)
+    supervisor.wait()
+    supervisor.stdout.close()
+    assert gone_within(service, 10), "the service outlived its supervisor"
