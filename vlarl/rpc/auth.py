@@ -11,6 +11,7 @@ import hmac
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from vlarl.config.base import ConfigError
 from vlarl.rpc.errors import Unauthenticated
 from vlarl.rpc.interception import Context, Guard, Method
 
@@ -18,7 +19,7 @@ OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
 """Services that answer without a token: probes have none."""
 
 
-class TokenError(ValueError):
+class TokenError(ConfigError):
     """A token file that can't be used."""
 
 

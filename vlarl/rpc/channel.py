@@ -17,7 +17,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vlarl.config.network import ChannelConfig
-from vlarl.rpc.errors import describe
+from vlarl.rpc.errors import describe, status_code
 from vlarl.rpc.presets import AsyncPresetChannel, Presets, SyncPresetChannel
 from vlarl.rpc.server import read_pem, split_address
 
@@ -97,6 +97,26 @@ async def wait_until_serving(channel: grpc.aio.Channel, service: str, timeout: f
     except TimeoutError as error:
         name = service or "the server"
         raise TimeoutError(f"{name} isn't serving after {timeout:g} s: {last}") from error
+
+
+def check_health(address: str, config: ChannelConfig | None = None, service: str = "") -> bool:
+    """Whether a server reports SERVING, asked once, within the configuration's timeout.
+
+    Raises:
+        grpc.RpcError: it can be reached and refuses to tell.
+    """
+    config = config or ChannelConfig()
+    with open_sync_channel(address, config) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            answer = health.Check(request)
+        except grpc.RpcError as error:
+            unreachable = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            if status_code(error) in unreachable:
+                return False
+            raise
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def replica_addresses(address: str) -> list[str]:

@@ -175,7 +175,13 @@ class PolicyError(Exception):
     @classmethod
     def from_rpc(cls, error: grpc.RpcError, address: str) -> PolicyError:
         """The same error with the server's details read, and its address named."""
-        return cls(_call(error).code(), f"{address}: {_message(error)}", violations(error))
+        return cls(status_code(error), f"{address}: {_message(error)}", violations(error))
+
+
+def status_code(error: grpc.RpcError) -> grpc.StatusCode:
+    """The failed call's status code."""
+    code: grpc.StatusCode = _call(error).code()
+    return code
 
 
 def violations(error: grpc.RpcError) -> list[Violation]:
@@ -198,7 +204,7 @@ def reason(error: grpc.RpcError) -> str:
 
 def describe(error: grpc.RpcError) -> str:
     """A failed call in one sentence, ending with the status code's name."""
-    return f"{_message(error)} ({_call(error).code().name})"
+    return f"{_message(error)} ({status_code(error).name})"
 
 
 def _call(error: grpc.RpcError) -> Any:  # noqa: ANN401

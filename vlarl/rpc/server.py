@@ -22,12 +22,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from vlarl.config.base import ConfigError
 from vlarl.config.network import ServerConfig
 from vlarl.rpc.auth import OPEN_SERVICES, TokenFile, token_guard
 from vlarl.rpc.errors import DeadlineExceeded, ResourceExhausted, error_guard
+from vlarl.rpc.health import HealthServicer
 from vlarl.rpc.interception import Context, Guard, GuardInterceptor, Method
 from vlarl.rpc.metrics import MetricsEndpoint, metrics_guard, new_registry
 
@@ -36,7 +38,7 @@ logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class ListenError(RuntimeError):
+class ListenError(ConfigError):
     """A server can't listen as configured; the message says where and why."""
 
 
@@ -82,7 +84,7 @@ class RpcServer:
                 ("grpc.keepalive_timeout_ms", 10_000),
             ],
         )
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer(self._names)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if config.reflection:
             self._enable_reflection()
@@ -102,7 +104,7 @@ class RpcServer:
     def _enable_reflection(self) -> None:
         from grpc_reflection.v1alpha import reflection
 
-        shown = [*self._names, reflection.SERVICE_NAME, health.SERVICE_NAME]
+        shown = [*self._names, reflection.SERVICE_NAME, "grpc.health.v1.Health"]
         reflection.enable_server_reflection(shown, self.grpc)
 
     async def start(self) -> str:
@@ -111,7 +113,6 @@ class RpcServer:
         Raises:
             ListenError: the address can't be bound, or a TLS file can't be used.
         """
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._take_signals()
         try:
             address = self._bind()
@@ -150,29 +151,31 @@ class RpcServer:
         if self._config.metrics_address_file is not None:
             _write_address(self._config.metrics_address_file, f"{host}:{self._metrics.port}")
 
-    async def set_serving(self, serving: bool) -> None:
+    def set_serving(self, serving: bool) -> None:
         """Reports SERVING or NOT_SERVING for the server and each of its services."""
-        status = health_pb2.HealthCheckResponse
-        await self._set_health(status.SERVING if serving else status.NOT_SERVING)
-
-    async def _set_health(self, status: int) -> None:
-        for name in ("", *self._names):
-            await self._health.set(name, status)
+        self._health.set_serving(serving)
 
     async def serve_until_terminated(
-        self, on_drain: Callable[[], Awaitable[None]] | None = None
+        self,
+        on_drain: Callable[[], Awaitable[None]] | None = None,
+        *,
+        watch: asyncio.Future[Any] | None = None,
     ) -> None:
         """Serves until SIGTERM, SIGINT or `terminate`, then drains and stops.
 
         Health turns NOT_SERVING, `on_drain` runs, calls in progress end by themselves: all within
         the configured seconds. A second signal, or cancellation, ends them at once.
+
+        Args:
+            on_drain: what the service has to finish or hand back.
+            watch: work without which serving makes no sense. If it ends early the server drains;
+                if it failed, calls in progress are cut and its error is raised.
         """
         self._starter = None
-        grace = 0.0
         try:
-            await self._drain.wait()
+            await self._until_draining(watch)
             logger.info("%s drains", ", ".join(self._names))
-            await self._health.enter_graceful_shutdown()
+            self._health.close()
             deadline = asyncio.get_running_loop().time() + self._config.drain_seconds
             if on_drain is not None:
                 await self._unless_cut(on_drain(), deadline)
@@ -181,9 +184,19 @@ class RpcServer:
         finally:
             await self.stop()
 
+    async def _until_draining(self, watch: asyncio.Future[Any] | None) -> None:
+        draining = asyncio.ensure_future(self._drain.wait())
+        try:
+            waiting = {draining, watch} if watch is not None else {draining}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            draining.cancel()
+        if watch is not None and watch.done():
+            watch.result()
+
     async def _unless_cut(self, work: Awaitable[Any], deadline: float) -> None:
         """Waits for `work` until the deadline or a second signal; its own error is raised."""
-        working = asyncio.ensure_future(work)
+        working: asyncio.Future[Any] = asyncio.ensure_future(work)
         cut = asyncio.ensure_future(self._cut.wait())
         try:
             timeout = max(0.0, deadline - asyncio.get_running_loop().time())
@@ -213,6 +226,7 @@ class RpcServer:
             return
         self._stopped = True
         self._starter = None
+        self._health.close()
         try:
             await self.grpc.stop(0)
         finally:
