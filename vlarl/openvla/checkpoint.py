@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,11 +38,12 @@ class CheckpointReader:
                 opened = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"cannot read {path}: {error}") from error
-            self._files.update(dict.fromkeys(opened.keys(), opened))
+            keys: list[str] = opened.keys()  # type: ignore[no-untyped-call]
+            self._files.update(dict.fromkeys(keys, opened))
 
-    def keys(self) -> list[str]:
+    def __iter__(self) -> Iterator[str]:
         """All keys, sorted."""
-        return sorted(self._files)
+        return iter(sorted(self._files))
 
     def __contains__(self, key: str) -> bool:
         return key in self._files
@@ -90,7 +93,8 @@ def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes in C order; a view of them where the tensor lies in CPU memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    array: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+    return array.data
 
 
 def base_digest(directory: str | Path) -> str:
@@ -106,7 +110,7 @@ def base_digest(directory: str | Path) -> str:
 @functools.lru_cache(maxsize=16)
 def _digest_of_files(directory: Path, _states: tuple[tuple[Path, int, int], ...]) -> str:
     reader = CheckpointReader(directory)
-    return tensors_digest((key, reader.tensor(key)) for key in reader.keys())
+    return tensors_digest((key, reader.tensor(key)) for key in reader)
 
 
 def save_tensors(

@@ -62,7 +62,7 @@ class VisionBackbone(nn.Module):
         if self.fused_featurizer is None:
             single: Tensor = self.featurizer(pixel_values)
             return single
-        first, second = pixel_values.split(3, dim=1)
+        first, second = pixel_values[:, :3], pixel_values[:, 3:]
         return torch.cat([self.featurizer(first), self.fused_featurizer(second)], dim=2)
 
 
@@ -186,7 +186,7 @@ def load_model(
         model = OpenVLA(config)
     reader = CheckpointReader(checkpoint)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    stored = {key for key in reader.keys() if not key.endswith("rotary_emb.inv_freq")}
+    stored = {key for key in reader if not key.endswith("rotary_emb.inv_freq")}
     if wrong := sorted(wanted.keys() ^ stored):
         raise CheckpointError(f"{checkpoint}: missing or unexpected: {', '.join(wrong[:8])}")
     for key, shape in wanted.items():

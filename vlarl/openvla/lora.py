@@ -1,0 +1,124 @@
+"""LoRA: which layers it may change, and the weights that come of it.
+
+    W = W0 + scaling * B @ A        A: [rank, in], B: [out, rank]
+
+The trainer keeps W0 frozen and learns A and B; the policy server receives A and B and serves W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlarl.openvla.checkpoint import CheckpointReader, tensors_digest
+from vlarl.openvla.config import OpenVLAConfig, TextConfig, TowerConfig
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""For each layer its A [rank, in] and B [out, rank]."""
+
+
+def lora_layers(config: OpenVLAConfig) -> dict[str, tuple[int, int]]:
+    """Every linear layer that the forward pass uses, by its checkpoint key without ``.weight``.
+
+    The values are (out, in). Left out are the towers' last blocks and attention pool, which are
+    stored but never computed, and the language model's head.
+    """
+    layers: dict[str, tuple[int, int]] = {}
+    names = ("featurizer", "fused_featurizer")
+    for name, tower in zip(names, config.towers, strict=False):
+        layers |= _tower_layers(f"vision_backbone.{name}", tower)
+    layers |= _projector_layers(sum(t.embed_dim for t in config.towers), config)
+    return layers | _language_layers(config.text)
+
+
+def merged_tensors(
+    checkpoint: str | Path,
+    factors: Factors,
+    scaling: float,
+    dtype: torch.dtype,
+    restore: Collection[str] = (),
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights that an adapter changes, merged in float32 and cast, one layer at a time.
+
+    Keys come in ``lora_layers``' order, on the CPU. Layers in ``restore`` that the adapter leaves
+    alone come as the checkpoint has them: name those that an earlier adapter had changed.
+
+    Raises:
+        ValueError: a layer is unknown, or a factor's shape doesn't fit it.
+        ConfigError, CheckpointError: the checkpoint can't be read.
+    """
+    layers = lora_layers(OpenVLAConfig.from_directory(checkpoint))
+    if unknown := sorted({*factors, *restore} - layers.keys()):
+        raise ValueError(f"no layer for LoRA: {', '.join(unknown[:8])}")
+    for layer, (a, b) in factors.items():
+        out, into = layers[layer]
+        if a.shape[1:] != (into,) or b.shape != (out, a.shape[0]):
+            raise ValueError(
+                f"{layer}: A {list(a.shape)} and B {list(b.shape)} for [{out}, {into}]"
+            )
+    return _merge(CheckpointReader(checkpoint), layers, factors, scaling, dtype, set(restore))
+
+
+def merged_digest(tensors: Iterator[tuple[str, Tensor]]) -> str:
+    """SHA-256 over merged tensors: keys, data types, shapes and bytes, in order."""
+    return tensors_digest(tensors)
+
+
+def _merge(
+    reader: CheckpointReader,
+    layers: Collection[str],
+    factors: Factors,
+    scaling: float,
+    dtype: torch.dtype,
+    restore: set[str],
+) -> Iterator[tuple[str, Tensor]]:
+    for layer in layers:
+        if layer not in factors and layer not in restore:
+            continue
+        weight = reader.tensor(f"{layer}.weight").float()
+        if layer in factors:
+            a, b = factors[layer]
+            weight = weight + scaling * (b.detach().cpu().float() @ a.detach().cpu().float())
+        yield f"{layer}.weight", weight.to(dtype)
+
+
+def _tower_layers(prefix: str, tower: TowerConfig) -> dict[str, tuple[int, int]]:
+    dim, hidden = tower.embed_dim, tower.mlp_hidden
+    layers = {}
+    for index in range(tower.depth - 1):
+        block = f"{prefix}.blocks.{index}"
+        layers[f"{block}.attn.qkv"] = (3 * dim, dim)
+        layers[f"{block}.attn.proj"] = (dim, dim)
+        layers[f"{block}.mlp.fc1"] = (hidden, dim)
+        layers[f"{block}.mlp.fc2"] = (dim, hidden)
+    return layers
+
+
+def _projector_layers(vision: int, config: OpenVLAConfig) -> dict[str, tuple[int, int]]:
+    text = config.text.hidden_size
+    if len(config.towers) == 1:
+        return {"projector.fc1": (text, vision), "projector.fc2": (text, text)}
+    return {
+        "projector.fc1": (4 * vision, vision),
+        "projector.fc2": (text, 4 * vision),
+        "projector.fc3": (text, text),
+    }
+
+
+def _language_layers(text: TextConfig) -> dict[str, tuple[int, int]]:
+    dim, hidden = text.hidden_size, text.intermediate_size
+    grouped = dim // text.num_attention_heads * text.num_key_value_heads
+    layers = {}
+    for index in range(text.num_hidden_layers):
+        block = f"language_model.model.layers.{index}"
+        layers[f"{block}.self_attn.q_proj"] = (dim, dim)
+        layers[f"{block}.self_attn.k_proj"] = (grouped, dim)
+        layers[f"{block}.self_attn.v_proj"] = (grouped, dim)
+        layers[f"{block}.self_attn.o_proj"] = (dim, dim)
+        layers[f"{block}.mlp.gate_proj"] = (hidden, dim)
+        layers[f"{block}.mlp.up_proj"] = (hidden, dim)
+        layers[f"{block}.mlp.down_proj"] = (dim, hidden)
+    return layers
