@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from services.reward import metrics
+from services.reward.metrics import RewardMetrics
 from services.reward.scorer import build_scorer, trajectory_problems
 from services.reward.worker import RewardWorker, ScoringDesk
 from vlarl.config import QueueConfig, RewardConfig, ServerConfig
@@ -38,7 +38,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         """Scores one trajectory, in turn with those of the queue."""
         problems = trajectory_problems(request.trajectory, self._desk.scorer.needs_frames)
         if problems:
-            metrics.FAILURES.labels("client").inc()
+            self._desk.metrics.failures.labels("client").inc()
             raise InvalidRequest(problems)
         (scores,) = await self._desk.score([request.trajectory], "client")
         return reward_pb2.ScoreTrajectoryResponse(scores=scores)
@@ -55,8 +55,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
 async def serve(config: RewardConfig, queue_config: QueueConfig, server: ServerConfig) -> None:
     """Serves until SIGTERM; what is in work then is finished, the rest handed back."""
-    desk = ScoringDesk(build_scorer(config))
     rpc = RpcServer(server, [SERVICE])
+    desk = ScoringDesk(build_scorer(config), RewardMetrics(rpc.registry))
     reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(desk), rpc.grpc)
     name = f"{socket.gethostname()}-{os.getpid()}"
     async with RolloutQueue(queue_config) as queue:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from services.reward import metrics
+from services.reward.metrics import RewardMetrics
 from services.reward.scorer import Scorer, trajectory_problems
 from vlarl.queue import Delivery, RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 class ScoringDesk:
     """One scorer, shared by the queue and gRPC callers, one batch at a time."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, metrics: RewardMetrics) -> None:
         self.scorer = scorer
+        self.metrics = metrics
         self._turn = asyncio.Lock()
 
     async def score(
@@ -26,12 +27,12 @@ class ScoringDesk:
     ) -> list[rollout_pb2.RewardScores]:
         """Scores a batch off the event loop; `source` is where it came from, for the metrics."""
         async with self._turn:
-            with metrics.SCORE_SECONDS.time():
+            with self.metrics.score_seconds.time():
                 scores = await asyncio.to_thread(self.scorer.score, trajectories)
-        metrics.BATCH.observe(len(trajectories))
+        self.metrics.batch.observe(len(trajectories))
         labels = (source, self.scorer.name)
-        metrics.TRAJECTORIES.labels(*labels).inc(len(trajectories))
-        metrics.STEPS.labels(*labels).inc(sum(len(t.steps) for t in trajectories))
+        self.metrics.trajectories.labels(*labels).inc(len(trajectories))
+        self.metrics.steps.labels(*labels).inc(sum(len(t.steps) for t in trajectories))
         return scores
 
 
@@ -76,5 +77,5 @@ class RewardWorker:
 
     async def _fail(self, delivery: Delivery[rollout_pb2.Trajectory], cause: str) -> None:
         log.warning("episode %s can't be scored: %s", delivery.message.spec.episode_id, cause)
-        metrics.FAILURES.labels("queue").inc()
+        self._desk.metrics.failures.labels("queue").inc()
         await self._queue.fail_scoring(delivery, cause)
