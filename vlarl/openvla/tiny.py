@@ -116,8 +116,10 @@ def _learned_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
         initial_alphabet=_ALPHABET,
         show_progress=False,
     )
-    texts = [*libero_instructions(), "In: What action should the robot take to", "Out:"]
-    learner.train_from_iterator(texts, trainer)
+    # Every prompt holds the question, so its words count as often as the instructions.
+    question = ["In: What action should the robot take to", "Out:"]
+    instructions = libero_instructions()
+    learner.train_from_iterator([*instructions, *question * len(instructions)], trainer)
     model = json.loads(learner.to_str())["model"]
     return model["vocab"], [(first, second) for first, second in model["merges"]]
 
