@@ -10,7 +10,6 @@ import asyncio
 import ipaddress
 import json
 import socket
-from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -48,7 +47,7 @@ def open_channel(
         token: a bearer token to send instead of the one in `config.token_file`.
     """
     config = config or ChannelConfig()
-    target, options = _target(address, config)
+    target, options = grpc_target(address), _options(address, config)
     credentials = _channel_credentials(config)
     if credentials is None:
         channel = grpc.aio.insecure_channel(target, options)
@@ -62,7 +61,7 @@ def open_sync_channel(
 ) -> grpc.Channel:
     """The same for threads; see `open_channel`."""
     config = config or ChannelConfig()
-    target, options = _target(address, config)
+    target, options = grpc_target(address), _options(address, config)
     credentials = _channel_credentials(config)
     if credentials is None:
         channel = grpc.insecure_channel(target, options)
@@ -136,7 +135,33 @@ def replica_addresses(address: str) -> list[str]:
     return sorted(f"{host}:{port}" for host in hosts)
 
 
-def _target(address: str, config: ChannelConfig) -> tuple[str, list[tuple[str, Any]]]:
+def grpc_target(address: str) -> str:
+    """The address as gRPC writes it; names of a list are resolved now, gRPC knows none there.
+
+    Raises:
+        ValueError: it's empty, or a list that mixes IPv4 and IPv6.
+        OSError: a name of a list can't be resolved.
+    """
+    parts = [part.strip() for part in address.split(",") if part.strip()]
+    if not parts:
+        raise ValueError("no address")
+    if len(parts) == 1:
+        return parts[0]
+    resolved = []
+    for part in parts:
+        host, port = split_address(part)
+        family, *_, target = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, family=_family(host)
+        )[0]
+        resolved.append((family, target[0], port))
+    if len({family for family, _, _ in resolved}) > 1:
+        raise ValueError(f"{address}: a list can't mix IPv4 and IPv6 addresses")
+    if resolved[0][0] == socket.AF_INET6:
+        return "ipv6:" + ",".join(f"[{host}]:{port}" for _, host, port in resolved)
+    return "ipv4:" + ",".join(f"{host}:{port}" for _, host, port in resolved)
+
+
+def _options(address: str, config: ChannelConfig) -> list[tuple[str, Any]]:
     limit = config.max_message_mib * 2**20
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", limit),
@@ -146,9 +171,9 @@ def _target(address: str, config: ChannelConfig) -> tuple[str, list[tuple[str, A
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.dns_min_time_between_resolutions_ms", 1000),
-        ("grpc.max_reconnect_backoff_ms", 5000),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 5000),
         ("grpc.service_config", json.dumps(_service_config(config.retries))),
         ("grpc.service_config_disable_resolution", 1),
         # A request that doesn't fit into the retry buffer (256 KiB) would not be retried.
@@ -156,32 +181,11 @@ def _target(address: str, config: ChannelConfig) -> tuple[str, list[tuple[str, A
         # Services are neighbours: a proxy for the way out must not catch their calls.
         ("grpc.enable_http_proxy", 0),
     ]
-    parts = replica_addresses(address) if "," in address else []
-    if len(parts) < 2:
-        return address.strip().rstrip(","), options
-    if config.tls_ca is not None:
+    if config.tls_ca is not None and "," in address:
         # A list has no name of its own: its certificates must be valid for the first host.
-        host, _ = split_address(parts[0])
+        host, _ = split_address(address.split(",")[0].strip())
         options.append(("grpc.ssl_target_name_override", host.strip("[]")))
-    return _list_target(parts), options
-
-
-def _list_target(parts: Sequence[str]) -> str:
-    """The form that gRPC has for a list, "ipv4:A:PORT,B:PORT", which knows no names:
-    they are resolved now.
-    """
-    resolved = []
-    for part in parts:
-        host, port = split_address(part)
-        family, *_, target = socket.getaddrinfo(
-            host.strip("[]"), port, type=socket.SOCK_STREAM, family=_family(host)
-        )[0]
-        resolved.append((family, target[0], port))
-    if len({family for family, _, _ in resolved}) > 1:
-        raise ValueError(f"{','.join(parts)}: a list can't mix IPv4 and IPv6 addresses")
-    if resolved[0][0] == socket.AF_INET6:
-        return "ipv6:" + ",".join(f"[{host}]:{port}" for _, host, port in resolved)
-    return "ipv4:" + ",".join(f"{host}:{port}" for _, host, port in resolved)
+    return options
 
 
 def _family(host: str) -> socket.AddressFamily:
