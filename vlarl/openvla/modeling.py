@@ -12,8 +12,8 @@ first one, from "▁".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -27,9 +27,12 @@ from vlarl.openvla.tokens import ACTION_BINS
 from vlarl.openvla.vit import VisionTransformer
 
 
-@dataclass
-class ActionForward:
-    """What the policy says about a batch of observations with given action tokens."""
+class ActionForward(NamedTuple):
+    """What the policy says about a batch of observations with given action tokens.
+
+    A named tuple, because FSDP looks for the tensors whose gradients it must wait for in tuples,
+    not in dataclasses.
+    """
 
     logits: Tensor
     """Over the 256 action ids, ascending, for each action token: float32[B, tokens, 256]."""
@@ -37,8 +40,7 @@ class ActionForward:
     """Final-norm hidden state at "▁", where the first action token is predicted: [B, d]."""
 
 
-@dataclass
-class GeneratedActions:
+class GeneratedActions(NamedTuple):
     """Action tokens drawn from the policy."""
 
     token_ids: Tensor
@@ -131,7 +133,8 @@ class OpenVLA(nn.Module):
         places = first + torch.arange(tokens, device=prompt_ids.device)
         rows = torch.arange(len(prompt_ids), device=prompt_ids.device)[:, None]
         predicting = hidden[rows, places]
-        return ActionForward(self.action_logits(predicting), predicting[:, 0])
+        # A copy: FSDP's hooks do not survive on a view that somebody changes in place.
+        return ActionForward(self.action_logits(predicting), predicting[:, 0].clone())
 
     def embed(self, pixel_values: Tensor, text_ids: Tensor) -> Tensor:
         """The language model's input: text [B, L] with the image's patches after BOS.
