@@ -35,6 +35,8 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
     """Runs every call inside its guards; the first is the outermost.
 
     Servicer methods must be coroutines or async generators: a plain function would block the loop.
+    A client that vanishes in the middle of a request stream ends it like one that has finished:
+    what has to be whole must be checked for it.
     """
 
     def __init__(self, guards: Sequence[Guard]) -> None:

@@ -211,14 +211,17 @@ class RpcServer:
             await asyncio.gather(working, cut, return_exceptions=True)
 
     def terminate(self) -> None:
-        """What a signal does: drain; called again, end at once."""
-        if self._starter is not None:
-            self._starter.cancel("terminated by a signal")
-        elif self._drain.is_set():
+        """Drain; called again, end at once."""
+        if self._drain.is_set():
             self._cut.set()
             self._release_signals()
+        self._drain.set()
+
+    def _on_signal(self) -> None:
+        if self._starter is not None:
+            self._starter.cancel("terminated by a signal")
         else:
-            self._drain.set()
+            self.terminate()
 
     async def stop(self) -> None:
         """Ends calls in progress, closes both ports, gives the signals back. May be repeated."""
@@ -253,7 +256,7 @@ class RpcServer:
         self._starter = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            self._loop.add_signal_handler(number, self.terminate)
+            self._loop.add_signal_handler(number, self._on_signal)
 
     def _release_signals(self) -> None:
         if self._loop is not None:

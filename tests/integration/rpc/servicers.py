@@ -1,0 +1,122 @@
+# ruff: noqa: ANN401 - messages are read as they come
+"""Servicers that are small but real: all four kinds of methods, and ways to misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from vlarl.env.v1 import env_pb2, env_pb2_grpc
+from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
+from vlarl.rpc.errors import DataLoss, FailedPrecondition, InvalidRequest, Unavailable
+from vlarl.rpc.server import RpcServer
+
+POLICY = "vlarl.policy.v1.PolicyService"
+ENV = "vlarl.env.v1.EnvService"
+
+
+class EchoPolicy(policy_pb2_grpc.PolicyServiceServicer):
+    """Its action tells what arrived; an instruction may ask for trouble."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.unavailable = 0
+        """Next calls that are refused as UNAVAILABLE."""
+        self.started = asyncio.Event()
+        self.release = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.images: list[bytes] = []
+        self.metadata: dict[str, Any] = {}
+
+    async def PredictActions(self, request: Any, context: Any) -> Any:
+        self.calls += 1
+        self.metadata = dict(context.invocation_metadata())
+        if self.unavailable:
+            self.unavailable -= 1
+            raise Unavailable("the engine is restarting")
+        self.images += [o.image for o in request.observations]
+        await self._trouble(request.observations[0].instruction)
+        return policy_pb2.PredictActionsResponse(
+            actions=[_act(request, o) for o in request.observations]
+        )
+
+    async def _trouble(self, wish: str) -> None:
+        self.started.set()
+        if wish == "be strict":
+            raise InvalidRequest([("observations[0].image", "not a picture"), ("unnorm_key", "?")])
+        if wish == "crash":
+            raise ZeroDivisionError("a secret detail")
+        if wish == "hang":
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+
+    async def UpdateWeights(self, request_iterator: Any, context: Any) -> Any:
+        received, version = 0, 0
+        async for part in request_iterator:
+            if part.HasField("header"):
+                version = part.header.version
+            elif part.chunk.tensor == 9:
+                raise DataLoss("tensor 9's checksum is wrong", reason="CHECKSUM")
+            received += len(part.chunk.data)
+        if version < 1:
+            raise FailedPrecondition("version 0 is older than 1", reason="OLDER_VERSION")
+        return policy_pb2.UpdateWeightsResponse(policy_version=version, bytes=received)
+
+
+def _act(request: Any, observation: Any) -> Any:
+    digest = hashlib.sha256(observation.image).digest()
+    return policy_pb2.Action(
+        token_ids=[32_000 - byte for byte in digest[:7]],
+        logprobs=[-request.temperature] * 7,
+        values=[observation.seed] * 7,
+        policy_version=3,
+    )
+
+
+class EchoEnv(env_pb2_grpc.EnvServiceServicer):
+    """An episode that counts its steps."""
+
+    def __init__(self) -> None:
+        self.open_episodes = 0
+        self.closed = asyncio.Event()
+
+    async def ListTasks(self, request: Any, context: Any) -> Any:
+        task = env_pb2.TaskDescription(name=request.suite)
+        return env_pb2.ListTasksResponse(tasks=[task])
+
+    async def Interact(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        self.open_episodes += 1
+        try:
+            steps = 0
+            async for request in request_iterator:
+                if request.HasField("step") and len(request.step.action) != 7:
+                    raise InvalidRequest([("step.action", "needs 7 numbers")])
+                steps += request.HasField("step")
+                yield env_pb2.InteractResponse(control_steps=steps)
+        finally:
+            self.open_episodes -= 1
+            self.closed.set()
+
+
+class Served:
+    """A running server with its servicers at hand."""
+
+    def __init__(self, server: RpcServer, policy: EchoPolicy, env: EchoEnv, address: str) -> None:
+        self.server = server
+        self.policy = policy
+        self.env = env
+        self.address = address
+
+    def handled(self, method: str, code: str, service: str = POLICY) -> float:
+        """The counter of ended calls."""
+        labels = {"grpc_service": service, "grpc_method": method, "grpc_code": code}
+        value = self.server.registry.get_sample_value("grpc_server_handled_total", labels)
+        return value or 0.0
+
+
+Serve = Callable[..., Awaitable[Served]]
