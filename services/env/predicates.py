@@ -1,0 +1,37 @@
+"""Goals of our own BDDL files, beyond LIBERO's on, in, open, turned on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from services.env import headless
+
+headless.prepare()
+
+from libero.libero.envs.predicates import (  # noqa: E402
+    VALIDATE_PREDICATE_FN_DICT,
+    UnaryAtomic,
+)
+
+HEIGHT_ABOVE = 0.10
+"""Metres from the object's origin up to the point that is to be reached."""
+
+REACH_RADIUS = 0.025
+"""Metres within which the point counts as reached."""
+
+
+class ReachedAbove(UnaryAtomic):  # type: ignore[misc]  # LIBERO has no types.
+    """(ReachedAbove object): the end effector is at the point straight above the object."""
+
+    def __call__(self, target: Any) -> bool:
+        env = target.env
+        point = target.get_geom_state()["pos"] + np.array([0.0, 0.0, HEIGHT_ABOVE])
+        effector = env.sim.data.site_xpos[env.robots[0].eef_site_id]
+        return bool(np.linalg.norm(effector - point) < REACH_RADIUS)
+
+
+def register() -> None:
+    """Makes the predicates known to LIBERO's goal checker. Harmless when repeated."""
+    VALIDATE_PREDICATE_FN_DICT["reachedabove"] = ReachedAbove()

@@ -1,0 +1,255 @@
+"""Builds one LIBERO scene in one of two profiles, and renders it on demand.
+
+`faithful` is the benchmark as published: robosuite's physics loop, reflections, multisampling,
+full textures. `fast` gives up what hardly shows: one forward pass a substep instead of three,
+no reflections, no multisampling, textures of at most 512 pixels (docs/simulator.md has numbers).
+Both leave out what nothing reads: cameras that nobody asked for, and observables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from services.env import headless
+
+headless.prepare()
+
+import mujoco  # noqa: E402
+from libero.libero.envs import TASK_MAPPING  # noqa: E402
+from libero.libero.envs.bddl_utils import get_problem_info  # noqa: E402
+from robosuite import load_controller_config  # noqa: E402
+from robosuite.utils.binding_utils import MjRenderContextOffscreen  # noqa: E402
+from robosuite.utils.errors import RandomizationError  # noqa: E402
+
+from services.env import predicates  # noqa: E402
+from services.env.textures import cap_textures  # noqa: E402
+
+Profile = Literal["faithful", "fast"]
+
+PLACEMENT_TRIES = 50
+"""Draws after which a scene whose objects don't fit is given up."""
+
+_BAD_STATE = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
+
+
+_OBSERVED = (
+    "qpos",
+    "xpos",
+    "xquat",
+    "xmat",
+    "geom_xpos",
+    "geom_xmat",
+    "site_xpos",
+    "site_xmat",
+    "cam_xpos",
+    "cam_xmat",
+    "light_xpos",
+    "light_xdir",
+)
+"""What a picture and the arm's pose are made from."""
+
+
+class DivergedError(RuntimeError):
+    """The physics produced a state that isn't finite, and MuJoCo started over on its own."""
+
+
+class _ForwardedSim:
+    """The simulation as its controller sees it in the fast loop, where it is up to date already."""
+
+    def __init__(self, sim: Any) -> None:
+        self.model = sim.model
+        self.data = sim.data
+
+    def forward(self) -> None:
+        """Nothing is left to do: `mj_step1` has just run."""
+
+
+class Scene:
+    """A robot, a table, and objects: physics and pictures of one BDDL file.
+
+    Args:
+        bddl_file: The scene and its goal.
+        profile: See the module.
+    """
+
+    def __init__(self, bddl_file: Path, profile: Profile) -> None:
+        predicates.register()
+        self._fast = profile == "fast"
+        np.random.seed(0)  # Construction draws a first placement.
+        # Any: robosuite has no types.
+        self._env: Any = _problem_class(bddl_file, capped=self._fast)(
+            str(bddl_file),
+            robots=["Panda"],
+            controller_configs=load_controller_config(default_controller="OSC_POSE"),
+            initialization_noise=None,
+            use_camera_obs=False,
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            control_freq=20,
+            ignore_done=True,
+            hard_reset=False,
+        )
+        self._substeps = int(self._env.control_timestep / self._env.model_timestep)
+        self._observe_after = self._substeps
+        self._observed: dict[str, npt.NDArray[np.float64]] = {}
+        self._open_context()
+
+    def _open_context(self) -> None:
+        sim = self._env.sim
+        if self._fast:
+            # Read when the context is made.
+            sim.model.vis.quality.offsamples = 0
+        context = MjRenderContextOffscreen(sim, device_id=-1)
+        context.vopt.geomgroup[0] = 0
+        context.vopt.geomgroup[1] = 1
+        if self._fast:
+            context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+
+    def draw_placement(self, seed: int) -> None:
+        """Puts the robot home and draws where objects and fixtures stand.
+
+        Equal to reconstructing the scene after `numpy.random.seed(seed)`, two hundred times faster.
+
+        Raises:
+            RandomizationError: the objects don't fit into their regions.
+        """
+        np.random.seed(seed if seed < 2**32 else [seed % 2**32, seed >> 32])
+        for left in reversed(range(PLACEMENT_TRIES)):
+            try:
+                self._env.reset()
+                break
+            except RandomizationError:
+                if not left:
+                    raise
+        robot = self._env.robots[0]
+        # The one thing that robosuite's own soft reset forgets.
+        robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
+        if self._fast:
+            robot.controller.sim = _ForwardedSim(self._env.sim)
+        self._observe_after = self._substeps
+        self._observe()
+
+    def set_state(self, state: npt.NDArray[np.float64]) -> None:
+        """Sets time, positions and velocities [1 + nq + nv]."""
+        sim = self._env.sim
+        if state.shape != (1 + sim.model.nq + sim.model.nv,):
+            raise ValueError(
+                f"an initial state of this scene has {1 + sim.model.nq + sim.model.nv} numbers, "
+                f"got {state.shape}"
+            )
+        sim.set_state_from_flattened(state)
+        sim.forward()
+        self._env._post_process()
+        # In robosuite every forced observation shifts the later ones by a substep (2 ms); LIBERO's
+        # `set_init_state` forces one, and so the published numbers rest on frames of the last
+        # substep but one.
+        self._observe_after = self._substeps - 1
+        self._observe()
+
+    def _observe(self) -> None:
+        state = self._env.sim.data._data
+        self._observed = {name: np.array(getattr(state, name)) for name in _OBSERVED}
+
+    @contextmanager
+    def _as_observed(self) -> Iterator[None]:
+        """Puts the observed poses in place of the present ones, for a picture."""
+        state = self._env.sim.data._data
+        present = {name: np.array(getattr(state, name)) for name in _OBSERVED}
+        try:
+            for name, value in self._observed.items():
+                getattr(state, name)[:] = value
+            yield
+        finally:
+            for name, value in present.items():
+                getattr(state, name)[:] = value
+
+    def state(self) -> npt.NDArray[np.float64]:
+        """Time, positions and velocities, flattened: [1 + nq + nv]."""
+        return np.asarray(self._env.sim.get_state().flatten(), dtype=np.float64)
+
+    def control_step(self, action: npt.NDArray[np.float64]) -> None:
+        """Runs 1/20 s.
+
+        Args:
+            action: float64[7] in [-1, 1]: translation, rotation, gripper (-1 open, +1 closed).
+
+        Raises:
+            DivergedError: the physics blew up.
+        """
+        sim = self._env.sim
+        model, state = sim.model._model, sim.data._data
+        for substep in range(self._substeps):
+            if self._fast:
+                mujoco.mj_step1(model, state)
+                self._env._pre_action(action, substep == 0)
+                mujoco.mj_step2(model, state)
+            else:
+                sim.forward()
+                self._env._pre_action(action, substep == 0)
+                sim.step()
+            if substep + 1 == self._observe_after:
+                self._observe()
+        self._env._post_process()
+        if any(state.warning[kind].number for kind in _BAD_STATE):
+            raise DivergedError("the physics diverged: position, velocity or acceleration is huge")
+
+    def succeeded(self) -> bool:
+        """Whether the goal holds now."""
+        return bool(self._env._check_success())
+
+    def render(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
+        """The frame of a camera, upright: uint8[size, size, 3]."""
+        sim = self._env.sim
+        # robosuite never does this, so that one scene would draw with another's context.
+        sim._render_context_offscreen.gl_ctx.make_current()
+        with self._as_observed():
+            upside_down: npt.NDArray[np.uint8] = sim.render(size, size, camera_name=camera)
+        return upside_down[::-1, ::-1]
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the scene's cameras."""
+        return tuple(self._env.sim.model.camera_names)
+
+    def effector_pose(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Position in metres [3] and quaternion x, y, z, w [4] of the end effector, world frame."""
+        robot = self._env.robots[0]
+        position = self._observed["site_xpos"][robot.eef_site_id]
+        body = self._env.sim.model.body_name2id(robot.robot_model.eef_name)
+        w, x, y, z = self._observed["xquat"][body]
+        return position, np.array([x, y, z, w])
+
+    def gripper_opening(self) -> float:
+        """Metres between the fingers."""
+        left, right = self._observed["qpos"][self._env.robots[0]._ref_gripper_joint_pos_indexes]
+        return float(left - right)
+
+    def close(self) -> None:
+        """Frees the scene and its context."""
+        # The context can only be freed by the thread in which it is current.
+        self._env.sim._render_context_offscreen.gl_ctx.make_current()
+        self._env.close()
+
+
+def _problem_class(bddl_file: Path, *, capped: bool) -> Any:
+    base = TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]]
+    if not capped:
+        return base
+
+    def initialize_sim(self: Any, xml_string: str | None = None) -> None:
+        cache = headless.cache_folder()
+        self.set_xml_processor(lambda xml: cap_textures(xml, cache))
+        base._initialize_sim(self, xml_string)
+
+    # LIBERO checks that the class is named as the BDDL file's problem is.
+    return type(base.__name__, (base,), {"_initialize_sim": initialize_sim})

@@ -1,0 +1,187 @@
+"""The tasks that can be asked for: LIBERO's suites, and folders of BDDL files of our own."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+LIBERO_STEP_LIMITS = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+"""Control steps of an episode in the protocol that published numbers follow."""
+
+OWN_STEP_LIMIT = 300
+"""Control steps of an episode in a suite of our own whose suite.toml names none."""
+
+SHIPPED_SUITES = {"reach": Path(__file__).parent / "bddl" / "reach"}
+"""Suites of our own that come with the package."""
+
+
+class UnknownTaskError(ValueError):
+    """A suite, task or initial state that doesn't exist; the message names those that do."""
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """One task of a suite.
+
+    Attributes:
+        suite: Name of the suite.
+        index: Position in the suite, from 0.
+        name: The BDDL file's name without its ending, as LIBERO calls the task.
+        instruction: The task in words, as the policy is told.
+        bddl_file: The scene, its regions and its goal.
+        states_file: Official initial states (`states` [n, 1 + nq + nv] float64); none: none exist.
+        max_control_steps: Control steps after which an episode is cut.
+    """
+
+    suite: str
+    index: int
+    name: str
+    instruction: str
+    bddl_file: Path
+    states_file: Path | None
+    max_control_steps: int
+
+    @cached_property
+    def init_states(self) -> int:
+        """Number of official initial states. Reads the file's header only."""
+        if self.states_file is None:
+            return 0
+        with zipfile.ZipFile(self.states_file) as archive, archive.open("states.npy") as member:
+            np.lib.format.read_magic(member)
+            shape, _, _ = np.lib.format.read_array_header_1_0(member)
+        return int(shape[0])
+
+    def init_state(self, index: int) -> npt.NDArray[np.float64]:
+        """One official initial state: time, joint positions, joint velocities, flattened.
+
+        Raises:
+            UnknownTaskError: there is none of this number.
+        """
+        if self.states_file is None or not 0 <= index < self.init_states:
+            raise UnknownTaskError(
+                f"{self.suite} task {self.index} has {self.init_states} official initial states, "
+                f"so there is no number {index}"
+            )
+        with np.load(self.states_file, allow_pickle=False) as archive:
+            return np.asarray(archive["states"][index], dtype=np.float64)
+
+
+class TaskCatalog:
+    """Every task of every suite.
+
+    Args:
+        own_suites: Folders of BDDL files by the name of the suite that they make. The folder's
+            order is that of the file names. A file's initial states stand beside it
+            (`NAME.init.npz`); `suite.toml` may give `max_control_steps`.
+
+    Raises:
+        ValueError: a folder without BDDL files, a name that is taken, or a broken file.
+    """
+
+    def __init__(self, own_suites: Mapping[str, Path] | None = None) -> None:
+        folders = {**SHIPPED_SUITES, **(own_suites or {})}
+        if taken := sorted(folders.keys() & LIBERO_STEP_LIMITS.keys()):
+            raise ValueError(f"suite name {taken[0]!r} is LIBERO's own; choose another")
+        self._suites: dict[str, Sequence[SuiteTask]] = {
+            suite: _libero_tasks(suite, limit) for suite, limit in LIBERO_STEP_LIMITS.items()
+        }
+        for suite, folder in folders.items():
+            self._suites[suite] = _own_tasks(suite, folder)
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """Names of the suites."""
+        return tuple(self._suites)
+
+    def tasks(self, suite: str) -> Sequence[SuiteTask]:
+        """The tasks of a suite, in order.
+
+        Raises:
+            UnknownTaskError: no such suite.
+        """
+        if suite not in self._suites:
+            raise UnknownTaskError(
+                f"unknown suite {suite!r}; there are {', '.join(sorted(self._suites))}"
+            )
+        return self._suites[suite]
+
+    def find(self, suite: str, index: int) -> SuiteTask:
+        """One task.
+
+        Raises:
+            UnknownTaskError: no such suite, or no such task in it.
+        """
+        tasks = self.tasks(suite)
+        if not 0 <= index < len(tasks):
+            raise UnknownTaskError(
+                f"suite {suite!r} has tasks 0 to {len(tasks) - 1}, so there is no number {index}"
+            )
+        return tasks[index]
+
+
+def _libero_tasks(suite: str, max_control_steps: int) -> list[SuiteTask]:
+    from services.env import headless
+
+    headless.prepare()
+    from libero.libero import benchmark, get_libero_path
+
+    scenes, states = Path(get_libero_path("bddl_files")), Path(get_libero_path("init_states"))
+    return [
+        SuiteTask(
+            suite=suite,
+            index=index,
+            name=task.name,
+            # From the file's name, as the published evaluations have it.
+            instruction=task.language,
+            bddl_file=scenes / task.problem_folder / task.bddl_file,
+            states_file=states / task.problem_folder / f"{task.init_states_file}.npz",
+            max_control_steps=max_control_steps,
+        )
+        for index, task in enumerate(benchmark.task_maps[suite].values())
+    ]
+
+
+def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
+    files = sorted(folder.resolve().glob("*.bddl"))
+    if not files:
+        raise ValueError(f"suite {suite!r}: {folder} holds no .bddl file")
+    limit = OWN_STEP_LIMIT
+    settings = folder / "suite.toml"
+    if settings.is_file():
+        values = tomllib.loads(settings.read_text())
+        limit = values.pop("max_control_steps", OWN_STEP_LIMIT)
+        if values or not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"{settings}: max_control_steps (a positive integer) is all it holds")
+    return [
+        SuiteTask(
+            suite=suite,
+            index=index,
+            name=file.stem,
+            instruction=_instruction(file),
+            bddl_file=file,
+            states_file=states if (states := file.with_suffix(".init.npz")).is_file() else None,
+            max_control_steps=limit,
+        )
+        for index, file in enumerate(files)
+    ]
+
+
+def _instruction(bddl_file: Path) -> str:
+    found = re.search(r"\(:language\s+([^()]+?)\s*\)", bddl_file.read_text())
+    if found is None:
+        raise ValueError(f"{bddl_file} has no (:language ...)")
+    return " ".join(found.group(1).split())
