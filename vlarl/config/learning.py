@@ -51,6 +51,8 @@ class PpoConfig(Section):
 
     learning_rate: float = Field(default=2e-5, gt=0)
     """AdamW's rate for the adapter."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the rate rises from near 0: the first ones have the largest KL."""
     ratio: Literal["action", "token"] = "action"
     """Probability ratio of whole actions (the paper's) or of tokens."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
@@ -68,7 +70,7 @@ class PpoConfig(Section):
     micro_batch: int = Field(default=32, ge=1)
     """Actions in one forward and backward pass of one rank."""
     kl_stop: float = Field(default=0.1, ge=0)
-    """Approximate KL above which an epoch ends before its next step; 0: never."""
+    """Approximate KL above which an update ends, without a further step; 0: never."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
@@ -84,6 +86,8 @@ class EvaluationConfig(Section):
     """Initial states of each task, from the first; 0: no evaluation."""
     at_end: bool = True
     """Evaluate when training is done."""
+    every_iterations: int = Field(default=0, ge=0)
+    """Evaluate also after every so many iterations; 0: never."""
 
 
 class TrainerConfig(Section):
@@ -107,6 +111,13 @@ class TrainerConfig(Section):
     across different hardware `report` logs it and leaves parity to `logprob_gap_bound`."""
     rollout_timeout_seconds: float = Field(default=3600.0, gt=0)
     """Time without a finished episode after which the run stops and says so."""
+    publish_timeout_seconds: float = Field(default=900.0, gt=0)
+    """Time within which every policy replica must serve a new version."""
+    staleness: int = Field(default=0, ge=0, le=1)
+    """Policy versions that an action may be behind the one that learns from it. 0: episodes are
+    collected, then learned from; 1: the next batch is collected meanwhile."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
     threads: int | None = Field(default=None, ge=1)

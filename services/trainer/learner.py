@@ -1,0 +1,223 @@
+"""What every rank does with an iteration's trajectories: values, advantages, PPO, critic."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.trainer.advantages import whiten
+from services.trainer.batch import Batch, Experience, build_batch
+from services.trainer.critic import Critic
+from services.trainer.lora_policy import Factors, LoraPolicy, like, whole
+from services.trainer.observations import Observations, Preparation
+from services.trainer.policy_update import PolicySamples, PolicyUpdate
+from services.trainer.seeds import Stream, generator_for
+from services.trainer.world import World
+from vlarl.config import TrainerConfig
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that was learned, whole and on the CPU; empty on ranks other than 0."""
+
+    factors: Factors
+    tensors: dict[str, Tensor]
+    """Factors, critic and both optimizers under flat names, as checkpoints hold them."""
+
+
+class ParityError(RuntimeError):
+    """Policy server and trainer disagree about the same action's probability."""
+
+
+class Learner:
+    """Policy, critic and optimizers of one rank. Methods are called on every rank alike."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        config: TrainerConfig,
+        *,
+        center_crop: bool,
+        seed: int,
+        world: World,
+    ) -> None:
+        """Loads the policy's checkpoint; seed: of factors, critic and the order of samples."""
+        self.dtype = compute_dtype(config, world.device)
+        self.policy = LoraPolicy(
+            checkpoint,
+            config.lora,
+            dtype=self.dtype,
+            seed=seed,
+            world=world,
+            activation_checkpointing=config.activation_checkpointing,
+        )
+        self.critic = Critic(self.policy.feature_width, config.critic, seed, world.device)
+        self._update = PolicyUpdate(self.policy, config.ppo, config.temperature, world)
+        self._preparation = Preparation(checkpoint, self.policy.config, center_crop)
+        self._config = config
+        self._seed = seed
+        self._world = world
+
+    def learn(self, experience: Experience) -> dict[str, float]:
+        """Learns from one iteration's trajectories.
+
+        Returns:
+            The iteration's metrics, by their names in metrics.py.
+
+        Raises:
+            ParityError: nothing was learned, because the log-probs on both sides disagree.
+            DivergedError: the policy's loss is not finite.
+        """
+        started = time.monotonic()
+        batch = build_batch(experience)
+        observations = Observations(
+            batch.frames, batch.instructions, self._preparation, self._world.device
+        )
+        features = self._features(observations)
+        logprobs, entropy = self._logprobs(observations, batch)
+        gap = self._check_parity(batch, logprobs)
+        values = self._world.broadcast(self.critic.values(features))
+        ppo = self._config.ppo
+        advantages, returns = batch.advantages(values.double().numpy(), ppo.gamma, ppo.gae_lambda)
+        metrics = {
+            "logprob_gap": gap,
+            "entropy": float(entropy.mean()),
+            "seconds_inference": time.monotonic() - started,
+        }
+        warming_up = experience.iteration < self._config.critic.warmup_iterations
+        if not warming_up:
+            fresh = torch.from_numpy(batch.fresh)[:, None]
+            samples = PolicySamples(
+                observations=observations,
+                token_ids=torch.from_numpy(batch.token_ids),
+                # A stale action was taken by weights that are gone: the server's word counts.
+                logprobs=torch.where(fresh, logprobs, torch.from_numpy(batch.server_logprobs)),
+                advantages=torch.from_numpy(
+                    whiten(advantages) if ppo.whiten_advantages else advantages
+                ).float(),
+            )
+            order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)
+            metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
+        metrics |= self._fit_critic(experience.iteration, features, returns, warming_up)
+        return metrics
+
+    def _features(self, observations: Observations) -> Tensor:
+        """The critic's features of all states [S, d]."""
+        states = np.arange(len(observations))
+        parts = [
+            self.policy.features(observations[piece]).cpu()[:counted]
+            for piece, counted in self._world.share(states, self._config.ppo.micro_batch)
+        ]
+        return self._world.gather(torch.cat(parts), len(states))
+
+    @torch.no_grad()
+    def _logprobs(self, observations: Observations, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies [N, K] of the actions taken, under the weights as they are."""
+        device = self._world.device
+        samples = np.arange(len(batch.token_ids))
+        parts = []
+        for piece, counted in self._world.share(samples, self._config.ppo.micro_batch):
+            tokens = torch.from_numpy(batch.token_ids[piece]).to(device)
+            both = self.policy.logprobs(observations[piece], tokens, self._config.temperature)
+            parts.append(torch.stack(both, dim=-1).cpu()[:counted])
+        logprobs, entropy = self._world.gather(torch.cat(parts), len(samples)).unbind(dim=-1)
+        return logprobs, entropy
+
+    def _check_parity(self, batch: Batch, logprobs: Tensor) -> float:
+        """Largest difference of a token's log-prob between server and trainer, over the actions
+        that the trainer's own version took.
+        """
+        if not batch.fresh.any():
+            return 0.0
+        difference = np.abs(batch.server_logprobs - logprobs.numpy())[batch.fresh]
+        gap = float(difference.max())
+        bound = self._config.logprob_gap_bound or (1e-4 if self.dtype == torch.float32 else 0.3)
+        if not gap <= bound:
+            raise ParityError(
+                f"policy server and trainer disagree about the log-prob of a token by {gap:.3g}, "
+                f"more than {bound:.3g}: the PPO ratio would mean nothing. Do both use the same "
+                "checkpoint, data type, centre crop and temperature? (trainer.logprob_gap_bound)"
+            )
+        return gap
+
+    def _fit_critic(
+        self, iteration: int, features: Tensor, returns: np.ndarray, warming_up: bool
+    ) -> dict[str, float]:
+        """Rank 0 trains the critic; the others get its values, not its weights."""
+        if not self._world.first:
+            return {}
+        critic, ppo = self._config.critic, self._config.ppo
+        report = self.critic.fit(
+            features[: len(returns)],
+            torch.from_numpy(returns),
+            epochs=critic.warmup_epochs if warming_up else ppo.epochs,
+            mini_batch=ppo.mini_batch,
+            max_grad_norm=ppo.max_grad_norm,
+            generator=generator_for(self._seed, Stream.CRITIC_ORDER, iteration),
+        )
+        return vars(report)
+
+    def snapshot(self) -> Snapshot:
+        """Gathers all that was learned."""
+        factors = self.policy.factors()
+        tensors = {}
+        for name, parameter in self.policy.named_factors().items():
+            state = self._update.optimizer.state[parameter]
+            for moment in _MOMENTS:
+                if moment in state:
+                    tensors[f"policy_optimizer.{name}.{moment}"] = whole(state[moment])
+        if not self._world.first:
+            return Snapshot({}, {})
+        for layer, (a, b) in factors.items():
+            tensors[f"policy.{layer}.A"], tensors[f"policy.{layer}.B"] = a, b
+        for name, weight in self.critic.head.named_parameters():
+            tensors[f"critic.{name}"] = whole(weight)
+            state = self.critic.optimizer.state[weight]
+            for moment in _MOMENTS:
+                if moment in state:
+                    tensors[f"critic_optimizer.{name}.{moment}"] = whole(state[moment])
+        tensors["policy_steps"] = torch.tensor(self._update.steps_taken)
+        return Snapshot(factors, tensors)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes a snapshot's tensors over; every rank holds all of them.
+
+        Raises:
+            KeyError: the checkpoint is of other layers.
+        """
+        for name, parameter in self.policy.named_factors().items():
+            parameter.data.copy_(like(tensors[f"policy.{name}"], parameter))
+            _restore_moments(self._update.optimizer, parameter, tensors, f"policy_optimizer.{name}")
+        for name, weight in self.critic.head.named_parameters():
+            weight.data.copy_(tensors[f"critic.{name}"])
+            _restore_moments(self.critic.optimizer, weight, tensors, f"critic_optimizer.{name}")
+        self._update.steps_taken = int(tensors["policy_steps"])
+
+
+def _restore_moments(
+    optimizer: torch.optim.Optimizer,
+    parameter: Tensor,
+    tensors: dict[str, Tensor],
+    prefix: str,
+) -> None:
+    state = {}
+    for moment in _MOMENTS:
+        if (value := tensors.get(f"{prefix}.{moment}")) is not None:
+            # AdamW counts its steps in a plain tensor on the CPU.
+            state[moment] = value.clone() if moment == "step" else like(value, parameter).clone()
+    if state:
+        optimizer.state[parameter] = state
+
+
+def compute_dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
+    """What the passes compute in."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.float32 if config.dtype == "float32" else torch.bfloat16

@@ -1,0 +1,192 @@
+"""The policy that is trained: a frozen OpenVLA, sharded over the ranks, and its LoRA factors.
+
+    W x  becomes  W0 x + (alpha / rank) * B (A x)      A gaussian, B zero, W0 never changes
+
+Only layers that the forward pass uses are adapted. With the factors switched off the same model is
+the critic's backbone, at no further copy of the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from services.trainer.losses import token_logprobs
+from services.trainer.observations import ObservationBatch
+from services.trainer.world import World
+from vlarl.config import LoraConfig
+from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.lora import lora_layers
+from vlarl.openvla.modeling import load_model
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""Layer, by its key in the checkpoint without ".weight", to (A [rank, in], B [out, rank])."""
+
+
+class LoraPolicy:
+    """OpenVLA with LoRA factors, which alone are trained."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        lora: LoraConfig,
+        *,
+        dtype: torch.dtype,
+        seed: int,
+        world: World,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        """Loads the checkpoint and adds factors drawn with the seed, the same on every rank."""
+        self.config = OpenVLAConfig.from_directory(checkpoint)
+        self.dtype = dtype
+        self.scaling = lora.alpha / lora.rank
+        self._world = world
+        self._first_action_id = self.config.action_vocab_size - 256
+        self._model = load_model(checkpoint, dtype, world.device).requires_grad_(False)
+        self._layers = _add_factors(self._model, lora, seed, list(lora_layers(self.config)))
+        if activation_checkpointing:
+            _checkpoint_blocks(self._model)
+        if world.mesh is not None:
+            _shard(self._model, world, dtype)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the critic's features."""
+        return self.config.text.hidden_size
+
+    def named_factors(self) -> dict[str, nn.Parameter]:
+        """The trained parameters, float32, sharded where the model is: "LAYER.A", "LAYER.B"."""
+        named = {}
+        for name, layer in self._layers.items():
+            named[f"{name}.A"] = layer.lora_A["default"].weight
+            named[f"{name}.B"] = layer.lora_B["default"].weight
+        return named
+
+    def logprobs(
+        self, observations: ObservationBatch, token_ids: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [B, K] and entropies [B, K] of action tokens (int64 [B, K])."""
+        output = self._model(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            token_ids,
+        )
+        return token_logprobs(output.logits, token_ids - self._first_action_id, temperature)
+
+    @torch.no_grad()
+    def features(self, observations: ObservationBatch) -> Tensor:
+        """The base policy's hidden states [B, d], float32, where the first action token is
+        predicted; the factors are off.
+        """
+        with self._factors_off():
+            output = self._model(
+                observations.pixel_values, observations.prompt_ids, observations.prompt_lengths
+            )
+        feature: Tensor = output.feature.float()
+        return feature
+
+    @contextlib.contextmanager
+    def _factors_off(self) -> Iterator[None]:
+        # peft's own switch also toggles requires_grad, which a sharded model reads only once.
+        for layer in self._layers.values():
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in self._layers.values():
+                layer._disable_adapters = False
+
+    def synchronise_gradients(self, on: bool) -> None:
+        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
+        if isinstance(self._model, FSDPModule):
+            self._model.set_requires_gradient_sync(on)
+
+    def factors(self) -> Factors:
+        """All factors, whole, in float32 on the CPU. Every rank must call it."""
+        named = {name: whole(parameter) for name, parameter in self.named_factors().items()}
+        return {layer: (named[f"{layer}.A"], named[f"{layer}.B"]) for layer in self._layers}
+
+    def load_factors(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Takes whole factors over.
+
+        Raises:
+            KeyError: a layer is missing.
+        """
+        for layer in self._layers:
+            for suffix, value in zip("AB", factors[layer], strict=True):
+                parameter = self.named_factors()[f"{layer}.{suffix}"]
+                parameter.data.copy_(like(value, parameter))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy on the CPU of a tensor that may be sharded. Every rank must call it."""
+    full = tensor.detach()
+    return (full.full_tensor() if isinstance(full, DTensor) else full).to("cpu", copy=True)
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor that every rank holds, placed and sharded as `parameter` is."""
+    value = value.to(parameter.device, torch.float32)
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(value, mesh, placements, src_data_rank=None)
+    return value
+
+
+def _add_factors(
+    model: nn.Module, lora: LoraConfig, seed: int, wanted: list[str]
+) -> dict[str, LoraLayer]:
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        init_lora_weights="gaussian",
+        target_modules=wanted,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(settings, model)
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    if wrong := found.keys() ^ set(wanted):
+        raise ValueError(f"LoRA landed on other layers than asked: {', '.join(sorted(wrong)[:8])}")
+    for layer in found.values():
+        # The optimizer's copy stays in float32, whatever the passes compute in.
+        layer.lora_A.float()
+        layer.lora_B.float()
+    return {name: found[name] for name in wanted}
+
+
+def _blocks(model: nn.Module) -> Iterator[tuple[nn.ModuleList, int, nn.Module]]:
+    """Every transformer block of the towers and the language model."""
+    for stack in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        for index, block in enumerate(stack):
+            yield stack, index, block
+
+
+def _checkpoint_blocks(model: nn.Module) -> None:
+    for stack, index, block in _blocks(model):
+        stack[index] = checkpoint_wrapper(block)
+
+
+def _shard(model: nn.Module, world: World, dtype: torch.dtype) -> None:
+    """One unit of sharding a block, and one for the rest."""
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for _, _, block in _blocks(model):
+        fully_shard(block, mesh=world.mesh, mp_policy=policy)
+    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Gradients add up; the loss is divided by the mini-batch's size instead.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)

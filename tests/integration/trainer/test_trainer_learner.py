@@ -1,0 +1,216 @@
+"""One iteration's learning, against the mistakes that public code has made."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from services.trainer.batch import Experience, build_batch  # noqa: E402
+from services.trainer.learner import Learner, ParityError  # noqa: E402
+from services.trainer.observations import Observations, Preparation  # noqa: E402
+from services.trainer.world import World  # noqa: E402
+from tests.integration.trainer.trainer_samples import (  # noqa: E402
+    ActingPolicy,
+    made_up_trajectories,
+    trainer_config,
+)
+from vlarl.config import CriticConfig, PpoConfig, TrainerConfig  # noqa: E402
+from vlarl.openvla.lora import lora_layers  # noqa: E402
+from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
+
+pytestmark = pytest.mark.torch
+ALONE = World.from_environment()
+
+
+def learner(checkpoint: Path, config: TrainerConfig | None = None) -> Learner:
+    return Learner(checkpoint, config or trainer_config(), center_crop=False, seed=3, world=ALONE)
+
+
+@pytest.fixture(scope="module")
+def experience(checkpoint: Path) -> Experience:
+    acting = ActingPolicy(checkpoint, learner(checkpoint).policy, temperature=1.3)
+    return Experience(0, 1, made_up_trajectories(acting, 4))
+
+
+def ppo(**changes: object) -> PpoConfig:
+    return trainer_config().ppo.model_copy(update=changes)
+
+
+def largest_difference(one: Learner, other: Learner) -> float:
+    first, second = one.snapshot().tensors, other.snapshot().tensors
+    assert first.keys() == second.keys()
+    return max((first[key] - second[key]).abs().max().item() for key in first)
+
+
+def test_factors_sit_on_exactly_the_layers_that_the_forward_pass_uses(
+    checkpoint: Path, experience: Experience
+) -> None:
+    one = learner(checkpoint)
+    named = one.policy.named_factors()
+    assert {name[:-2] for name in named} == set(lora_layers(one.policy.config))
+    trainable = {id(p) for p in one.policy._model.parameters() if p.requires_grad}
+    assert trainable == {id(p) for p in named.values()}
+    one.learn(experience)
+    # Had a layer no part in the passes, its B would still be zero.
+    assert all(b.abs().max() > 0 for _, b in one.policy.factors().values())
+
+
+def test_base_weights_never_change(checkpoint: Path, experience: Experience) -> None:
+    one = learner(checkpoint)
+    before = {n: p.clone() for n, p in one.policy._model.named_parameters() if "lora_" not in n}
+    one.learn(experience)
+    after = dict(one.policy._model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_features_ignore_the_factors(checkpoint: Path, experience: Experience) -> None:
+    one = learner(checkpoint)
+    batch = build_batch(experience)
+    preparation = Preparation(checkpoint, one.policy.config, center_crop=False)
+    observations = Observations(batch.frames, batch.instructions, preparation, ALONE.device)
+    states = np.arange(6)
+    before = one.policy.features(observations[states])
+    one.learn(experience)
+    assert torch.equal(before, one.policy.features(observations[states]))
+    assert before.std(dim=0).max() > 1e-3, "the critic sees the same thing in every state"
+
+
+def test_old_logprobs_stay_those_of_the_weights_that_acted(
+    checkpoint: Path, experience: Experience
+) -> None:
+    """Overwritten by the new ones, the ratio would be 1 in every pass and KL exactly 0."""
+    report = learner(checkpoint, trainer_config(ppo=ppo(epochs=4))).learn(experience)
+    assert report["approximate_kl"] > 1e-5
+    assert report["clip_fraction"] > 0
+
+
+def test_the_first_mini_batch_has_ratio_one(checkpoint: Path, experience: Experience) -> None:
+    report = learner(checkpoint, trainer_config(ppo=ppo(epochs=1, mini_batch=10**6))).learn(
+        experience
+    )
+    assert report["approximate_kl"] < 1e-9
+    assert report["clip_fraction"] == 0
+    assert report["policy_steps"] == 1
+
+
+@pytest.mark.parametrize("ratio", ["action", "token"])
+def test_micro_batch_size_does_not_change_the_update(
+    checkpoint: Path, experience: Experience, ratio: str
+) -> None:
+    learners = [
+        learner(checkpoint, trainer_config(ppo=ppo(micro_batch=micro, mini_batch=7, ratio=ratio)))
+        for micro in (1, 3, 7)
+    ]
+    reports = [one.learn(experience) for one in learners]
+    assert reports[0]["policy_steps"] == reports[1]["policy_steps"] == reports[2]["policy_steps"]
+    for other, report in zip(learners[1:], reports[1:], strict=True):
+        assert largest_difference(learners[0], other) < 2e-5
+        assert report["policy_loss"] == pytest.approx(reports[0]["policy_loss"], abs=1e-5)
+
+
+def test_one_optimizer_step_a_mini_batch(checkpoint: Path, experience: Experience) -> None:
+    samples = len(build_batch(experience).token_ids)
+    report = learner(checkpoint, trainer_config(ppo=ppo(micro_batch=2, mini_batch=8))).learn(
+        experience
+    )
+    assert report["policy_steps"] == 2 * -(-samples // 8)
+
+
+def test_the_kl_bound_stops_before_a_step(checkpoint: Path, experience: Experience) -> None:
+    config = trainer_config(ppo=ppo(epochs=1, mini_batch=8, kl_stop=1e-12))
+    bounded = learner(checkpoint, config)
+    report = bounded.learn(experience)
+    assert report["kl_stopped"] == 1.0
+    # The first mini-batch has ratio 1 up to rounding; the second sees the first step's KL.
+    assert report["policy_steps"] <= 1
+    free = learner(checkpoint, trainer_config(ppo=ppo(epochs=1, mini_batch=8)))
+    assert free.learn(experience)["policy_steps"] > 1
+    steps = bounded.snapshot().tensors["policy_steps"]
+    assert int(steps) == report["policy_steps"], "the optimizer stepped after the stop"
+
+
+def test_warm_up_moves_the_critic_and_not_the_policy(
+    checkpoint: Path, experience: Experience
+) -> None:
+    critic = CriticConfig(hidden=(16,), learning_rate=1e-2, warmup_iterations=1, warmup_epochs=3)
+    one = learner(checkpoint, trainer_config(critic=critic))
+    before = copy.deepcopy(one.snapshot().tensors)
+    report = one.learn(experience)
+    after = one.snapshot().tensors
+    assert "policy_loss" not in report
+    for key, value in before.items():
+        assert torch.equal(value, after[key]) == (not key.startswith("critic.")), key
+
+
+def test_a_wrong_server_log_prob_stops_the_run(checkpoint: Path, experience: Experience) -> None:
+    trajectories = copy.deepcopy(list(experience.trajectories))
+    trajectories[2].steps[1].action.logprobs[4] -= 0.01
+    one = learner(checkpoint)
+    with pytest.raises(ParityError, match=r"disagree about the log-prob of a token by 0\.01"):
+        one.learn(Experience(0, 1, trajectories))
+
+
+def test_another_temperature_is_noticed(checkpoint: Path, experience: Experience) -> None:
+    with pytest.raises(ParityError, match="temperature"):
+        learner(checkpoint, trainer_config(temperature=1.0)).learn(experience)
+
+
+def test_stale_actions_keep_the_log_probs_of_the_weights_that_acted(
+    checkpoint: Path, experience: Experience
+) -> None:
+    """The trainer's weights moved on, so only the server knows what acted."""
+    one = learner(checkpoint, trainer_config(ppo=ppo(epochs=1, mini_batch=10**6)))
+    one.learn(experience)
+    report = one.learn(Experience(1, 2, experience.trajectories))
+    assert report["logprob_gap"] == 0.0, "no action was fresh"
+    assert report["approximate_kl"] > 1e-6
+
+
+def test_truncated_episodes_bootstrap_and_successes_do_not(experience: Experience) -> None:
+    batch = build_batch(experience)
+    values = np.zeros(len(batch.frames))
+    values[len(batch.token_ids) :] = 5.0
+    advantages, _ = batch.advantages(values, gamma=1.0, gae_lambda=1.0)
+    for episode, trajectory in zip(batch.episodes, experience.trajectories, strict=True):
+        success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
+        assert episode.terminal == success
+        assert advantages[episode.start] == (1.0 if success else 5.0)
+
+
+def test_a_snapshot_restores_everything(checkpoint: Path, experience: Experience) -> None:
+    first, second = learner(checkpoint), learner(checkpoint)
+    first.learn(experience)
+    second.restore(copy.deepcopy(first.snapshot().tensors))
+    assert largest_difference(first, second) == 0
+    acting = ActingPolicy(checkpoint, first.policy, temperature=1.3)
+    following = Experience(1, 2, made_up_trajectories(acting, 3, iteration=1))
+    one, other = first.learn(following), second.learn(following)
+    for report in (one, other):
+        report.pop("seconds_inference")
+    assert one == other
+    assert largest_difference(first, second) == 0
+
+
+def test_rewarded_actions_become_likelier_and_the_others_less(
+    checkpoint: Path, experience: Experience
+) -> None:
+    trajectories = copy.deepcopy(list(experience.trajectories))
+    rewarded = []
+    for trajectory in trajectories:
+        chosen = [bool(step.action.token_ids[0] % 2) for step in trajectory.steps]
+        trajectory.scores.total[:] = [float(good) for good in chosen]
+        rewarded += chosen
+    one = learner(checkpoint, trainer_config(ppo=ppo(epochs=4, gamma=0.01)))
+    batch = build_batch(experience)
+    preparation = Preparation(checkpoint, one.policy.config, center_crop=False)
+    observations = Observations(batch.frames, batch.instructions, preparation, ALONE.device)
+    before, _ = one._logprobs(observations, batch)
+    one.learn(Experience(0, 1, trajectories))
+    after, _ = one._logprobs(observations, batch)
+    change = (after - before).sum(dim=1).numpy()
+    good = np.array(rewarded)
+    assert change[good].mean() > 0.02
+    assert change[~good].mean() < -0.02

@@ -1,0 +1,63 @@
+"""One and two ranks learn the same from the same batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from services.trainer.batch import Experience  # noqa: E402
+from services.trainer.learner import Learner  # noqa: E402
+from services.trainer.world import World  # noqa: E402
+from tests.integration.trainer.trainer_samples import (  # noqa: E402
+    ActingPolicy,
+    made_up_trajectories,
+    trainer_config,
+)
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+ROOT = Path(__file__).parents[3]
+
+
+def run_ranks(ranks: int, checkpoint: Path, folder: Path, micro_batch: int) -> None:
+    program = str(Path(__file__).with_name("rank_program.py"))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    arguments = [program, str(checkpoint), str(folder), str(micro_batch)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *(launcher if ranks > 1 else []), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_two_ranks_learn_what_one_learns(checkpoint: Path, tmp_path: Path) -> None:
+    world = World.from_environment()
+    one = Learner(checkpoint, trainer_config(), center_crop=False, seed=3, world=world)
+    acting = ActingPolicy(checkpoint, one.policy, temperature=1.3)
+    for iteration in range(2):
+        # The second batch is stale, and odd in number: one rank's last pass counts for nothing.
+        experience = Experience(iteration, iteration + 1, made_up_trajectories(acting, 3))
+        (tmp_path / f"{iteration}.bin").write_bytes(experience.to_bytes())
+    run_ranks(1, checkpoint, tmp_path, micro_batch=7)
+    run_ranks(2, checkpoint, tmp_path, micro_batch=2)
+    one_rank, two_ranks = (
+        json.loads((tmp_path / f"metrics-{ranks}.json").read_text()) for ranks in (1, 2)
+    )
+    for alone, together in zip(one_rank, two_ranks, strict=True):
+        assert alone.keys() == together.keys()
+        for name in alone.keys() - {"seconds_inference"}:
+            assert together[name] == pytest.approx(alone[name], abs=1e-5), name
+    expected, got = (load_file(tmp_path / f"tensors-{ranks}.safetensors") for ranks in (1, 2))
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name], tensor, atol=1e-5, rtol=1e-3)
