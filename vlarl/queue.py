@@ -32,6 +32,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from vlarl.blobs import BlobStore, open_blobs
 from vlarl.config import QueueConfig
+from vlarl.errors import FatalError
 from vlarl.rollout.v1 import rollout_pb2
 
 # One hash tag: all keys live in one slot of a Redis Cluster, as the script needs.
@@ -59,7 +60,7 @@ return 1
 M = TypeVar("M", bound=Message)
 
 
-class QueueError(RuntimeError):
+class QueueError(FatalError):
     """The queue can't be reached or refuses work; the message says what to do."""
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vlarl.config import ConfigError, RunConfig, ServerConfig, load_config
-from vlarl.queue import QueueError
+from vlarl.errors import FatalError
 
 ConfigFile = Annotated[
     Path | None,
@@ -75,10 +75,10 @@ def server_config(
 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """Turns the failures that a user can mend into one line and exit code 1."""
+    """Turns a fatal error into its sentence and exit code 1."""
     try:
         yield
-    except (ConfigError, QueueError) as error:
+    except FatalError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:

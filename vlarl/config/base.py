@@ -9,8 +9,10 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vlarl.errors import FatalError
 
-class ConfigError(ValueError):
+
+class ConfigError(FatalError, ValueError):
     """A configuration that can't be used; the message names the key and says what to do."""
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlarl.config.base import Section
 
@@ -54,6 +54,8 @@ class EnvConfig(Section):
     """Suites of our own: name = folder of BDDL files."""
     recycle_episodes: int = Field(default=200, ge=1)
     """Episodes after which a simulator process is replaced."""
+    cached_tasks: int = Field(default=1, ge=1)
+    """Tasks whose scenes a simulator process keeps loaded, at 0.3 to 0.75 GB each."""
     step_timeout_seconds: float = Field(default=60.0, gt=0)
     """Time without an answer after which a simulator counts as hung."""
     construct_timeout_seconds: float = Field(default=300.0, gt=0)
@@ -64,6 +66,24 @@ class EnvConfig(Section):
     """Time for which an episode waits for a policy that doesn't answer."""
     external_processes: int = Field(default=1, ge=0)
     """Of the simulators, those that external clients may hold through Interact at once."""
+
+    @model_validator(mode="after")
+    def _crop_lies_within_the_frame(self) -> Self:
+        if self.crop is not None:
+            top, left, height, width = self.crop
+            fits = top + height <= self.render_size and left + width <= self.render_size
+            if min(top, left) < 0 or min(height, width) < 1 or not fits:
+                raise ValueError(
+                    f"crop (top, left, height, width) {self.crop} must lie within the frame of "
+                    f"{self.render_size} x {self.render_size} pixels"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _names_a_camera(self) -> Self:
+        if not self.cameras:
+            raise ValueError("cameras must name at least one: the policy sees the first")
+        return self
 
 
 class RewardConfig(Section):

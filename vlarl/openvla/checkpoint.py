@@ -21,8 +21,10 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD_BYTES = 5_000_000_000
 
+from vlarl.errors import FatalError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(FatalError, ValueError):
     """A checkpoint's weights are missing, broken, or don't fit its configuration."""
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlarl.errors import FatalError
 from vlarl.openvla.tokens import ACTION_BINS, ActionStats
 
 
-class ConfigError(ValueError):
+class ConfigError(FatalError, ValueError):
     """A checkpoint's configuration is missing, broken, or of a kind that isn't supported."""
 
 

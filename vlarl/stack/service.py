@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vlarl.errors import FatalError
+
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -22,7 +24,7 @@ def _die_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-class ServiceDied(RuntimeError):  # noqa: N818 - a noun of the domain, as SimulatorDied is
+class ServiceDiedError(FatalError):
     """A service ended on its own; the message names it, how it ended and its last words."""
 
 
@@ -85,14 +87,16 @@ class Service:
         assert self.process is not None  # noqa: S101 - called after start
         return await self.process.wait()
 
-    async def obituary(self) -> ServiceDied:
+    async def obituary(self) -> ServiceDiedError:
         """Why the service is dead, in a sentence and its last lines."""
         code = await self.wait()
         if self._reader:
             await self._reader
         ended = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
         words = "\n  ".join(["", *self._tail]) if self._tail else ""
-        return ServiceDied(f"the {self.name} service died ({ended}); its log: {self._log}{words}")
+        return ServiceDiedError(
+            f"the {self.name} service died ({ended}); its log: {self._log}{words}"
+        )
 
     async def stop(self, grace_seconds: float) -> None:
         """SIGTERM, and after the grace SIGKILL, to the process and all its children."""

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from vlarl.config import ConfigError, RunConfig
 from vlarl.rpc.channel import open_channel, wait_until_serving
-from vlarl.stack.service import Service, ServiceDied
+from vlarl.stack.service import Service, ServiceDiedError
 from vlarl.stack.valkey import valkey_command
 
 _START_SECONDS = 300.0
@@ -87,7 +87,7 @@ class Stack:
         """Waits for the trainer's end.
 
         Raises:
-            ServiceDied: another service ended before.
+            ServiceDiedError: another service ended before.
         """
         return await self._watching(trainer.wait(), but=trainer)
 
@@ -169,7 +169,7 @@ async def run_stack(config: RunConfig, run_dir: Path) -> int:
     hint = f"go on with: vlarl up --resume {run_dir}"
     try:
         return await running
-    except ServiceDied as death:
+    except ServiceDiedError as death:
         console.print(f"[red]error:[/] {death}", highlight=False)
         console.print(hint, highlight=False)
         return 1

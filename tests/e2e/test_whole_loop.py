@@ -1,0 +1,106 @@
+"""`make train` in small: the loop closes, survives, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.stack import Run, descendants, end, survivors, wait_for
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vlarl.openvla.tiny import make_tiny_checkpoint
+
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    make_tiny_checkpoint(directory, seed=7)
+    return directory
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        end(process)
+
+
+def test_the_loop_closes(
+    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    run = Run(tmp_path / "run", checkpoint)
+    process = run.start()
+    started.append(process)
+    wait_for(lambda: len(run.iterations()) >= 1, process, run)
+    family = descendants(process.pid)
+    assert process.wait(600) == 0, run.output.read_text()
+    lines = run.iterations()
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
+    assert [line["policy_version"] for line in lines] == [0, 1, 2] or [
+        line["policy_version"] for line in lines
+    ] == sorted({line["policy_version"] for line in lines})
+    assert max(line["logprob_gap"] for line in lines) < 1e-4
+    assert (run.run_dir / "evaluation.json").exists()
+    assert survivors(family) == set()
+
+
+@pytest.mark.parametrize("name", ["policy", "env", "reward", "queue"])
+def test_a_services_death_ends_the_run_and_is_named(
+    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]], name: str
+) -> None:
+    run = Run(tmp_path / "run", checkpoint, **{"trainer.iterations": "50"})
+    process = run.start()
+    started.append(process)
+    wait_for(lambda: len(run.iterations()) >= 1, process, run)
+    family = descendants(process.pid)
+    victim = run.service(name)
+    import os
+
+    os.kill(victim, signal.SIGKILL)
+    assert process.wait(120) == 1
+    assert f"the {name} service died (killed by SIGKILL)" in " ".join(
+        run.output.read_text().split()
+    )
+    assert survivors(family) == set()
+
+
+def test_ctrl_c_ends_the_run_and_resume_goes_on(
+    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    run = Run(tmp_path / "run", checkpoint)
+    process = run.start()
+    started.append(process)
+    wait_for(lambda: len(run.iterations()) >= 1, process, run)
+    family = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130
+    assert survivors(family) == set()
+    again = run.start(resume=True)
+    started.append(again)
+    assert again.wait(600) == 0, run.output.read_text()
+    assert [line["iteration"] for line in run.iterations()] == [0, 1, 2]
+
+
+def test_a_killed_trainer_resumes_and_learns_each_episode_once(
+    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    run = Run(tmp_path / "run", checkpoint)
+    process = run.start()
+    started.append(process)
+    wait_for(lambda: len(run.iterations()) >= 1, process, run)
+    import os
+
+    os.kill(run.service("trainer"), signal.SIGKILL)
+    assert process.wait(120) != 0
+    again = run.start(resume=True)
+    started.append(again)
+    assert again.wait(600) == 0, run.output.read_text()
+    lines = run.iterations()
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
+    assert all(line["episodes"] == 3 for line in lines)

@@ -1,0 +1,11 @@
+"""The failures that end a process."""
+
+from __future__ import annotations
+
+
+class FatalError(Exception):
+    """Ends the process; the message is one sentence that names the cause and says what to do.
+
+    The command line prints it and exits with code 1, without a traceback. Everything else that
+    escapes is a defect, and shows one.
+    """
