@@ -62,7 +62,7 @@ class Adapter:
     scaling: float
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
-    def tensors(self) -> Iterator[tuple[str, pb.LoraFactor, torch.Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, pb.LoraFactor.ValueType, torch.Tensor]]:
         """Every factor in the order of the wire."""
         for layer, pair in self.factors.items():
             for factor, tensor in zip(_FACTORS, pair, strict=True):
@@ -113,7 +113,7 @@ def update_requests(
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 class AdapterReceiver:

@@ -1,0 +1,218 @@
+"""vLLM's engine, set up so that an action's log-probs are those that the trainer computes.
+
+One action is one engine request of `action_dim` tokens, sampled among the action ids alone. The
+engine batches whatever requests are there. Weights change while it is paused, that is, when no
+action is half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from services.policy.metrics import PolicyMetrics
+from services.policy.processing import engine_input
+from vlarl.config import PolicyConfig
+from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.tokens import ActionTokenizer
+
+MAX_PROMPT_TOKENS = 240
+"""Most tokens of an instruction's whole prompt, image tokens aside."""
+_MAX_BATCHED_TOKENS = 8192
+
+__all__ = ["MAX_PROMPT_TOKENS", "EngineDeadError", "PolicyEngine", "SampledAction", "engine_args"]
+
+
+@dataclass(frozen=True)
+class SampledAction:
+    """Tokens of one action.
+
+    Attributes:
+        token_ids: vocabulary ids, one for each action dimension.
+        logprobs: natural log of each token's probability over the action ids, at the sampling
+            temperature (greedy: at temperature 1).
+        policy_version: version of the weights that produced all of them.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    policy_version: int
+
+
+def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
+    """The engine's arguments for a checkpoint; docs/decisions says why each is what it is."""
+    on_gpu = torch.cuda.is_available()
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if on_gpu else "float32"
+    max_model_len = model.num_patches + MAX_PROMPT_TOKENS + model.action_dim
+    return AsyncEngineArgs(
+        model=str(config.checkpoint),
+        dtype=dtype,
+        skip_tokenizer_init=True,
+        generation_config="vllm",
+        seed=0,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_batch,
+        kv_cache_memory_bytes=_kv_cache_bytes(config, model, dtype, max_model_len),
+        enforce_eager=not on_gpu,
+        # A request's own seed together with chunked prefill kills the engine on a CPU.
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=_MAX_BATCHED_TOKENS,
+        # Nothing computed with old weights may outlive a swap.
+        enable_prefix_caching=False,
+        mm_processor_cache_gb=0,
+        limit_mm_per_prompt={"image": 1},
+        # The default, raw_logprobs, is taken before temperature and allowed ids.
+        logprobs_mode="processed_logprobs",
+        worker_extension_cls="services.policy.worker.AdapterWorker",
+        disable_log_stats=True,
+    )
+
+
+def _kv_cache_bytes(
+    config: PolicyConfig, model: OpenVLAConfig, dtype: str, max_model_len: int
+) -> int:
+    if config.kv_cache_mib is not None:
+        return config.kv_cache_mib << 20
+    text = model.text
+    head_dim = text.hidden_size // text.num_attention_heads
+    itemsize = 4 if dtype == "float32" else 2
+    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * itemsize
+    # Requests take whole blocks, of 128 tokens on a CPU.
+    tokens = math.ceil(max_model_len / 128 + 1) * 128 * config.max_batch
+    return max(token_bytes * tokens, 64 << 20)
+
+
+class PolicyEngine:
+    """The running engine of one checkpoint."""
+
+    def __init__(
+        self, engine: AsyncLLM, model: OpenVLAConfig, max_batch: int, metrics: PolicyMetrics
+    ) -> None:
+        """Use `start`."""
+        self._engine = engine
+        self._max_batch = max_batch
+        self._paused = False
+        self._batch_size = metrics.batch_size
+        metrics.running.set_function(lambda: self._running)
+        metrics.waiting.set_function(lambda: self._in_progress - self._running)
+        self._image_token_id = model.pad_token_id
+        self._image_tokens = model.num_patches
+        self._action_dim = model.action_dim
+        self._action_ids = ActionTokenizer(model.action_vocab_size).action_ids
+        self._ids = itertools.count()
+        self.dtype = str(engine.model_config.dtype).removeprefix("torch.")
+
+    @classmethod
+    async def start(
+        cls, config: PolicyConfig, model: OpenVLAConfig, metrics: PolicyMetrics
+    ) -> PolicyEngine:
+        """Loads the checkpoint; about 15 s.
+
+        Raises:
+            RuntimeError: the engine didn't start; its log says why.
+        """
+        if config.cpu_threads is not None:
+            # Unbound threads: replicas and simulators on one machine must not share a pinned core.
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            os.environ["OMP_NUM_THREADS"] = str(config.cpu_threads)
+        args = engine_args(config, model)
+        # The constructor blocks until the engine's processes have loaded the model.
+        engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        await engine.update_weight_version("0")
+        return cls(engine, model, config.max_batch, metrics)
+
+    async def act(
+        self,
+        prompt_ids: list[int],
+        pixels: npt.NDArray[np.uint8],
+        temperature: float,
+        seed: int | None,
+    ) -> SampledAction:
+        """Samples one action.
+
+        Args:
+            prompt_ids: the instruction's prompt, BOS first.
+            pixels: uint8 [S, S, 3], prepared for the model.
+            temperature: 0 takes the most probable token, else at least 0.01.
+            seed: makes the sampling repeatable; none: the engine's own stream.
+
+        Raises:
+            EngineDeadError: the engine is gone, and this process has to be replaced.
+        """
+        request_id = str(next(self._ids))
+        params = SamplingParams(
+            temperature=temperature,
+            seed=seed,
+            max_tokens=self._action_dim,
+            ignore_eos=True,
+            allowed_token_ids=self._action_ids,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = engine_input(
+            prompt_ids, pixels, self._image_token_id, self._image_tokens, request_id
+        )
+        async for output in self._engine.generate(prompt, params, request_id):
+            completion = output.outputs[0]
+        self._batch_size.observe(min(self._in_progress + 1, self._max_batch))
+        token_ids = list(completion.token_ids)
+        (span,) = completion.weight_versions
+        return SampledAction(
+            token_ids=token_ids,
+            logprobs=[
+                position[token_id].logprob
+                for token_id, position in zip(token_ids, completion.logprobs, strict=True)
+            ],
+            policy_version=int(span.version),
+        )
+
+    async def pause(self) -> None:
+        """Lets the actions in progress end and holds new ones back; forgets cached features."""
+        self._paused = True
+        await self._engine.pause_generation(mode="wait", clear_cache=True)
+
+    async def resume(self) -> None:
+        """Starts what was held back."""
+        await self._engine.resume_generation()
+        self._paused = False
+
+    async def merge(self, adapter_path: str | None, version: int) -> str:
+        """Replaces the weights while paused. See `AdapterWorker.merge_adapter`.
+
+        Returns:
+            SHA-256 (hex) of the merged tensors.
+        """
+        digests = await self._engine.collective_rpc("merge_adapter", args=(adapter_path,))
+        await self._engine.update_weight_version(str(version))
+        return str(digests[0])
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine's process has died."""
+        return not self._engine.errored
+
+    @property
+    def _in_progress(self) -> int:
+        return int(self._engine.get_num_unfinished_requests())
+
+    @property
+    def _running(self) -> int:
+        return 0 if self._paused else min(self._in_progress, self._max_batch)
+
+    def shutdown(self) -> None:
+        """Ends the engine's processes."""
+        self._engine.shutdown()
