@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlarl.errors import FatalError
+
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD_BYTES = 5_000_000_000
-
-from vlarl.errors import FatalError
 
 
 class CheckpointError(FatalError, ValueError):
@@ -123,28 +123,33 @@ def save_tensors(
     """Write tensors as a checkpoint, in files of about ``shard_bytes``, one in memory at a time.
 
     The name that readers look for (the single file or the index) appears last, so that a
-    checkpoint cut short by a crash isn't taken for a whole one.
+    checkpoint cut short by a crash isn't taken for a whole one; files that others have mapped are
+    replaced, never written into.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weight_map: dict[str, str] = {}
-    written: list[Path] = []
     total = 0
+    partial = directory / f".partial.{os.getpid()}"
+    names: list[str] = []
     for shard in _shards(tensors, shard_bytes):
-        path = directory / f"model-{len(written) + 1:05d}.safetensors"
-        save_file(shard, path, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, path.name))
+        if names:
+            partial.replace(directory / names[-1])
+        names.append(f"model-{len(names) + 1:05d}.safetensors")
+        save_file(shard, partial, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, names[-1]))
         total += sum(tensor.nbytes for tensor in shard.values())
-        written.append(path)
-    if len(written) == 1:
-        written[0].replace(directory / _SINGLE)
+    if len(names) == 1:
+        names = [_SINGLE]
+    partial.replace(directory / names[-1])
+    if names == [_SINGLE]:
         (directory / _INDEX).unlink(missing_ok=True)
-        return
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    partial = directory / f".{_INDEX}.{os.getpid()}"
-    partial.write_text(json.dumps(index, indent=1))
-    partial.replace(directory / _INDEX)
-    (directory / _SINGLE).unlink(missing_ok=True)
+    else:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        partial.write_text(json.dumps(index, indent=1))
+        partial.replace(directory / _INDEX)
+    for stale in {path.name for path in directory.glob("model*.safetensors")} - set(names):
+        (directory / stale).unlink()
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
