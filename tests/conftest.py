@@ -10,11 +10,16 @@ from collections.abc import AsyncIterator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from vlarl.config import QueueConfig
 from vlarl.queue import RolloutQueue
 from vlarl.stack.valkey import start_valkey
+
+# A slow machine is no failure: time is measured in benchmarks/.
+hypothesis.settings.register_profile("vlarl", deadline=None)
+hypothesis.settings.load_profile("vlarl")
 
 HAS_TORCH = find_spec("vllm") is not None
 HAS_SIMULATOR = find_spec("libero") is not None
