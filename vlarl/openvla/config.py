@@ -78,12 +78,18 @@ class TextConfig:
         """
         if text.get("model_type", "llama") != "llama":
             raise ConfigError(f"text_config.model_type {text['model_type']!r} is not a Llama")
-        if text.get("rope_scaling") is not None or text.get("attention_bias"):
-            raise ConfigError("rope_scaling and attention_bias are not supported")
+        rope = text.get("rope_parameters") or {}
+        scaled = text.get("rope_scaling") or rope.get("rope_type", "default") != "default"
+        if scaled or text.get("attention_bias") or text.get("mlp_bias"):
+            raise ConfigError("rope_scaling and biases in the language model are not supported")
         sizes = {name: text[name] for name in cls.__dataclass_fields__ if text.get(name)}
-        sizes.setdefault("rope_theta", (text.get("rope_parameters") or {}).get("rope_theta", 1e4))
+        sizes.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
         sizes.setdefault("num_key_value_heads", sizes.get("num_attention_heads", 32))
-        return cls(**sizes)
+        config = cls(**sizes)
+        heads, head_dim = config.num_attention_heads, text.get("head_dim")
+        if config.hidden_size % heads or head_dim not in (None, config.hidden_size // heads):
+            raise ConfigError("hidden_size must be num_attention_heads times head_dim")
+        return config
 
 
 @dataclass(frozen=True, eq=False)
