@@ -15,6 +15,9 @@ from libero.libero.envs.predicates import (  # noqa: E402
     UnaryAtomic,
 )
 
+Untyped = Any
+"""What LIBERO hands out: it has no types."""
+
 HEIGHT_ABOVE = 0.10
 """Metres from the object's origin up to the point that is to be reached."""
 
@@ -22,10 +25,10 @@ REACH_RADIUS = 0.025
 """Metres within which the point counts as reached."""
 
 
-class ReachedAbove(UnaryAtomic):  # type: ignore[misc]  # LIBERO has no types.
+class ReachedAbove(UnaryAtomic):  # type: ignore[misc]
     """(ReachedAbove object): the end effector is at the point straight above the object."""
 
-    def __call__(self, target: Any) -> bool:
+    def __call__(self, target: Untyped) -> bool:
         env = target.env
         point = target.get_geom_state()["pos"] + np.array([0.0, 0.0, HEIGHT_ABOVE])
         effector = env.sim.data.site_xpos[env.robots[0].eef_site_id]

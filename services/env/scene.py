@@ -32,6 +32,9 @@ from services.env.textures import cap_textures  # noqa: E402
 
 Profile = Literal["faithful", "fast"]
 
+Untyped = Any
+"""What robosuite and LIBERO hand out: they have no types."""
+
 PLACEMENT_TRIES = 50
 """Draws after which a scene whose objects don't fit is given up."""
 
@@ -66,7 +69,7 @@ class DivergedError(RuntimeError):
 class _ForwardedSim:
     """The simulation as its controller sees it in the fast loop, where it is up to date already."""
 
-    def __init__(self, sim: Any) -> None:
+    def __init__(self, sim: Untyped) -> None:
         self.model = sim.model
         self.data = sim.data
 
@@ -86,8 +89,7 @@ class Scene:
         predicates.register()
         self._fast = profile == "fast"
         np.random.seed(0)  # Construction draws a first placement.
-        # Any: robosuite has no types.
-        self._env: Any = _problem_class(bddl_file, capped=self._fast)(
+        self._env: Untyped = _problem_class(bddl_file, capped=self._fast)(
             str(bddl_file),
             robots=["Panda"],
             controller_configs=load_controller_config(default_controller="OSC_POSE"),
@@ -241,12 +243,12 @@ class Scene:
         self._env.close()
 
 
-def _problem_class(bddl_file: Path, *, capped: bool) -> Any:
+def _problem_class(bddl_file: Path, *, capped: bool) -> Untyped:
     base = TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]]
     if not capped:
         return base
 
-    def initialize_sim(self: Any, xml_string: str | None = None) -> None:
+    def initialize_sim(self: Untyped, xml_string: str | None = None) -> None:
         cache = headless.cache_folder()
         self.set_xml_processor(lambda xml: cap_textures(xml, cache))
         base._initialize_sim(self, xml_string)

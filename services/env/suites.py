@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from vlarl.config import ConfigError
 
 LIBERO_STEP_LIMITS = {
     "libero_spatial": 220,
@@ -57,13 +58,11 @@ class SuiteTask:
 
     @cached_property
     def init_states(self) -> int:
-        """Number of official initial states. Reads the file's header only."""
+        """Number of official initial states."""
         if self.states_file is None:
             return 0
-        with zipfile.ZipFile(self.states_file) as archive, archive.open("states.npy") as member:
-            np.lib.format.read_magic(member)
-            shape, _, _ = np.lib.format.read_array_header_1_0(member)
-        return int(shape[0])
+        with np.load(self.states_file, allow_pickle=False) as archive:
+            return len(archive["states"])
 
     def init_state(self, index: int) -> npt.NDArray[np.float64]:
         """One official initial state: time, joint positions, joint velocities, flattened.
@@ -89,13 +88,13 @@ class TaskCatalog:
             (`NAME.init.npz`); `suite.toml` may give `max_control_steps`.
 
     Raises:
-        ValueError: a folder without BDDL files, a name that is taken, or a broken file.
+        ConfigError: a folder without BDDL files, a name that is taken, or a broken file.
     """
 
     def __init__(self, own_suites: Mapping[str, Path] | None = None) -> None:
         folders = {**SHIPPED_SUITES, **(own_suites or {})}
         if taken := sorted(folders.keys() & LIBERO_STEP_LIMITS.keys()):
-            raise ValueError(f"suite name {taken[0]!r} is LIBERO's own; choose another")
+            raise ConfigError(f"suite name {taken[0]!r} is LIBERO's own; choose another")
         self._suites: dict[str, Sequence[SuiteTask]] = {
             suite: _libero_tasks(suite, limit) for suite, limit in LIBERO_STEP_LIMITS.items()
         }
@@ -158,14 +157,17 @@ def _libero_tasks(suite: str, max_control_steps: int) -> list[SuiteTask]:
 def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
     files = sorted(folder.resolve().glob("*.bddl"))
     if not files:
-        raise ValueError(f"suite {suite!r}: {folder} holds no .bddl file")
+        raise ConfigError(f"suite {suite!r}: {folder} holds no .bddl file")
     limit = OWN_STEP_LIMIT
     settings = folder / "suite.toml"
     if settings.is_file():
-        values = tomllib.loads(settings.read_text())
+        try:
+            values = tomllib.loads(settings.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{settings}: not TOML: {error}") from error
         limit = values.pop("max_control_steps", OWN_STEP_LIMIT)
         if values or not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"{settings}: max_control_steps (a positive integer) is all it holds")
+            raise ConfigError(f"{settings}: max_control_steps (a positive integer) is all it holds")
     return [
         SuiteTask(
             suite=suite,
@@ -183,5 +185,5 @@ def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
 def _instruction(bddl_file: Path) -> str:
     found = re.search(r"\(:language\s+([^()]+?)\s*\)", bddl_file.read_text())
     if found is None:
-        raise ValueError(f"{bddl_file} has no (:language ...)")
+        raise ConfigError(f"{bddl_file} has no (:language ...)")
     return " ".join(found.group(1).split())

@@ -66,6 +66,8 @@ class EnvConfig(Section):
     """Time for which an episode waits for a policy that doesn't answer."""
     external_processes: int = Field(default=1, ge=0)
     """Of the simulators, those that external clients may hold through Interact at once."""
+    external_idle_seconds: float = Field(default=300.0, gt=0)
+    """Silence after which an external client loses its simulator."""
 
     @model_validator(mode="after")
     def _crop_lies_within_the_frame(self) -> Self:
