@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors", reason="runs in the torch environment (.venv)")
 
-from vlarl.openvla.checkpoint import (  # noqa: E402
+import torch
+
+from vlarl.openvla.checkpoint import (
     CheckpointError,
     CheckpointReader,
     base_digest,

@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors", reason="runs in the torch environment (.venv)")
 
-from peft import LoraConfig, get_peft_model  # noqa: E402
+import torch
+from peft import LoraConfig, get_peft_model
 
-from vlarl.openvla.checkpoint import CheckpointReader, base_digest  # noqa: E402
-from vlarl.openvla.config import ConfigError, OpenVLAConfig  # noqa: E402
-from vlarl.openvla.images import PixelNormalizer  # noqa: E402
-from vlarl.openvla.lora import lora_layers, merged_digest, merged_tensors  # noqa: E402
-from vlarl.openvla.modeling import OpenVLA, load_model, pad_prompts  # noqa: E402
-from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
-from vlarl.openvla.tiny import libero_instructions, make_tiny_checkpoint  # noqa: E402
+from vlarl.openvla.checkpoint import CheckpointReader, base_digest
+from vlarl.openvla.config import ConfigError, OpenVLAConfig
+from vlarl.openvla.images import PixelNormalizer
+from vlarl.openvla.lora import lora_layers, merged_digest, merged_tensors
+from vlarl.openvla.modeling import OpenVLA, load_model, pad_prompts
+from vlarl.openvla.prompt import PromptBuilder
+from vlarl.openvla.tiny import libero_instructions, make_tiny_checkpoint
 
 pytestmark = pytest.mark.torch
 

@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors", reason="runs in the torch environment (.venv)")
 
-from vlarl.openvla.checkpoint import CheckpointError, CheckpointReader, save_tensors  # noqa: E402
-from vlarl.openvla.images import PixelNormalizer  # noqa: E402
-from vlarl.openvla.modeling import (  # noqa: E402
+import torch
+
+from vlarl.openvla.checkpoint import CheckpointError, CheckpointReader, save_tensors
+from vlarl.openvla.images import PixelNormalizer
+from vlarl.openvla.modeling import (
     OpenVLA,
     generate_actions,
     load_model,
     pad_prompts,
 )
-from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.openvla.tokens import ActionTokenizer
 
 pytestmark = pytest.mark.torch
 

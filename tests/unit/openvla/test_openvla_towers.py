@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors", reason="runs in the torch environment (.venv)")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+import torch
+from safetensors.torch import load_file, save_file
 
-from vlarl.openvla.config import _TOWERS, OpenVLAConfig  # noqa: E402
-from vlarl.openvla.modeling import OpenVLA  # noqa: E402
-from vlarl.openvla.vit import VisionTransformer  # noqa: E402
+from vlarl.openvla.config import _TOWERS, OpenVLAConfig
+from vlarl.openvla.modeling import OpenVLA
+from vlarl.openvla.vit import VisionTransformer
 
 pytestmark = pytest.mark.torch
 
