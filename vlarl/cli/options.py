@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,6 @@ def one_sentence_errors() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         typer.secho("interrupted", fg="yellow", err=True)
         raise typer.Exit(130) from interrupt
+    except asyncio.CancelledError as cancelled:  # a signal unwound a server's start
+        typer.secho("stopped while starting", fg="yellow", err=True)
+        raise typer.Exit(143) from cancelled

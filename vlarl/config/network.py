@@ -34,7 +34,7 @@ class ServerConfig(Section):
     """Largest request and answer, in MiB."""
     max_concurrent_rpcs: int | None = Field(default=None, ge=1)
     """RPCs in progress above which new ones are refused; none: no bound."""
-    max_unary_seconds: float = Field(default=600.0, gt=0)
+    max_unary_seconds: float = Field(default=3600.0, gt=0)
     """Time after which the server ends a unary call, whatever deadline its client set."""
     max_connection_age_seconds: float = Field(default=60.0, gt=0)
     """Age at which a connection is closed, between calls, so that clients find new replicas."""
