@@ -1,0 +1,243 @@
+"""One simulator against LIBERO's own environment."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from vlarl.config import EnvConfig
+from vlarl.env.v1 import env_pb2
+from vlarl.rollout.v1 import rollout_pb2
+
+pytestmark = pytest.mark.sim
+
+SIZE = 128
+NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+TOWARDS_THE_POINT = [1.0, 0.0, -0.7, 0.0, 0.0, 0.0, 1.0]
+
+
+def random_actions(count: int) -> npt.NDArray[np.float64]:
+    actions = np.clip(np.random.default_rng(1).normal(0, 0.4, (count, 7)), -1, 1)
+    actions[:, 6] = np.where(np.arange(count) < count // 2, -1, 1)
+    return actions
+
+
+def stock_rollout(
+    env: Any, seed: int, state: npt.NDArray[np.float64] | None, actions: npt.NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """LIBERO's own loop, as the published evaluations run it."""
+    # Its reset frees graphics of whichever context is current.
+    env.sim._render_context_offscreen.gl_ctx.make_current()
+    env.seed(seed)
+    env.reset()
+    if state is not None:
+        env.set_init_state(state)
+    for _ in range(10):
+        env.step(NO_OP)
+    seen = []
+    for action in actions:
+        observation, _, done, _ = env.step(action)
+        seen.append({**observation, "state": env.get_sim_state(), "done": done})
+    return seen
+
+
+def our_rollout(
+    scene: Any, seed: int, state: npt.NDArray[np.float64] | None, actions: npt.NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    scene.draw_placement(seed)
+    if state is not None:
+        scene.set_state(state)
+    for _ in range(10):
+        scene.control_step(NO_OP)
+    seen = []
+    for action in actions:
+        scene.control_step(action)
+        position, quaternion = scene.effector_pose()
+        seen.append(
+            {
+                **{f"{camera}_image": scene.render(camera, SIZE) for camera in CAMERAS},
+                "state": scene.state(),
+                "robot0_eef_pos": position.copy(),
+                "robot0_eef_quat": quaternion,
+                "done": scene.succeeded(),
+            }
+        )
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suite", "index"), [("libero_spatial", 0), ("libero_goal", 7)])
+def test_faithful_is_liberos_own_environment_bit_for_bit(suite: str, index: int) -> None:
+    """States, frames of both cameras, poses: equal, also after other episodes in the same scene."""
+    from services.env.scene import Scene
+    from services.env.suites import TaskCatalog
+
+    task = TaskCatalog().find(suite, index)
+    scene = Scene(task.bddl_file, "faithful")
+    from libero.libero.envs.env_wrapper import OffScreenRenderEnv
+
+    stock = OffScreenRenderEnv(
+        bddl_file_name=str(task.bddl_file), camera_heights=SIZE, camera_widths=SIZE
+    )
+    actions = random_actions(6)
+    our_rollout(scene, 5, None, actions)
+    for seed, state in [(0, task.init_state(3)), (11, None)]:
+        theirs = stock_rollout(stock, seed, state, actions)
+        ours = our_rollout(scene, seed, state, actions)
+        for expected, got in zip(theirs, ours, strict=True):
+            np.testing.assert_array_equal(got["state"], expected["state"])
+            for camera in CAMERAS:
+                upright = expected[f"{camera}_image"][::-1, ::-1]
+                np.testing.assert_array_equal(got[f"{camera}_image"], upright)
+                assert upright.std() > 10, "a blank frame proves nothing"
+            np.testing.assert_array_equal(got["robot0_eef_pos"], expected["robot0_eef_pos"])
+            np.testing.assert_allclose(
+                got["robot0_eef_quat"], expected["robot0_eef_quat"], atol=1e-12
+            )
+            assert got["done"] == expected["done"]
+        stock_poses = stock.sim.model.body_pos
+        np.testing.assert_array_equal(scene._env.sim.model.body_pos, stock_poses)
+    stock.sim._render_context_offscreen.gl_ctx.make_current()
+    stock.close()
+    scene.close()
+
+
+@pytest.mark.slow
+def test_fast_stays_close_to_faithful() -> None:
+    from services.env.scene import Scene
+    from services.env.suites import TaskCatalog
+
+    task = TaskCatalog().find("libero_goal", 0)
+    actions = random_actions(20)
+    states, frames = {}, {}
+    for profile in ("faithful", "fast"):
+        scene = Scene(task.bddl_file, profile)
+        rollout = our_rollout(scene, 0, task.init_state(1), actions)
+        positions = 1 + scene._env.sim.model.nq
+        states[profile] = np.stack([seen["state"][:positions] for seen in rollout])
+        frames[profile] = np.stack([seen["agentview_image"] for seen in rollout]).astype(float)
+        scene.close()
+    assert 0 < np.abs(states["fast"] - states["faithful"]).max() < 5e-5
+    error = ((frames["fast"] - frames["faithful"]) ** 2).mean()
+    assert 10 * np.log10(255**2 / error) > 22
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Any]:
+    from services.env.simulator import Simulator
+    from services.env.suites import TaskCatalog
+
+    config = EnvConfig(profile="fast", render_size=SIZE, crop=(30, 22, 84, 80), action_repeat=4)
+    opened = Simulator(TaskCatalog().find("reach", 0), config)
+    yield opened
+    opened.close()
+
+
+def reset_command(seed: int, **settings: Any) -> env_pb2.ResetEpisode:
+    task = rollout_pb2.Task(suite="reach", index=0)
+    return env_pb2.ResetEpisode(task=task, placement_seed=seed, **settings)
+
+
+def step_command(**settings: Any) -> env_pb2.StepEpisode:
+    return env_pb2.StepEpisode(action=TOWARDS_THE_POINT, **settings)
+
+
+def test_an_episode_ends_with_success(simulator: Any) -> None:
+    seen = simulator.reset(reset_command(3))
+    assert seen.control_steps == 0
+    assert not seen.terminated
+    steps = 0
+    while not (seen.terminated or seen.truncated):
+        seen = simulator.step(step_command())
+        steps += 1
+        assert seen.reward == float(seen.terminated)
+    assert seen.terminated
+    assert not seen.truncated
+    assert 4 * (steps - 1) < seen.control_steps <= 4 * steps
+    assert seen.instruction == "reach the point above the bowl"
+
+
+def test_frames_are_cropped_upright_jpeg(simulator: Any) -> None:
+    from services.env.simulator import Simulator
+
+    assert isinstance(simulator, Simulator)
+    seen = simulator.reset(reset_command(3, cameras=["robot0_eye_in_hand", "agentview"]))
+    assert [frame.camera for frame in seen.frames] == ["robot0_eye_in_hand", "agentview"]
+    with Image.open(io.BytesIO(seen.frames[1].image)) as image:
+        assert image.format == "JPEG"
+        assert image.size == (80, 84)
+        decoded = np.asarray(image).astype(float)
+    whole = simulator._scene.render("agentview", SIZE)
+    assert np.abs(decoded - whole[30:114, 22:102]).mean() < 2
+    # Upright as the published checkpoints know it: the robot's base is at the upper edge.
+    assert whole[: SIZE // 4].std() > whole[-SIZE // 4 :].std()
+
+
+def test_the_same_seed_is_the_same_episode(simulator: Any) -> None:
+    def play(seed: int) -> list[bytes]:
+        seen = [simulator.reset(reset_command(seed))]
+        seen += [simulator.step(step_command()) for _ in range(2)]
+        return [answer.SerializeToString(deterministic=True) for answer in seen]
+
+    first = play(2**40 + 7)
+    other = play(8)
+    assert play(2**40 + 7) == first
+    assert other[0] != first[0]
+
+
+def test_the_limit_truncates_within_a_repeat(simulator: Any) -> None:
+    seen = simulator.reset(reset_command(3, max_control_steps=6))
+    seen = simulator.step(step_command())
+    assert (seen.control_steps, seen.truncated) == (4, False)
+    seen = simulator.step(step_command())
+    assert (seen.control_steps, seen.truncated, seen.terminated) == (6, True, False)
+    with pytest.raises(ValueError, match="no episode is running"):
+        simulator.step(step_command())
+
+
+def test_the_gripper_follows_the_datasets_convention(simulator: Any) -> None:
+    opening = {}
+    for gripper in (0.0, 1.0):
+        simulator.reset(reset_command(3))
+        action = [0.0] * 6 + [gripper]
+        seen = simulator.step(env_pb2.StepEpisode(action=action, repeat=15))
+        opening[gripper] = seen.robot_state.gripper_opening
+        assert len(seen.robot_state.position) == 3
+        assert np.linalg.norm(seen.robot_state.quaternion) == pytest.approx(1, abs=1e-5)
+    assert opening[0.0] < 0.01 < 0.07 < opening[1.0]
+
+
+@pytest.mark.parametrize("action", [[0.0] * 6, [0.0] * 8, [float("nan")] * 7])
+def test_bad_actions_are_refused(simulator: Any, action: list[float]) -> None:
+    simulator.reset(reset_command(3))
+    with pytest.raises(ValueError, match="7 finite numbers"):
+        simulator.step(env_pb2.StepEpisode(action=action))
+    assert simulator.step(step_command()).control_steps == 4
+
+
+def test_bad_resets_are_refused(simulator: Any) -> None:
+    task = rollout_pb2.Task(suite="reach", index=0)
+    with pytest.raises(ValueError, match="needs init_state or placement_seed"):
+        simulator.reset(env_pb2.ResetEpisode(task=task))
+    with pytest.raises(ValueError, match="unknown camera 'behind'.*agentview"):
+        simulator.reset(reset_command(3, cameras=["behind"]))
+    with pytest.raises(ValueError, match="0 official initial states"):
+        simulator.reset(env_pb2.ResetEpisode(task=task, init_state=0))
+
+
+def test_a_state_that_blows_up_is_reported(simulator: Any) -> None:
+    from services.env.scene import DivergedError
+
+    simulator.reset(reset_command(3))
+    simulator._scene._env.sim.data.qvel[0] = np.inf
+    with pytest.raises(DivergedError):
+        simulator.step(step_command())
+    assert simulator.reset(reset_command(3)).control_steps == 0
+    assert simulator.step(step_command()).control_steps == 4

@@ -1,0 +1,100 @@
+"""Which tasks there are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.env.suites import LIBERO_STEP_LIMITS, TaskCatalog, UnknownTaskError
+from vlarl.config import ConfigError
+
+pytestmark = pytest.mark.sim
+
+SCENE = "(define (problem LIBERO_Tabletop_Manipulation)\n  (:language  push   the cube )\n)"
+
+
+@pytest.fixture(scope="module")
+def catalog() -> TaskCatalog:
+    return TaskCatalog()
+
+
+@pytest.mark.parametrize(("suite", "limit"), LIBERO_STEP_LIMITS.items())
+def test_every_libero_task_is_whole(catalog: TaskCatalog, suite: str, limit: int) -> None:
+    tasks = catalog.tasks(suite)
+    assert len(tasks) == (90 if suite == "libero_90" else 10)
+    for index, task in enumerate(tasks):
+        assert task.index == index
+        assert task.bddl_file.is_file()
+        assert task.init_states == 50
+        assert task.max_control_steps == limit
+        assert task.init_state(49).ndim == 1
+
+
+def test_tasks_stand_in_the_benchmarks_order(catalog: TaskCatalog) -> None:
+    spatial = catalog.find("libero_spatial", 0)
+    assert spatial.instruction == (
+        "pick up the black bowl between the plate and the ramekin and place it on the plate"
+    )
+    assert catalog.find("libero_goal", 0).instruction == "open the middle drawer of the cabinet"
+    assert catalog.find("libero_10", 9).instruction == (
+        "put the yellow and white mug in the microwave and close it"
+    )
+
+
+def test_what_does_not_exist_is_named(catalog: TaskCatalog) -> None:
+    with pytest.raises(UnknownTaskError, match=r"unknown suite 'libero_11'; there are .*libero_10"):
+        catalog.find("libero_11", 0)
+    with pytest.raises(UnknownTaskError, match="tasks 0 to 9, so there is no number 10"):
+        catalog.find("libero_goal", 10)
+    with pytest.raises(UnknownTaskError, match="50 official initial states, so there is no"):
+        catalog.find("libero_goal", 0).init_state(50)
+
+
+def test_a_folder_of_scenes_makes_a_suite(tmp_path: Path) -> None:
+    for name in ("b_second", "a_first"):
+        (tmp_path / f"{name}.bddl").write_text(SCENE)
+    (tmp_path / "suite.toml").write_text("max_control_steps = 45\n")
+    tasks = TaskCatalog({"cubes": tmp_path}).tasks("cubes")
+    assert [task.name for task in tasks] == ["a_first", "b_second"]
+    assert tasks[0].instruction == "push the cube"
+    assert tasks[0].max_control_steps == 45
+    assert tasks[0].init_states == 0
+
+
+def test_broken_suites_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no .bddl file"):
+        TaskCatalog({"empty": tmp_path})
+    (tmp_path / "a.bddl").write_text("(define (problem x))")
+    with pytest.raises(ConfigError, match="has no"):
+        TaskCatalog({"silent": tmp_path})
+    (tmp_path / "a.bddl").write_text(SCENE)
+    (tmp_path / "suite.toml").write_text("max_steps = 4\n")
+    with pytest.raises(ConfigError, match="max_control_steps"):
+        TaskCatalog({"typo": tmp_path})
+    with pytest.raises(ConfigError, match="LIBERO's own"):
+        TaskCatalog({"libero_10": tmp_path})
+
+
+def test_imports_leave_a_fresh_home_alone(tmp_path: Path) -> None:
+    """No prompt, nothing written outside the cache folder, though the home can't be written."""
+    home, cache = tmp_path / "home", tmp_path / "cache"
+    home.mkdir(mode=0o500)
+    program = "from services.env import scene; print(scene.PLACEMENT_TRIES)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "VLARL_CACHE": str(cache)},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == "50\n"
+    assert "robosuite" not in done.stderr
+    assert list(home.iterdir()) == []
+    assert {entry.name for entry in tmp_path.iterdir()} == {"home", "cache"}
