@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from vlarl.policy.v1 import policy_pb2 as pb
 
@@ -276,7 +276,7 @@ def write_adapter(adapter: Adapter, path: Path) -> None:
         "base_digest": adapter.base_digest,
         "scaling": repr(adapter.scaling),
     }
-    save_file(tensors, path, metadata=metadata)
+    path.write_bytes(save(tensors, metadata=metadata))
 
 
 def read_adapter(path: Path) -> Adapter:

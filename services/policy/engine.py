@@ -20,6 +20,7 @@ from vllm import AsyncEngineArgs, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from services.policy.metrics import PolicyMetrics
 from services.policy.processing import engine_input
@@ -77,6 +78,8 @@ def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
         # The default, raw_logprobs, is taken before temperature and allowed ids.
         logprobs_mode="processed_logprobs",
         worker_extension_cls="services.policy.worker.AdapterWorker",
+        # On a CPU vLLM would put its one worker into a third process.
+        distributed_executor_backend=UniProcExecutor,
         disable_log_stats=True,
     )
 
@@ -124,9 +127,9 @@ class PolicyEngine:
         Raises:
             RuntimeError: the engine didn't start; its log says why.
         """
+        # Pinned threads of replicas and simulators on one machine would share a core.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         if config.cpu_threads is not None:
-            # Unbound threads: replicas and simulators on one machine must not share a pinned core.
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             os.environ["OMP_NUM_THREADS"] = str(config.cpu_threads)
         args = engine_args(config, model)
         # The constructor blocks until the engine's processes have loaded the model.
