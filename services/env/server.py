@@ -58,6 +58,8 @@ async def serve(run: RunConfig, server: ServerConfig, *, with_queue: bool = True
                 run.policy.addresses,
                 token_file=run.security.token_file,
                 tls_ca=run.security.tls_ca,
+                tls_certificate=run.security.tls_client_certificate,
+                tls_key=run.security.tls_client_key,
             )
         )
         name = f"{socket.gethostname()}-{os.getpid()}"

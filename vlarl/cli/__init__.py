@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
+
+# gRPC's core writes its own lines to standard error; what matters arrives as an error of ours.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from vlarl.cli import checkpoint, client, run, serve, settings
 

@@ -69,11 +69,21 @@ def health(
     address: Annotated[str, typer.Argument(help="HOST:PORT of a server.")],
     timeout_seconds: Annotated[float, typer.Option(help="Time to wait for an answer.")] = 5.0,
     tls_ca: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust.")] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="The client's own certificate, for mutual TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The client's own key.")] = None,
 ) -> None:
     """Exit 0 if the server is ready, 1 if not: for container health checks."""
     from vlarl.config import ChannelConfig
     from vlarl.rpc.channel import check_health
 
-    ready = check_health(address, ChannelConfig(tls_ca=tls_ca, timeout_seconds=timeout_seconds))
+    channel = ChannelConfig(
+        tls_ca=tls_ca,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        timeout_seconds=timeout_seconds,
+    )
+    ready = check_health(address, channel)
     typer.echo("SERVING" if ready else "NOT_SERVING")
     raise typer.Exit(0 if ready else 1)

@@ -71,6 +71,7 @@ def server_config(
         token_file=config.security.token_file,
         tls_certificate=config.security.tls_certificate,
         tls_key=config.security.tls_key,
+        tls_client_ca=config.security.tls_client_ca,
     )
 
 

@@ -72,7 +72,7 @@ def policy(
 
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
-        asyncio.run(serve(section, server))
+        asyncio.run(serve(section, server, run.security.channel()))
 
 
 @app.command()

@@ -43,8 +43,8 @@ def _section(section: type[Section], path: str) -> list[str]:
         if inner := nested_section(field.annotation):
             nested += _section(inner, f"{path}.{name}" if path else name)
             continue
-        kind = str(field.annotation) if "[" in str(field.annotation) else None
-        kind = kind or getattr(field.annotation, "__name__", str(field.annotation))
+        plain = isinstance(field.annotation, type) and "[" not in str(field.annotation)
+        kind = str(getattr(field.annotation, "__name__", "")) if plain else str(field.annotation)
         kind = kind.replace("typing.", "").replace("pathlib.", "").replace("|", "\\|")
         default = field.get_default(call_default_factory=True)
         shown = "—" if default is None else f"`{default}`"

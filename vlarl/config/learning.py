@@ -94,7 +94,7 @@ class TrainerConfig(Section):
     """The training loop."""
 
     address: str = "127.0.0.1:50054"
-    """Where the trainer's own service is found."""
+    """HOST:PORT on which the trainer's own service listens."""
     iterations: int = Field(default=100, ge=1)
     """Iterations of the whole run."""
     episodes_per_iteration: int = Field(default=10, ge=1)

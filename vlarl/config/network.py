@@ -87,9 +87,19 @@ class SecurityConfig(Section):
     """The servers' private key (PEM)."""
     tls_ca: Path | None = None
     """Certificates (PEM) that clients trust."""
+    tls_client_ca: Path | None = None
+    """Certificates (PEM) that servers demand clients to be signed by: mutual TLS."""
+    tls_client_certificate: Path | None = None
+    """The clients' certificate chain (PEM), for mutual TLS."""
+    tls_client_key: Path | None = None
+    """The clients' private key (PEM), for mutual TLS."""
 
     def channel(self, timeout_seconds: float = 30.0) -> ChannelConfig:
         """Channel settings that fit these credentials."""
         return ChannelConfig(
-            token_file=self.token_file, tls_ca=self.tls_ca, timeout_seconds=timeout_seconds
+            token_file=self.token_file,
+            tls_ca=self.tls_ca,
+            tls_certificate=self.tls_client_certificate,
+            tls_key=self.tls_client_key,
+            timeout_seconds=timeout_seconds,
         )
