@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.trainer.advantages import Floats, generalised_advantages
+from vlarl.errors import FatalError
 from vlarl.rollout.v1 import rollout_pb2
 
 _HEADER = struct.Struct("<qqI")
 _LENGTH = struct.Struct("<Q")
 
 
-class TrajectoryError(ValueError):
+class TrajectoryError(FatalError):
     """A trajectory that must not be learned from; the message names the episode."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -51,3 +52,41 @@ def draw_tasks(
     tasks = np.searchsorted(np.cumsum(probabilities), points, side="right")
     drawn = np.minimum(tasks, len(probabilities) - 1)
     return [int(task) for task in generator.permutation(drawn)]
+
+
+class Curriculum:
+    """Draws tasks, and remembers how each went lately."""
+
+    window = 50
+    """Episodes of a task that its success rate is taken over."""
+
+    def __init__(self, tasks: Sequence[int], kind: Kind) -> None:
+        """tasks: indices within the suite."""
+        self._kind: Kind = kind
+        self._recent: dict[int, deque[bool]] = {task: deque(maxlen=self.window) for task in tasks}
+
+    def draw(self, count: int, generator: np.random.Generator) -> list[int]:
+        """The tasks of `count` episodes."""
+        tasks = list(self._recent)
+        rates = [self.success_rate(task) for task in tasks]
+        chances = task_probabilities(rates, tau=1.0, kind=self._kind)
+        return [tasks[position] for position in draw_tasks(chances, count, generator)]
+
+    def success_rate(self, task: int) -> float:
+        """Recent success rate; 0.5 for a task that hasn't been seen."""
+        recent = self._recent[task]
+        return sum(recent) / len(recent) if recent else 0.5
+
+    def record(self, task: int, success: bool) -> None:
+        """Takes an episode's outcome into account."""
+        self._recent[task].append(success)
+
+    def state(self) -> dict[str, list[bool]]:
+        """What a checkpoint keeps."""
+        return {str(task): list(recent) for task, recent in self._recent.items()}
+
+    def restore(self, state: Mapping[str, Sequence[bool]]) -> None:
+        """Takes a checkpoint's state over; tasks that are no longer trained on are left out."""
+        for task, recent in self._recent.items():
+            recent.clear()
+            recent.extend(state.get(str(task), []))

@@ -19,6 +19,7 @@ from services.trainer.policy_update import PolicySamples, PolicyUpdate
 from services.trainer.seeds import Stream, generator_for
 from services.trainer.world import World
 from vlarl.config import TrainerConfig
+from vlarl.errors import FatalError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -32,7 +33,7 @@ class Snapshot:
     """Factors, critic and both optimizers under flat names, as checkpoints hold them."""
 
 
-class ParityError(RuntimeError):
+class ParityError(FatalError):
     """Policy server and trainer disagree about the same action's probability."""
 
 

@@ -12,9 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.trainer.batch import TrajectoryError
 from services.trainer.world import Indices
 from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import Frame, PixelNormalizer, decode_image, prepare_image
+from vlarl.openvla.images import (
+    Frame,
+    ImageError,
+    PixelNormalizer,
+    decode_image,
+    prepare_image,
+)
 from vlarl.openvla.modeling import pad_prompts
 from vlarl.openvla.prompt import PromptBuilder
 
@@ -89,8 +96,11 @@ class Observations:
         # Decoding and resizing release the interpreter's lock for most of their time.
         with ThreadPoolExecutor() as threads:
             encoded = [self._encoded[state] for state in missing]
-            frames = threads.map(self._preparation.frame, encoded)
-            self._prepared.update(zip(missing, frames, strict=True))
+            try:
+                frames = list(threads.map(self._preparation.frame, encoded))
+            except ImageError as error:
+                raise TrajectoryError(f"a recorded frame is no image: {error}") from error
+        self._prepared.update(zip(missing, frames, strict=True))
         return self._preparation.batch(
             np.stack([self._prepared[int(state)] for state in states]),
             [self._prompts[int(state)] for state in states],

@@ -15,9 +15,10 @@ from services.trainer.minibatches import mini_batches
 from services.trainer.observations import Observations
 from services.trainer.world import Indices, World
 from vlarl.config import PpoConfig
+from vlarl.errors import FatalError
 
 
-class DivergedError(RuntimeError):
+class DivergedError(FatalError):
     """The policy's loss is no number any more; nothing was learned from it."""
 
 

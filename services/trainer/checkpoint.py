@@ -1,0 +1,112 @@
+"""Checkpoints: what a run needs to go on, in files that hold no code.
+
+    RUN/checkpoints/iteration-00012/state.json            where the run stands
+                                    tensors.safetensors   factors, critic, both optimizers, whole
+
+A checkpoint is written aside, forced to disk and renamed, so a folder under its final name is
+complete. Tensors are gathered: a run resumes at any world size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlarl.errors import FatalError
+
+_STATE = "state.json"
+_TENSORS = "tensors.safetensors"
+_PREFIX = "iteration-"
+
+
+class CheckpointError(FatalError):
+    """A checkpoint that can't be gone on from; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands between two iterations."""
+
+    run_id: str
+    base_digest: str
+    """SHA-256 of the base checkpoint that the factors belong to."""
+    iteration: int = 0
+    """Iterations completed, which is the index of the next."""
+    version: int = 1
+    """Policy version that the factors are. Version 1 is the base policy as this run serves it."""
+    acted: int = 1
+    """Policy version that acted in the last iteration."""
+    env_steps: int = 0
+    """Control steps taken since the run began."""
+    learned: list[str] = field(default_factory=list)
+    """Episodes that the last iteration learned from."""
+    success: dict[str, list[bool]] = field(default_factory=dict)
+    """The curriculum's memory: recent outcomes of each task."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last iteration's metrics."""
+
+
+def save_checkpoint(
+    directory: Path, progress: Progress, tensors: dict[str, Tensor], keep: int
+) -> Path:
+    """Writes a checkpoint durably, then removes all but the newest `keep`.
+
+    Returns:
+        Its folder.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"{_PREFIX}{progress.iteration:05d}"
+    partial = directory / f".{final.name}.partial"
+    for leftover in directory.glob(".*.partial"):
+        shutil.rmtree(leftover)
+    partial.mkdir()
+    save_file(tensors, partial / _TENSORS)
+    (partial / _STATE).write_text(json.dumps(asdict(progress), indent=1) + "\n")
+    for path in (partial / _TENSORS, partial / _STATE, partial):
+        _force_to_disk(path)
+    if final.exists():
+        # An earlier run of this very iteration; it was not acknowledged.
+        shutil.rmtree(final)
+    partial.rename(final)
+    _force_to_disk(directory)
+    for old in _complete(directory)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    found = _complete(directory)
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]]:
+    """Reads a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or broken.
+    """
+    try:
+        progress = Progress(**json.loads((path / _STATE).read_text()))
+        return progress, load_file(path / _TENSORS)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path} can't be read: {error}") from error
+
+
+def _complete(directory: Path) -> list[Path]:
+    return sorted(directory.glob(f"{_PREFIX}*"))
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,117 @@
+"""From the queue: the scored trajectories of the episodes that were ordered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlarl.errors import FatalError
+from vlarl.queue import DeadLetter, Delivery, RolloutQueue
+from vlarl.rollout.v1 import rollout_pb2
+
+_LOG = logging.getLogger(__name__)
+_BLOCK_SECONDS = 1.0
+
+
+class RolloutError(FatalError):
+    """Episodes don't come back; the message says what to look at."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What became of the episodes of one order."""
+
+    deliveries: list[Delivery[rollout_pb2.Trajectory]]
+    """In the order of the episodes, whatever order they arrived in."""
+    missing: list[DeadLetter]
+    """Those that were given up, with their causes."""
+
+    @property
+    def trajectories(self) -> list[rollout_pb2.Trajectory]:
+        """The trajectories alone."""
+        return [delivery.message for delivery in self.deliveries]
+
+
+class Collector:
+    """Orders episodes and waits for their trajectories."""
+
+    def __init__(self, queue: RolloutQueue, run_id: str, timeout_seconds: float) -> None:
+        """timeout_seconds: without a finished episode, after which collecting fails."""
+        self._queue = queue
+        self._run_id = run_id
+        self._timeout = timeout_seconds
+        self._arrived: dict[str, Delivery[rollout_pb2.Trajectory]] = {}
+
+    async def issue(self, specs: Sequence[rollout_pb2.EpisodeSpec]) -> None:
+        """Orders episodes, but for those that are in the queue, arrived, or given up already."""
+        dead = await self._given_up()
+        await self._queue.issue(spec for spec in specs if spec.episode_id not in dead)
+
+    async def collect(self, specs: Sequence[rollout_pb2.EpisodeSpec], learned: int) -> Collected:
+        """Waits until each of these episodes has come back or has been given up.
+
+        Args:
+            specs: the episodes.
+            learned: trajectories of iterations before this one are durable in a checkpoint; a
+                copy that the queue still holds is acknowledged.
+
+        Raises:
+            RolloutError: nothing has come back for too long, or all was given up.
+        """
+        wanted = [spec.episode_id for spec in specs]
+        dead: dict[str, DeadLetter] = {}
+        clock = asyncio.get_running_loop().time
+        last_arrival = clock()
+        while open_ids := set(wanted) - self._arrived.keys() - dead.keys():
+            found = await self._queue.next_scored(self._run_id, len(open_ids), _BLOCK_SECONDS)
+            await self._take(found, set(wanted), learned)
+            if found:
+                last_arrival = clock()
+                continue
+            dead = await self._given_up()
+            if clock() - last_arrival > self._timeout:
+                raise RolloutError(
+                    f"no episode came back for {self._timeout:g} s ({len(open_ids)} of "
+                    f"{len(wanted)} are out): are env workers and a reward server running on "
+                    "this queue? (`vlarl queue`, trainer.rollout_timeout_seconds)"
+                )
+        missing = [dead[one] for one in wanted if one not in self._arrived]
+        for letter in missing:
+            _LOG.warning(
+                "episode %s is missing: %s: %s", letter.spec.episode_id, letter.stage, letter.cause
+            )
+        if wanted and len(missing) == len(wanted):
+            raise RolloutError(
+                f"all {len(wanted)} episodes were given up, the first at the {missing[0].stage} "
+                f"stage: {missing[0].cause}"
+            )
+        return Collected([self._arrived.pop(i) for i in wanted if i in self._arrived], missing)
+
+    async def _take(
+        self,
+        found: Sequence[Delivery[rollout_pb2.Trajectory]],
+        wanted: set[str],
+        learned: int,
+    ) -> None:
+        done = []
+        for delivery in found:
+            spec = delivery.message.spec
+            early = spec.purpose == rollout_pb2.PURPOSE_TRAINING and spec.iteration >= learned
+            if (spec.episode_id in wanted or early) and spec.episode_id not in self._arrived:
+                self._arrived[spec.episode_id] = delivery
+            else:
+                done.append(delivery)
+        await self._queue.acknowledge(self._run_id, done)
+
+    async def _given_up(self) -> dict[str, DeadLetter]:
+        letters = await self._queue.dead_letters(self._run_id)
+        return {letter.spec.episode_id: letter for letter in letters}
+
+    async def settle(self, collected: Collected) -> None:
+        """Tells the queue to forget these episodes for good."""
+        await self._queue.acknowledge(self._run_id, collected.deliveries)
+        await self._queue.abandon(
+            self._run_id, [letter.spec.episode_id for letter in collected.missing]
+        )

@@ -1,0 +1,236 @@
+"""VLA-RL, one iteration after another.
+
+    publish ──▶ issue episodes ──▶ collect scored trajectories ──▶ values, advantages, PPO, critic
+       ▲                                                                        │
+       └───── acknowledge ◀── checkpoint (durable) ◀────────────────────────────┘
+
+A trajectory is acknowledged when the checkpoint that learned from it is durable, and weights are
+published after that: a trainer killed at any moment goes on from its last checkpoint, finds the
+trajectories that it had not learned from in the queue, and orders only what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from services.trainer.batch import Expectation, Experience
+from services.trainer.checkpoint import Progress, save_checkpoint
+from services.trainer.collector import Collected, Collector
+from services.trainer.curriculum import Curriculum
+from services.trainer.display import Display
+from services.trainer.episodes import evaluation_episodes, training_episodes
+from services.trainer.evaluation import EvaluationLog, count_successes
+from services.trainer.learner import Snapshot
+from services.trainer.metrics import MetricsLog
+from services.trainer.publisher import Publisher
+from services.trainer.ranks import LeadingRank
+from services.trainer.status import RunStatus
+from vlarl.adapter import Adapter
+from vlarl.config import RunConfig
+from vlarl.rollout.v1 import rollout_pb2
+from vlarl.trainer.v1 import trainer_pb2
+
+
+class TrainingLoop:
+    """One run, from wherever its last checkpoint stands to its end."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        expectation: Expectation,
+        unnorm_key: str,
+        scaling: float,
+        learner: LeadingRank,
+        collector: Collector,
+        publisher: Publisher,
+        status: RunStatus,
+        log: MetricsLog,
+        display: Display,
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._expectation = expectation
+        self._unnorm_key = unnorm_key
+        self._scaling = scaling
+        self._learner = learner
+        self._collector = collector
+        self._publisher = publisher
+        self._status = status
+        self._log = log
+        self._display = display
+        self._evaluations = EvaluationLog(run_dir)
+        self._curriculum = Curriculum(config.tasks.indices, config.tasks.curriculum)
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    async def run(self, progress: Progress, snapshot: Snapshot) -> None:
+        """Goes on from there until all iterations are done and evaluated."""
+        self._curriculum.restore(progress.success)
+        await self._publish(progress, snapshot, takeover=True)
+        while progress.iteration < self._config.trainer.iterations:
+            await self._status.until_running()
+            progress, snapshot = await self._iterate(progress)
+            every = self._config.evaluation.every_iterations
+            if every and progress.iteration % every == 0:
+                await self._evaluate(progress)
+        if self._config.evaluation.at_end:
+            await self._evaluate(progress)
+        await self._status.enter(trainer_pb2.RUN_STATE_DONE)
+        self._display.finish(self._run_dir)
+
+    async def _iterate(self, progress: Progress) -> tuple[Progress, Snapshot]:
+        started = time.monotonic()
+        self._seconds.clear()
+
+        with self._phase("rollout"):
+            await self._status.enter(trainer_pb2.RUN_STATE_ROLLOUT)
+            specs = await self._issue(progress.iteration)
+            collected = await self._collector.collect(specs, learned=progress.iteration)
+            replace(self._expectation, version=progress.version).check(collected.trajectories)
+
+        with self._phase("learning"):
+            await self._status.enter(trainer_pb2.RUN_STATE_LEARNING)
+            experience = Experience(progress.iteration, progress.version, collected.trajectories)
+            learned, snapshot = await self._learner.learn(experience)
+
+        with self._phase("checkpoint"):
+            progress = self._advance(progress, collected, learned)
+            await self._save(progress, snapshot)
+
+        await self._collector.settle(collected)
+
+        with self._phase("publish"):
+            await self._status.enter(trainer_pb2.RUN_STATE_PUBLISHING)
+            pause = await self._publish(progress, snapshot, takeover=False)
+
+        await self._report(
+            progress,
+            {f"seconds_{phase}": seconds for phase, seconds in self._seconds.items()}
+            | {"publish_pause_seconds": pause, "seconds_iteration": time.monotonic() - started},
+        )
+        return progress, snapshot
+
+    async def _issue(self, iteration: int) -> Sequence[rollout_pb2.EpisodeSpec]:
+        """Orders this iteration's episodes, and those that may be collected meanwhile."""
+        last = min(iteration + self._config.trainer.staleness, self._config.trainer.iterations - 1)
+        batches = [
+            training_episodes(self._config, number, self._curriculum, self._unnorm_key)
+            for number in range(iteration, last + 1)
+        ]
+        for batch in batches:
+            await self._collector.issue(batch)
+        self._status.outstanding = sum(map(len, batches))
+        return batches[0]
+
+    def _advance(
+        self, progress: Progress, collected: Collected, learned: dict[str, float]
+    ) -> Progress:
+        """The run's place after an iteration."""
+        trajectories = collected.trajectories
+        for trajectory in trajectories:
+            success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
+            self._curriculum.record(trajectory.spec.task.index, success)
+        metrics = rollout_metrics(collected) | learned
+        actions = sum(len(trajectory.steps) for trajectory in trajectories)
+        return replace(
+            progress,
+            iteration=progress.iteration + 1,
+            version=progress.version + bool(learned.get("policy_steps")),
+            acted=progress.version,
+            env_steps=progress.env_steps + actions * self._config.env.action_repeat,
+            learned=[trajectory.spec.episode_id for trajectory in trajectories],
+            success=self._curriculum.state(),
+            metrics=metrics,
+        )
+
+    async def _save(self, progress: Progress, snapshot: Snapshot) -> None:
+        keep = self._config.trainer.keep_checkpoints
+        directory = self._run_dir / "checkpoints"
+        self._status.checkpoint = await asyncio.to_thread(
+            save_checkpoint, directory, progress, snapshot.tensors, keep
+        )
+
+    async def _publish(self, progress: Progress, snapshot: Snapshot, *, takeover: bool) -> float:
+        """Has every replica serve the policy; returns the longest pause in seconds."""
+        published = self._status.adapter
+        if published is not None and published.version == progress.version:
+            return 0.0
+        adapter = Adapter(
+            run_id=self._config.name,
+            version=progress.version,
+            base_digest=progress.base_digest,
+            scaling=self._scaling,
+            factors=snapshot.factors,
+        )
+        report = await self._publisher.publish(adapter, takeover=takeover)
+        self._status.adapter = adapter
+        return report.pause_seconds
+
+    async def _report(self, progress: Progress, further: dict[str, float]) -> None:
+        iteration = iteration_message(replace(progress, metrics=progress.metrics | further))
+        await asyncio.to_thread(self._log.write, iteration)
+        self._display.iteration(iteration)
+        self._status.outstanding = 0
+        await self._status.complete(iteration)
+
+    async def _evaluate(self, progress: Progress) -> None:
+        """Greedy episodes, unless this policy has had them."""
+        specs = evaluation_episodes(self._config, progress.iteration, self._unnorm_key)
+        if not specs or self._evaluations.has(progress.iteration):
+            return
+        await self._status.enter(trainer_pb2.RUN_STATE_EVALUATING)
+        with self._phase("evaluation"):
+            await self._collector.issue(specs)
+            collected = await self._collector.collect(specs, learned=progress.iteration)
+        evaluation = count_successes(
+            collected.trajectories, progress.iteration, progress.version, len(collected.missing)
+        )
+        self._evaluations.write(evaluation)
+        await self._collector.settle(collected)
+        self._log.scalars({"evaluation_success_rate": evaluation.success_rate}, progress.iteration)
+        self._display.evaluation(evaluation)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._display.phase(name)
+        started = time.monotonic()
+        yield
+        self._seconds[name] += time.monotonic() - started
+
+
+def rollout_metrics(collected: Collected) -> dict[str, float]:
+    """How the episodes went."""
+    trajectories = collected.trajectories
+    lengths = [len(trajectory.steps) for trajectory in trajectories]
+    successes = defaultdict(list)
+    for trajectory in trajectories:
+        successes[trajectory.spec.task.index].append(
+            trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
+        )
+    everything = [success for one in successes.values() for success in one]
+    return {
+        "success_rate": float(np.mean(everything)),
+        "episode_return": float(np.mean([sum(t.scores.total) for t in trajectories])),
+        "episode_actions": float(np.mean(lengths)),
+        "episodes": float(len(trajectories)),
+        "missing_episodes": float(len(collected.missing)),
+        "samples": float(sum(lengths)),
+    } | {f"success_rate/task_{task}": float(np.mean(one)) for task, one in successes.items()}
+
+
+def iteration_message(progress: Progress) -> trainer_pb2.Iteration:
+    """The iteration that a checkpoint completed."""
+    return trainer_pb2.Iteration(
+        iteration=progress.iteration - 1,
+        policy_version=progress.acted,
+        env_steps=progress.env_steps,
+        metrics=progress.metrics,
+    )

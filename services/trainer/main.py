@@ -1,0 +1,211 @@
+"""`vlarl train`: one rank of a trainer. Rank 0 wires queue, replicas, service and loop together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import torch
+
+from services.trainer.batch import Expectation
+from services.trainer.checkpoint import (
+    CheckpointError,
+    Progress,
+    latest_checkpoint,
+    load_checkpoint,
+)
+from services.trainer.collector import Collector
+from services.trainer.display import Display
+from services.trainer.learner import Learner
+from services.trainer.loop import TrainingLoop, iteration_message
+from services.trainer.metrics import MetricsLog
+from services.trainer.publisher import Publisher, PublishError
+from services.trainer.ranks import LeadingRank, follow
+from services.trainer.server import SERVICE, TrainerServicer
+from services.trainer.status import RunStatus
+from services.trainer.world import World
+from vlarl.config import ConfigError, RunConfig, ServerConfig
+from vlarl.openvla.checkpoint import base_digest
+from vlarl.openvla.config import OpenVLAConfig
+from vlarl.policy.v1 import policy_pb2
+from vlarl.queue import RolloutQueue
+from vlarl.rpc.server import RpcServer
+from vlarl.trainer.v1 import trainer_pb2_grpc
+
+_DRAIN_SECONDS = 3.0
+
+
+def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) -> None:
+    """Trains from the run's last checkpoint, or from the start where there is none.
+
+    Under torchrun every rank calls it.
+
+    Args:
+        config: the run; its name is the run's id.
+        run_dir: receives metrics.jsonl, evaluations.jsonl, tensorboard/ and checkpoints/.
+        metrics_listen: HOST:PORT of rank 0's Prometheus endpoint.
+
+    Raises:
+        FatalError: the run can't go on; the message says why and what to do.
+        KeyboardInterrupt: SIGTERM or SIGINT came before the end.
+    """
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    world = World.from_environment()
+    try:
+        model = OpenVLAConfig.from_directory(config.policy.checkpoint)
+        crop = config.policy.center_crop
+        learner = Learner(
+            config.policy.checkpoint,
+            config.trainer,
+            center_crop=model.center_crop if crop is None else crop,
+            seed=config.seed,
+            world=world,
+        )
+        if world.first:
+            asyncio.run(_lead(config, run_dir, model, learner, world, metrics_listen))
+        else:
+            follow(learner, world)
+    finally:
+        world.leave()
+
+
+async def _lead(
+    config: RunConfig,
+    run_dir: Path,
+    model: OpenVLAConfig,
+    learner: Learner,
+    world: World,
+    metrics_listen: str | None,
+) -> None:
+    """Rank 0: serves TrainerService while the loop runs."""
+    rpc = RpcServer(_server_config(config, metrics_listen), [SERVICE])
+    status = RunStatus(config.name, config.trainer.iterations)
+    trainer_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerServicer(status), rpc.grpc)
+    async with rpc, RolloutQueue(config.queue) as queue:
+        rpc.set_serving(True)
+        training = asyncio.create_task(
+            _train(config, run_dir, model, learner, world, rpc, status, queue)
+        )
+
+        async def stop_training() -> None:
+            training.cancel()
+            await asyncio.wait([training])
+
+        await rpc.serve_until_terminated(stop_training, watch=training)
+    if training.cancelled():
+        raise KeyboardInterrupt
+
+
+async def _train(
+    config: RunConfig,
+    run_dir: Path,
+    model: OpenVLAConfig,
+    learner: Learner,
+    world: World,
+    rpc: RpcServer,
+    status: RunStatus,
+    queue: RolloutQueue,
+) -> None:
+    trainer = config.trainer
+    publisher = Publisher(
+        config.policy.addresses,
+        config.security.channel(),
+        config.policy.checkpoint,
+        digests=trainer.merged_digest,
+        timeout_seconds=trainer.publish_timeout_seconds,
+    )
+    digest = await asyncio.to_thread(base_digest, config.policy.checkpoint)
+    for policy in await publisher.describe():
+        _check_policy(policy, model, digest, config.policy.center_crop)
+    progress, tensors = _last_checkpoint(config, run_dir, digest)
+    leading = LeadingRank(learner, world)
+    snapshot = await leading.start(tensors)
+    log = MetricsLog(run_dir, rpc.registry)
+    status.history = log.resume(iteration_message(progress) if progress.iteration else None)
+    display = Display(config.name, trainer.iterations, progress.iteration)
+    with contextlib.closing(log), contextlib.closing(display):
+        loop = TrainingLoop(
+            config=config,
+            run_dir=run_dir,
+            expectation=Expectation(
+                version=progress.version,
+                staleness=trainer.staleness,
+                temperature=trainer.temperature,
+                action_ids=range(model.action_vocab_size - 256, model.action_vocab_size),
+                action_dim=model.action_dim,
+            ),
+            unnorm_key=_unnorm_key(config, model),
+            scaling=learner.policy.scaling,
+            learner=leading,
+            collector=Collector(queue, config.name, trainer.rollout_timeout_seconds),
+            publisher=publisher,
+            status=status,
+            log=log,
+            display=display,
+        )
+        await loop.run(progress, snapshot)
+    await leading.dismiss()
+
+
+def _server_config(config: RunConfig, metrics_listen: str | None) -> ServerConfig:
+    return ServerConfig(
+        listen=config.trainer.address,
+        metrics_listen=metrics_listen,
+        token_file=config.security.token_file,
+        tls_certificate=config.security.tls_certificate,
+        tls_key=config.security.tls_key,
+        drain_seconds=_DRAIN_SECONDS,
+    )
+
+
+def _last_checkpoint(
+    config: RunConfig, run_dir: Path, digest: str
+) -> tuple[Progress, dict[str, torch.Tensor] | None]:
+    path = latest_checkpoint(run_dir / "checkpoints")
+    if path is None:
+        return Progress(run_id=config.name, base_digest=digest), None
+    progress, tensors = load_checkpoint(path)
+    if (progress.run_id, progress.base_digest) != (config.name, digest):
+        raise CheckpointError(
+            f"checkpoint {path} belongs to run {progress.run_id} on base "
+            f"{progress.base_digest[:12]}, not to run {config.name} on base {digest[:12]}"
+        )
+    return progress, tensors
+
+
+def _check_policy(
+    policy: policy_pb2.GetPolicyResponse,
+    model: OpenVLAConfig,
+    digest: str,
+    center_crop: bool | None,
+) -> None:
+    """What must agree before the first episode is worth anything."""
+    if policy.base_digest != digest:
+        raise PublishError(
+            f"the policy server has base checkpoint {policy.base_digest[:12]} ({policy.model}), "
+            f"the trainer {digest[:12]}: policy.checkpoint must be the same on both"
+        )
+    expected = model.center_crop if center_crop is None else center_crop
+    if policy.center_crop != expected:
+        raise PublishError(
+            f"the policy server's centre crop is {policy.center_crop}, the trainer's {expected}: "
+            "policy.center_crop must be the same on both"
+        )
+
+
+def _unnorm_key(config: RunConfig, model: OpenVLAConfig) -> str:
+    """The statistics that un-normalise actions: those named, the suite's, or the only ones.
+
+    Raises:
+        ConfigError: the checkpoint has several, and none is the suite's.
+    """
+    if config.unnorm_key:
+        return model.unnorm_key(config.unnorm_key)
+    for name in (config.tasks.suite, ""):
+        with contextlib.suppress(ConfigError, ValueError):
+            return model.unnorm_key(name)
+    raise ConfigError(
+        f"set unnorm_key: the checkpoint has statistics for {', '.join(sorted(model.norm_stats))}"
+    )

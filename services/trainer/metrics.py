@@ -1,0 +1,136 @@
+"""An iteration's metrics: their names, and the three places they go to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Gauge
+from torch.utils.tensorboard import SummaryWriter
+
+from vlarl.trainer.v1 import trainer_pb2
+
+METRICS = {
+    "success_rate": "share of the batch's episodes that solved their task",
+    "episode_return": "mean sum of rewards of an episode",
+    "episode_actions": "mean number of policy actions of an episode",
+    "episodes": "episodes learned from",
+    "missing_episodes": "episodes that were given up (dead letters)",
+    "samples": "policy actions learned from",
+    "logprob_gap": "largest difference of a token's log-prob between policy server and trainer",
+    "entropy": "mean entropy of a token in nats, under the weights that acted",
+    "policy_loss": "clipped surrogate, mean over the mini-batches",
+    "approximate_kl": "KL(old || new) of whole actions, mean over the mini-batches",
+    "clip_fraction": "share of ratios at which clipping bound",
+    "grad_norm": "policy's gradient norm before clipping, mean over the steps",
+    "policy_steps": "optimizer steps of the policy",
+    "kl_stopped": "1 where the KL bound ended the update early",
+    "value_loss": "critic's loss in its last epoch",
+    "explained_variance": "share of the returns' variance that the critic explained before its fit",
+    "evaluation_success_rate": "share of greedy episodes on official initial states that succeeded",
+    "publish_pause_seconds": "longest time for which a policy replica could start no action",
+    "seconds_rollout": "wall-clock seconds of collecting the batch",
+    "seconds_learning": "wall-clock seconds of the update, inference included",
+    "seconds_inference": "of these, seconds for features and old log-probs",
+    "seconds_checkpoint": "wall-clock seconds of writing the checkpoint",
+    "seconds_publish": "wall-clock seconds until all replicas served the new weights",
+    "seconds_iteration": "wall-clock seconds of the whole iteration",
+}
+"""Every scalar of an iteration, and what it means."""
+
+
+class MetricsLog:
+    """RUN/metrics.jsonl, one line an iteration; TensorBoard; Prometheus gauges."""
+
+    def __init__(self, run_dir: Path, registry: CollectorRegistry) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        self._board_dir = run_dir / "tensorboard"
+        self._board: SummaryWriter | None = None
+        self._iteration = Gauge(
+            "vlarl_trainer_iteration", "Iterations completed.", registry=registry
+        )
+        self._version = Gauge(
+            "vlarl_trainer_policy_version", "Policy version that acted last.", registry=registry
+        )
+        self._env_steps = Gauge(
+            "vlarl_trainer_env_steps", "Control steps since the run began.", registry=registry
+        )
+        self._gauges = {
+            name: Gauge(f"vlarl_trainer_{name}", meaning.capitalize() + ".", registry=registry)
+            for name, meaning in METRICS.items()
+        }
+
+    def resume(self, latest: trainer_pb2.Iteration | None) -> list[trainer_pb2.Iteration]:
+        """Brings the file in step with the checkpoint: lines of iterations that have to be done
+        again go, and a line that a crash kept from being written comes.
+
+        Args:
+            latest: the last iteration of the checkpoint; None: there is none.
+
+        Returns:
+            The iterations done so far.
+        """
+        done: list[trainer_pb2.Iteration] = []
+        if latest is not None:
+            before = (one for one in self._read() if one.iteration < latest.iteration)
+            done = [*before, latest]
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(map(_line, done)))
+        partial.replace(self._path)
+        following = latest.iteration + 1 if latest is not None else 0
+        self._board = SummaryWriter(str(self._board_dir), purge_step=following)
+        return done
+
+    def _read(self) -> Iterable[trainer_pb2.Iteration]:
+        if not self._path.exists():
+            return
+        for line in self._path.read_text().splitlines():
+            # A crash may have cut the last line short.
+            if line.endswith("}"):
+                yield _parse(json.loads(line))
+
+    def write(self, iteration: trainer_pb2.Iteration) -> None:
+        """Records an iteration."""
+        with self._path.open("a") as file:
+            file.write(_line(iteration))
+            file.flush()
+            os.fsync(file.fileno())
+        self._iteration.set(iteration.iteration + 1)
+        self._version.set(iteration.policy_version)
+        self._env_steps.set(iteration.env_steps)
+        self.scalars(iteration.metrics, iteration.iteration)
+
+    def scalars(self, metrics: Mapping[str, float], step: int) -> None:
+        """Shows scalars on TensorBoard and, those of `METRICS`, in Prometheus."""
+        for name, value in metrics.items():
+            if self._board is not None:
+                self._board.add_scalar(name, value, step)
+            if name in self._gauges:
+                self._gauges[name].set(value)
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Closes the TensorBoard file."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _line(iteration: trainer_pb2.Iteration) -> str:
+    fields = {
+        "iteration": iteration.iteration,
+        "policy_version": iteration.policy_version,
+        "env_steps": iteration.env_steps,
+    }
+    return json.dumps(fields | dict(sorted(iteration.metrics.items()))) + "\n"
+
+
+def _parse(fields: dict[str, float]) -> trainer_pb2.Iteration:
+    return trainer_pb2.Iteration(
+        iteration=int(fields.pop("iteration")),
+        policy_version=int(fields.pop("policy_version")),
+        env_steps=int(fields.pop("env_steps")),
+        metrics=fields,
+    )

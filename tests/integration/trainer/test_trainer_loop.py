@@ -1,0 +1,164 @@
+"""Whole runs over a real queue and real gRPC, with stand-ins for engine and simulator."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from services.trainer.checkpoint import latest_checkpoint, load_checkpoint  # noqa: E402
+from tests.conftest import Valkey  # noqa: E402
+from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
+from tests.integration.trainer.trainer_samples import trainer_config  # noqa: E402
+from vlarl.config import (  # noqa: E402
+    EvaluationConfig,
+    PolicyConfig,
+    QueueConfig,
+    RunConfig,
+    TasksConfig,
+    dump_toml,
+)
+from vlarl.queue import RolloutQueue  # noqa: E402
+from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
+from vlarl.stack.supervisor import free_address  # noqa: E402
+from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+ROOT = Path(__file__).parents[3]
+
+
+def write_config(
+    run_dir: Path, checkpoint: Path, queue_url: str, policies: str, **trainer: object
+) -> RunConfig:
+    config = RunConfig(
+        name=run_dir.name,
+        seed=5,
+        tasks=TasksConfig(indices=(0, 2)),
+        queue=QueueConfig(url=queue_url),
+        policy=PolicyConfig(checkpoint=checkpoint, addresses=policies, center_crop=False),
+        evaluation=EvaluationConfig(episodes_per_task=2),
+        trainer=trainer_config(
+            **{
+                "address": free_address(),
+                "iterations": 3,
+                "episodes_per_iteration": 4,
+                "rollout_timeout_seconds": 60.0,
+                "threads": 1,
+                "critic": {"warmup_iterations": 1, "hidden": (16,), "learning_rate": 1e-2},
+                **trainer,
+            }
+        ),
+    )
+    run_dir.mkdir()
+    (run_dir / "config.toml").write_text(dump_toml(config))
+    return config
+
+
+async def start_trainer(run_dir: Path) -> asyncio.subprocess.Process:
+    program = str(Path(__file__).with_name("trainer_program.py"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    log = (run_dir / "log.txt").open("ab")
+    return await asyncio.create_subprocess_exec(
+        sys.executable, program, str(run_dir), env=environment, stdout=log, stderr=log
+    )
+
+
+async def train_to_the_end(run_dir: Path) -> None:
+    trainer = await start_trainer(run_dir)
+    try:
+        code = await asyncio.wait_for(trainer.wait(), 200)
+    finally:
+        if trainer.returncode is None:
+            trainer.kill()
+    assert code == 0, (run_dir / "log.txt").read_text()[-3000:]
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Without the times, which no two runs share."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
+async def test_a_run_from_start_to_end(
+    checkpoint: Path, valkey: Valkey, queue: RolloutQueue, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "whole"
+    policy = StandInPolicy(checkpoint)
+    async with serving(policy) as address:
+        config = write_config(run_dir, checkpoint, valkey.url, address)
+        training = asyncio.create_task(train_to_the_end(run_dir))
+        async with open_channel(config.trainer.address) as channel:
+            await wait_until_serving(channel, "", 60)
+            stub = trainer_pb2_grpc.TrainerServiceStub(channel)
+            async with working(queue, policy) as ran:
+                request = trainer_pb2.WatchIterationsRequest(from_iteration=1)
+                watching = stub.WatchIterations(request)
+                seen = [answer.iteration.iteration async for answer in watching]
+                await training
+    rows = read_metrics(run_dir)
+    assert [row["iteration"] for row in rows] == [0, 1, 2]
+    assert seen == [1, 2], "watchers get the iterations they asked for, until the run ends"
+    # The first iteration warms the critic up; the other two each make a version.
+    assert policy.updates == [1, 2, 3]
+    assert [row["policy_version"] for row in rows] == [1, 1, 2]
+    assert max(row["logprob_gap"] for row in rows) < 1e-4
+    assert len(ran) == 3 * 4 + 2 * 2
+    (evaluation,) = (run_dir / "evaluations.jsonl").read_text().splitlines()
+    assert json.loads(evaluation)["policy_version"] == 3
+    assert not await queue.outstanding("whole")
+    assert all(state.length == 0 for state in await queue.states())
+    assert list((run_dir / "tensorboard").iterdir())
+
+
+async def test_a_killed_trainer_goes_on_as_if_nothing_had_happened(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    """Killed again and again, at whatever it is doing; the curve must be the uninterrupted one."""
+    rows = {}
+    for name, kills in (("calm", []), ("killed", [2, 5, 9, 11])):
+        policy = StandInPolicy(checkpoint)
+        run_dir = tmp_path / name
+        async with (
+            RolloutQueue(QueueConfig(url=valkey.url)) as queue,
+            serving(policy) as address,
+            working(queue, policy) as ran,
+        ):
+            config = write_config(run_dir, checkpoint, valkey.url, address)
+            for episodes in kills:
+                trainer = await start_trainer(run_dir)
+                while len(ran) < episodes:
+                    assert trainer.returncode is None, (run_dir / "log.txt").read_text()[-3000:]
+                    await asyncio.sleep(0.02)
+                trainer.kill()
+                await trainer.wait()
+            await train_to_the_end(run_dir)
+            assert not await queue.outstanding(name)
+        rows[name] = read_metrics(run_dir)
+        assert len(set(ran)) == len(ran), "an episode that was in the queue was ordered again"
+        path = latest_checkpoint(run_dir / "checkpoints")
+        progress, _ = load_checkpoint(path)
+        assert progress.learned == [f"{config.name}:00002:{index:04d}" for index in range(4)]
+    assert rows["killed"] == rows["calm"]
+    _, calm = load_checkpoint(latest_checkpoint(tmp_path / "calm/checkpoints"))
+    _, killed = load_checkpoint(latest_checkpoint(tmp_path / "killed/checkpoints"))
+    assert all(torch.equal(calm[key], killed[key]) for key in calm)
+
+
+async def test_a_given_up_episode_is_missing_and_the_batch_goes_on(
+    checkpoint: Path, valkey: Valkey, queue: RolloutQueue, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "missing"
+    policy = StandInPolicy(checkpoint)
+    give_up = frozenset({"missing:00001:0002"})
+    async with serving(policy) as address, working(queue, policy, give_up):
+        write_config(run_dir, checkpoint, valkey.url, address, iterations=2, staleness=1)
+        await train_to_the_end(run_dir)
+    rows = read_metrics(run_dir)
+    assert [row["missing_episodes"] for row in rows] == [0, 1]
+    assert [row["episodes"] for row in rows] == [4, 3]
+    assert "the simulator broke" in (run_dir / "log.txt").read_text()
+    assert not await queue.outstanding("missing")

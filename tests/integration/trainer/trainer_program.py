@@ -1,0 +1,13 @@
+"""Runs a trainer in a process of its own: trainer_program.py RUN_DIR, with config.toml in it."""
+
+import sys
+from pathlib import Path
+
+from services.trainer.main import run
+from vlarl.config import load_config
+from vlarl.logs import configure_logging
+
+if __name__ == "__main__":
+    configure_logging()
+    directory = Path(sys.argv[1])
+    run(load_config(directory / "config.toml"), directory, metrics_listen=None)
