@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,14 @@ from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.rollout.v1 import rollout_pb2
 
+if TYPE_CHECKING:
+    from services.env.scene import Scene
+    from services.env.simulator import Simulator
+
 pytestmark = pytest.mark.sim
+
+Stock = Any
+"""LIBERO's own environment, which has no types."""
 
 SIZE = 128
 NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
@@ -30,7 +37,7 @@ def random_actions(count: int) -> npt.NDArray[np.float64]:
 
 
 def stock_rollout(
-    env: Any, seed: int, state: npt.NDArray[np.float64] | None, actions: npt.NDArray[np.float64]
+    env: Stock, seed: int, state: npt.NDArray[np.float64] | None, actions: npt.NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     """LIBERO's own loop, as the published evaluations run it."""
     # Its reset frees graphics of whichever context is current.
@@ -49,7 +56,7 @@ def stock_rollout(
 
 
 def our_rollout(
-    scene: Any, seed: int, state: npt.NDArray[np.float64] | None, actions: npt.NDArray[np.float64]
+    scene: Scene, seed: int, state: npt.NDArray[np.float64] | None, actions: npt.NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     scene.draw_placement(seed)
     if state is not None:
@@ -130,7 +137,7 @@ def test_fast_stays_close_to_faithful() -> None:
 
 
 @pytest.fixture(scope="module")
-def simulator() -> Iterator[Any]:
+def simulator() -> Iterator[Simulator]:
     from services.env.simulator import Simulator
     from services.env.suites import TaskCatalog
 
@@ -140,16 +147,18 @@ def simulator() -> Iterator[Any]:
     opened.close()
 
 
-def reset_command(seed: int, **settings: Any) -> env_pb2.ResetEpisode:
+def reset_command(seed: int, *cameras: str, limit: int = 0) -> env_pb2.ResetEpisode:
     task = rollout_pb2.Task(suite="reach", index=0)
-    return env_pb2.ResetEpisode(task=task, placement_seed=seed, **settings)
+    return env_pb2.ResetEpisode(
+        task=task, placement_seed=seed, cameras=cameras, max_control_steps=limit
+    )
 
 
-def step_command(**settings: Any) -> env_pb2.StepEpisode:
-    return env_pb2.StepEpisode(action=TOWARDS_THE_POINT, **settings)
+def step_command() -> env_pb2.StepEpisode:
+    return env_pb2.StepEpisode(action=TOWARDS_THE_POINT)
 
 
-def test_an_episode_ends_with_success(simulator: Any) -> None:
+def test_an_episode_ends_with_success(simulator: Simulator) -> None:
     seen = simulator.reset(reset_command(3))
     assert seen.control_steps == 0
     assert not seen.terminated
@@ -164,11 +173,8 @@ def test_an_episode_ends_with_success(simulator: Any) -> None:
     assert seen.instruction == "reach the point above the bowl"
 
 
-def test_frames_are_cropped_upright_jpeg(simulator: Any) -> None:
-    from services.env.simulator import Simulator
-
-    assert isinstance(simulator, Simulator)
-    seen = simulator.reset(reset_command(3, cameras=["robot0_eye_in_hand", "agentview"]))
+def test_frames_are_cropped_upright_jpeg(simulator: Simulator) -> None:
+    seen = simulator.reset(reset_command(3, "robot0_eye_in_hand", "agentview"))
     assert [frame.camera for frame in seen.frames] == ["robot0_eye_in_hand", "agentview"]
     with Image.open(io.BytesIO(seen.frames[1].image)) as image:
         assert image.format == "JPEG"
@@ -180,7 +186,7 @@ def test_frames_are_cropped_upright_jpeg(simulator: Any) -> None:
     assert whole[: SIZE // 4].std() > whole[-SIZE // 4 :].std()
 
 
-def test_the_same_seed_is_the_same_episode(simulator: Any) -> None:
+def test_the_same_seed_is_the_same_episode(simulator: Simulator) -> None:
     def play(seed: int) -> list[bytes]:
         seen = [simulator.reset(reset_command(seed))]
         seen += [simulator.step(step_command()) for _ in range(2)]
@@ -192,8 +198,8 @@ def test_the_same_seed_is_the_same_episode(simulator: Any) -> None:
     assert other[0] != first[0]
 
 
-def test_the_limit_truncates_within_a_repeat(simulator: Any) -> None:
-    seen = simulator.reset(reset_command(3, max_control_steps=6))
+def test_the_limit_truncates_within_a_repeat(simulator: Simulator) -> None:
+    seen = simulator.reset(reset_command(3, limit=6))
     seen = simulator.step(step_command())
     assert (seen.control_steps, seen.truncated) == (4, False)
     seen = simulator.step(step_command())
@@ -202,7 +208,7 @@ def test_the_limit_truncates_within_a_repeat(simulator: Any) -> None:
         simulator.step(step_command())
 
 
-def test_the_gripper_follows_the_datasets_convention(simulator: Any) -> None:
+def test_the_gripper_follows_the_datasets_convention(simulator: Simulator) -> None:
     opening = {}
     for gripper in (0.0, 1.0):
         simulator.reset(reset_command(3))
@@ -215,24 +221,24 @@ def test_the_gripper_follows_the_datasets_convention(simulator: Any) -> None:
 
 
 @pytest.mark.parametrize("action", [[0.0] * 6, [0.0] * 8, [float("nan")] * 7])
-def test_bad_actions_are_refused(simulator: Any, action: list[float]) -> None:
+def test_bad_actions_are_refused(simulator: Simulator, action: list[float]) -> None:
     simulator.reset(reset_command(3))
     with pytest.raises(ValueError, match="7 finite numbers"):
         simulator.step(env_pb2.StepEpisode(action=action))
     assert simulator.step(step_command()).control_steps == 4
 
 
-def test_bad_resets_are_refused(simulator: Any) -> None:
+def test_bad_resets_are_refused(simulator: Simulator) -> None:
     task = rollout_pb2.Task(suite="reach", index=0)
     with pytest.raises(ValueError, match="needs init_state or placement_seed"):
         simulator.reset(env_pb2.ResetEpisode(task=task))
-    with pytest.raises(ValueError, match="unknown camera 'behind'.*agentview"):
-        simulator.reset(reset_command(3, cameras=["behind"]))
+    with pytest.raises(ValueError, match=r"unknown camera 'behind'.*agentview"):
+        simulator.reset(reset_command(3, "behind"))
     with pytest.raises(ValueError, match="0 official initial states"):
         simulator.reset(env_pb2.ResetEpisode(task=task, init_state=0))
 
 
-def test_a_state_that_blows_up_is_reported(simulator: Any) -> None:
+def test_a_state_that_blows_up_is_reported(simulator: Simulator) -> None:
     from services.env.scene import DivergedError
 
     simulator.reset(reset_command(3))

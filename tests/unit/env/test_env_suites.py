@@ -66,7 +66,7 @@ def test_a_folder_of_scenes_makes_a_suite(tmp_path: Path) -> None:
 
 
 def test_broken_suites_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no .bddl file"):
+    with pytest.raises(ConfigError, match=r"holds no \.bddl file"):
         TaskCatalog({"empty": tmp_path})
     (tmp_path / "a.bddl").write_text("(define (problem x))")
     with pytest.raises(ConfigError, match="has no"):

@@ -1,0 +1,217 @@
+"""The whole server, as clients of any language see it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from vlarl.config import ChannelConfig, EnvConfig, RunConfig, ServerConfig, dump_toml
+from vlarl.env.v1 import env_pb2, env_pb2_grpc
+from vlarl.rollout.v1 import rollout_pb2
+from vlarl.rpc.channel import open_channel, wait_until_serving
+from vlarl.rpc.errors import violations
+
+pytestmark = pytest.mark.sim
+
+TOWARDS_THE_POINT = [1.0, 0.0, -0.7, 0.0, 0.0, 0.0, 1.0]
+
+
+class Server:
+    """A served env in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: asyncio.subprocess.Process
+        self.stub: env_pb2_grpc.EnvServiceAsyncStub
+
+    async def start(self) -> str:
+        config = RunConfig(
+            env=EnvConfig(
+                processes=1, profile="fast", render_size=64, action_repeat=4, step_timeout_seconds=5
+            )
+        )
+        (self.folder / "run.toml").write_text(dump_toml(config))
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "vlarl", "serve", "env", "--no-queue"),
+            *("--config", str(self.folder / "run.toml"), "--listen", "127.0.0.1:0"),
+            *("--address-file", str(self.folder / "address")),
+            *("--metrics-listen", "127.0.0.1:0", "--drain-seconds", "1"),
+        )
+        async with asyncio.timeout(60):
+            while not (self.folder / "address").exists():
+                assert self.process.returncode is None
+                await asyncio.sleep(0.05)
+        return (self.folder / "address").read_text().strip()
+
+    def simulators(self) -> list[int]:
+        pids = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == self.process.pid:
+                    pids.append(int(entry.name))
+        return pids
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    started = Server(tmp_path)
+    address = await started.start()
+    async with open_channel(address, ChannelConfig(timeout_seconds=60)) as channel:
+        await wait_until_serving(channel, "vlarl.env.v1.EnvService", 60)
+        started.stub = env_pb2_grpc.EnvServiceStub(channel)
+        yield started
+    if started.process.returncode is None:
+        started.process.kill()
+    await started.process.wait()
+
+
+def reset(**changed: object) -> env_pb2.InteractRequest:
+    task = rollout_pb2.Task(suite="reach", index=0)
+    fields: dict[str, object] = {"task": task, "placement_seed": 3}
+    return env_pb2.InteractRequest(reset=env_pb2.ResetEpisode(**{**fields, **changed}))
+
+
+def step(action: list[float] = TOWARDS_THE_POINT, repeat: int = 0) -> env_pb2.InteractRequest:
+    return env_pb2.InteractRequest(step=env_pb2.StepEpisode(action=action, repeat=repeat))
+
+
+async def refusal(
+    server: Server, *requests: env_pb2.InteractRequest
+) -> tuple[grpc.StatusCode, str, list[str]]:
+    """Status, text and wrong fields with which the last request is refused."""
+    call = server.stub.Interact()
+    for request in requests[:-1]:
+        await call.write(request)
+        await call.read()
+    await call.write(requests[-1])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    fields = [field for field, _ in violations(caught.value)]
+    return caught.value.code(), caught.value.details() or "", fields
+
+
+async def test_an_episode_over_the_wire(server: Server) -> None:
+    tasks = (await server.stub.ListTasks(env_pb2.ListTasksRequest())).tasks
+    assert len(tasks) == 131
+    (only,) = (await server.stub.ListTasks(env_pb2.ListTasksRequest(suite="reach"))).tasks
+    call = server.stub.Interact()
+    await call.write(reset(cameras=["agentview", "robot0_eye_in_hand"]))
+    seen = await call.read()
+    assert [frame.camera for frame in seen.frames] == ["agentview", "robot0_eye_in_hand"]
+    assert seen.instruction == only.instruction
+    await call.write(step(repeat=2))
+    seen = await call.read()
+    assert seen.control_steps == 2
+    while not seen.terminated:
+        await call.write(step())
+        seen = await call.read()
+    assert seen.reward == 1.0
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+
+
+async def test_the_door_refuses_what_makes_no_sense(server: Server) -> None:
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    task = rollout_pb2.Task
+    for requests, field in [
+        ([step()], "reset"),
+        ([reset(task=task(suite="nowhere"))], "reset.task"),
+        ([reset(placement_seed=None)], "reset.placement"),
+        ([reset(task=task(suite="libero_goal"), init_state=50)], "reset.init_state"),
+        ([reset(cameras=["agentview", "agentview"])], "reset.cameras"),
+        ([reset(max_control_steps=10**6)], "reset.max_control_steps"),
+        ([reset(cameras=["behind"])], "command"),
+        ([reset(), reset()], "step"),
+        ([reset(), step([0.0] * 6)], "step.action"),
+        ([reset(), step([float("inf")] * 7)], "step.action"),
+        ([reset(), step(repeat=10**6)], "step.repeat"),
+    ]:
+        code, text, fields = await refusal(server, *requests)
+        assert (code, fields) == (invalid, [field]), text
+    with pytest.raises(grpc.aio.AioRpcError, match="unknown suite 'nowhere'"):
+        await server.stub.ListTasks(env_pb2.ListTasksRequest(suite="nowhere"))
+    code, text, _ = await refusal(server, reset(max_control_steps=1), step(), step())
+    assert (code, text) == (grpc.StatusCode.FAILED_PRECONDITION, "the episode has ended")
+
+
+async def test_one_simulator_is_lent_to_one_client(server: Server) -> None:
+    call = server.stub.Interact()
+    await call.write(reset())
+    await call.read()
+    code, text, _ = await refusal(server, reset())
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "are lent out" in text
+    call.cancel()
+    async with asyncio.timeout(10):
+        while True:
+            another = server.stub.Interact()
+            await another.write(reset())
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                assert (await another.read()).control_steps == 0
+                break
+
+
+async def test_a_lost_simulator_is_named_and_replaced(server: Server) -> None:
+    (pid,) = server.simulators()
+    call = server.stub.Interact()
+    await call.write(reset())
+    await call.read()
+    os.kill(pid, signal.SIGKILL)
+    await call.write(step())
+    with pytest.raises(grpc.aio.AioRpcError, match="killed by SIGKILL") as caught:
+        await call.read()
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    another = server.stub.Interact()
+    await another.write(reset())
+    assert (await another.read()).control_steps == 0
+    assert server.simulators() != [pid]
+
+
+async def test_sigterm_ends_server_and_simulators(server: Server) -> None:
+    call = server.stub.Interact()
+    await call.write(reset())
+    await call.read()
+    pids = server.simulators()
+    assert len(pids) == 1
+    server.process.terminate()
+    async with asyncio.timeout(15):
+        assert await server.process.wait() == 0
+    for pid in pids:
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def scrape(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+        return str(answer.read().decode())
+
+
+async def test_metrics_are_served(tmp_path: Path) -> None:
+    port_file = tmp_path / "metrics"
+    from services.env.server import serve
+
+    run = RunConfig(env=EnvConfig(processes=1, profile="fast", render_size=64))
+    config = ServerConfig(metrics_listen="127.0.0.1:0", metrics_address_file=port_file)
+    serving = asyncio.create_task(serve(run, config, with_queue=False))
+    async with asyncio.timeout(60):
+        while True:
+            assert not serving.done(), serving.exception()
+            await asyncio.sleep(0.05)
+            if not port_file.exists():
+                continue
+            text = await asyncio.to_thread(scrape, port_file.read_text().strip())
+            if "vlarl_env_simulators 1.0" in text:
+                break
+    assert 'vlarl_env_simulator_restarts_total{cause="hung"} 0.0' in text
+    serving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving

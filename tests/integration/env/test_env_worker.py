@@ -1,0 +1,280 @@
+"""The worker between a real queue, real simulators and a policy server that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.env.metrics import EnvMetrics
+from services.env.pool import SimulatorPool
+from services.env.suites import TaskCatalog
+from services.env.worker import EnvWorker, action_seed
+from vlarl.client import AsyncPolicyClient
+from vlarl.config import EnvConfig
+from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
+from vlarl.queue import RolloutQueue
+from vlarl.rollout.v1 import rollout_pb2
+
+pytestmark = pytest.mark.sim
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+TOWARDS_THE_POINT = [1.0, 0.0, -0.7, 0.0, 0.0, 0.0, 1.0]
+STAY = [0.0] * 6 + [1.0]
+
+
+class ScriptedPolicy(policy_pb2_grpc.PolicyServiceServicer):
+    """Answers one action for ever; `before` may fail or delay a request."""
+
+    def __init__(self) -> None:
+        self.values = TOWARDS_THE_POINT
+        self.requests: list[policy_pb2.PredictActionsRequest] = []
+        self.before: Callable[[Context], Awaitable[None]] | None = None
+
+    async def PredictActions(
+        self, request: policy_pb2.PredictActionsRequest, context: Context
+    ) -> policy_pb2.PredictActionsResponse:
+        self.requests.append(request)
+        if self.before is not None:
+            await self.before(context)
+        version = len(self.requests)
+        action = policy_pb2.Action(
+            token_ids=[31999 - version] * 7,
+            logprobs=[-0.5] * 7,
+            values=self.values,
+            policy_version=version,
+        )
+        return policy_pb2.PredictActionsResponse(actions=[action])
+
+
+class Bench:
+    """Everything that a worker needs, and the worker."""
+
+    def __init__(self, queue: RolloutQueue, policy: ScriptedPolicy, worker: EnvWorker) -> None:
+        self.queue = queue
+        self.policy = policy
+        self.worker = worker
+        self.registry = CollectorRegistry()
+        self.pool: SimulatorPool
+
+    async def trajectory(self) -> rollout_pb2.Trajectory:
+        async with asyncio.timeout(60):
+            while True:
+                if found := await self.queue.next_trajectories("tester", 1, 1.0):
+                    return found[0].message
+
+    async def waiting(self) -> int:
+        """Episodes that no worker holds."""
+        states = {state.stream: state for state in await self.queue.states()}
+        return states["episodes"].length - states["episodes"].pending
+
+
+@pytest.fixture
+async def bench(queue: RolloutQueue) -> AsyncIterator[Bench]:
+    config = EnvConfig(
+        processes=1,
+        profile="fast",
+        render_size=64,
+        action_repeat=4,
+        policy_patience_seconds=1.0,
+        simulator_restarts=1,
+    )
+    policy = ScriptedPolicy()
+    server = grpc.aio.server()
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    registry = CollectorRegistry()
+    metrics = EnvMetrics(registry)
+    async with (
+        AsyncPolicyClient(f"127.0.0.1:{port}", timeout_seconds=5) as client,
+        SimulatorPool(config, [], metrics) as pool,
+    ):
+        catalog = TaskCatalog()
+        worker = EnvWorker(queue, pool, client, catalog, config, metrics, "worker-1")
+        opened = Bench(queue, policy, worker)
+        opened.registry, opened.pool = registry, pool
+        running = asyncio.create_task(worker.run())
+        yield opened
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    await server.stop(0)
+
+
+def order(episode: str = "e1", **changed: object) -> rollout_pb2.EpisodeSpec:
+    fields: dict[str, Any] = {
+        "episode_id": episode,
+        "run_id": "run",
+        "task": rollout_pb2.Task(suite="reach", index=0),
+        "placement_seed": 3,
+        "temperature": 1.5,
+        "sampling_seed": 99,
+        "unnorm_key": "libero",
+        "record_frames": True,
+    }
+    return rollout_pb2.EpisodeSpec(**{**fields, **changed})
+
+
+async def test_an_order_becomes_a_trajectory(bench: Bench) -> None:
+    spec = order()
+    await bench.queue.issue([spec])
+    trajectory = await bench.trajectory()
+    assert trajectory.spec == spec
+    assert trajectory.instruction == "reach the point above the bowl"
+    assert trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
+    assert trajectory.worker == "worker-1"
+    assert 0 < trajectory.policy_seconds < trajectory.seconds
+    assert [step.env_reward for step in trajectory.steps][-2:] == [0.0, 1.0]
+    for number, (step, request) in enumerate(
+        zip(trajectory.steps, bench.policy.requests, strict=True)
+    ):
+        (observation,) = request.observations
+        assert step.image == observation.image
+        assert step.image.startswith(b"\xff\xd8")
+        assert observation.seed == action_seed(99, number)
+        assert observation.instruction == trajectory.instruction
+        assert request.temperature == 1.5
+        assert request.unnorm_key == "libero"
+        assert list(step.action.token_ids) == [31998 - number] * 7
+        assert list(step.action.logprobs) == [-0.5] * 7
+        assert step.action.policy_version == number + 1
+        assert len(step.robot_state.position) == 3
+    assert trajectory.final_image.startswith(b"\xff\xd8")
+    assert trajectory.final_image != trajectory.steps[-1].image
+    ended = {"driver": "worker", "outcome": "success"}
+    assert bench.registry.get_sample_value("vlarl_env_episodes_total", ended) == 1
+
+
+async def test_the_action_limit_cuts_and_frames_may_be_left_out(bench: Bench) -> None:
+    bench.policy.values = STAY
+    await bench.queue.issue([order(max_actions=2, record_frames=False)])
+    trajectory = await bench.trajectory()
+    assert trajectory.outcome == rollout_pb2.OUTCOME_TIME_LIMIT
+    assert len(trajectory.steps) == 2
+    assert all(step.image == b"" for step in trajectory.steps)
+    assert trajectory.final_image == b""
+
+
+async def test_a_lost_simulator_costs_a_second_try_only(bench: Bench) -> None:
+    async def kill_once(context: Context) -> None:
+        bench.policy.before = None
+        os.kill(bench.pool.pids[0], signal.SIGKILL)
+
+    bench.policy.before = kill_once
+    await bench.queue.issue([order()])
+    trajectory = await bench.trajectory()
+    assert trajectory.simulator_restarts == 1
+    assert trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
+    # Run again from its start, with the seeds of the first time.
+    seeds = [request.observations[0].seed for request in bench.policy.requests]
+    assert seeds[:2] == [action_seed(99, 0)] * 2
+    assert len(trajectory.steps) == len(seeds) - 1
+
+
+@pytest.mark.slow
+async def test_an_episode_that_always_loses_its_simulator_ends_as_a_dead_letter(
+    bench: Bench,
+) -> None:
+    async def kill(context: Context) -> None:
+        os.kill(bench.pool.pids[0], signal.SIGKILL)
+
+    bench.policy.before = kill
+    await bench.queue.issue([order()])
+    async with asyncio.timeout(120):
+        while not (letters := await bench.queue.dead_letters()):
+            await asyncio.sleep(0.1)
+    assert letters[0].stage == "env"
+    assert letters[0].cause == (
+        "the simulator died 2 times, at last: the simulator process was killed by SIGKILL"
+    )
+
+
+async def test_a_policy_that_is_away_loses_no_episode(bench: Bench) -> None:
+    async def refuse(context: Context) -> None:
+        await context.abort(grpc.StatusCode.INTERNAL, "out of memory")
+
+    bench.policy.before = refuse
+    await bench.queue.issue([order()])
+    released = {"driver": "worker", "outcome": "released"}
+    async with asyncio.timeout(60):
+        while not bench.registry.get_sample_value("vlarl_env_episodes_total", released):
+            await asyncio.sleep(0.05)
+    assert await bench.queue.dead_letters() == []
+    bench.policy.before = None
+    assert (await bench.trajectory()).outcome == rollout_pb2.OUTCOME_SUCCESS
+
+
+@pytest.mark.parametrize(
+    ("changed", "cause"),
+    [
+        ({"task": rollout_pb2.Task(suite="libero_11")}, "unknown suite 'libero_11'"),
+        ({"task": rollout_pb2.Task(suite="reach", index=9)}, "no number 9"),
+        ({"placement_seed": None}, "neither init_state nor placement_seed"),
+        ({"placement_seed": None, "init_state": 0}, "0 official initial states"),
+        ({"temperature": -1.0}, "temperature -1.0 is below 0"),
+        ({"temperature": float("nan")}, "temperature nan is below 0"),
+    ],
+)
+async def test_an_order_that_makes_no_sense_is_a_dead_letter_at_once(
+    bench: Bench, changed: dict[str, Any], cause: str
+) -> None:
+    await bench.queue.issue([order("bad", **changed), order("good")])
+    assert (await bench.trajectory()).spec.episode_id == "good"
+    (letter,) = await bench.queue.dead_letters()
+    assert letter.spec.episode_id == "bad"
+    assert cause in letter.cause
+
+
+async def test_what_the_policy_refuses_is_a_dead_letter(bench: Bench) -> None:
+    async def refuse(context: Context) -> None:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unknown unnorm_key 'libero'")
+
+    bench.policy.before = refuse
+    await bench.queue.issue([order()])
+    async with asyncio.timeout(60):
+        while not (letters := await bench.queue.dead_letters()):
+            await asyncio.sleep(0.05)
+    assert "unknown unnorm_key 'libero'" in letters[0].cause
+
+
+async def test_a_drain_hands_back_what_does_not_end(bench: Bench) -> None:
+    arrived = asyncio.Event()
+
+    async def never(context: Context) -> None:
+        arrived.set()
+        await asyncio.Event().wait()
+
+    bench.policy.before = never
+    await bench.queue.issue([order()])
+    async with asyncio.timeout(60):
+        await arrived.wait()
+    assert await bench.waiting() == 0
+    await bench.worker.drain(0.1)
+    assert await bench.waiting() == 1
+    delivery = await bench.queue.next_episode("another", 1.0)
+    assert delivery is not None
+    assert delivery.deliveries == 1, "a drained episode has used none of its tries up"
+
+
+async def test_a_drain_lets_short_episodes_end(bench: Bench) -> None:
+    arrived = asyncio.Event()
+
+    async def tell(context: Context) -> None:
+        arrived.set()
+
+    bench.policy.before = tell
+    await bench.queue.issue([order("e1"), order("e2")])
+    async with asyncio.timeout(60):
+        await arrived.wait()
+    await bench.worker.drain(30.0)
+    assert (await bench.trajectory()).spec.episode_id == "e1"
+    assert await bench.waiting() == 1
