@@ -1,0 +1,105 @@
+"""The collector over a real queue: nothing is lost, nothing is learned twice."""
+
+import pytest
+
+from services.trainer.collector import Collector, RolloutError
+from tests.conftest import Valkey
+from vlarl.config import QueueConfig
+from vlarl.queue import RolloutQueue
+from vlarl.rollout.v1 import rollout_pb2
+
+
+def order(iteration: int, count: int = 2) -> list[rollout_pb2.EpisodeSpec]:
+    return [
+        rollout_pb2.EpisodeSpec(
+            episode_id=f"run:{iteration}:{index}",
+            run_id="run",
+            purpose=rollout_pb2.PURPOSE_TRAINING,
+            iteration=iteration,
+        )
+        for index in range(count)
+    ]
+
+
+async def run_episodes(queue: RolloutQueue, count: int) -> None:
+    for _ in range(count):
+        delivery = await queue.next_episode("worker", block_seconds=5)
+        await queue.finish_episode(delivery, rollout_pb2.Trajectory(spec=delivery.message))
+        (trajectory,) = await queue.next_trajectories("worker", 1, block_seconds=5)
+        await queue.finish_scoring(trajectory, rollout_pb2.RewardScores(model="outcome"))
+
+
+def ids(collected: object) -> list[str]:
+    return [trajectory.spec.episode_id for trajectory in collected.trajectories]
+
+
+async def test_an_interrupted_trainer_gets_everything_again(valkey: Valkey) -> None:
+    config = QueueConfig(url=valkey.url)
+    async with RolloutQueue(config) as queue:
+        killed = Collector(queue, "run", 5.0)
+        await killed.issue(order(0))
+        await run_episodes(queue, 2)
+        first = await killed.collect(order(0), learned=0)
+    async with RolloutQueue(config) as queue:
+        again = Collector(queue, "run", 5.0)
+        await again.issue(order(0))
+        assert await queue.next_episode("worker", block_seconds=0.05) is None, "ordered twice"
+        assert ids(await again.collect(order(0), learned=0)) == ids(first)
+
+
+async def test_killed_between_checkpoint_and_acknowledgement(valkey: Valkey) -> None:
+    """The checkpoint learned from iteration 0; its trajectories must not be learned from again."""
+    config = QueueConfig(url=valkey.url)
+    async with RolloutQueue(config) as queue:
+        killed = Collector(queue, "run", 5.0)
+        await killed.issue(order(0))
+        await run_episodes(queue, 2)
+        await killed.collect(order(0), learned=0)
+    async with RolloutQueue(config) as queue:
+        resumed = Collector(queue, "run", 5.0)
+        await resumed.issue(order(1))
+        await run_episodes(queue, 2)
+        collected = await resumed.collect(order(1), learned=1)
+        assert ids(collected) == ["run:1:0", "run:1:1"]
+        assert await queue.outstanding("run") == {"run:1:0", "run:1:1"}
+        await resumed.settle(collected)
+        assert not await queue.outstanding("run")
+
+
+async def test_episodes_that_come_early_are_kept_for_their_iteration(queue: RolloutQueue) -> None:
+    collector = Collector(queue, "run", 5.0)
+    await collector.issue(order(1))
+    await run_episodes(queue, 2)
+    await collector.issue(order(0))
+    await run_episodes(queue, 2)
+    assert ids(await collector.collect(order(0), learned=0)) == ["run:0:0", "run:0:1"]
+    assert ids(await collector.collect(order(1), learned=1)) == ["run:1:0", "run:1:1"]
+
+
+async def test_a_given_up_episode_is_not_ordered_again(queue: RolloutQueue) -> None:
+    collector = Collector(queue, "run", 5.0)
+    await collector.issue(order(0))
+    delivery = await queue.next_episode("worker", block_seconds=5)
+    await queue.fail_episode(delivery, "no such task", final=True)
+    await run_episodes(queue, 1)
+    collected = await collector.collect(order(0), learned=0)
+    assert [letter.cause for letter in collected.missing] == ["no such task"]
+    await collector.settle(collected)
+    await collector.issue(order(0, count=1))
+    assert await queue.next_episode("worker", block_seconds=0.05) is None
+
+
+async def test_an_iteration_without_any_episode_stops_the_run(queue: RolloutQueue) -> None:
+    collector = Collector(queue, "run", 5.0)
+    await collector.issue(order(0, count=1))
+    delivery = await queue.next_episode("worker", block_seconds=5)
+    await queue.fail_episode(delivery, "no such task", final=True)
+    with pytest.raises(RolloutError, match=r"all 1 episodes .* env stage: no such task"):
+        await collector.collect(order(0, count=1), learned=0)
+
+
+async def test_nobody_at_work_is_noticed(queue: RolloutQueue) -> None:
+    collector = Collector(queue, "run", timeout_seconds=0.1)
+    await collector.issue(order(0))
+    with pytest.raises(RolloutError, match="are env workers and a reward server running"):
+        await collector.collect(order(0), learned=0)

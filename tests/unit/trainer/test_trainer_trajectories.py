@@ -1,0 +1,90 @@
+"""What must not be learned from is refused, and says why."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from services.trainer.batch import Expectation, Experience, TrajectoryError, build_batch
+from vlarl.policy.v1 import policy_pb2
+from vlarl.rollout.v1 import rollout_pb2
+
+EXPECTED = Expectation(
+    version=3, staleness=0, temperature=1.5, action_ids=range(512, 768), action_dim=7
+)
+
+
+def trajectory(version: int = 3, steps: int = 2) -> rollout_pb2.Trajectory:
+    action = policy_pb2.Action(
+        token_ids=range(600, 607), logprobs=[-5.5] * 7, policy_version=version
+    )
+    return rollout_pb2.Trajectory(
+        spec=rollout_pb2.EpisodeSpec(episode_id="run:00001:0002", temperature=1.5),
+        instruction="open the drawer",
+        steps=[rollout_pb2.Step(image=b"frame", action=action) for _ in range(steps)],
+        final_image=b"final",
+        outcome=rollout_pb2.OUTCOME_TIME_LIMIT,
+        scores=rollout_pb2.RewardScores(total=[0.0] * steps),
+    )
+
+
+def test_a_good_trajectory_passes() -> None:
+    EXPECTED.check([trajectory()])
+
+
+def without(change: Callable[[rollout_pb2.Trajectory], object]) -> rollout_pb2.Trajectory:
+    changed = trajectory()
+    change(changed)
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (trajectory(version=2), "policy version 2 acted, the trainer holds 3"),
+        (trajectory(version=4), "policy version 4 acted"),
+        (trajectory(version=0), "policy version 0 acted"),
+        (without(lambda t: t.ClearField("steps")), "no steps"),
+        (without(lambda t: t.ClearField("scores")), "0 rewards for 2 steps"),
+        (without(lambda t: t.ClearField("outcome")), "how it ended"),
+        (without(lambda t: t.ClearField("final_image")), "lacks the frame of its final state"),
+        (without(lambda t: t.steps[1].ClearField("image")), "step 1: it has no frame"),
+        (without(lambda t: t.steps[0].action.token_ids.pop()), "6 tokens and 7 log-probs"),
+        (without(lambda t: t.steps[0].action.logprobs.pop()), "7 tokens and 6 log-probs"),
+        # A missing token decoded as 0 would be the largest action on every dimension.
+        (without(lambda t: t.steps[0].action.token_ids.__setitem__(3, 0)), "not all action tokens"),
+        (without(lambda t: t.steps[0].action.logprobs.__setitem__(3, np.nan)), "log-probs"),
+        (without(lambda t: t.scores.total.__setitem__(0, np.inf)), "reward is not finite"),
+        (without(lambda t: setattr(t.spec, "temperature", 1.0)), "temperature 1, .* learns at 1.5"),
+    ],
+)
+def test_a_wrong_trajectory_is_refused(wrong: rollout_pb2.Trajectory, why: str) -> None:
+    with pytest.raises(TrajectoryError, match=why):
+        EXPECTED.check([trajectory(), wrong])
+
+
+def test_staleness_is_bounded() -> None:
+    lenient = Expectation(3, 1, 1.5, range(512, 768), 7)
+    lenient.check([trajectory(version=2), trajectory(version=3)])
+    with pytest.raises(TrajectoryError, match="policy version 1 acted"):
+        lenient.check([trajectory(version=1)])
+
+
+def test_experience_comes_back_equal_from_its_bytes() -> None:
+    sent = Experience(4, 3, [trajectory(), trajectory(steps=5)])
+    got = Experience.from_bytes(sent.to_bytes())
+    assert (got.iteration, got.version) == (4, 3)
+    assert list(got.trajectories) == list(sent.trajectories)
+
+
+def test_a_batch_keeps_states_samples_and_episodes_apart() -> None:
+    success = trajectory(steps=3)
+    success.outcome = rollout_pb2.OUTCOME_SUCCESS
+    success.scores.total[2] = 1.0
+    batch = build_batch(Experience(0, 3, [trajectory(), success, trajectory(version=2)]))
+    assert batch.token_ids.shape == (7, 7)
+    assert len(batch.frames) == len(batch.instructions) == 7 + 2
+    assert batch.frames[7:] == [b"final", b"final"]
+    assert [episode.final_state for episode in batch.episodes] == [7, None, 8]
+    assert batch.rewards.tolist() == [0, 0, 0, 0, 1, 0, 0]
+    assert batch.fresh.tolist() == [True] * 5 + [False] * 2
