@@ -72,11 +72,12 @@ class World:
             return payload
         length = torch.tensor([len(payload)])
         dist.broadcast(length, src=0)
+        if not length:
+            return b""
         buffer = torch.empty(int(length), dtype=torch.uint8)
         if self.first:
             buffer = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        if len(buffer):
-            dist.broadcast(buffer, src=0)
+        dist.broadcast(buffer, src=0)
         return buffer.numpy().tobytes()
 
     def broadcast(self, tensor: Tensor) -> Tensor:

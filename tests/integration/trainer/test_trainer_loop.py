@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -22,12 +23,14 @@ from vlarl.config import (  # noqa: E402
     TasksConfig,
     dump_toml,
 )
+from vlarl.openvla.checkpoint import base_digest  # noqa: E402
 from vlarl.queue import RolloutQueue  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
 from vlarl.stack.supervisor import free_address  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
+PAUSED = trainer_pb2.RUN_STATE_PAUSED
 ROOT = Path(__file__).parents[3]
 
 
@@ -58,17 +61,20 @@ def write_config(
     return config
 
 
-async def start_trainer(run_dir: Path) -> asyncio.subprocess.Process:
-    program = str(Path(__file__).with_name("trainer_program.py"))
+async def start_trainer(run_dir: Path, ranks: int = 1) -> asyncio.subprocess.Process:
+    program = [str(Path(__file__).with_name("trainer_program.py")), str(run_dir)]
+    if ranks > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        program = [*launcher, *program]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = (run_dir / "log.txt").open("ab")
     return await asyncio.create_subprocess_exec(
-        sys.executable, program, str(run_dir), env=environment, stdout=log, stderr=log
+        sys.executable, *program, env=environment, stdout=log, stderr=log
     )
 
 
-async def train_to_the_end(run_dir: Path) -> None:
-    trainer = await start_trainer(run_dir)
+async def train_to_the_end(run_dir: Path, ranks: int = 1) -> None:
+    trainer = await start_trainer(run_dir, ranks)
     try:
         code = await asyncio.wait_for(trainer.wait(), 200)
     finally:
@@ -162,3 +168,93 @@ async def test_a_given_up_episode_is_missing_and_the_batch_goes_on(
     assert [row["episodes"] for row in rows] == [4, 3]
     assert "the simulator broke" in (run_dir / "log.txt").read_text()
     assert not await queue.outstanding("missing")
+
+
+async def test_two_ranks_go_on_where_one_stopped(
+    checkpoint: Path, valkey: Valkey, tmp_path: Path
+) -> None:
+    rows = {}
+    for name, ranks in (("alone", (1, 1)), ("together", (1, 2))):
+        policy = StandInPolicy(checkpoint)
+        run_dir = tmp_path / name
+        async with (
+            RolloutQueue(QueueConfig(url=valkey.url)) as queue,
+            serving(policy) as address,
+            working(queue, policy),
+        ):
+            config = write_config(run_dir, checkpoint, valkey.url, address, iterations=2)
+            await train_to_the_end(run_dir, ranks[0])
+            longer = config.trainer.model_copy(update={"iterations": 4})
+            going_on = config.model_copy(update={"trainer": longer})
+            (run_dir / "config.toml").write_text(dump_toml(going_on))
+            await train_to_the_end(run_dir, ranks[1])
+            rows[name] = read_metrics(run_dir)
+            assert not await queue.outstanding(name)
+    assert len(rows["alone"]) == 4
+    for alone, together in zip(rows["alone"], rows["together"], strict=True):
+        assert together == pytest.approx(alone, abs=1e-4)
+
+
+async def test_pause_status_weights_and_an_orderly_end(
+    checkpoint: Path, valkey: Valkey, queue: RolloutQueue, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "steered"
+    policy = StandInPolicy(checkpoint)
+    async with serving(policy) as address:
+        config = write_config(run_dir, checkpoint, valkey.url, address, iterations=50)
+        trainer = await start_trainer(run_dir)
+        try:
+            async with open_channel(config.trainer.address) as channel:
+                await wait_until_serving(channel, "", 60)
+                stub = trainer_pb2_grpc.TrainerServiceStub(channel)
+                await stub.Pause(trainer_pb2.PauseRequest())
+                async with working(queue, policy) as ran:
+                    answer = await stub.Checkpoint(trainer_pb2.CheckpointRequest(), timeout=60)
+                    assert Path(answer.path).joinpath("tensors.safetensors").exists()
+                    while (status := await get_status(stub)).state != PAUSED:
+                        await asyncio.sleep(0.02)
+                    assert (status.run_id, status.iterations) == ("steered", 50)
+                    done = status.latest.iteration + 1
+                    assert len(ran) == 4 * done
+                    weights = [
+                        part
+                        async for part in stub.GetWeights(
+                            trainer_pb2.GetWeightsRequest(base_digest=base_digest(checkpoint))
+                        )
+                    ]
+                    assert weights[0].header.version == policy.version == status.policy_version
+                    with pytest.raises(grpc.aio.AioRpcError, match="trains base checkpoint"):
+                        await anext(
+                            aiter(
+                                stub.GetWeights(trainer_pb2.GetWeightsRequest(base_digest="other"))
+                            )
+                        )
+                    await stub.Resume(trainer_pb2.ResumeRequest())
+                    while len(ran) < 4 * done + 2:
+                        await asyncio.sleep(0.02)
+                    trainer.terminate()
+                    assert await asyncio.wait_for(trainer.wait(), 30) == 130
+        finally:
+            if trainer.returncode is None:
+                trainer.kill()
+
+
+async def test_a_policy_with_other_weights_stops_the_run_with_one_sentence(
+    checkpoint: Path, valkey: Valkey, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "refused"
+    policy = StandInPolicy(checkpoint)
+    policy.wrong_digest = True
+    async with serving(policy) as address:
+        write_config(run_dir, checkpoint, valkey.url, address)
+        trainer = await start_trainer(run_dir)
+        assert await asyncio.wait_for(trainer.wait(), 60) == 1
+    log = (run_dir / "log.txt").read_text()
+    assert "merged version 1 into other weights than the trainer" in log
+    assert "Traceback" not in log
+
+
+async def get_status(
+    stub: "trainer_pb2_grpc.TrainerServiceAsyncStub",
+) -> trainer_pb2.GetStatusResponse:
+    return await stub.GetStatus(trainer_pb2.GetStatusRequest())

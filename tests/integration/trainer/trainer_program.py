@@ -5,9 +5,15 @@ from pathlib import Path
 
 from services.trainer.main import run
 from vlarl.config import load_config
+from vlarl.errors import FatalError
 from vlarl.logs import configure_logging
 
 if __name__ == "__main__":
     configure_logging()
     directory = Path(sys.argv[1])
-    run(load_config(directory / "config.toml"), directory, metrics_listen=None)
+    try:
+        run(load_config(directory / "config.toml"), directory, metrics_listen=None)
+    except FatalError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
