@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from services.trainer.batch import Expectation, Experience
 from services.trainer.checkpoint import Progress, save_checkpoint
@@ -49,6 +50,7 @@ class TrainingLoop:
         expectation: Expectation,
         unnorm_key: str,
         scaling: float,
+        dtype: torch.dtype,
         learner: LeadingRank,
         collector: Collector,
         publisher: Publisher,
@@ -61,6 +63,7 @@ class TrainingLoop:
         self._expectation = expectation
         self._unnorm_key = unnorm_key
         self._scaling = scaling
+        self._dtype = dtype
         self._learner = learner
         self._collector = collector
         self._publisher = publisher
@@ -168,7 +171,11 @@ class TrainingLoop:
             version=progress.version,
             base_digest=progress.base_digest,
             scaling=self._scaling,
-            factors=snapshot.factors,
+            # Passes compute with factors of this type, and it halves what is sent in bfloat16.
+            factors={
+                layer: (a.to(self._dtype), b.to(self._dtype))
+                for layer, (a, b) in snapshot.factors.items()
+            },
         )
         report = await self._publisher.publish(adapter, takeover=takeover)
         self._status.adapter = adapter

@@ -9,7 +9,7 @@ the critic's backbone, at no further copy of the weights.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import peft
@@ -116,17 +116,6 @@ class LoraPolicy:
         named = {name: whole(parameter) for name, parameter in self.named_factors().items()}
         return {layer: (named[f"{layer}.A"], named[f"{layer}.B"]) for layer in self._layers}
 
-    def load_factors(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Takes whole factors over.
-
-        Raises:
-            KeyError: a layer is missing.
-        """
-        for layer in self._layers:
-            for suffix, value in zip("AB", factors[layer], strict=True):
-                parameter = self.named_factors()[f"{layer}.{suffix}"]
-                parameter.data.copy_(like(value, parameter))
-
 
 def whole(tensor: Tensor) -> Tensor:
     """A copy on the CPU of a tensor that may be sharded. Every rank must call it."""
@@ -168,10 +157,15 @@ def _add_factors(
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[nn.ModuleList, int, nn.Module]]:
-    """Every transformer block of the towers and the language model."""
+    """Every transformer block of the towers and the language model that the passes reach.
+
+    The towers' last blocks are stored, but never computed: they have no factors, and a unit of
+    sharding that never runs would break the accumulation of gradients.
+    """
     for stack in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         for index, block in enumerate(stack):
-            yield stack, index, block
+            if any(parameter.requires_grad for parameter in block.parameters()):
+                yield stack, index, block
 
 
 def _checkpoint_blocks(model: nn.Module) -> None:

@@ -138,6 +138,7 @@ async def _train(
             ),
             unnorm_key=_unnorm_key(config, model),
             scaling=learner.policy.scaling,
+            dtype=learner.dtype,
             learner=leading,
             collector=Collector(queue, config.name, trainer.rollout_timeout_seconds),
             publisher=publisher,

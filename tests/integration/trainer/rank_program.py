@@ -1,6 +1,6 @@
 """What each rank of test_trainer_ranks.py runs: two iterations' learning, gathered on rank 0.
 
-    rank_program.py CHECKPOINT FOLDER MICRO_BATCH
+    rank_program.py CHECKPOINT FOLDER MICRO_BATCH DTYPE
 
 FOLDER holds 0.bin and 1.bin, the iterations' experience; rank 0 adds its metrics and tensors.
 """
@@ -18,12 +18,13 @@ from services.trainer.world import World
 from tests.integration.trainer.trainer_samples import trainer_config
 
 
-def main(checkpoint: Path, folder: Path, micro_batch: int) -> None:
+def main(checkpoint: Path, folder: Path, micro_batch: int, dtype: str) -> None:
     torch.set_num_threads(1)
     world = World.from_environment()
     base = trainer_config()
     ppo = base.ppo.model_copy(update={"micro_batch": micro_batch, "mini_batch": 7})
-    config = base.model_copy(update={"ppo": ppo, "activation_checkpointing": world.size > 1})
+    changes = {"ppo": ppo, "activation_checkpointing": world.size > 1, "dtype": dtype}
+    config = base.model_copy(update=changes)
     learner = Learner(checkpoint, config, center_crop=False, seed=3, world=world)
     metrics = []
     for iteration in range(2):
@@ -48,4 +49,4 @@ def _broadcast(world: World, tensors: dict[str, torch.Tensor]) -> dict[str, torc
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

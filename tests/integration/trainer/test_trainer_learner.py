@@ -214,3 +214,14 @@ def test_rewarded_actions_become_likelier_and_the_others_less(
     good = np.array(rewarded)
     assert change[good].mean() > 0.02
     assert change[~good].mean() < -0.02
+
+
+def test_bfloat16_learns_on_float32_factors(checkpoint: Path, experience: Experience) -> None:
+    one = learner(checkpoint, trainer_config(dtype="bfloat16"))
+    report = one.learn(experience)
+    assert 0 < report["logprob_gap"] < 0.3, "the server of these log-probs computed in float32"
+    assert report["approximate_kl"] > 1e-5
+    assert {p.dtype for p in one.policy.named_factors().values()} == {torch.float32}
+    assert {p.dtype for n, p in one.policy._model.named_parameters() if "lora_" not in n} == {
+        torch.bfloat16
+    }

@@ -25,10 +25,10 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 
 
-def run_ranks(ranks: int, checkpoint: Path, folder: Path, micro_batch: int) -> None:
+def run_ranks(ranks: int, checkpoint: Path, folder: Path, micro_batch: int, dtype: str) -> None:
     program = str(Path(__file__).with_name("rank_program.py"))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    arguments = [program, str(checkpoint), str(folder), str(micro_batch)]
+    arguments = [program, str(checkpoint), str(folder), str(micro_batch), dtype]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *(launcher if ranks > 1 else []), *arguments],
@@ -40,7 +40,10 @@ def run_ranks(ranks: int, checkpoint: Path, folder: Path, micro_batch: int) -> N
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def test_two_ranks_learn_what_one_learns(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_two_ranks_learn_what_one_learns(
+    checkpoint: Path, tmp_path: Path, dtype: str, tolerance: float
+) -> None:
     world = World.from_environment()
     one = Learner(checkpoint, trainer_config(), center_crop=False, seed=3, world=world)
     acting = ActingPolicy(checkpoint, one.policy, temperature=1.3)
@@ -48,16 +51,16 @@ def test_two_ranks_learn_what_one_learns(checkpoint: Path, tmp_path: Path) -> No
         # The second batch is stale, and odd in number: one rank's last pass counts for nothing.
         experience = Experience(iteration, iteration + 1, made_up_trajectories(acting, 3))
         (tmp_path / f"{iteration}.bin").write_bytes(experience.to_bytes())
-    run_ranks(1, checkpoint, tmp_path, micro_batch=7)
-    run_ranks(2, checkpoint, tmp_path, micro_batch=2)
+    run_ranks(1, checkpoint, tmp_path, micro_batch=7, dtype=dtype)
+    run_ranks(2, checkpoint, tmp_path, micro_batch=2, dtype=dtype)
     one_rank, two_ranks = (
         json.loads((tmp_path / f"metrics-{ranks}.json").read_text()) for ranks in (1, 2)
     )
     for alone, together in zip(one_rank, two_ranks, strict=True):
         assert alone.keys() == together.keys()
         for name in alone.keys() - {"seconds_inference"}:
-            assert together[name] == pytest.approx(alone[name], abs=1e-5), name
+            assert together[name] == pytest.approx(alone[name], abs=tolerance), name
     expected, got = (load_file(tmp_path / f"tensors-{ranks}.safetensors") for ranks in (1, 2))
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(got[name], tensor, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(got[name], tensor, atol=tolerance, rtol=1e-3)
