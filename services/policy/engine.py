@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import multiprocessing
 import os
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ from vlarl.openvla.tokens import ActionTokenizer
 MAX_PROMPT_TOKENS = 240
 """Most tokens of an instruction's whole prompt, image tokens aside."""
 _MAX_BATCHED_TOKENS = 8192
+_SHUTDOWN_SECONDS = 1.0
 
 __all__ = ["MAX_PROMPT_TOKENS", "EngineDeadError", "PolicyEngine", "SampledAction", "engine_args"]
 
@@ -98,6 +100,22 @@ def _kv_cache_bytes(
     return max(token_bytes * tokens, 64 << 20)
 
 
+async def _construct(args: AsyncEngineArgs) -> AsyncLLM:
+    # The constructor blocks until the engine's process has loaded the model. It can't be
+    # interrupted, but fails at once when that process is killed.
+    constructing = asyncio.ensure_future(asyncio.to_thread(AsyncLLM.from_engine_args, args))
+    try:
+        return await asyncio.shield(constructing)
+    except asyncio.CancelledError:
+        while not constructing.done():
+            for process in multiprocessing.active_children():
+                process.kill()
+            await asyncio.wait({constructing}, timeout=0.1)
+        if constructing.exception() is None:
+            constructing.result().shutdown(timeout=0.0)
+        raise
+
+
 class PolicyEngine:
     """The running engine of one checkpoint."""
 
@@ -132,8 +150,7 @@ class PolicyEngine:
         if config.cpu_threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(config.cpu_threads)
         args = engine_args(config, model)
-        # The constructor blocks until the engine's processes have loaded the model.
-        engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        engine = await _construct(args)
         await engine.update_weight_version("0")
         return cls(engine, model, config.max_batch, metrics)
 
@@ -218,4 +235,5 @@ class PolicyEngine:
 
     def shutdown(self) -> None:
         """Ends the engine's processes."""
-        self._engine.shutdown()
+        # All calls are answered by now, and the engine keeps nothing worth a longer farewell.
+        self._engine.shutdown(timeout=_SHUTDOWN_SECONDS)

@@ -65,6 +65,13 @@ class PolicyProcess:
         return self._log.read_text()
 
     @property
+    def fatal_sentence(self) -> str:
+        """The one sentence with which the command line gave up."""
+        (line,) = [one for one in self.log.splitlines() if one.startswith("error: ")]
+        assert "Traceback" not in self.log.partition(line)[2]
+        return line.removeprefix("error: ")
+
+    @property
     def address(self) -> str:
         deadline = time.monotonic() + START_SECONDS
         while not self._address_file.exists():
@@ -160,7 +167,7 @@ def random_adapter(
     factors = {
         layer: (
             torch.randn(rank, into, generator=generator) / into**0.5,
-            torch.randn(out, rank, generator=generator) * 0.05,
+            torch.randn(out, rank, generator=generator) * 0.2,
         )
         for layer, (out, into) in lora_layers(config).items()
     }

@@ -1,0 +1,148 @@
+"""A policy server's start, its trainer, and its end, however it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.integration.policy.policy_harness import (  # noqa: E402
+    INSTRUCTIONS,
+    KEY,
+    START_SECONDS,
+    PolicyProcess,
+    Reference,
+    frames,
+    random_adapter,
+)
+from vlarl import adapter as wire  # noqa: E402
+from vlarl.client import AsyncPolicyClient  # noqa: E402
+from vlarl.policy.v1 import policy_pb2 as pb  # noqa: E402
+from vlarl.policy.v1 import policy_pb2_grpc  # noqa: E402
+from vlarl.rpc import errors  # noqa: E402
+from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
+from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
+SERVICE = "vlarl.policy.v1.PolicyService"
+
+
+class OneAdapterTrainer(trainer_pb2_grpc.TrainerServiceServicer):
+    """Publishes what it is given."""
+
+    def __init__(self, adapter: wire.Adapter) -> None:
+        self.adapter = adapter
+        self.asked: list[str] = []
+
+    async def GetWeights(
+        self, request: trainer_pb2.GetWeightsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[trainer_pb2.GetWeightsResponse]:
+        self.asked.append(request.base_digest)
+        yield trainer_pb2.GetWeightsResponse(header=wire.adapter_header(self.adapter))
+        for chunk in wire.adapter_chunks(self.adapter):
+            yield trainer_pb2.GetWeightsResponse(chunk=chunk)
+
+
+async def test_a_late_replica_asks_the_trainer_and_refuses_until_it_can_answer(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    adapter = random_adapter(checkpoint, 12)
+    trainer = OneAdapterTrainer(adapter)
+    trainer_server = grpc.aio.server()
+    trainer_pb2_grpc.add_TrainerServiceServicer_to_server(trainer, trainer_server)
+    port = trainer_server.add_insecure_port("127.0.0.1:0")
+    await trainer_server.start()
+    process = PolicyProcess(checkpoint, tmp_path, "--trainer", f"127.0.0.1:{port}")
+    try:
+        address = await asyncio.to_thread(lambda: process.address)
+        async with open_channel(address) as channel:
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as early:
+                await stub.GetPolicy(pb.GetPolicyRequest())
+            assert early.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert errors.reason(early.value) == "STARTING"
+            await wait_until_serving(channel, SERVICE, START_SECONDS)
+            policy = await stub.GetPolicy(pb.GetPolicyRequest())
+        assert (policy.run_id, policy.policy_version) == ("run", 12)
+        assert trainer.asked == [policy.base_digest]
+        async with AsyncPolicyClient(address) as client:
+            image = frames(1)[0]
+            action = await client.predict(image, INSTRUCTIONS[0], unnorm_key=KEY)
+        reference = Reference(checkpoint, adapter)
+        assert policy.merged_digest == reference.merged_digest
+        assert reference.check([image], INSTRUCTIONS[:1], [action], 0.0) < 1e-4
+    finally:
+        code = process.stop()
+        await trainer_server.stop(0)
+    assert code == 0
+
+
+async def test_without_its_trainer_it_serves_the_base_and_dies_with_its_engine(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    process = PolicyProcess(checkpoint, tmp_path, "--trainer", "127.0.0.1:1")
+    family: list[psutil.Process] = []
+    try:
+        address = await asyncio.to_thread(lambda: process.address)
+        async with open_channel(address) as channel:
+            await wait_until_serving(channel, SERVICE, START_SECONDS)
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            assert (await stub.GetPolicy(pb.GetPolicyRequest())).policy_version == 0
+            assert "no trainer" in process.log
+            family = process.family()
+            next(one for one in family if one.name().startswith("VLLM")).kill()
+            code = await asyncio.to_thread(process.process.wait, 60)
+    finally:
+        process.process.kill()
+    assert code not in (0, -signal.SIGKILL)
+    assert process.fatal_sentence == "the engine's process died"
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+async def test_a_killed_server_takes_its_engine_along(checkpoint: Path, tmp_path: Path) -> None:
+    process = PolicyProcess(checkpoint, tmp_path)
+    address = await asyncio.to_thread(lambda: process.address)
+    async with open_channel(address) as channel:
+        await wait_until_serving(channel, SERVICE, START_SECONDS)
+    assert await asyncio.to_thread(process.stop, signal.SIGKILL) == -signal.SIGKILL
+
+
+async def test_weights_that_cannot_be_brought_back_end_the_server(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "tiny"
+    shutil.copytree(checkpoint, broken)
+    process = PolicyProcess(broken, tmp_path)
+    try:
+        address = await asyncio.to_thread(lambda: process.address)
+        async with open_channel(address) as channel:
+            await wait_until_serving(channel, SERVICE, START_SECONDS)
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            adapter = random_adapter(broken, 1)
+            (broken / "model.safetensors").unlink()
+            with pytest.raises(grpc.aio.AioRpcError) as lost:
+                await stub.UpdateWeights(wire.update_requests(adapter))
+            assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
+            code = await asyncio.to_thread(process.process.wait, 60)
+    finally:
+        process.process.kill()
+    assert code not in (0, -signal.SIGKILL)
+    assert "couldn't be merged" in process.fatal_sentence
+
+
+def test_a_signal_during_the_start_ends_it_cleanly(checkpoint: Path, tmp_path: Path) -> None:
+    process = PolicyProcess(checkpoint, tmp_path)
+    assert process.address  # it listens, and has just begun to load
+    started = time.monotonic()
+    assert process.stop() == 143
+    assert time.monotonic() - started < 20
