@@ -1,9 +1,9 @@
 """Builds one LIBERO scene in one of two profiles, and renders it on demand.
 
-`faithful` is the benchmark as published: robosuite's physics loop, reflections, multisampling,
-full textures. `fast` gives up what hardly shows: one forward pass a substep instead of three,
-no reflections, no multisampling, textures of at most 512 pixels (docs/simulator.md has numbers).
-Both leave out what nothing reads: cameras that nobody asked for, and observables.
+`faithful` is the benchmark as published, to the last bit: physics, reflections, multisampling, full
+textures. `fast` gives up what hardly shows: the constraint solver runs once a substep instead of
+three times, no reflections, no multisampling, textures of at most 512 pixels (docs/simulator.md has
+numbers). Both leave out what nothing reads: cameras that nobody asked for, and observables.
 """
 
 from __future__ import annotations
@@ -66,15 +66,36 @@ class DivergedError(RuntimeError):
     """The physics produced a state that isn't finite, and MuJoCo started over on its own."""
 
 
-class _ForwardedSim:
-    """The simulation as its controller sees it in the fast loop, where it is up to date already."""
+class _ControlledSim:
+    """The simulation as its controller sees it, with positions and velocities up to date.
 
-    def __init__(self, sim: Untyped) -> None:
+    The controller asks for a forward pass of its own. Only the constraint solver, which starts from
+    where it ended last, can add anything then.
+    """
+
+    def __init__(self, sim: Untyped, *, solve_again: bool) -> None:
         self.model = sim.model
         self.data = sim.data
+        self._solve_again = solve_again
 
     def forward(self) -> None:
-        """Nothing is left to do: `mj_step1` has just run."""
+        """Runs the solver once more, or nothing."""
+        if self._solve_again:
+            _forward_again(self.model._model, self.data._data)
+
+
+def _forward_again(model: mujoco.MjModel, state: mujoco.MjData) -> None:
+    """`mj_forward` where it has just run, to the same bits.
+
+    Positions and velocities come out as they are; only the solver's result moves. The exception is
+    a quaternion that `mj_forward` normalises and that is off by more than 1e-15 even then.
+    """
+    normalized = np.array(state.qpos)
+    mujoco.mj_normalizeQuat(model, normalized)
+    if np.array_equal(normalized, state.qpos):
+        mujoco.mj_forwardSkip(model, state, int(mujoco.mjtStage.mjSTAGE_VEL), 1)
+    else:
+        mujoco.mj_forward(model, state)
 
 
 class Scene:
@@ -102,6 +123,8 @@ class Scene:
             hard_reset=False,
         )
         self._substeps = int(self._env.control_timestep / self._env.model_timestep)
+        if self._env.sim.model.opt.integrator != mujoco.mjtIntegrator.mjINT_EULER:
+            raise ValueError(f"{bddl_file}: scenes are integrated by Euler's method, not this one")
         self._observe_after = self._substeps
         self._observed: dict[str, npt.NDArray[np.float64]] = {}
         self._open_context()
@@ -136,8 +159,7 @@ class Scene:
         robot = self._env.robots[0]
         # The one thing that robosuite's own soft reset forgets.
         robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
-        if self._fast:
-            robot.controller.sim = _ForwardedSim(self._env.sim)
+        robot.controller.sim = _ControlledSim(self._env.sim, solve_again=not self._fast)
         self._observe_after = self._substeps
         self._observe()
 
@@ -196,9 +218,15 @@ class Scene:
                 self._env._pre_action(action, substep == 0)
                 mujoco.mj_step2(model, state)
             else:
-                sim.forward()
+                # robosuite runs `mj_forward`, the controller's own, and `mj_step`: three times the
+                # same positions and velocities, and three passes of the solver, which differ.
+                mujoco.mj_checkPos(model, state)
+                mujoco.mj_checkVel(model, state)
+                mujoco.mj_forward(model, state)
                 self._env._pre_action(action, substep == 0)
-                sim.step()
+                _forward_again(model, state)
+                mujoco.mj_checkAcc(model, state)
+                mujoco.mj_Euler(model, state)
             if substep + 1 == self._observe_after:
                 self._observe()
         self._env._post_process()
