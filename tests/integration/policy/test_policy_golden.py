@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ torch = pytest.importorskip("torch")
 from prometheus_client import CollectorRegistry  # noqa: E402
 
 from tests.integration.policy.policy_harness import random_adapter  # noqa: E402
+from vlarl.adapter import write_adapter  # noqa: E402
 from vlarl.config import PolicyConfig  # noqa: E402
+from vlarl.openvla.checkpoint import CheckpointReader, save_tensors  # noqa: E402
 from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
 
@@ -23,7 +26,8 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "openvla-tiny"
 
 
 def test_greedy_tokens_and_logits_are_the_originals() -> None:
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
+    from vllm.v1.engine.llm_engine import LLMEngine
 
     from services.policy.engine import engine_args
     from services.policy.processing import engine_input
@@ -33,7 +37,7 @@ def test_greedy_tokens_and_logits_are_the_originals() -> None:
     model = OpenVLAConfig.from_directory(GOLDEN)
     config = PolicyConfig(checkpoint=GOLDEN, kv_cache_mib=64, max_batch=8, dtype="float32")
     args = replace(engine_args(config, model), logprobs_mode="raw_logits", max_logprobs=-1)
-    engine = LLM.from_engine_args(args).llm_engine
+    engine = LLMEngine.from_engine_args(args, enable_multiprocessing=True)
     greedy = SamplingParams(
         temperature=0.0, max_tokens=7, ignore_eos=True, logprobs=-1, detokenize=False
     )
@@ -66,44 +70,51 @@ def test_greedy_tokens_and_logits_are_the_originals() -> None:
     assert worst < 1e-4
 
 
-async def test_a_merge_that_fails_half_way_is_undone(checkpoint: Path, tmp_path: Path) -> None:
+async def test_a_merge_that_fails_half_way_can_be_undone(checkpoint: Path, tmp_path: Path) -> None:
     from services.policy.engine import PolicyEngine
     from services.policy.metrics import PolicyMetrics
-    from services.policy.swap import SwapFailedError, WeightSwapper
-    from vlarl.openvla.checkpoint import base_digest
-    from vlarl.openvla.lora import lora_layers
 
-    model = OpenVLAConfig.from_directory(checkpoint)
-    metrics = PolicyMetrics(CollectorRegistry())
-    config = PolicyConfig(checkpoint=checkpoint, kv_cache_mib=64, dtype="float32", cpu_threads=1)
-    engine = await PolicyEngine.start(config, model, metrics)
-    pixels = np.full((56, 56, 3), 100, np.uint8)
-    prompt_ids = PromptBuilder(checkpoint).token_ids("turn on the stove")
+    directory = tmp_path / "tiny"
+    shutil.copytree(checkpoint, directory)
+    model = OpenVLAConfig.from_directory(directory)
+    config = PolicyConfig(checkpoint=directory, kv_cache_mib=64, dtype="float32", cpu_threads=1)
+    files = {}
+    for version in (1, 2):
+        files[version] = tmp_path / f"{version}.safetensors"
+        write_adapter(random_adapter(directory, version), files[version])
+    prompt_ids = PromptBuilder(directory).token_ids("turn on the stove")
+    engine = await PolicyEngine.start(config, model, PolicyMetrics(CollectorRegistry()))
 
     async def logprobs() -> list[float]:
-        action = await engine.act(prompt_ids, pixels, 1.0, seed=3)
-        assert action.policy_version == swapper.serving.version
-        return action.logprobs
+        pixels = np.full((56, 56, 3), 100, np.uint8)
+        return (await engine.act(prompt_ids, pixels, 1.0, seed=3)).logprobs
+
+    async def merge(version: int) -> str:
+        await engine.pause()
+        try:
+            return await engine.merge(str(files[version]), version)
+        finally:
+            await engine.resume()
 
     try:
-        swapper = WeightSwapper(engine, lora_layers(model), base_digest(checkpoint), metrics)
         base = await logprobs()
-        good = random_adapter(checkpoint, 1)
-        await swapper.swap(good, b"1")
+        digest = await merge(1)
         first = await logprobs()
         assert first != base
 
-        # A layer in the middle that W0 doesn't fit makes the merge stop after half of the layers
-        # have been replaced; the receiver would never let this one in.
-        layers = list(good.factors)
-        poisoned = random_adapter(checkpoint, 2)
-        a, b = poisoned.factors[layers[len(layers) // 2]]
-        broken = {**poisoned.factors, layers[len(layers) // 2]: (a, torch.full_like(b, 1.0)[:-1])}
-        with pytest.raises(SwapFailedError):
-            await swapper.swap(replace(poisoned, factors=broken), b"2")
-        assert swapper.serving.version == 1
-        assert await logprobs() == first
-        await swapper.swap(random_adapter(checkpoint, 2), b"2")
+        # W0 of a layer in the middle is missing: half of the layers have been replaced by then.
+        whole = (directory / "model.safetensors").read_bytes()
+        reader = CheckpointReader(directory)
+        left_out = "language_model.model.layers.1.self_attn.k_proj.weight"
+        save_tensors(
+            directory, [(key, reader.tensor(key)) for key in reader if key != left_out]
+        )
+        with pytest.raises(Exception, match="k_proj"):
+            await merge(2)
         assert await logprobs() != first
+
+        (directory / "model.safetensors").write_bytes(whole)
+        assert await merge(1) == digest
+        assert await logprobs() == first
     finally:
         engine.shutdown()

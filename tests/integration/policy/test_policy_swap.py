@@ -79,9 +79,7 @@ async def test_swapped_weights_serve_and_both_sides_agree(
         assert await gap_now(client, reference, adapter.version) < 1e-4
     # Weights that moved so little that any would do would prove nothing.
     actions = await client.predict_batch(PAIRS, temperature=1.0, unnorm_key=KEY)
-    assert (
-        Reference(checkpoint).check(IMAGES, INSTRUCTIONS, actions, 1.0) > 0.1
-    )  # a thousand bounds
+    assert Reference(checkpoint).check(IMAGES, INSTRUCTIONS, actions, 1.0) > 0.1
 
 
 async def test_versions_of_a_run_only_rise(stub: Stub, checkpoint: Path) -> None:
