@@ -26,7 +26,7 @@ LIBERO_STEP_LIMITS = {
 OWN_STEP_LIMIT = 300
 """Control steps of an episode in a suite of our own whose suite.toml names none."""
 
-SHIPPED_SUITES = {"reach": Path(__file__).parent / "bddl" / "reach"}
+SHIPPED_SUITES = {name: Path(__file__).parent / "bddl" / name for name in ("reach", "approach")}
 """Suites of our own that come with the package."""
 
 

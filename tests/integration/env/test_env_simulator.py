@@ -198,6 +198,13 @@ def test_the_same_seed_is_the_same_episode(simulator: Simulator) -> None:
     assert other[0] != first[0]
 
 
+def test_official_states_of_our_own_suite_differ(simulator: Simulator) -> None:
+    task = rollout_pb2.Task(suite="reach", index=0)
+    commands = [env_pb2.ResetEpisode(task=task, init_state=number) for number in (0, 1, 0)]
+    frames = [simulator.reset(command).frames[0].image for command in commands]
+    assert frames[0] == frames[2] != frames[1]
+
+
 def test_the_limit_truncates_within_a_repeat(simulator: Simulator) -> None:
     seen = simulator.reset(reset_command(3, limit=6))
     seen = simulator.step(step_command())
@@ -234,8 +241,8 @@ def test_bad_resets_are_refused(simulator: Simulator) -> None:
         simulator.reset(env_pb2.ResetEpisode(task=task))
     with pytest.raises(ValueError, match=r"unknown camera 'behind'.*agentview"):
         simulator.reset(reset_command(3, "behind"))
-    with pytest.raises(ValueError, match="0 official initial states"):
-        simulator.reset(env_pb2.ResetEpisode(task=task, init_state=0))
+    with pytest.raises(ValueError, match="50 official initial states"):
+        simulator.reset(env_pb2.ResetEpisode(task=task, init_state=50))
 
 
 def test_a_state_that_blows_up_is_reported(simulator: Simulator) -> None:

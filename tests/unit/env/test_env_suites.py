@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from services.env.suites import LIBERO_STEP_LIMITS, TaskCatalog, UnknownTaskError
@@ -32,6 +33,17 @@ def test_every_libero_task_is_whole(catalog: TaskCatalog, suite: str, limit: int
         assert task.init_states == 50
         assert task.max_control_steps == limit
         assert task.init_state(49).ndim == 1
+
+
+def test_the_shipped_suite_has_states_all_over_its_region(catalog: TaskCatalog) -> None:
+    (task,) = catalog.tasks("reach")
+    assert task.init_states == 50
+    states = np.stack([task.init_state(number) for number in range(50)])
+    moving = np.flatnonzero(states.std(axis=0) > 1e-9)
+    assert len(moving) == 2, "only the bowl's x and y differ"
+    spread = states[:, moving].max(axis=0) - states[:, moving].min(axis=0)
+    assert (spread > (0.06, 0.08)).all()
+    assert (np.abs(states[:, moving]) < (0.04, 0.05)).all()
 
 
 def test_tasks_stand_in_the_benchmarks_order(catalog: TaskCatalog) -> None:
