@@ -1,0 +1,196 @@
+"""Actions a second: through gRPC, in-process vLLM, and eager generation one at a time.
+
+    python -m benchmarks.policy [--quick] [--checkpoint DIR]
+
+Everybody gets the same JPEG frames and instructions and answers with sampled tokens and log-probs.
+In-process vLLM is our model in vLLM's own synchronous engine with the server's arguments, batch
+after batch, without server, processes or wire; it decodes the same frames. Eager generation is the
+plain torch model with a key-value cache and batch 1, as Hugging Face-style servers do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.policy_load import KEY, Load, observations, served
+from benchmarks.report import Report
+from vlarl.client import AsyncPolicyClient
+from vlarl.config import PolicyConfig
+from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.images import PixelNormalizer, decode_image, prepare_image
+from vlarl.openvla.prompt import PromptBuilder
+from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.openvla.tokens import ActionTokenizer
+
+UNIT = "actions/s"
+BATCHES = (1, 8, 32)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
+    parser.add_argument("--checkpoint", type=Path, help="default: an untrained one of 224 px")
+    parser.add_argument("--baseline", choices=sorted(BASELINES), help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    seconds = 6.0 if arguments.quick else 30.0
+    if arguments.baseline:
+        print(BASELINES[arguments.baseline](arguments.checkpoint, arguments.batch, seconds))
+        return
+    with tempfile.TemporaryDirectory(prefix="vlarl-bench-") as directory:
+        checkpoint = arguments.checkpoint
+        if checkpoint is None:
+            checkpoint = Path(directory) / "tiny"
+            make_tiny_checkpoint(checkpoint, image_size=224)
+        met = asyncio.run(compare(checkpoint, Path(directory), seconds, arguments.quick))
+    sys.exit(0 if met else 1)
+
+
+async def compare(checkpoint: Path, directory: Path, seconds: float, quick: bool) -> bool:
+    """Measures everything and prints the table; False where a wanted ratio is missed."""
+    model = OpenVLAConfig.from_directory(checkpoint)
+    report = Report(
+        "policy", f"Actions a second, {model.image_size} px, {model.num_patches} image tokens"
+    )
+    arguments = ["--quick"] if quick else []
+    report.add("eager", baseline("eager", checkpoint, 1, arguments), UNIT, note="plain torch, x1")
+    for batch in BATCHES:
+        name = f"in-process vLLM x{batch}"
+        report.add(name, baseline("vllm", checkpoint, batch, arguments), UNIT)
+    async with served(checkpoint, directory, max(BATCHES)) as address:
+        for batch in BATCHES:
+            async with AsyncPolicyClient(address, timeout_seconds=60) as client:
+                await Load(client, batch).run(seconds / 3)
+                load = Load(client, batch)
+                began = time.perf_counter()
+                await load.run(seconds)
+                speed = len(load.latencies) / (time.perf_counter() - began)
+            if load.failed:
+                raise RuntimeError(f"{load.failed} requests failed")
+            wanted = 0.9 if batch == max(BATCHES) else None
+            report.add(
+                f"gRPC, {batch} clients",
+                speed,
+                UNIT,
+                against=f"in-process vLLM x{batch}",
+                at_least=wanted,
+            )
+    report.add(f"gRPC, {batch} clients ", speed, UNIT, against="eager")
+    return report.finish()
+
+
+def baseline(name: str, checkpoint: Path, batch: int, arguments: list[str]) -> float:
+    """A baseline's actions a second, measured in a process that does nothing else."""
+    command = [sys.executable, "-m", "benchmarks.policy", "--checkpoint", str(checkpoint)]
+    command += ["--baseline", name, "--batch", str(batch), *arguments]
+    # No second process, and threads as the server's engine has them.
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def timed(step: Callable[[], int], seconds: float) -> float:
+    """Actions a second of a step that returns how many it made."""
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds / 3:
+        step()
+    began, actions = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - began) < seconds:
+        actions += step()
+    return actions / elapsed
+
+
+def vllm_loop(checkpoint: Path, batch: int, seconds: float) -> float:
+    """VLLM's synchronous engine on batch after batch."""
+    from vllm import SamplingParams
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from services.policy.engine import engine_args
+    from services.policy.processing import engine_input
+
+    model = OpenVLAConfig.from_directory(checkpoint)
+    config = PolicyConfig(checkpoint=checkpoint, max_batch=max(BATCHES))
+    args = replace(engine_args(config, model), worker_extension_cls="")
+    engine = LLMEngine.from_engine_args(args)
+    prompts = PromptBuilder(checkpoint)
+    statistics = model.statistics(KEY)
+    tokens = ActionTokenizer(model.action_vocab_size)
+    params = SamplingParams(
+        temperature=1.0,
+        max_tokens=model.action_dim,
+        ignore_eos=True,
+        allowed_token_ids=tokens.action_ids,
+        logprobs=0,
+        detokenize=False,
+    )
+    pairs = observations(batch)
+
+    def step() -> int:
+        for index, (image, instruction) in enumerate(pairs):
+            pixels = prepare_image(decode_image(image), model.image_size, model.center_crop)
+            ids = prompts.token_ids(instruction)
+            prompt = engine_input(ids, pixels, model.pad_token_id, model.num_patches, str(index))
+            engine.add_request(str(index), prompt, params)
+        finished = 0
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    statistics.unnormalize(tokens.decode(list(output.outputs[0].token_ids)))
+                    finished += 1
+        return finished
+
+    return timed(step, seconds)
+
+
+def eager_loop(checkpoint: Path, batch: int, seconds: float) -> float:
+    """The plain torch model, token by token."""
+    from vlarl.openvla.modeling import generate_actions, load_model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = load_model(checkpoint, dtype, device)
+    normalizer = PixelNormalizer.from_directory(checkpoint)
+    prompts = PromptBuilder(checkpoint)
+    image, instruction = observations(1)[0]
+    statistics = model.config.statistics(KEY)
+    tokens = ActionTokenizer(model.config.action_vocab_size)
+    assert batch == 1
+
+    def step() -> int:
+        pixels = prepare_image(
+            decode_image(image), model.config.image_size, model.config.center_crop
+        )
+        drawn = generate_actions(
+            model,
+            torch.from_numpy(normalizer(pixels[None])).to(device),
+            torch.tensor([prompts.token_ids(instruction)], device=device),
+            temperature=1.0,
+        )
+        normalized = tokens.decode(drawn.token_ids.cpu().numpy())
+        statistics.unnormalize(normalized)
+        return len(normalized)
+
+    return timed(step, seconds)
+
+
+BASELINES: dict[str, Callable[[Path, int, float], float]] = {
+    "vllm": vllm_loop,
+    "eager": eager_loop,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What the policy's benchmarks share: a served checkpoint, observations, adapters, clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vlarl.adapter import Adapter
+from vlarl.client import AsyncPolicyClient
+from vlarl.openvla.checkpoint import base_digest
+from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.images import encode_jpeg
+from vlarl.openvla.lora import lora_layers
+from vlarl.rpc.channel import open_channel, wait_until_serving
+
+FRAME_SIZE = 256
+KEY = "libero_goal"
+INSTRUCTIONS = ("turn on the stove", "put the bowl on the plate", "open the middle drawer")
+
+
+def observations(count: int) -> list[tuple[bytes, str]]:
+    """JPEG frames as the simulator sends them, each different, with an instruction."""
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    scale = FRAME_SIZE // 16
+    return [
+        (encode_jpeg(one.repeat(scale, axis=0).repeat(scale, axis=1)), INSTRUCTIONS[index % 3])
+        for index, one in enumerate(tiles)
+    ]
+
+
+def random_adapter(checkpoint: Path, version: int, rank: int) -> Adapter:
+    """Factors for every adaptable layer."""
+    generator = torch.Generator().manual_seed(version)
+    layers = lora_layers(OpenVLAConfig.from_directory(checkpoint))
+    factors = {
+        layer: (
+            torch.randn(min(rank, out, into), into, generator=generator) / into**0.5,
+            torch.randn(out, min(rank, out, into), generator=generator) * 0.01,
+        )
+        for layer, (out, into) in layers.items()
+    }
+    return Adapter("benchmark", version, base_digest(checkpoint), 0.5, factors)
+
+
+@contextlib.asynccontextmanager
+async def served(checkpoint: Path, directory: Path, batch: int) -> AsyncIterator[str]:
+    """Address of a serving policy server on the checkpoint, in a process of its own."""
+    address_file, log_file = directory / "address", directory / "policy.log"
+    command = [sys.executable, "-m", "vlarl", "serve", "policy", "--checkpoint", str(checkpoint)]
+    command += ["--listen", "127.0.0.1:0", "--address-file", str(address_file)]
+    command += ["-s", f"policy.max_batch={batch}"]
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        while not address_file.exists():
+            if process.poll() is not None:
+                raise RuntimeError(f"the policy server ended: {log_file.read_text()[-2000:]}")
+            await asyncio.sleep(0.1)
+        address = address_file.read_text().strip()
+        async with open_channel(address) as channel:
+            await wait_until_serving(channel, "vlarl.policy.v1.PolicyService", 300)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(process.wait, 60)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@dataclass
+class Load:
+    """Clients that ask for one action after another until they are told to stop."""
+
+    client: AsyncPolicyClient
+    clients: int
+    temperature: float = 1.0
+    latencies: list[tuple[float, float]] = field(default_factory=list)
+    """(begin, end) of every answered request, by `time.perf_counter`."""
+    failed: int = 0
+
+    async def run(self, seconds: float | None, stop: asyncio.Event | None = None) -> None:
+        """Asks for so long, or until the event is set."""
+        pairs = observations(self.clients)
+        deadline = time.perf_counter() + seconds if seconds else float("inf")
+
+        async def one(index: int) -> None:
+            while time.perf_counter() < deadline and not (stop and stop.is_set()):
+                began = time.perf_counter()
+                try:
+                    await self.client.predict(
+                        *pairs[index], temperature=self.temperature, unnorm_key=KEY
+                    )
+                except Exception:  # noqa: BLE001 - whatever it was, a request failed
+                    self.failed += 1
+                else:
+                    self.latencies.append((began, time.perf_counter()))
+
+        await asyncio.gather(*(one(index) for index in range(self.clients)))
