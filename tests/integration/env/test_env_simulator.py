@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -245,9 +246,12 @@ def test_bad_resets_are_refused(simulator: Simulator) -> None:
         simulator.reset(env_pb2.ResetEpisode(task=task, init_state=50))
 
 
-def test_a_state_that_blows_up_is_reported(simulator: Simulator) -> None:
+def test_a_state_that_blows_up_is_reported(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from services.env.scene import DivergedError
 
+    monkeypatch.chdir(tmp_path)  # MuJoCo logs into the working directory.
     simulator.reset(reset_command(3))
     simulator._scene._env.sim.data.qvel[0] = np.inf
     with pytest.raises(DivergedError):
