@@ -46,7 +46,7 @@ class Display:
         self._durations = [*self._durations, metrics["seconds_iteration"]][-_RECENT:]
         left = sum(self._durations) / len(self._durations) * (self._iterations - done)
         remaining = f"ETA {_clock(left)}"
-        kl = f"{metrics['approximate_kl']:.4f}" if "approximate_kl" in metrics else "warm-up"
+        kl = f"{metrics['approximate_kl']:.2g}" if "approximate_kl" in metrics else "warm-up"
         stopped = " (stopped)" if metrics.get("kl_stopped") else ""
         phases = ", ".join(
             f"{name} {metrics[f'seconds_{name}']:.1f}"

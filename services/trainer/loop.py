@@ -109,6 +109,7 @@ class TrainingLoop:
             await self._save(progress, snapshot)
 
         await self._collector.settle(collected)
+        self._status.outstanding -= len(specs)
 
         with self._phase("publish"):
             await self._status.enter(trainer_pb2.RUN_STATE_PUBLISHING)
@@ -185,7 +186,6 @@ class TrainingLoop:
         iteration = iteration_message(replace(progress, metrics=progress.metrics | further))
         await asyncio.to_thread(self._log.write, iteration)
         self._display.iteration(iteration)
-        self._status.outstanding = 0
         await self._status.complete(iteration)
 
     async def _evaluate(self, progress: Progress) -> None:

@@ -19,7 +19,6 @@ from tests.integration.trainer.trainer_samples import trainer_config
 
 
 def main(checkpoint: Path, folder: Path, micro_batch: int, dtype: str) -> None:
-    torch.set_num_threads(1)
     world = World.from_environment()
     base = trainer_config()
     ppo = base.ppo.model_copy(update={"micro_batch": micro_batch, "mini_batch": 7})

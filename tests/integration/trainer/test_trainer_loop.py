@@ -174,7 +174,7 @@ async def test_two_ranks_go_on_where_one_stopped(
     checkpoint: Path, valkey: Valkey, tmp_path: Path
 ) -> None:
     rows = {}
-    for name, ranks in (("alone", (1, 1)), ("together", (1, 2))):
+    for name, legs in (("alone", [(4, 1)]), ("together", [(2, 1), (4, 2)])):
         policy = StandInPolicy(checkpoint)
         run_dir = tmp_path / name
         async with (
@@ -182,12 +182,12 @@ async def test_two_ranks_go_on_where_one_stopped(
             serving(policy) as address,
             working(queue, policy),
         ):
-            config = write_config(run_dir, checkpoint, valkey.url, address, iterations=2)
-            await train_to_the_end(run_dir, ranks[0])
-            longer = config.trainer.model_copy(update={"iterations": 4})
-            going_on = config.model_copy(update={"trainer": longer})
-            (run_dir / "config.toml").write_text(dump_toml(going_on))
-            await train_to_the_end(run_dir, ranks[1])
+            config = write_config(run_dir, checkpoint, valkey.url, address)
+            for iterations, ranks in legs:
+                trainer = config.trainer.model_copy(update={"iterations": iterations})
+                leg = config.model_copy(update={"trainer": trainer})
+                (run_dir / "config.toml").write_text(dump_toml(leg))
+                await train_to_the_end(run_dir, ranks)
             rows[name] = read_metrics(run_dir)
             assert not await queue.outstanding(name)
     assert len(rows["alone"]) == 4

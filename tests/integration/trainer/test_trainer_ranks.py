@@ -15,6 +15,7 @@ from safetensors.torch import load_file  # noqa: E402
 from services.trainer.batch import Experience  # noqa: E402
 from services.trainer.learner import Learner  # noqa: E402
 from services.trainer.world import World  # noqa: E402
+from tests.integration.trainer import rank_program  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
     made_up_trajectories,
@@ -25,13 +26,12 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 
 
-def run_ranks(ranks: int, checkpoint: Path, folder: Path, micro_batch: int, dtype: str) -> None:
+def run_two_ranks(*arguments: str) -> None:
     program = str(Path(__file__).with_name("rank_program.py"))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    arguments = [program, str(checkpoint), str(folder), str(micro_batch), dtype]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *(launcher if ranks > 1 else []), *arguments],
+        [sys.executable, *launcher, program, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -51,8 +51,8 @@ def test_two_ranks_learn_what_one_learns(
         # The second batch is stale, and odd in number: one rank's last pass counts for nothing.
         experience = Experience(iteration, iteration + 1, made_up_trajectories(acting, 3))
         (tmp_path / f"{iteration}.bin").write_bytes(experience.to_bytes())
-    run_ranks(1, checkpoint, tmp_path, micro_batch=7, dtype=dtype)
-    run_ranks(2, checkpoint, tmp_path, micro_batch=2, dtype=dtype)
+    rank_program.main(checkpoint, tmp_path, 7, dtype)
+    run_two_ranks(str(checkpoint), str(tmp_path), "2", dtype)
     one_rank, two_ranks = (
         json.loads((tmp_path / f"metrics-{ranks}.json").read_text()) for ranks in (1, 2)
     )
