@@ -15,28 +15,21 @@ import asyncio
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.env_load import WARM_UP, actions, drive, reset_command, serving
 from benchmarks.report import Report
 from services.env import headless
 from services.env.suites import SuiteTask, TaskCatalog
-from vlarl.config import ChannelConfig, EnvConfig, RunConfig, dump_toml
-from vlarl.env.v1 import env_pb2, env_pb2_grpc
-from vlarl.rollout.v1 import rollout_pb2
-from vlarl.rpc.channel import open_channel, wait_until_serving
+from vlarl.config import EnvConfig
+from vlarl.env.v1 import env_pb2
 
 SIZE = 256
 UNIT = "steps/s"
-WARM_UP = 5
-"""Control steps before the clock runs."""
-LONG_EPISODE = 10_000
 
 
 def main() -> None:
@@ -70,13 +63,6 @@ def compare(task: str, seconds: float) -> bool:
             report.add(ours, speed, UNIT, against=stock, at_least=wanted)
             report.add(f"{ours} ", speed, UNIT, against=loop, at_least=0.9)
     return report.finish()
-
-
-def actions() -> Iterator[npt.NDArray[np.float64]]:
-    """Small random motions [7] in the dataset's units, gripper open; the same for everybody."""
-    generator = np.random.default_rng(7)
-    while True:
-        yield np.append(np.clip(generator.normal(0, 0.3, 6), -1, 1), 1.0)
 
 
 def timed(step: Callable[[npt.NDArray[np.float64]], object], seconds: float) -> None:
@@ -148,12 +134,6 @@ def settings(profile: str, processes: int) -> EnvConfig:
     )
 
 
-def reset_command(suite: str, index: int) -> env_pb2.ResetEpisode:
-    """An episode that doesn't end while it is measured."""
-    task = rollout_pb2.Task(suite=suite, index=index)
-    return env_pb2.ResetEpisode(task=task, placement_seed=0, max_control_steps=LONG_EPISODE)
-
-
 def bare(task: str, loop: str, seconds: float, processes: int) -> float:
     """Steps a second of so many bare loops at once, together."""
     command = [sys.executable, "-m", "benchmarks.env", "--task", task]
@@ -202,71 +182,6 @@ def served(task: str, profile: str, seconds: float, processes: int) -> float:
     suite, _, index = task.partition(":")
     with serving(settings(profile, processes)) as address:
         return asyncio.run(drive(address, reset_command(suite, int(index)), seconds, processes))
-
-
-@contextmanager
-def serving(env: EnvConfig) -> Iterator[str]:
-    """A server in a process of its own; its address."""
-    with tempfile.TemporaryDirectory(prefix="vlarl-") as name:
-        folder = Path(name)
-        (folder / "run.toml").write_text(dump_toml(RunConfig(env=env)))
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "vlarl", "serve", "env", "--no-queue"),
-                *("--config", str(folder / "run.toml"), "--listen", "127.0.0.1:0"),
-                *("--address-file", str(folder / "address"), "--drain-seconds", "1"),
-            ]
-        )
-        try:
-            while not (folder / "address").exists():
-                if process.poll() is not None:
-                    raise RuntimeError(f"the server ended with status {process.returncode}")
-                time.sleep(0.05)
-            yield (folder / "address").read_text().strip()
-        finally:
-            process.terminate()
-            process.wait()
-
-
-async def drive(address: str, reset: env_pb2.ResetEpisode, seconds: float, episodes: int) -> float:
-    """Steps a second over so many episodes at once."""
-    async with open_channel(address, ChannelConfig(timeout_seconds=600)) as channel:
-        await wait_until_serving(channel, "", 120)
-        stub: env_pb2_grpc.EnvServiceAsyncStub = env_pb2_grpc.EnvServiceStub(channel)
-        ready = asyncio.Barrier(episodes)
-        return sum(
-            await asyncio.gather(*(_episode(stub, reset, seconds, ready) for _ in range(episodes)))
-        )
-
-
-async def _episode(
-    stub: env_pb2_grpc.EnvServiceAsyncStub,
-    reset: env_pb2.ResetEpisode,
-    seconds: float,
-    ready: asyncio.Barrier,
-) -> float:
-    call = stub.Interact()
-    await call.write(env_pb2.InteractRequest(reset=reset))
-    await call.read()
-    moves = actions()
-
-    async def step() -> None:
-        command = env_pb2.StepEpisode(action=next(moves))
-        await call.write(env_pb2.InteractRequest(step=command))
-        answer = await call.read()
-        if not (isinstance(answer, env_pb2.InteractResponse) and answer.frames[0].image):
-            raise RuntimeError("an answer without a frame")
-
-    for _ in range(WARM_UP):
-        await step()
-    await ready.wait()
-    began = time.perf_counter()
-    steps = 0
-    while (elapsed := time.perf_counter() - began) < seconds:
-        await step()
-        steps += 1
-    call.cancel()
-    return steps / elapsed
 
 
 if __name__ == "__main__":

@@ -230,6 +230,8 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         "episodes": float(len(trajectories)),
         "missing_episodes": float(len(collected.missing)),
         "samples": float(sum(lengths)),
+        "seconds_in_episodes": sum(t.seconds for t in trajectories),
+        "seconds_waiting_for_policy": sum(t.policy_seconds for t in trajectories),
     } | {f"success_rate/task_{task}": float(np.mean(one)) for task, one in successes.items()}
 
 

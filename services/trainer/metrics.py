@@ -32,6 +32,8 @@ METRICS = {
     "evaluation_success_rate": "share of greedy episodes on official initial states that succeeded",
     "publish_pause_seconds": "longest time for which a policy replica could start no action",
     "seconds_rollout": "wall-clock seconds of collecting the batch",
+    "seconds_in_episodes": "sum over episodes of the wall-clock seconds they took",
+    "seconds_waiting_for_policy": "of these, seconds in which episodes waited for an action",
     "seconds_learning": "wall-clock seconds of the update, inference included",
     "seconds_inference": "of these, seconds for features and old log-probs",
     "seconds_checkpoint": "wall-clock seconds of writing the checkpoint",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,7 @@ def train(
     Needs the other services running (`vlarl up` starts them all). Under torchrun, every process
     runs this command; rank 0 talks to the queue and the policy servers:
 
-        torchrun --nproc-per-node 8 -m vlarl train configs/run.toml
+        torchrun --nproc-per-node 8 -m vlarl train configs/run.toml --run-dir runs/mine
     """
     configure_logging(verbose)
     with one_sentence_errors():
@@ -91,11 +92,15 @@ def _choose_run(
         raise ConfigError("name a configuration, e.g. configs/embedded.toml, or --resume RUN")
     settings = read_config(config, overrides)
     stamp = time.strftime("%Y%m%d-%H%M%S")
+    if run_dir is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError("under torchrun, name the run's folder with --run-dir")
     directory = run_dir or Path("runs") / f"{settings.name}-{stamp}"
-    if (directory / "config.toml").exists():
-        raise ConfigError(f"{directory} holds a run already; go on with --resume {directory}")
     # The folder's name is the run's id: unique, so that runs may share a queue and policy servers.
     settings = settings.model_copy(update={"name": directory.name})
+    if os.environ.get("RANK", "0") != "0":
+        return settings, directory
+    if (directory / "config.toml").exists():
+        raise ConfigError(f"{directory} holds a run already; go on with --resume {directory}")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.toml").write_text(dump_toml(settings))
     return settings, directory

@@ -122,6 +122,8 @@ class TrainerConfig(Section):
     """Newest checkpoints that are kept."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of torch on a CPU; none: all cores."""
+    ranks: int = Field(default=1, ge=1)
+    """Processes of the trainer that `vlarl up` starts (with torchrun), one a GPU."""
     ppo: PpoConfig = PpoConfig()
     """The policy's update."""
     lora: LoraConfig = LoraConfig()

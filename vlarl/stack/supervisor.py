@@ -54,6 +54,7 @@ class Stack:
     """The queue, three services and the trainer of one run."""
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
+        self._config = config
         self._run_dir = run_dir
         # A Unix socket's path must be short, so it can't lie in the run's folder.
         self._sockets = Path(tempfile.mkdtemp(prefix="vlarl-"))
@@ -80,6 +81,9 @@ class Stack:
             for name in ("policy", "env", "reward"):
                 await self._watching(self._until_serving(name))
         command = [sys.executable, "-m", "vlarl", "train", "--resume", str(self._run_dir)]
+        if (ranks := self._config.trainer.ranks) > 1:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            command[1:1] = torchrun
         command += ["--metrics-listen", self._metrics["trainer"], *self._settings()]
         return await self._start("trainer", command, foreground=True)
 

@@ -1,0 +1,120 @@
+"""Where an iteration's time goes, and how much of the slower part's speed the whole loop keeps.
+
+    python -m benchmarks.loop [--quick]
+
+First the two parts of a rollout alone, each with the machine to itself: the env pool, asked for
+the same actions without any policy, and the policy server, asked by as many clients as there are
+simulators. Then the whole loop with the same settings: rollout, scoring, learning, checkpoint,
+publication. Everything through the real services.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.env_load import drive, reset_command, serving
+from benchmarks.policy_load import Load, served
+from benchmarks.report import Report
+from vlarl.client import AsyncPolicyClient
+from vlarl.config import RunConfig, load_config
+from vlarl.stack.supervisor import simulator_python
+
+CONFIG = Path("configs/embedded.toml")
+UNIT = "env-steps/s"
+WARM_UP_ITERATIONS = 2
+"""Iterations that don't count: scenes are built, the critic warms up."""
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
+    arguments = parser.parse_args()
+    seconds, iterations = (5.0, 2) if arguments.quick else (30.0, 8)
+    overrides = [
+        "tasks.indices=[0]",
+        f"trainer.iterations={WARM_UP_ITERATIONS + iterations}",
+        "trainer.episodes_per_iteration=12",
+        "evaluation.at_end=false",
+    ]
+    config = load_config(CONFIG, overrides)
+    report = Report("loop", f"A whole iteration of {CONFIG.name}, task 0, against its parts alone")
+    repeat = config.env.action_repeat
+    env_alone = env_part(config, seconds) * repeat
+    report.add("env pool alone", env_alone, UNIT, note=f"{config.env.processes} simulators")
+    policy_alone = policy_part(config, seconds) * repeat
+    report.add("policy alone", policy_alone, UNIT, note=f"{config.env.processes} clients")
+    with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
+        lines = whole_loop(overrides, Path(folder) / "run")
+    steps = np.array([line["samples"] * repeat for line in lines])
+    rollout = np.array([line["seconds_rollout"] for line in lines])
+    whole = np.array([line["seconds_iteration"] for line in lines])
+    slower = "env pool alone" if env_alone < policy_alone else "policy alone"
+    report.add("rollout", steps.sum() / rollout.sum(), UNIT, against=slower)
+    rate = steps.sum() / whole.sum()
+    report.add("whole iteration", rate, UNIT, against=slower, at_least=0.8)
+    shares(report, lines, whole.sum(), config)
+    sys.exit(0 if report.finish() else 1)
+
+
+def shares(
+    report: Report, lines: Sequence[dict[str, float]], seconds: float, config: RunConfig
+) -> None:
+    """Adds each phase's share of wall time; within the rollout, an env's time by what it did."""
+    for phase in ("rollout", "learning", "checkpoint", "publish"):
+        spent = sum(line.get(f"seconds_{phase}", 0.0) for line in lines)
+        report.add(f"share of {phase}", spent / seconds, "of wall time")
+    waited = sum(line.get("seconds_waiting_for_policy", 0.0) for line in lines)
+    stepped = sum(line.get("seconds_in_episodes", 0.0) for line in lines) - waited
+    lanes = seconds * config.env.processes
+    report.add("simulators step and render", stepped / lanes, "of wall time", note="mean of envs")
+    report.add("simulators wait for actions", waited / lanes, "of wall time", note="mean of envs")
+
+
+def env_part(config: RunConfig, seconds: float) -> float:
+    """Actions a second of the pool, all its simulators in an episode."""
+    env = config.env.model_copy(update={"external_processes": config.env.processes})
+    with serving(env, str(simulator_python())) as address:
+        reset = reset_command(config.tasks.suite, config.tasks.indices[0])
+        processes = config.env.processes
+        return asyncio.run(drive(address, reset, seconds, processes, config.env.action_repeat))
+
+
+def policy_part(config: RunConfig, seconds: float) -> float:
+    """Actions a second of the server, asked by as many clients as there are simulators."""
+
+    async def ask(directory: Path) -> float:
+        checkpoint = config.policy.checkpoint
+        async with (
+            served(checkpoint, directory, config.policy.max_batch) as address,
+            AsyncPolicyClient(address) as client,
+        ):
+            await Load(client, config.env.processes).run(2.0)
+            load = Load(client, config.env.processes)
+            await load.run(seconds)
+            return len(load.latencies) / seconds
+
+    with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
+        return asyncio.run(ask(Path(folder)))
+
+
+def whole_loop(overrides: Sequence[str], run_dir: Path) -> list[dict[str, float]]:
+    """Runs the stack; the metrics of its iterations after the warm-up."""
+    settings = [part for override in overrides for part in ("--set", override)]
+    command = [sys.executable, "-m", "vlarl", "up", str(CONFIG), "--run-dir", str(run_dir)]
+    subprocess.run([*command, *settings], check=True)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines][WARM_UP_ITERATIONS:]
+
+
+if __name__ == "__main__":
+    main()
