@@ -13,9 +13,10 @@ command -v "$python" >/dev/null || python=python3
 
 # Software rendering for MuJoCo, and what OpenCV's wheel links to.
 libraries_missing() {
-    local library
+    local known library
+    known=$(ldconfig -p)
     for library in libOSMesa.so libGL.so.1 libgthread-2.0.so.0; do
-        ldconfig -p | grep -q "$library" || return 0
+        [[ $known == *"$library"* ]] || return 0
     done
     return 1
 }
