@@ -37,18 +37,9 @@ install() {
     [ "$(cat "$folder/.stamp" 2>/dev/null)" = "$stamp" ] && return
     echo "setting up $folder from $* (some minutes)"
     "$python" -m venv "$folder"
-    local pip=("$folder/bin/python" -m pip --quiet --disable-pip-version-check)
-    local others
-    others=$(mktemp)
-    # torch's CPU build lies outside the default index; see README, "Installing".
-    cat "$@" | grep -v '^torch==' >"$others"
-    if ! "${pip[@]}" install --no-deps "$(cat "$@" | grep '^torch==')" 2>"$others.log"; then
-        echo "no CPU build of torch in the configured indexes; taking the default build" >&2
-        "${pip[@]}" install torch==2.13.0
-    fi
-    "${pip[@]}" install --no-deps -r "$others" 2> >(grep -v 'is ignored: it is neither' >&2)
-    "${pip[@]}" install --no-deps --no-build-isolation -e . 2> >(grep -v 'is ignored' >&2)
-    rm -f "$others" "$others.log"
+    requirements/install.sh "$folder/bin/python" "$@"
+    "$folder/bin/python" -m pip --quiet --disable-pip-version-check \
+        install --no-deps --no-build-isolation -e . 2> >(grep -v 'is ignored' >&2 || true)
     echo "$stamp" >"$folder/.stamp"
 }
 install .venv requirements/torch-cpu.txt requirements/test.txt requirements/dev.txt
