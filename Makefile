@@ -28,6 +28,8 @@ lint: setup ## Formatting, lint, strict types, protos
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	@if git rev-parse -q --verify main >/dev/null; then \
+	    $(BIN)/buf breaking --against '.git#branch=main'; fi
 
 protos: setup ## Regenerate the stubs from protos/
 	$(BIN)/buf format --write
