@@ -17,7 +17,8 @@ import numpy as np
 from services.policy.engine import PolicyEngine
 from services.policy.metrics import PolicyMetrics
 from services.policy.service import PolicyServicer
-from services.policy.swap import WeightSwapper
+from services.policy.swap import SwapFailedError, WeightsLostError, WeightSwapper
+from vlarl.adapter import AdapterError
 from vlarl.config import ChannelConfig, PolicyConfig, ServerConfig
 from vlarl.errors import FatalError
 from vlarl.openvla.checkpoint import base_digest
@@ -52,20 +53,24 @@ async def serve(
         trainer_channel: credentials for `config.trainer_address`; none: the server's own token.
 
     Raises:
-        PolicyServerError: the engine died, or lost its weights.
-        ConfigError: the checkpoint can't be used.
+        PolicyServerError: the engine didn't start, died, or lost its weights; the trainer's
+            adapter doesn't fit.
+        ConfigError, CheckpointError: the checkpoint can't be used.
         ListenError: the address can't be bound.
     """
     model = OpenVLAConfig.from_directory(config.checkpoint)
+    digest = await asyncio.to_thread(base_digest, config.checkpoint)
     rpc = RpcServer(server, [_SERVICE])
     metrics = PolicyMetrics(rpc.registry)
-    digest = await asyncio.to_thread(base_digest, config.checkpoint)
     servicer = PolicyServicer(config, model, digest, metrics)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, rpc.grpc)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(servicer.close)
         await stack.enter_async_context(rpc)
-        engine = await PolicyEngine.start(config, model, metrics)
+        try:
+            engine = await PolicyEngine.start(config, model, metrics)
+        except (RuntimeError, ValueError) as error:
+            raise PolicyServerError(f"the engine didn't start: {error}") from error
         stack.callback(engine.shutdown)
         swapper = WeightSwapper(engine, lora_layers(model), digest, metrics)
         if config.trainer_address:
@@ -107,6 +112,8 @@ async def fetch_weights(
                 _LOG.info("trainer %s has published nothing yet", address)
                 return
             await swapper.update(_chain(header, stream))
+        except (AdapterError, SwapFailedError, WeightsLostError) as error:
+            raise PolicyServerError(f"the adapter of trainer {address}: {error}") from error
         except grpc.aio.AioRpcError as error:
             if error.code() not in (
                 grpc.StatusCode.UNAVAILABLE,

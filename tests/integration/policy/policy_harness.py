@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from vlarl.adapter import Adapter
 from vlarl.client import Action
@@ -47,11 +50,14 @@ class PolicyProcess:
 
     def __init__(self, checkpoint: Path, directory: Path, *options: str) -> None:
         self._address_file = directory / "address"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.metrics_address = f"127.0.0.1:{free.getsockname()[1]}"
         self._log = directory / "log"
         command = [
             *(sys.executable, "-m", "vlarl", "serve", "policy"),
             *("--checkpoint", str(checkpoint), "--listen", "127.0.0.1:0"),
             *("--address-file", str(self._address_file), "--drain-seconds", "10"),
+            *("--metrics-listen", self.metrics_address),
             *("-s", "policy.kv_cache_mib=64", "-s", "policy.cpu_threads=1"),
             *("-s", "policy.max_batch=32", "-s", "policy.max_observations=16", *options),
         ]
@@ -79,6 +85,13 @@ class PolicyProcess:
             assert time.monotonic() < deadline, self.log
             threading.Event().wait(0.05)
         return self._address_file.read_text().strip()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample of the Prometheus endpoint, 0 where it isn't there yet."""
+        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics") as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        samples = [one for family in families for one in family.samples if one.name == name]
+        return sum(one.value for one in samples if labels.items() <= one.labels.items())
 
     def family(self) -> list[psutil.Process]:
         """The server and every process it started."""

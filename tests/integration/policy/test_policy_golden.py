@@ -106,9 +106,7 @@ async def test_a_merge_that_fails_half_way_can_be_undone(checkpoint: Path, tmp_p
         whole = (directory / "model.safetensors").read_bytes()
         reader = CheckpointReader(directory)
         left_out = "language_model.model.layers.1.self_attn.k_proj.weight"
-        save_tensors(
-            directory, [(key, reader.tensor(key)) for key in reader if key != left_out]
-        )
+        save_tensors(directory, [(key, reader.tensor(key)) for key in reader if key != left_out])
         with pytest.raises(Exception, match="k_proj"):
             await merge(2)
         assert await logprobs() != first

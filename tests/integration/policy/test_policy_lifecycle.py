@@ -146,3 +146,10 @@ def test_a_signal_during_the_start_ends_it_cleanly(checkpoint: Path, tmp_path: P
     started = time.monotonic()
     assert process.stop() == 143
     assert time.monotonic() - started < 20
+
+
+def test_a_checkpoint_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    process = PolicyProcess(tmp_path / "nowhere", tmp_path)
+    assert process.process.wait(timeout=120) == 1
+    assert "nowhere" in process.fatal_sentence
+    assert "Traceback" not in process.log

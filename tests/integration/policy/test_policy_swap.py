@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 from tests.integration.policy.policy_harness import (  # noqa: E402
     INSTRUCTIONS,
     KEY,
+    PolicyProcess,
     Reference,
     frames,
     random_adapter,
@@ -249,3 +250,39 @@ async def test_two_publishers_at_once_leave_one_version(
     answers = [one for one in results if isinstance(one, pb.UpdateWeightsResponse)]
     applied = [one for one in answers if not one.already_applied and one.policy_version == 3]
     assert len(applied) == 1
+
+
+async def test_metrics_count_what_happened(
+    client: AsyncPolicyClient, stub: Stub, server: PolicyProcess, checkpoint: Path
+) -> None:
+    def metric(name: str, **labels: str) -> float:
+        return server.metric(f"vlarl_policy_{name}", **labels)
+
+    names = ("actions_total", "request_seconds_count", "batch_size_count", "swaps_total")
+    names += ("swap_seconds_count", "pause_seconds_count", "swap_bytes_total")
+    before = {name: metric(name) for name in names}
+    refused = metric("failures_total", method="UpdateWeights", cause="base")
+    invalid = metric("failures_total", method="PredictActions", cause="invalid")
+
+    await publish(stub, random_adapter(checkpoint, 40), takeover=True)
+    answer = await publish(stub, random_adapter(checkpoint, 41))
+    await client.predict_batch(PAIRS, unnorm_key=KEY)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.UpdateWeights(bad_stream("other base", checkpoint))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.PredictActions(pb.PredictActionsRequest())
+
+    rises = {name: metric(name) - before[name] for name in names}
+    assert rises == {
+        "actions_total": 4,
+        "request_seconds_count": 1,
+        "batch_size_count": 4,
+        "swaps_total": 2,
+        "swap_seconds_count": 2,
+        "pause_seconds_count": 2,
+        "swap_bytes_total": 2 * answer.bytes,
+    }
+    assert metric("weights_version") == 41
+    assert metric("actions_running") == metric("actions_waiting") == 0
+    assert metric("failures_total", method="UpdateWeights", cause="base") == refused + 1
+    assert metric("failures_total", method="PredictActions", cause="invalid") == invalid + 1
