@@ -29,6 +29,7 @@ JPEG_QUALITY = 95
 CENTER_CROP_AREA = 0.9
 """Share of the area that the centre crop keeps: what the random crops of training kept."""
 
+_BAND_ROWS = 32
 _LANCZOS_RADIUS = 3.0
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
 _DECODER_ERRORS = (
@@ -107,11 +108,10 @@ def lanczos_resize(frame: Frame, size: int) -> Frame:
     Half-pixel centres, the kernel widened when shrinking and renormalised at the borders; then
     rounded half to even and clipped to uint8.
     """
-    rows = _lanczos_weights(frame.shape[0], size)
-    columns = _lanczos_weights(frame.shape[1], size)
-    narrow = np.tensordot(rows, frame.astype(np.float64), axes=(1, 0))
-    resized = np.tensordot(narrow, columns, axes=(1, 1)).transpose(0, 2, 1)
-    return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
+    rows = _resize_rows(frame.astype(np.float32), size)
+    resized = _resize_rows(np.ascontiguousarray(rows.swapaxes(0, 1)), size)
+    np.clip(np.rint(resized, out=resized), 0, 255, out=resized)
+    return resized.astype(np.uint8).swapaxes(0, 1)
 
 
 def center_crop(frame: Frame) -> Frame:
@@ -121,8 +121,10 @@ def center_crop(frame: Frame) -> Frame:
     the box (not half-pixel centres), between ``convert_image_dtype`` to [0, 1] and back, which
     truncates ``255.5 * x``.
     """
-    cropped = _crop_rows(_crop_rows(frame / 255.0).swapaxes(0, 1)).swapaxes(0, 1)
-    return np.minimum(cropped * 255.5, 255).astype(np.uint8)
+    rows = _crop_rows(frame.astype(np.float32) / np.float32(255))
+    cropped = _crop_rows(np.ascontiguousarray(rows.swapaxes(0, 1)))
+    np.minimum(np.multiply(cropped, np.float32(255.5), out=cropped), 255, out=cropped)
+    return cropped.astype(np.uint8).swapaxes(0, 1)
 
 
 _crop = center_crop  # `prepare_image` has an argument of that name.
@@ -167,7 +169,32 @@ def _require_frame(frame: Frame) -> None:
         )
 
 
+def _resize_rows(image: NDArray[np.float32], target: int) -> NDArray[np.float32]:
+    """Resize an image [height, ...] along its first axis."""
+    flat = image.reshape(len(image), -1)
+    resized = np.empty((target, flat.shape[1]), np.float32)
+    for first, above, weights in _lanczos_bands(len(image), target):
+        source = flat[above : above + weights.shape[1]]
+        np.matmul(weights, source, out=resized[first : first + len(weights)])
+    return resized.reshape(target, *image.shape[1:])
+
+
 @functools.lru_cache(maxsize=32)
+def _lanczos_bands(source: int, target: int) -> list[tuple[int, int, NDArray[np.float32]]]:
+    """`_lanczos_weights` in bands of rows, each without the columns in which it is 0.
+
+    Returns:
+        For each band its first row, its first column, and its weights.
+    """
+    whole = _lanczos_weights(source, target)
+    bands = []
+    for first in range(0, target, _BAND_ROWS):
+        rows = whole[first : first + _BAND_ROWS]
+        used = np.flatnonzero(rows.any(axis=0))
+        bands.append((first, int(used[0]), rows[:, used[0] : used[-1] + 1].astype(np.float32)))
+    return bands
+
+
 def _lanczos_weights(source: int, target: int) -> NDArray[np.float64]:
     """Weights [target, source] of one direction of the resize; each row sums to 1."""
     scale = source / target
@@ -180,12 +207,16 @@ def _lanczos_weights(source: int, target: int) -> NDArray[np.float64]:
     return np.asarray(kernel / kernel.sum(axis=1, keepdims=True))
 
 
-def _crop_rows(unit: NDArray[np.float64]) -> NDArray[np.float64]:
+def _crop_rows(unit: NDArray[np.float32]) -> NDArray[np.float32]:
     """Crop and stretch an image [height, ...] along its first axis."""
     size = len(unit)
     side = np.sqrt(CENTER_CROP_AREA)
     positions = ((1 - side) / 2 + side * np.linspace(0.0, 1.0, size)) * (size - 1)
     below = np.floor(positions).astype(np.int64)
     above = np.minimum(below + 1, size - 1)
-    share = (positions - below)[:, None, None]
-    return np.asarray(unit[below] + (unit[above] - unit[below]) * share)
+    near: NDArray[np.float32] = unit[below]
+    far: NDArray[np.float32] = unit[above]
+    far -= near
+    far *= (positions - below).astype(np.float32)[:, None, None]
+    far += near
+    return far
