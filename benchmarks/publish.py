@@ -1,0 +1,68 @@
+"""Turns the results of the last benchmark runs into docs/benchmarks.md.
+
+    python -m benchmarks.publish
+
+What the numbers mean stands in each benchmark's docstring; remarks on a result go into
+docs/benchmarks-remarks.md, which is copied to the end.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import RESULTS
+
+PAGE = Path("docs/benchmarks.md")
+REMARKS = Path("docs/benchmarks-remarks.md")
+ORDER = ("env", "policy", "swap", "loop")
+
+
+def main() -> None:
+    """Writes the page."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "`make bench` runs them; every ratio is of one run on one machine.",
+    ]
+    for name in ORDER:
+        file = RESULTS / f"{name}.json"
+        if file.exists():
+            lines += section(json.loads(file.read_text()))
+    if REMARKS.exists():
+        lines += ["", REMARKS.read_text().rstrip()]
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def section(result: dict[str, Any]) -> list[str]:
+    """One benchmark's table."""
+    machine = result["machine"]
+    packages = ", ".join(f"{k} {v}" for k, v in machine["packages"].items())
+    lines = [
+        "",
+        f"## {result['title']}",
+        "",
+        f"`python -m benchmarks.{result['name']}`, {result['began'][:10]}, {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB; {packages}.",
+        "",
+        "| what | value | unit | ratio | wanted | |",
+        "| --- | ---: | --- | --- | --- | --- |",
+    ]
+    return lines + [row(measurement) for measurement in result["measurements"]]
+
+
+def row(measurement: dict[str, Any]) -> str:
+    """One line of it."""
+    ratio, wanted = measurement["ratio"], measurement["at_least"]
+    of = "" if ratio is None else f"{ratio:.2f} of {measurement['against']}"
+    aim = ""
+    if wanted is not None:
+        aim = f"{wanted:g}: {'met' if ratio >= wanted else '**missed**'}"
+    value = f"{measurement['value']:,.4g}"
+    cells = (measurement["name"], value, measurement["unit"], of, aim, measurement["note"])
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
