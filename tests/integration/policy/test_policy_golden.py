@@ -109,8 +109,8 @@ async def test_a_merge_that_fails_half_way_can_be_undone(checkpoint: Path, tmp_p
         save_tensors(directory, [(key, reader.tensor(key)) for key in reader if key != left_out])
         with pytest.raises(Exception, match="k_proj"):
             await merge(2)
-        assert await logprobs() != first
-
+        # As the server does, nothing is asked of the broken weights: they may hold NaN, which the
+        # key-value cache would keep.
         (directory / "model.safetensors").write_bytes(whole)
         assert await merge(1) == digest
         assert await logprobs() == first
