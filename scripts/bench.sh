@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# The benchmarks of docs/benchmarks.md, one after the other on a quiet machine. Results: build/benchmarks/*.json.
-# Arguments go to each of them, e.g. scripts/bench.sh --quick.
-set -euo pipefail
+# The benchmarks, one after the other; run them on a machine that does nothing else. Results go to
+# build/benchmarks/*.json and docs/benchmarks.md. Arguments go to each of them, e.g. --quick.
+# Exits with 1 where a wanted ratio was missed.
+set -uo pipefail
 cd "$(dirname "$0")/.."
 export MUJOCO_GL=${MUJOCO_GL:-osmesa}
-.venv-sim/bin/python -m benchmarks.env "$@"
-.venv/bin/python -m benchmarks.policy "$@"
-.venv/bin/python -m benchmarks.swap "$@"
-.venv/bin/python -m benchmarks.loop "$@"
+missed=0
+.venv-sim/bin/python -m benchmarks.env "$@" || missed=1
+.venv/bin/python -m benchmarks.policy "$@" || missed=1
+.venv/bin/python -m benchmarks.swap "$@" || missed=1
+.venv/bin/python -m benchmarks.loop "$@" || missed=1
+.venv/bin/python -m benchmarks.publish
+exit $missed
