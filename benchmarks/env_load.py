@@ -21,7 +21,7 @@ from vlarl.rpc.channel import open_channel, wait_until_serving
 
 WARM_UP = 5
 """Steps before the clock runs."""
-LONG_EPISODE = 100_000
+LONG_EPISODE = 10_000
 
 
 def actions() -> Iterator[npt.NDArray[np.float64]]:

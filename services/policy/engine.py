@@ -54,7 +54,7 @@ class SampledAction:
 
 
 def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
-    """The engine's arguments for a checkpoint; docs/decisions says why each is what it is."""
+    """The engine's arguments for a checkpoint; docs/decisions/0002 says why each is what it is."""
     on_gpu = torch.cuda.is_available()
     dtype = config.dtype
     if dtype == "auto":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -65,9 +64,6 @@ def policy(
     }
     section = run.policy.model_copy(update={k: v for k, v in chosen.items() if v is not None})
     configure_logging(verbose)
-    # vLLM reads these when it is imported; nothing here may phone home or load from a hub.
-    for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"):
-        os.environ.setdefault(name, "1")
     from services.policy.server import serve
 
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)

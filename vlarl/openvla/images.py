@@ -2,7 +2,8 @@
 
 The frame is JPEG-coded once, where it was taken; everybody decodes the same bytes with this code
 and so sees the same pixels. ``docs/openvla.md`` lists how far each step is from TensorFlow's.
-Resampling is computed in float64: rounding to uint8 then doesn't depend on the machine.
+No step depends on the machine, the number of threads or the order of a sum: the resize is exact
+(docs/decisions/0005), the crop works on one element at a time.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ CENTER_CROP_AREA = 0.9
 
 _BAND_ROWS = 32
 _LANCZOS_RADIUS = 3.0
+_WEIGHT_UNIT = 2.0**-21
+"""Lanczos weights are whole multiples of it. Two passes over 8-bit pixels then need 8 + 2 * 21 bits
+and a sign, and another for overshoots: all products and sums are exact in float64's 53."""
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
 _DECODER_ERRORS = (
     OSError,
@@ -108,7 +112,7 @@ def lanczos_resize(frame: Frame, size: int) -> Frame:
     Half-pixel centres, the kernel widened when shrinking and renormalised at the borders; then
     rounded half to even and clipped to uint8.
     """
-    rows = _resize_rows(frame.astype(np.float32), size)
+    rows = _resize_rows(frame.astype(np.float64), size)
     resized = _resize_rows(np.ascontiguousarray(rows.swapaxes(0, 1)), size)
     np.clip(np.rint(resized, out=resized), 0, 255, out=resized)
     return resized.astype(np.uint8).swapaxes(0, 1)
@@ -169,10 +173,10 @@ def _require_frame(frame: Frame) -> None:
         )
 
 
-def _resize_rows(image: NDArray[np.float32], target: int) -> NDArray[np.float32]:
+def _resize_rows(image: NDArray[np.float64], target: int) -> NDArray[np.float64]:
     """Resize an image [height, ...] along its first axis."""
     flat = image.reshape(len(image), -1)
-    resized = np.empty((target, flat.shape[1]), np.float32)
+    resized = np.empty((target, flat.shape[1]))
     for first, above, weights in _lanczos_bands(len(image), target):
         source = flat[above : above + weights.shape[1]]
         np.matmul(weights, source, out=resized[first : first + len(weights)])
@@ -180,7 +184,7 @@ def _resize_rows(image: NDArray[np.float32], target: int) -> NDArray[np.float32]
 
 
 @functools.lru_cache(maxsize=32)
-def _lanczos_bands(source: int, target: int) -> list[tuple[int, int, NDArray[np.float32]]]:
+def _lanczos_bands(source: int, target: int) -> list[tuple[int, int, NDArray[np.float64]]]:
     """`_lanczos_weights` in bands of rows, each without the columns in which it is 0.
 
     Returns:
@@ -191,12 +195,14 @@ def _lanczos_bands(source: int, target: int) -> list[tuple[int, int, NDArray[np.
     for first in range(0, target, _BAND_ROWS):
         rows = whole[first : first + _BAND_ROWS]
         used = np.flatnonzero(rows.any(axis=0))
-        bands.append((first, int(used[0]), rows[:, used[0] : used[-1] + 1].astype(np.float32)))
+        bands.append((first, int(used[0]), np.ascontiguousarray(rows[:, used[0] : used[-1] + 1])))
     return bands
 
 
 def _lanczos_weights(source: int, target: int) -> NDArray[np.float64]:
-    """Weights [target, source] of one direction of the resize; each row sums to 1."""
+    """Weights [target, source] of one direction of the resize: whole multiples of `_WEIGHT_UNIT`,
+    each row of which sums to 1.
+    """
     scale = source / target
     widening = max(scale, 1.0)
     centers = (np.arange(target) + 0.5) * scale
@@ -204,7 +210,10 @@ def _lanczos_weights(source: int, target: int) -> NDArray[np.float64]:
     # numpy's sinc is the normalised one, sin(pi x) / (pi x).
     kernel = np.sinc(distance) * np.sinc(distance / _LANCZOS_RADIUS)
     kernel[distance > _LANCZOS_RADIUS] = 0.0
-    return np.asarray(kernel / kernel.sum(axis=1, keepdims=True))
+    units = np.rint(kernel / kernel.sum(axis=1, keepdims=True) / _WEIGHT_UNIT)
+    # What rounding took from the sum goes to the largest weight: a plain frame stays as it is.
+    units[np.arange(target), units.argmax(axis=1)] += 1 / _WEIGHT_UNIT - units.sum(axis=1)
+    return np.asarray(units * _WEIGHT_UNIT)
 
 
 def _crop_rows(unit: NDArray[np.float32]) -> NDArray[np.float32]:
