@@ -1,0 +1,80 @@
+"""Datasets of demonstrations: what is written is read, and what is broken is named."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("safetensors")
+
+from vlarl.demonstrations import (
+    Capture,
+    DatasetError,
+    Frames,
+    TaskSamples,
+    read_dataset,
+    task_file,
+    write_task,
+)
+
+CAPTURE = Capture("agentview", 128, (0, 0, 84, 84), "fast", 5)
+
+
+def samples(suite: str = "reach", count: int = 5) -> TaskSamples:
+    rng = np.random.default_rng(count)
+    return TaskSamples(
+        suite=suite,
+        index=0,
+        instruction="reach",
+        frames=Frames.of([bytes([number]) * (number + 1) for number in range(count)]),
+        actions=rng.normal(size=(count, 7)).astype(np.float32),
+        episodes=np.arange(count, dtype=np.int32) // 2,
+        poses=rng.normal(size=(count, 3)).astype(np.float32),
+        pose_names=("x", "y", "z"),
+    )
+
+
+def test_a_dataset_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    for suite in ("reach", "approach"):
+        write_task(tmp_path, CAPTURE, samples(suite))
+    dataset = read_dataset(tmp_path)
+    assert dataset.capture == CAPTURE
+    assert [task.suite for task in dataset.tasks] == ["approach", "reach"]
+    there, here = dataset.tasks[1], samples()
+    assert list(there.frames) == [b"\0", b"\1" * 2, b"\2" * 3, b"\3" * 4, b"\4" * 5]
+    assert (there.instruction, there.pose_names) == (here.instruction, here.pose_names)
+    for name in ("actions", "episodes", "poses"):
+        np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_frames_taken_in_another_way_do_not_mix(tmp_path: Path) -> None:
+    write_task(tmp_path, CAPTURE, samples())
+    with pytest.raises(DatasetError, match="profile='fast'"):
+        write_task(tmp_path, replace(CAPTURE, profile="faithful"), samples("approach"))
+
+
+def test_samples_must_fit_together() -> None:
+    with pytest.raises(DatasetError, match="5 frames with actions"):
+        replace(samples(), actions=np.zeros((4, 7), np.float32))
+    with pytest.raises(DatasetError, match="not finite"):
+        replace(samples(), actions=np.full((5, 7), np.nan, np.float32))
+
+
+def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no dataset here"):
+        read_dataset(tmp_path)
+    write_task(tmp_path, CAPTURE, samples())
+    file = task_file(tmp_path, "reach", 0)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(DatasetError, match="reach-00"):
+        read_dataset(tmp_path)
+    file.unlink()
+    with pytest.raises(DatasetError, match="holds no task"):
+        read_dataset(tmp_path)
+    description = tmp_path / "dataset.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "format": 9}))
+    with pytest.raises(DatasetError, match="another format"):
+        read_dataset(tmp_path)

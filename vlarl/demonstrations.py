@@ -1,0 +1,200 @@
+"""Demonstrations as training reads them: a frame and the expert's action, sample by sample.
+
+    DATASET/dataset.json                  how the frames were taken
+            libero_spatial-00.safetensors one file a task
+
+`vlarl demos` writes such a folder, `vlarl sft` reads it; neither needs the other's environment. A
+file is written aside and renamed: a folder that a crash left behind holds whole tasks only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from vlarl.errors import FatalError
+
+FORMAT = 1
+_DESCRIPTION = "dataset.json"
+
+
+class DatasetError(FatalError):
+    """A dataset that can't be read or added to; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """How a dataset's frames were taken. All of its tasks share it."""
+
+    camera: str
+    """Camera in the scene."""
+    render_size: int
+    """Side of the rendered frame in pixels."""
+    crop: tuple[int, int, int, int] | None
+    """Part of the upright frame that was kept: top, left, height, width; None: all."""
+    profile: str
+    """The simulator's profile: faithful or fast."""
+    action_repeat: int
+    """Control steps for which each action is held."""
+
+
+@dataclass(frozen=True)
+class Frames(Sequence[bytes]):
+    """N encoded frames in one buffer."""
+
+    buffer: NDArray[np.uint8]
+    """[bytes], one JPEG after the other."""
+    offsets: NDArray[np.int64]
+    """[N + 1]: frame i is buffer[offsets[i] : offsets[i + 1]]."""
+
+    @classmethod
+    def of(cls, encoded: Sequence[bytes]) -> Frames:
+        """Puts encoded frames together."""
+        offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> bytes:  # type: ignore[override]  # no slices
+        return self.buffer[self.offsets[index] : self.offsets[index + 1]].tobytes()
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """One task's N samples, episode by episode, in order."""
+
+    suite: str
+    index: int
+    instruction: str
+    frames: Frames
+    """What the camera saw before each action."""
+    actions: NDArray[np.float32]
+    """[N, 7], what the expert would do, in the units of the environment: translation, rotation,
+    gripper (0 closed, 1 open)."""
+    episodes: NDArray[np.int32]
+    """[N], number of the episode that each sample belongs to; never decreases."""
+    poses: NDArray[np.float32]
+    """[N, P], privileged positions in metres, for those who pretrain towers; P may be 0."""
+    pose_names: tuple[str, ...]
+    """[P], what each of them is."""
+
+    def __post_init__(self) -> None:
+        """Raises DatasetError where the arrays don't fit together."""
+        count = len(self.frames)
+        fits = (
+            self.actions.shape == (count, 7)
+            and self.episodes.shape == (count,)
+            and self.poses.shape == (count, len(self.pose_names))
+        )
+        if not fits:
+            raise DatasetError(
+                f"{self.suite} task {self.index}: {count} frames with actions "
+                f"{list(self.actions.shape)}, episodes {list(self.episodes.shape)} and poses "
+                f"{list(self.poses.shape)}"
+            )
+        if not np.isfinite(self.actions).all():
+            raise DatasetError(f"{self.suite} task {self.index}: an action is not finite")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder's content."""
+
+    capture: Capture
+    tasks: list[TaskSamples]
+
+
+def task_file(directory: Path, suite: str, index: int) -> Path:
+    """Where a task's samples lie."""
+    return directory / f"{suite}-{index:02d}.safetensors"
+
+
+def write_task(directory: Path, capture: Capture, samples: TaskSamples) -> Path:
+    """Adds a task to a dataset, or replaces it.
+
+    Raises:
+        DatasetError: the folder's frames were taken in another way.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    description = directory / _DESCRIPTION
+    if description.exists():
+        if (there := _read_capture(description)) != capture:
+            raise DatasetError(f"{directory} holds frames taken as {there}, not as {capture}")
+    else:
+        content = {"format": FORMAT, **asdict(capture)}
+        partial = description.with_suffix(".partial")
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(description)
+    target = task_file(directory, samples.suite, samples.index)
+    partial = target.with_suffix(".partial")
+    tensors: dict[str, NDArray[np.generic]] = {
+        "frames": samples.frames.buffer,
+        "frame_offsets": samples.frames.offsets,
+        "actions": samples.actions,
+        "episodes": samples.episodes,
+        "poses": samples.poses,
+    }
+    metadata = {
+        "suite": samples.suite,
+        "index": str(samples.index),
+        "instruction": samples.instruction,
+        "pose_names": json.dumps(samples.pose_names),
+    }
+    save_file(tensors, partial, metadata)
+    partial.replace(target)
+    return target
+
+
+def read_dataset(directory: Path) -> Dataset:
+    """All tasks of a folder, by name.
+
+    Raises:
+        DatasetError: no dataset is here, or a file is broken.
+    """
+    description = directory / _DESCRIPTION
+    if not description.exists():
+        raise DatasetError(
+            f"{directory}: no dataset here ({_DESCRIPTION} is missing); make one with `vlarl demos`"
+        )
+    capture = _read_capture(description)
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise DatasetError(f"{directory} holds no task yet; fill it with `vlarl demos`")
+    return Dataset(capture, [_read_task(file) for file in files])
+
+
+def _read_capture(path: Path) -> Capture:
+    try:
+        content = json.loads(path.read_text())
+        if content.pop("format") != FORMAT:
+            raise DatasetError(f"{path} is of another format than {FORMAT}: make it anew")
+        crop = content.pop("crop")
+        return Capture(crop=tuple(crop) if crop else None, **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path} can't be read: {error!r}") from error
+
+
+def _read_task(path: Path) -> TaskSamples:
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+            return TaskSamples(
+                suite=metadata["suite"],
+                index=int(metadata["index"]),
+                instruction=metadata["instruction"],
+                frames=Frames(file.get_tensor("frames"), file.get_tensor("frame_offsets")),
+                actions=file.get_tensor("actions"),
+                episodes=file.get_tensor("episodes"),
+                poses=file.get_tensor("poses"),
+                pose_names=tuple(json.loads(metadata["pose_names"])),
+            )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{path} can't be read: {error!r}; make it anew") from error
