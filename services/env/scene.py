@@ -28,6 +28,7 @@ from robosuite.utils.binding_utils import MjRenderContextOffscreen  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
 from services.env import predicates  # noqa: E402
+from services.env.control import HeldAction  # noqa: E402
 from services.env.textures import cap_textures  # noqa: E402
 
 Profile = Literal["faithful", "fast"]
@@ -127,6 +128,7 @@ class Scene:
             raise ValueError(f"{bddl_file}: scenes are integrated by Euler's method, not this one")
         self._observe_after = self._substeps
         self._observed: dict[str, npt.NDArray[np.float64]] = {}
+        self._held = HeldAction(self._env)
         self._open_context()
 
     def _open_context(self) -> None:
@@ -215,7 +217,7 @@ class Scene:
         for substep in range(self._substeps):
             if self._fast:
                 mujoco.mj_step1(model, state)
-                self._env._pre_action(action, substep == 0)
+                self._control(action, substep)
                 mujoco.mj_step2(model, state)
             else:
                 # robosuite runs `mj_forward`, the controller's own, and `mj_step`: three times the
@@ -223,7 +225,7 @@ class Scene:
                 mujoco.mj_checkPos(model, state)
                 mujoco.mj_checkVel(model, state)
                 mujoco.mj_forward(model, state)
-                self._env._pre_action(action, substep == 0)
+                self._control(action, substep)
                 _forward_again(model, state)
                 mujoco.mj_checkAcc(model, state)
                 mujoco.mj_Euler(model, state)
@@ -232,6 +234,13 @@ class Scene:
         self._env._post_process()
         if any(state.warning[kind].number for kind in _BAD_STATE):
             raise DivergedError("the physics diverged: position, velocity or acceleration is huge")
+
+    def _control(self, action: npt.NDArray[np.float64], substep: int) -> None:
+        """The controls of a substep; the first sets the controller's goal."""
+        if substep == 0:
+            self._env._pre_action(action, policy_step=True)
+        else:
+            self._held.apply(action[6:])
 
     def succeeded(self) -> bool:
         """Whether the goal holds now."""

@@ -12,6 +12,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 # each other and the engine (3.3 times fewer actions a second with 32 clients on 2 cores).
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Threads of a parallel loop wait for each other asleep, not spinning. On cores shared with simulators
-# a spinning thread keeps away the very thread that it waits for (5 times fewer actions a second).
+# Threads of a parallel loop wait for each other asleep, not spinning: on cores shared with
+# simulators a spinning thread keeps away the very thread that it waits for (5 times fewer actions a
+# second).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
