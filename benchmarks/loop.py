@@ -6,6 +6,9 @@ First the two parts of a rollout alone, each with the machine to itself: the env
 the same actions without any policy, and the policy server, asked by as many clients as there are
 simulators. Then the whole loop with the same settings: rollout, scoring, learning, checkpoint,
 publication. Everything through the real services.
+
+Where both parts work on the same cores, a step costs what it costs in each: no loop can be faster
+than 1 / (1/env + 1/policy), which the table shows as "parts in turn".
 """
 
 from __future__ import annotations
@@ -53,15 +56,18 @@ def main() -> None:
     report.add("env pool alone", env_alone, UNIT, note=f"{config.env.processes} simulators")
     policy_alone = policy_part(config, seconds) * repeat
     report.add("policy alone", policy_alone, UNIT, note=f"{config.env.processes} clients")
+    in_turn = 1 / (1 / env_alone + 1 / policy_alone)
+    report.add("parts in turn", in_turn, UNIT, note="all that shared cores can give")
     with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
         lines = whole_loop(overrides, Path(folder) / "run")
     steps = np.array([line["samples"] * repeat for line in lines])
     rollout = np.array([line["seconds_rollout"] for line in lines])
     whole = np.array([line["seconds_iteration"] for line in lines])
     slower = "env pool alone" if env_alone < policy_alone else "policy alone"
-    report.add("rollout", steps.sum() / rollout.sum(), UNIT, against=slower)
+    report.add("rollout", steps.sum() / rollout.sum(), UNIT, against="parts in turn")
     rate = steps.sum() / whole.sum()
-    report.add("whole iteration", rate, UNIT, against=slower, at_least=0.8)
+    report.add("whole iteration", rate, UNIT, against="parts in turn")
+    report.add("whole iteration ", rate, UNIT, against=slower, at_least=0.8)
     shares(report, lines, whole.sum(), config)
     sys.exit(0 if report.finish() else 1)
 
