@@ -1,6 +1,7 @@
 """The rollout queue: episodes out, trajectories back, on Redis Streams.
 
     trainer --episodes--> env workers --trajectories--> reward servers --scored:RUN--> trainer
+                                      --unscored ones------------------------------>
 
 An entry's life: *added* to a stream, *delivered* to one consumer of the stream's group, then either
 moved to the next stream, handed back, or (after too many deliveries) moved to the dead letters.
@@ -184,10 +185,16 @@ class RolloutQueue:
     async def finish_episode(
         self, delivery: Delivery[rollout_pb2.EpisodeSpec], trajectory: rollout_pb2.Trajectory
     ) -> bool:
-        """Passes the trajectory on to the reward servers. False: another worker was faster."""
-        episode_id = delivery.message.episode_id
-        await self._blobs.put(episode_id, trajectory.SerializeToString())
-        return await self._move(delivery, TRAJECTORIES, {"id": episode_id, "failures": 0})
+        """Passes the trajectory on to the reward servers, or straight to whoever ordered it where
+        it needs no rewards. False: another worker was faster.
+        """
+        spec = delivery.message
+        await self._blobs.put(spec.episode_id, trajectory.SerializeToString())
+        fields = {"id": spec.episode_id, "failures": 0}
+        if spec.unscored:
+            scores = {"scores": b""}
+            return await self._move(delivery, scored_stream(spec.run_id), fields | scores)
+        return await self._move(delivery, TRAJECTORIES, fields)
 
     async def fail_episode(
         self, delivery: Delivery[rollout_pb2.EpisodeSpec], cause: str, *, final: bool = False

@@ -10,13 +10,13 @@ from typing import Any
 import grpc
 
 from services.env.errors import CommandRefusedError, SimulatorError
+from services.env.listing import list_tasks
 from services.env.metrics import EnvMetrics
 from services.env.pool import SimulatorPool
 from services.env.process import SimulatorProcess
 from services.env.suites import TaskCatalog, UnknownTaskError
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
-from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -56,22 +56,9 @@ class EnvServicer(env_pb2_grpc.EnvServiceServicer):
     ) -> env_pb2.ListTasksResponse:
         """Names every task that can be asked for."""
         try:
-            suites = [request.suite] if request.suite else self._catalog.suites
-            tasks = [task for suite in suites for task in self._catalog.tasks(suite)]
+            return list_tasks(self._catalog, request.suite)
         except UnknownTaskError as error:
             raise InvalidRequest([("suite", str(error))]) from error
-        return env_pb2.ListTasksResponse(
-            tasks=[
-                env_pb2.TaskDescription(
-                    task=rollout_pb2.Task(suite=task.suite, index=task.index),
-                    name=task.name,
-                    instruction=task.instruction,
-                    init_states=task.init_states,
-                    max_control_steps=task.max_control_steps,
-                )
-                for task in tasks
-            ]
-        )
 
     async def Interact(
         self,

@@ -1,4 +1,6 @@
-"""The tasks that can be asked for: LIBERO's suites, and folders of BDDL files of our own."""
+"""The tasks that can be asked for: LIBERO's suites, LIBERO-PRO's perturbed variants of them, and
+folders of BDDL files of our own.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlarl.config import ConfigError
+from vlarl.libero import variants
 
 LIBERO_STEP_LIMITS = {
     "libero_spatial": 220,
@@ -21,7 +24,17 @@ LIBERO_STEP_LIMITS = {
     "libero_10": 520,
     "libero_90": 400,
 }
-"""Control steps of an episode in the protocol that published numbers follow."""
+"""Control steps of an episode in the protocol that published numbers follow; a variant of a suite
+has the suite's.
+"""
+
+LIBERO_SUITES = {
+    name: limit for suite, limit in LIBERO_STEP_LIMITS.items() for name in (suite, *variants(suite))
+}
+"""Control steps of an episode by suite, variants included."""
+
+_SPEAKING_BDDL = ("_lan", "_task")
+"""Variants whose instruction differs from their files' names, which are the suite's."""
 
 OWN_STEP_LIMIT = 300
 """Control steps of an episode in a suite of our own whose suite.toml names none."""
@@ -93,10 +106,10 @@ class TaskCatalog:
 
     def __init__(self, own_suites: Mapping[str, Path] | None = None) -> None:
         folders = {**SHIPPED_SUITES, **(own_suites or {})}
-        if taken := sorted(folders.keys() & LIBERO_STEP_LIMITS.keys()):
+        if taken := sorted(folders.keys() & LIBERO_SUITES.keys()):
             raise ConfigError(f"suite name {taken[0]!r} is LIBERO's own; choose another")
         self._suites: dict[str, Sequence[SuiteTask]] = {
-            suite: _libero_tasks(suite, limit) for suite, limit in LIBERO_STEP_LIMITS.items()
+            suite: _libero_tasks(suite, limit) for suite, limit in LIBERO_SUITES.items()
         }
         for suite, folder in folders.items():
             self._suites[suite] = _own_tasks(suite, folder)
@@ -139,19 +152,23 @@ def _libero_tasks(suite: str, max_control_steps: int) -> list[SuiteTask]:
     from libero.libero import benchmark, get_libero_path
 
     scenes, states = Path(get_libero_path("bddl_files")), Path(get_libero_path("init_states"))
-    return [
-        SuiteTask(
-            suite=suite,
-            index=index,
-            name=task.name,
-            # From the file's name, as the published evaluations have it.
-            instruction=task.language,
-            bddl_file=scenes / task.problem_folder / task.bddl_file,
-            states_file=states / task.problem_folder / f"{task.init_states_file}.npz",
-            max_control_steps=max_control_steps,
+    tasks = []
+    for index, task in enumerate(benchmark.task_maps[suite].values()):
+        bddl_file = scenes / task.problem_folder / task.bddl_file
+        # From the file's name, as the published evaluations have it.
+        speaking = suite.endswith(_SPEAKING_BDDL)
+        tasks.append(
+            SuiteTask(
+                suite=suite,
+                index=index,
+                name=task.name,
+                instruction=_instruction(bddl_file) if speaking else task.language,
+                bddl_file=bddl_file,
+                states_file=states / task.problem_folder / f"{task.init_states_file}.npz",
+                max_control_steps=max_control_steps,
+            )
         )
-        for index, task in enumerate(benchmark.task_maps[suite].values())
-    ]
+    return tasks
 
 
 def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
@@ -183,7 +200,7 @@ def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
 
 
 def _instruction(bddl_file: Path) -> str:
-    found = re.search(r"\(:language\s+([^()]+?)\s*\)", bddl_file.read_text())
+    found = re.search(r"\(:language\s+([^()]+?)\s*\)", bddl_file.read_text("utf-8"))
     if found is None:
         raise ConfigError(f"{bddl_file} has no (:language ...)")
     return " ".join(found.group(1).split())

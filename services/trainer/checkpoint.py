@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -98,6 +99,13 @@ def load_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]]:
         return progress, load_file(path / _TENSORS)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} can't be read: {error}") from error
+
+
+def factors_in(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The policy's factors among a checkpoint's tensors: layer to (A [rank, in], B [out, rank])."""
+    firsts = [name for name in tensors if name.startswith("policy.") and name.endswith(".A")]
+    layers = [name.removeprefix("policy.").removesuffix(".A") for name in firsts]
+    return {layer: (tensors[f"policy.{layer}.A"], tensors[f"policy.{layer}.B"]) for layer in layers}
 
 
 def _complete(directory: Path) -> list[Path]:

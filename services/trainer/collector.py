@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from vlarl.errors import FatalError
@@ -62,32 +62,58 @@ class Collector:
         """
         wanted = [spec.episode_id for spec in specs]
         dead: dict[str, DeadLetter] = {}
-        clock = asyncio.get_running_loop().time
-        last_arrival = clock()
-        while open_ids := set(wanted) - self._arrived.keys() - dead.keys():
-            found = await self._queue.next_scored(self._run_id, len(open_ids), _BLOCK_SECONDS)
-            await self._take(found, set(wanted), learned)
-            if found:
-                last_arrival = clock()
-                continue
-            dead = await self._given_up()
-            if clock() - last_arrival > self._timeout:
-                raise RolloutError(
-                    f"no episode came back for {self._timeout:g} s ({len(open_ids)} of "
-                    f"{len(wanted)} are out): are env workers and a reward server running on "
-                    "this queue? (`vlarl queue`, trainer.rollout_timeout_seconds)"
-                )
+        while waiting := set(wanted) - self._arrived.keys() - dead.keys():
+            dead |= await self._next(waiting, learned)
         missing = [dead[one] for one in wanted if one not in self._arrived]
         for letter in missing:
-            _LOG.warning(
-                "episode %s is missing: %s: %s", letter.spec.episode_id, letter.stage, letter.cause
-            )
+            _log_missing(letter)
         if wanted and len(missing) == len(wanted):
             raise RolloutError(
                 f"all {len(wanted)} episodes were given up, the first at the {missing[0].stage} "
                 f"stage: {missing[0].cause}"
             )
         return Collected([self._arrived.pop(i) for i in wanted if i in self._arrived], missing)
+
+    async def as_they_end(
+        self, specs: Sequence[rollout_pb2.EpisodeSpec]
+    ) -> AsyncIterator[Collected]:
+        """Yields episodes as they end, for whoever needn't see all at once and settles each.
+
+        Raises:
+            RolloutError: nothing has come back for too long.
+        """
+        waiting = {spec.episode_id for spec in specs}
+        while waiting:
+            dead = await self._next(waiting, learned=0)
+            ended = sorted(waiting & (self._arrived.keys() | dead.keys()))
+            waiting.difference_update(ended)
+            arrived = [self._arrived.pop(one) for one in ended if one in self._arrived]
+            missing = [dead[one] for one in ended if one in dead]
+            for letter in missing:
+                _log_missing(letter)
+            yield Collected(arrived, missing)
+
+    async def _next(self, waiting: set[str], learned: int) -> dict[str, DeadLetter]:
+        """Waits until one of the episodes arrives or is given up.
+
+        Returns:
+            Those of them that have been given up, unless one has arrived.
+        """
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        while clock() - started <= self._timeout:
+            found = await self._queue.next_scored(self._run_id, len(waiting), _BLOCK_SECONDS)
+            if found:
+                await self._take(found, waiting, learned)
+                return {}
+            dead = await self._given_up()
+            if waiting & dead.keys():
+                return {one: dead[one] for one in waiting & dead.keys()}
+        raise RolloutError(
+            f"no episode came back for {self._timeout:g} s ({len(waiting)} are out): are env "
+            "workers and a reward server running on this queue? (`vlarl queue`, "
+            "trainer.rollout_timeout_seconds)"
+        )
 
     async def _take(
         self,
@@ -115,3 +141,9 @@ class Collector:
         await self._queue.abandon(
             self._run_id, [letter.spec.episode_id for letter in collected.missing]
         )
+
+
+def _log_missing(letter: DeadLetter) -> None:
+    _LOG.warning(
+        "episode %s is missing: %s: %s", letter.spec.episode_id, letter.stage, letter.cause
+    )

@@ -9,7 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vlarl.config import CurriculumConfig
+
 Kind = Literal["uniform", "paper", "frontier"]
+
+UNSEEN = 0.5
+"""Success rate of a task that has had no episode yet."""
 
 
 def task_probabilities(
@@ -57,29 +62,40 @@ def draw_tasks(
 class Curriculum:
     """Draws tasks, and remembers how each went lately."""
 
-    window = 50
-    """Episodes of a task that its success rate is taken over."""
-
-    def __init__(self, tasks: Sequence[int], kind: Kind) -> None:
+    def __init__(self, tasks: Sequence[int], config: CurriculumConfig) -> None:
         """tasks: indices within the suite."""
-        self._kind: Kind = kind
-        self._recent: dict[int, deque[bool]] = {task: deque(maxlen=self.window) for task in tasks}
+        self._config = config
+        self._recent: dict[int, deque[bool]] = {task: deque(maxlen=config.window) for task in tasks}
 
     def draw(self, count: int, generator: np.random.Generator) -> list[int]:
         """The tasks of `count` episodes."""
-        tasks = list(self._recent)
-        rates = [self.success_rate(task) for task in tasks]
-        chances = task_probabilities(rates, tau=1.0, kind=self._kind)
-        return [tasks[position] for position in draw_tasks(chances, count, generator)]
+        chances = self.probabilities()
+        tasks = list(chances)
+        drawn = draw_tasks(np.array(list(chances.values())), count, generator)
+        return [tasks[position] for position in drawn]
+
+    def probabilities(self) -> dict[int, float]:
+        """How probable each task is in the next draw."""
+        rates = [self.success_rate(task) for task in self._recent]
+        config = self._config
+        floor = config.floor / len(rates)
+        chances = task_probabilities(rates, tau=config.tau, kind=config.kind, floor=floor)
+        return dict(zip(self._recent, chances.tolist(), strict=True))
 
     def success_rate(self, task: int) -> float:
         """Recent success rate; 0.5 for a task that hasn't been seen."""
         recent = self._recent[task]
-        return sum(recent) / len(recent) if recent else 0.5
+        return sum(recent) / len(recent) if recent else UNSEEN
 
     def record(self, task: int, success: bool) -> None:
         """Takes an episode's outcome into account."""
         self._recent[task].append(success)
+
+    def metrics(self) -> dict[str, float]:
+        """Recent success and the probability that follows from it, by task."""
+        return {f"task_success/task_{task}": self.success_rate(task) for task in self._recent} | {
+            f"task_probability/task_{task}": chance for task, chance in self.probabilities().items()
+        }
 
     def state(self) -> dict[str, list[bool]]:
         """What a checkpoint keeps."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from services.trainer.evaluation import Evaluation, TaskScore, wilson_interval
+from services.trainer.evaluation import EpisodeResult, Evaluation, TaskScore
+from vlarl.config import RunConfig
+from vlarl.env.v1 import env_pb2
 from vlarl.trainer.v1 import trainer_pb2
 
 _RECENT = 10
@@ -63,16 +74,11 @@ class Display:
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Prints success by task."""
-        table = Table("task", "instruction", "success", "95 % interval", "episodes")
-        for task, score in evaluation.tasks.items():
-            table.add_row(str(task), *_cells(score))
-        table.add_section()
-        table.add_row("", *_cells(evaluation.total))
         self._console.print(
             f"greedy evaluation of version {evaluation.policy_version}, "
-            f"after {evaluation.iteration} iterations"
+            f"after {evaluation.iteration} iterations ({evaluation.env_steps} control steps)"
         )
-        self._console.print(table)
+        self._console.print(score_table(evaluation))
         if evaluation.missing:
             self._console.print(f"{evaluation.missing} episodes were given up and don't count")
 
@@ -89,10 +95,98 @@ class Display:
         self._bar.stop()
 
 
-def _cells(score: TaskScore) -> tuple[str, str, str, str]:
-    low, high = wilson_interval(score.successes, score.episodes)
-    rate = score.successes / max(1, score.episodes)
-    return score.instruction, f"{rate:.1%}", f"{low:.1%} to {high:.1%}", str(score.episodes)
+class EvaluationDisplay:
+    """An evaluation's progress on standard output."""
+
+    def __init__(
+        self, tasks: Sequence[env_pb2.TaskDescription], config: RunConfig, out: Path
+    ) -> None:
+        """tasks: what is evaluated. out: where the results go."""
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._out = out
+        self._terminal = self._console.is_terminal
+        env, limit = config.env, max(task.max_control_steps for task in tasks)
+        if config.tasks.max_actions:
+            limit = min(limit, config.tasks.max_actions * env.action_repeat)
+        self._console.print(
+            f"{config.tasks.suite}: {len(tasks)} tasks, {config.evaluation.episodes_per_task} "
+            f"official initial states each, greedy, at most {limit} control steps after "
+            f"{env.settle_steps} to settle, {env.profile} simulator"
+        )
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("success {task.fields[success]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._terminal,
+            # An episode takes seconds to minutes, and they end in bursts.
+            speed_estimate_period=1800,
+        )
+        self._task: TaskID | None = None
+        self._successes = self._episodes = 0
+        self._total = 0
+
+    def start(self, done: int, total: int) -> None:
+        """The services serve; `done` of the episodes had ended before."""
+        if done:
+            self._console.print(f"{done} of {total} episodes are done already")
+        self._total = total
+        self._task = self._bar.add_task("episodes", total=total, completed=done, success="-")
+        self._bar.start()
+
+    def episode(self, result: EpisodeResult) -> None:
+        """Counts an episode."""
+        self._successes += result.success
+        self._episodes += 1
+        if self._task is not None:
+            share = f"{self._successes / self._episodes:.0%}"
+            self._bar.update(self._task, advance=1, success=share)
+        if not self._terminal:
+            end = "success" if result.success else "failure"
+            self._console.print(
+                f"episode {self._episodes}  task {result.task}  initial state "
+                f"{result.init_state}  {end} after {result.actions} actions"
+            )
+
+    def finish(self, evaluation: Evaluation) -> None:
+        """Prints the score, and says where to look."""
+        self.close()
+        self._console.print(score_table(evaluation))
+        if evaluation.missing:
+            self._console.print(
+                f"[red]{evaluation.missing} episodes were given up and don't count[/]; the same "
+                f"command with --out {self._out} tries them again"
+            )
+        self._console.print(f"results: {self._out}  (evaluation.json, episodes.jsonl)")
+
+    def close(self) -> None:
+        """Gives the terminal back."""
+        self._bar.stop()
+
+
+def score_table(evaluation: Evaluation) -> Table:
+    """Success by task and in total."""
+    table = Table("task", "instruction", "success", "95 % interval", "episodes", "mean length")
+    for task, score in evaluation.tasks.items():
+        table.add_row(str(task), *_cells(score))
+    table.add_section()
+    table.add_row("", *_cells(evaluation.total))
+    return table
+
+
+def _cells(score: TaskScore) -> tuple[str, str, str, str, str]:
+    low, high = score.interval
+    return (
+        score.instruction,
+        f"{score.success_rate:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        str(score.episodes),
+        f"{score.mean_actions:.1f}",
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -6,11 +6,15 @@ can tell which of them it has already.
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from services.trainer.curriculum import Curriculum
 from services.trainer.seeds import Stream, generator_for
-from vlarl.config import RunConfig
+from vlarl.config import ConfigError, RunConfig
+from vlarl.libero import base_suite
+from vlarl.openvla.config import OpenVLAConfig
 from vlarl.rollout.v1 import rollout_pb2
 
 
@@ -59,7 +63,24 @@ def evaluation_episodes(
             max_actions=config.tasks.max_actions,
             temperature=0.0,
             unnorm_key=unnorm_key,
+            unscored=True,
         )
         for task in config.tasks.indices
         for init_state in range(config.evaluation.episodes_per_task)
     ]
+
+
+def chosen_unnorm_key(config: RunConfig, model: OpenVLAConfig) -> str:
+    """The statistics that un-normalise actions: those named, the suite's, or the only ones.
+
+    Raises:
+        ConfigError: there are none of this name, or several, and none is the suite's.
+    """
+    if config.unnorm_key:
+        return model.unnorm_key(config.unnorm_key)
+    for name in (config.tasks.suite, base_suite(config.tasks.suite), ""):
+        with contextlib.suppress(ValueError):
+            return model.unnorm_key(name)
+    raise ConfigError(
+        f"set unnorm_key: the checkpoint has statistics for {', '.join(sorted(model.norm_stats))}"
+    )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from services.trainer.batch import TrajectoryError
+from services.trainer.checkpoint import Progress
+from services.trainer.json_lines import JsonLines
+from vlarl.config import EvaluationConfig
 from vlarl.rollout.v1 import rollout_pb2
 
 
@@ -23,6 +27,50 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.96) -> tuple[flo
     return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What counts of one greedy episode."""
+
+    task: int
+    init_state: int
+    instruction: str
+    success: bool
+    actions: int
+    """Policy actions taken."""
+    seconds: float
+    """Wall-clock seconds it took."""
+    policy_version: int
+    """Version that took every action."""
+    digest: str
+    """SHA-256 of the action tokens: equal where two evaluations acted alike."""
+
+
+def judge(trajectory: rollout_pb2.Trajectory, version: int) -> EpisodeResult:
+    """What counts of a finished episode.
+
+    Raises:
+        TrajectoryError: other weights than this version's acted, or not greedily.
+    """
+    spec = trajectory.spec
+    versions = {step.action.policy_version for step in trajectory.steps}
+    if versions - {version} or spec.temperature != 0:
+        raise TrajectoryError(
+            f"evaluation episode {spec.episode_id} ran versions {sorted(versions)} at "
+            f"temperature {spec.temperature:g} instead of version {version} at 0"
+        )
+    tokens = [list(step.action.token_ids) for step in trajectory.steps]
+    return EpisodeResult(
+        task=spec.task.index,
+        init_state=spec.init_state,
+        instruction=trajectory.instruction,
+        success=trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS,
+        actions=len(trajectory.steps),
+        seconds=round(trajectory.seconds, 3),
+        policy_version=version,
+        digest=hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+    )
+
+
 @dataclass
 class TaskScore:
     """One task's greedy episodes."""
@@ -30,6 +78,31 @@ class TaskScore:
     instruction: str = ""
     successes: int = 0
     episodes: int = 0
+    actions: int = 0
+    """Policy actions of all episodes together."""
+
+    @property
+    def success_rate(self) -> float:
+        """Share of the episodes; 0 where there are none."""
+        return self.successes / max(1, self.episodes)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the success rate, 95 %."""
+        return wilson_interval(self.successes, self.episodes)
+
+    @property
+    def mean_actions(self) -> float:
+        """Policy actions of an episode."""
+        return self.actions / max(1, self.episodes)
+
+    def to_json(self) -> dict[str, object]:
+        """The score, with what follows from it."""
+        return asdict(self) | {
+            "success_rate": self.success_rate,
+            "interval": self.interval,
+            "mean_actions": self.mean_actions,
+        }
 
 
 @dataclass(frozen=True)
@@ -37,7 +110,10 @@ class Evaluation:
     """Success by task, of one policy version."""
 
     iteration: int
+    """Iterations that the policy was trained for."""
     policy_version: int
+    env_steps: int
+    """Control steps that it was trained for."""
     tasks: dict[int, TaskScore]
     missing: int
     """Episodes that were given up; they count neither way."""
@@ -45,58 +121,65 @@ class Evaluation:
     @property
     def total(self) -> TaskScore:
         """All tasks together."""
-        scores = self.tasks.values()
-        successes, episodes = (sum(s.successes for s in scores), sum(s.episodes for s in scores))
-        return TaskScore("all tasks", successes, episodes)
+        total = TaskScore("all tasks")
+        for score in self.tasks.values():
+            total.successes += score.successes
+            total.episodes += score.episodes
+            total.actions += score.actions
+        return total
 
-    @property
-    def success_rate(self) -> float:
-        """Over all episodes."""
-        return self.total.successes / max(1, self.total.episodes)
+    def metrics(self) -> dict[str, float]:
+        """Success in total and by task, by their names in docs/metrics.md."""
+        name = "evaluation_success_rate"
+        return {name: self.total.success_rate} | {
+            f"{name}/task_{task}": score.success_rate for task, score in self.tasks.items()
+        }
+
+    def to_json(self) -> dict[str, object]:
+        """Everything, with intervals."""
+        return asdict(self) | {
+            "tasks": {task: score.to_json() for task, score in self.tasks.items()},
+            "total": self.total.to_json(),
+        }
 
 
-def count_successes(
-    trajectories: Iterable[rollout_pb2.Trajectory], iteration: int, version: int, missing: int
-) -> Evaluation:
-    """Counts finished episodes.
-
-    Raises:
-        TrajectoryError: other weights than this version's acted, or not greedily.
-    """
+def count(results: Iterable[EpisodeResult], progress: Progress, missing: int) -> Evaluation:
+    """The score of the policy that a run had at `progress`."""
     tasks: dict[int, TaskScore] = {}
-    for trajectory in trajectories:
-        spec = trajectory.spec
-        versions = {step.action.policy_version for step in trajectory.steps}
-        if versions - {version} or spec.temperature != 0:
-            raise TrajectoryError(
-                f"evaluation episode {spec.episode_id} ran versions {sorted(versions)} at "
-                f"temperature {spec.temperature:g} instead of version {version} at 0"
-            )
-        score = tasks.setdefault(spec.task.index, TaskScore(trajectory.instruction))
+    for result in results:
+        score = tasks.setdefault(result.task, TaskScore(result.instruction))
         score.episodes += 1
-        score.successes += trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
-    return Evaluation(iteration, version, dict(sorted(tasks.items())), missing)
+        score.successes += result.success
+        score.actions += result.actions
+    return Evaluation(
+        iteration=progress.iteration,
+        policy_version=progress.version,
+        env_steps=progress.env_steps,
+        tasks=dict(sorted(tasks.items())),
+        missing=missing,
+    )
 
 
 class EvaluationLog:
     """RUN/evaluations.jsonl: one line an evaluation."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / "evaluations.jsonl"
+        self._lines = JsonLines(run_dir / "evaluations.jsonl")
+
+    def due(self, progress: Progress, config: EvaluationConfig) -> bool:
+        """Whether the policy at this point of the run is one to evaluate, and hasn't been."""
+        if not progress.iteration or self.has(progress.iteration):
+            return False
+        if config.every_iterations and progress.iteration % config.every_iterations == 0:
+            return True
+        before = max((row["env_steps"] for row in self._lines.rows), default=0)
+        every = config.every_env_steps
+        return bool(every) and progress.env_steps // every > before // every
 
     def has(self, iteration: int) -> bool:
         """Whether the policy after this many iterations has been evaluated."""
-        if not self._path.exists():
-            return False
-        # A crash may have cut the last line short.
-        lines = [line for line in self._path.read_text().splitlines() if line.endswith("}")]
-        return any(json.loads(line)["iteration"] == iteration for line in lines)
+        return any(row["iteration"] == iteration for row in self._lines.rows)
 
     def write(self, evaluation: Evaluation) -> None:
         """Adds an evaluation."""
-        tasks: Mapping[int, object] = {
-            task: asdict(score) | {"interval": wilson_interval(score.successes, score.episodes)}
-            for task, score in evaluation.tasks.items()
-        }
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(evaluation) | {"tasks": tasks}) + "\n")
+        self._lines.append(evaluation.to_json())

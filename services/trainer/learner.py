@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from services.trainer.lora_policy import Factors, LoraPolicy, like, whole
 from services.trainer.observations import Observations, Preparation
 from services.trainer.policy_update import PolicySamples, PolicyUpdate
 from services.trainer.seeds import Stream, generator_for
-from services.trainer.world import World
+from services.trainer.world import World, compute_dtype
 from vlarl.config import TrainerConfig
 from vlarl.errors import FatalError
 
@@ -108,6 +109,14 @@ class Learner:
             metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
         metrics |= self._fit_critic(experience.iteration, features, returns, warming_up)
         return metrics
+
+    def values(self, frames: Sequence[bytes], instruction: str) -> list[float]:
+        """The critic's values of states, given as encoded frames, of one task."""
+        observations = Observations(
+            frames, [instruction] * len(frames), self._preparation, self._world.device
+        )
+        values: list[float] = self.critic.values(self._features(observations)).tolist()
+        return values
 
     def _features(self, observations: Observations) -> Tensor:
         """The critic's features of all states [S, d]."""
@@ -215,10 +224,3 @@ def _restore_moments(
             state[moment] = value.clone() if moment == "step" else like(value, parameter).clone()
     if state:
         optimizer.state[parameter] = state
-
-
-def compute_dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
-    """What the passes compute in."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.float32 if config.dtype == "float32" else torch.bfloat16

@@ -28,13 +28,12 @@ from services.trainer.collector import Collected, Collector
 from services.trainer.curriculum import Curriculum
 from services.trainer.display import Display
 from services.trainer.episodes import evaluation_episodes, training_episodes
-from services.trainer.evaluation import EvaluationLog, count_successes
+from services.trainer.evaluation import EvaluationLog, count, judge
 from services.trainer.learner import Snapshot
 from services.trainer.metrics import MetricsLog
-from services.trainer.publisher import Publisher
+from services.trainer.publisher import Publisher, published_adapter
 from services.trainer.ranks import LeadingRank
 from services.trainer.status import RunStatus
-from vlarl.adapter import Adapter
 from vlarl.config import RunConfig
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.trainer.v1 import trainer_pb2
@@ -71,7 +70,7 @@ class TrainingLoop:
         self._log = log
         self._display = display
         self._evaluations = EvaluationLog(run_dir)
-        self._curriculum = Curriculum(config.tasks.indices, config.tasks.curriculum)
+        self._curriculum = Curriculum(config.tasks.indices, config.curriculum)
         self._seconds: dict[str, float] = defaultdict(float)
 
     async def run(self, progress: Progress, snapshot: Snapshot) -> None:
@@ -79,12 +78,13 @@ class TrainingLoop:
         self._curriculum.restore(progress.success)
         await self._publish(progress, snapshot, takeover=True)
         while progress.iteration < self._config.trainer.iterations:
+            # Before an iteration, not after the last: a crash may have come in between.
+            if self._evaluations.due(progress, self._config.evaluation):
+                await self._evaluate(progress)
             await self._status.until_running()
             progress, snapshot = await self._iterate(progress)
-            every = self._config.evaluation.every_iterations
-            if every and progress.iteration % every == 0:
-                await self._evaluate(progress)
-        if self._config.evaluation.at_end:
+        last = self._config.evaluation.at_end
+        if last or self._evaluations.due(progress, self._config.evaluation):
             await self._evaluate(progress)
         await self._status.enter(trainer_pb2.RUN_STATE_DONE)
         self._display.finish(self._run_dir)
@@ -142,7 +142,7 @@ class TrainingLoop:
         for trajectory in trajectories:
             success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
             self._curriculum.record(trajectory.spec.task.index, success)
-        metrics = rollout_metrics(collected) | learned
+        metrics = rollout_metrics(collected) | learned | self._curriculum.metrics()
         actions = sum(len(trajectory.steps) for trajectory in trajectories)
         return replace(
             progress,
@@ -167,17 +167,7 @@ class TrainingLoop:
         published = self._status.adapter
         if published is not None and published.version == progress.version:
             return 0.0
-        adapter = Adapter(
-            run_id=self._config.name,
-            version=progress.version,
-            base_digest=progress.base_digest,
-            scaling=self._scaling,
-            # Passes compute with factors of this type, and it halves what is sent in bfloat16.
-            factors={
-                layer: (a.to(self._dtype), b.to(self._dtype))
-                for layer, (a, b) in snapshot.factors.items()
-            },
-        )
+        adapter = published_adapter(progress, snapshot.factors, self._scaling, self._dtype)
         report = await self._publisher.publish(adapter, takeover=takeover)
         self._status.adapter = adapter
         return report.pause_seconds
@@ -189,7 +179,9 @@ class TrainingLoop:
         await self._status.complete(iteration)
 
     async def _evaluate(self, progress: Progress) -> None:
-        """Greedy episodes, unless this policy has had them."""
+        """Greedy episodes, unless this policy has had them. Nobody orders training episodes and no
+        weights move until they are counted.
+        """
         specs = evaluation_episodes(self._config, progress.iteration, self._unnorm_key)
         if not specs or self._evaluations.has(progress.iteration):
             return
@@ -197,12 +189,12 @@ class TrainingLoop:
         with self._phase("evaluation"):
             await self._collector.issue(specs)
             collected = await self._collector.collect(specs, learned=progress.iteration)
-        evaluation = count_successes(
-            collected.trajectories, progress.iteration, progress.version, len(collected.missing)
-        )
+        results = [judge(trajectory, progress.version) for trajectory in collected.trajectories]
+        evaluation = count(results, progress, len(collected.missing))
+        # Shown before it is written down: killed in between, it is only shown twice.
+        self._log.evaluation(evaluation.metrics(), progress.env_steps)
         self._evaluations.write(evaluation)
         await self._collector.settle(collected)
-        self._log.scalars({"evaluation_success_rate": evaluation.success_rate}, progress.iteration)
         self._display.evaluation(evaluation)
 
     @contextmanager

@@ -17,18 +17,18 @@ from services.trainer.checkpoint import (
 )
 from services.trainer.collector import Collector
 from services.trainer.display import Display
+from services.trainer.episodes import chosen_unnorm_key
 from services.trainer.learner import Learner
 from services.trainer.loop import TrainingLoop, iteration_message
 from services.trainer.metrics import MetricsLog
-from services.trainer.publisher import Publisher, PublishError
+from services.trainer.publisher import Publisher, check_policy
 from services.trainer.ranks import LeadingRank, follow
 from services.trainer.server import SERVICE, TrainerServicer
 from services.trainer.status import RunStatus
 from services.trainer.world import World
-from vlarl.config import ConfigError, RunConfig, ServerConfig
+from vlarl.config import RunConfig, ServerConfig
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
-from vlarl.policy.v1 import policy_pb2
 from vlarl.queue import RolloutQueue
 from vlarl.rpc.server import RpcServer
 from vlarl.trainer.v1 import trainer_pb2_grpc
@@ -118,7 +118,7 @@ async def _train(
     )
     digest = await asyncio.to_thread(base_digest, config.policy.checkpoint)
     for policy in await publisher.describe():
-        _check_policy(policy, model, digest, config.policy.center_crop)
+        check_policy(policy, model, digest, config.policy.center_crop)
     progress, tensors = _last_checkpoint(config, run_dir, digest)
     leading = LeadingRank(learner, world)
     snapshot = await leading.start(tensors)
@@ -136,7 +136,7 @@ async def _train(
                 action_ids=range(model.action_vocab_size - 256, model.action_vocab_size),
                 action_dim=model.action_dim,
             ),
-            unnorm_key=_unnorm_key(config, model),
+            unnorm_key=chosen_unnorm_key(config, model),
             scaling=learner.policy.scaling,
             dtype=learner.dtype,
             learner=leading,
@@ -174,39 +174,3 @@ def _last_checkpoint(
             f"{progress.base_digest[:12]}, not to run {config.name} on base {digest[:12]}"
         )
     return progress, tensors
-
-
-def _check_policy(
-    policy: policy_pb2.GetPolicyResponse,
-    model: OpenVLAConfig,
-    digest: str,
-    center_crop: bool | None,
-) -> None:
-    """What must agree before the first episode is worth anything."""
-    if policy.base_digest != digest:
-        raise PublishError(
-            f"the policy server has base checkpoint {policy.base_digest[:12]} ({policy.model}), "
-            f"the trainer {digest[:12]}: policy.checkpoint must be the same on both"
-        )
-    expected = model.center_crop if center_crop is None else center_crop
-    if policy.center_crop != expected:
-        raise PublishError(
-            f"the policy server's centre crop is {policy.center_crop}, the trainer's {expected}: "
-            "policy.center_crop must be the same on both"
-        )
-
-
-def _unnorm_key(config: RunConfig, model: OpenVLAConfig) -> str:
-    """The statistics that un-normalise actions: those named, the suite's, or the only ones.
-
-    Raises:
-        ConfigError: the checkpoint has several, and none is the suite's.
-    """
-    if config.unnorm_key:
-        return model.unnorm_key(config.unnorm_key)
-    for name in (config.tasks.suite, ""):
-        with contextlib.suppress(ConfigError, ValueError):
-            return model.unnorm_key(name)
-    raise ConfigError(
-        f"set unnorm_key: the checkpoint has statistics for {', '.join(sorted(model.norm_stats))}"
-    )

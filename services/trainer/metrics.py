@@ -1,4 +1,4 @@
-"""An iteration's metrics: their names, and the three places they go to."""
+"""The metrics of iterations and evaluations: their names, and the three places they go to."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class MetricsLog:
         self._path = run_dir / "metrics.jsonl"
         self._board_dir = run_dir / "tensorboard"
         self._board: SummaryWriter | None = None
+        self._evaluation_board: SummaryWriter | None = None
         self._iteration = Gauge(
             "vlarl_trainer_iteration", "Iterations completed.", registry=registry
         )
@@ -102,22 +103,30 @@ class MetricsLog:
         self._iteration.set(iteration.iteration + 1)
         self._version.set(iteration.policy_version)
         self._env_steps.set(iteration.env_steps)
-        self.scalars(iteration.metrics, iteration.iteration)
+        self._show(iteration.metrics, self._board, iteration.iteration)
 
-    def scalars(self, metrics: Mapping[str, float], step: int) -> None:
-        """Shows scalars on TensorBoard and, those of `METRICS`, in Prometheus."""
+    def evaluation(self, metrics: Mapping[str, float], env_steps: int) -> None:
+        """Shows an evaluation. On TensorBoard it is a run of its own, over control steps."""
+        if self._evaluation_board is None:
+            # Apart, because resuming cuts the other one off at an iteration.
+            self._evaluation_board = SummaryWriter(str(self._board_dir / "evaluation"))
+        self._show(metrics, self._evaluation_board, env_steps)
+
+    def _show(self, metrics: Mapping[str, float], board: SummaryWriter | None, step: int) -> None:
+        """Scalars on TensorBoard and, those of `METRICS`, in Prometheus."""
         for name, value in metrics.items():
-            if self._board is not None:
-                self._board.add_scalar(name, value, step)
+            if board is not None:
+                board.add_scalar(name, value, step)
             if name in self._gauges:
                 self._gauges[name].set(value)
-        if self._board is not None:
-            self._board.flush()
+        if board is not None:
+            board.flush()
 
     def close(self) -> None:
-        """Closes the TensorBoard file."""
-        if self._board is not None:
-            self._board.close()
+        """Closes the TensorBoard files."""
+        for board in (self._board, self._evaluation_board):
+            if board is not None:
+                board.close()
 
 
 def _line(iteration: trainer_pb2.Iteration) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import grpc
 import torch
+from torch import Tensor
 
+from services.trainer.checkpoint import Progress
 from vlarl.adapter import Adapter, adapter_chunks, adapter_header
 from vlarl.config import ChannelConfig
 from vlarl.errors import FatalError
+from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.lora import merged_digest, merged_tensors
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, replica_addresses
@@ -44,6 +47,25 @@ class PublishReport:
     bytes_sent: int
     pause_seconds: float
     """Longest time for which a replica could start no action."""
+
+
+def published_adapter(
+    progress: Progress,
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    scaling: float,
+    dtype: torch.dtype,
+) -> Adapter:
+    """What the replicas are sent at this point of a run.
+
+    The trainer's passes compute with factors of this type, and bfloat16 halves what is sent.
+    """
+    return Adapter(
+        run_id=progress.run_id,
+        version=progress.version,
+        base_digest=progress.base_digest,
+        scaling=scaling,
+        factors={layer: (a.to(dtype), b.to(dtype)) for layer, (a, b) in factors.items()},
+    )
 
 
 class Publisher:
@@ -161,3 +183,27 @@ async def _requests(
     yield policy_pb2.UpdateWeightsRequest(header=header)
     for chunk in adapter_chunks(adapter):
         yield policy_pb2.UpdateWeightsRequest(chunk=chunk)
+
+
+def check_policy(
+    policy: policy_pb2.GetPolicyResponse,
+    model: OpenVLAConfig,
+    digest: str,
+    center_crop: bool | None,
+) -> None:
+    """What must agree before the first episode is worth anything.
+
+    Raises:
+        PublishError: the server has another base checkpoint, or crops otherwise.
+    """
+    if policy.base_digest != digest:
+        raise PublishError(
+            f"the policy server has base checkpoint {policy.base_digest[:12]} ({policy.model}), "
+            f"the trainer {digest[:12]}: policy.checkpoint must be the same on both"
+        )
+    expected = model.center_crop if center_crop is None else center_crop
+    if policy.center_crop != expected:
+        raise PublishError(
+            f"the policy server's centre crop is {policy.center_crop}, the trainer's {expected}: "
+            "policy.center_crop must be the same on both"
+        )

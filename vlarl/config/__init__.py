@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from vlarl.config.base import ConfigError, Section, explain, merge
 from vlarl.config.learning import (
     CriticConfig,
+    CurriculumConfig,
     EvaluationConfig,
     LoraConfig,
     PpoConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "ChannelConfig",
     "ConfigError",
     "CriticConfig",
+    "CurriculumConfig",
     "EnvConfig",
     "EvaluationConfig",
     "LoraConfig",
@@ -59,6 +61,8 @@ class RunConfig(Section):
     """Dataset statistics that un-normalise actions; empty: the suite's, or the only ones."""
     tasks: TasksConfig = TasksConfig()
     """What is trained on."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """How often each task is trained on."""
     queue: QueueConfig = QueueConfig()
     """The rollout queue."""
     security: SecurityConfig = SecurityConfig()

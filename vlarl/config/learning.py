@@ -1,4 +1,6 @@
-"""The trainer: tasks, PPO, LoRA, critic, evaluation. Defaults are the paper's where it has them."""
+"""The trainer: tasks, curriculum, PPO, LoRA, critic, evaluation. Defaults are the paper's where it
+has them.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,20 @@ class TasksConfig(Section):
     """Tasks of the suite, from 0."""
     max_actions: int = Field(default=0, ge=0)
     """Most policy actions of an episode; 0: the suite's own step limit."""
-    curriculum: Literal["uniform"] = "uniform"
-    """How tasks are drawn."""
+
+
+class CurriculumConfig(Section):
+    """How often each task is trained on, from how well it went lately."""
+
+    kind: Literal["paper", "frontier", "uniform"] = "paper"
+    """paper: P ~ exp((0.5 - s) / tau) of recent success s, the hardest tasks most; frontier:
+    P ~ exp(-|0.5 - s| / tau), tasks near 50 % most; uniform: all alike."""
+    tau: float = Field(default=1.0, gt=0)
+    """Temperature of the formula: small is sharp, large is uniform."""
+    window: int = Field(default=50, ge=1)
+    """Latest episodes of a task that its recent success is taken over; 0.5 before the first."""
+    floor: float = Field(default=0.1, ge=0, le=1)
+    """Least probability of a task, as a share of what it has when all are drawn alike."""
 
 
 class LoraConfig(Section):
@@ -88,6 +102,9 @@ class EvaluationConfig(Section):
     """Evaluate when training is done."""
     every_iterations: int = Field(default=0, ge=0)
     """Evaluate also after every so many iterations; 0: never."""
+    every_env_steps: int = Field(default=0, ge=0)
+    """Evaluate also after the iteration in which the control steps of training reach another
+    multiple of this; 0: never."""
 
 
 class TrainerConfig(Section):

@@ -125,6 +125,8 @@ class OpenVLAConfig:
             ConfigError: a file is missing or can't be used; the message names it.
         """
         directory = Path(directory)
+        if not directory.is_dir():
+            raise ConfigError(f"there is no checkpoint folder {directory}")
         raw = _read_json(directory / "config.json")
         try:
             return cls._from_json(raw, _statistics(raw, directory), directory.resolve().name)
@@ -215,6 +217,11 @@ def _towers(raw: Mapping[str, Any]) -> tuple[TowerConfig, ...]:
 def _statistics(raw: Mapping[str, Any], directory: Path) -> dict[str, ActionStats]:
     beside = directory / "dataset_statistics.json"
     datasets = _read_json(beside) if beside.exists() else raw.get("norm_stats") or {}
+    if not datasets:
+        raise ConfigError(
+            "there are no norm_stats, here or in dataset_statistics.json, and without them action "
+            "tokens have no units"
+        )
     stats = {key: ActionStats.from_json(dataset["action"]) for key, dataset in datasets.items()}
     if len({one.action_dim for one in stats.values()}) != 1:
         raise ConfigError("norm_stats must hold datasets of one action dimension")

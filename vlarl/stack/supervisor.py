@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,49 +51,72 @@ def free_address() -> str:
 
 
 class Stack:
-    """The queue, three services and the trainer of one run."""
+    """The queue and the services of one run; then its trainer, or other work."""
 
-    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        names: Sequence[str] = ("policy", "env", "reward"),
+        *,
+        lasting_queue: bool = True,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            config: the run.
+            run_dir: holds its config.toml, and receives logs/ and addresses.txt.
+            names: the services.
+            lasting_queue: whether the queue's files stay in `run_dir`, for a resumed run.
+        """
         self._config = config
         self._run_dir = run_dir
+        self._names = names
         # A Unix socket's path must be short, so it can't lie in the run's folder.
         self._sockets = Path(tempfile.mkdtemp(prefix="vlarl-"))
+        self._queue_files = run_dir / "queue" if lasting_queue else self._sockets / "files"
         self._services: list[Service] = []
-        self._addresses = {name: free_address() for name in ("policy", "env", "reward", "trainer")}
+        self._addresses = {name: free_address() for name in (*names, "trainer")}
         self._metrics = {name: free_address() for name in self._addresses}
         self._security = config.security.channel()
 
-    async def start(self) -> Service:
-        """Starts everything, health-ordered.
+    @property
+    def overrides(self) -> list[str]:
+        """What this start decides, for `load_config`: where the queue and the services are."""
+        chosen = {
+            "queue.url": f"unix://{self._sockets / 'queue'}",
+            "policy.addresses": self._addresses["policy"],
+            "trainer.address": self._addresses["trainer"],
+        }
+        return [f"{key}={value}" for key, value in chosen.items()]
 
-        Returns:
-            The trainer's service, whose end is the run's end.
-        """
+    async def start(self) -> None:
+        """Starts the queue and the services, and waits until all serve."""
         valkey = self._sockets / "queue"
-        await self._start("queue", valkey_command(self._run_dir / "queue", valkey))
-        await self._watching(self._until_exists(valkey))
+        await self._start("queue", valkey_command(self._queue_files, valkey))
+        await self.watching(self._until_exists(valkey))
         self._write_addresses()
         simulator = str(simulator_python())
-        for name in ("policy", "env", "reward"):
+        for name in self._names:
             python = simulator if name == "env" else sys.executable
             await self._start(name, self._serve(name, python))
-        with console.status("starting policy, env and reward services"):
-            for name in ("policy", "env", "reward"):
-                await self._watching(self._until_serving(name))
+        with console.status(f"starting the services: {', '.join(self._names)}"):
+            for name in self._names:
+                await self.watching(self._until_serving(name))
+
+    async def train(self) -> int:
+        """Runs the trainer; returns its exit code.
+
+        Raises:
+            ServiceDiedError: another service ended before.
+        """
         command = [sys.executable, "-m", "vlarl", "train", "--resume", str(self._run_dir)]
         if (ranks := self._config.trainer.ranks) > 1:
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
             command[1:1] = torchrun
         command += ["--metrics-listen", self._metrics["trainer"], *self._settings()]
-        return await self._start("trainer", command, foreground=True)
-
-    async def watch(self, trainer: Service) -> int:
-        """Waits for the trainer's end.
-
-        Raises:
-            ServiceDiedError: another service ended before.
-        """
-        return await self._watching(trainer.wait(), but=trainer)
+        trainer = await self._start("trainer", command, foreground=True)
+        return await self.watching(trainer.wait(), but=trainer)
 
     async def stop(self) -> None:
         """Ends every process, the trainer first and the queue last."""
@@ -115,13 +138,7 @@ class Stack:
         return command + self._settings()
 
     def _settings(self) -> list[str]:
-        """What this start decides: where the queue and the services are."""
-        chosen = {
-            "queue.url": f"unix://{self._sockets / 'queue'}",
-            "policy.addresses": self._addresses["policy"],
-            "trainer.address": self._addresses["trainer"],
-        }
-        return [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+        return [part for override in self.overrides for part in ("--set", override)]
 
     def _write_addresses(self) -> None:
         """Writes down where everything listens, for people."""
@@ -139,8 +156,12 @@ class Stack:
             await wait_until_serving(channel, "", _START_SECONDS)
         console.print(f"[green]✓[/] {name} serves on {self._addresses[name]}")
 
-    async def _watching(self, work: Coroutine[Any, Any, T], but: Service | None = None) -> T:
-        """Awaits `work` while every service (`but` one) lives."""
+    async def watching(self, work: Coroutine[Any, Any, T], but: Service | None = None) -> T:
+        """Awaits `work` while every service (`but` one) lives.
+
+        Raises:
+            ServiceDiedError: a service ended before.
+        """
         task = asyncio.create_task(work)
         watches = {
             asyncio.create_task(service.wait()): service
@@ -166,11 +187,30 @@ async def run_stack(config: RunConfig, run_dir: Path) -> int:
         The exit code: the trainer's; 1 when a service died; 130 after Ctrl-C or SIGTERM.
     """
     stack = Stack(config, run_dir)
-    running = asyncio.create_task(_run(stack))
+    return await supervise(stack, _train(stack), f"vlarl up --resume {run_dir}")
+
+
+async def _train(stack: Stack) -> int:
+    await stack.start()
+    return await stack.train()
+
+
+async def supervise(stack: Stack, work: Coroutine[Any, Any, int], resume: str) -> int:
+    """Runs `work`, which starts the stack and uses it, and stops everything however that ends.
+
+    Args:
+        stack: what is stopped.
+        work: its result is the exit code.
+        resume: command that goes on where an interrupted one stopped.
+
+    Returns:
+        The exit code: 1 when a service died; 130 after Ctrl-C or SIGTERM.
+    """
+    running = asyncio.create_task(work)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running.cancel)
-    hint = f"go on with: vlarl up --resume {run_dir}"
+    hint = f"go on with: {resume}"
     try:
         return await running
     except ServiceDiedError as death:
@@ -185,7 +225,3 @@ async def run_stack(config: RunConfig, run_dir: Path) -> int:
             # A second Ctrl-C must not cut the stopping short and leave processes behind.
             loop.add_signal_handler(number, lambda: None)
         await stack.stop()
-
-
-async def _run(stack: Stack) -> int:
-    return await stack.watch(await stack.start())

@@ -136,9 +136,10 @@ async def working(
     """An env worker and a reward server in one; yields the ids of the episodes it has run."""
     ran: list[str] = []
     scorer = OutcomeScorer(success_reward=1.0)
+    ended = asyncio.Event()
 
     async def work() -> None:
-        while True:
+        while not ended.is_set():
             order = await queue.next_episode("worker", block_seconds=0.05)
             if order is not None and order.message.episode_id in give_up:
                 await queue.fail_episode(order, "the simulator broke", final=True)
@@ -153,5 +154,6 @@ async def working(
     try:
         yield ran
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        # Not cancelled: the queue's client now and then loses a cancellation.
+        ended.set()
+        await task

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.env.suites import LIBERO_STEP_LIMITS, TaskCatalog, UnknownTaskError
-from vlarl.config import ConfigError
+from services.env.suites import LIBERO_SUITES, TaskCatalog, UnknownTaskError
+from vlarl.config import ConfigError, EnvConfig
+from vlarl.libero import PERTURBED_SUITES, base_suite, variants
+from vlarl.stack.tasks import choose_tasks, suite_tasks
 
 pytestmark = pytest.mark.sim
 
@@ -23,7 +25,7 @@ def catalog() -> TaskCatalog:
     return TaskCatalog()
 
 
-@pytest.mark.parametrize(("suite", "limit"), LIBERO_STEP_LIMITS.items())
+@pytest.mark.parametrize(("suite", "limit"), LIBERO_SUITES.items())
 def test_every_libero_task_is_whole(catalog: TaskCatalog, suite: str, limit: int) -> None:
     tasks = catalog.tasks(suite)
     assert len(tasks) == (90 if suite == "libero_90" else 10)
@@ -33,6 +35,53 @@ def test_every_libero_task_is_whole(catalog: TaskCatalog, suite: str, limit: int
         assert task.init_states == 50
         assert task.max_control_steps == limit
         assert task.init_state(49).ndim == 1
+
+
+def test_variants_have_their_suites_limits(catalog: TaskCatalog) -> None:
+    assert len(LIBERO_SUITES) == 5 + 4 * 4
+    for suite in PERTURBED_SUITES:
+        for variant in variants(suite):
+            assert base_suite(variant) == suite
+            assert LIBERO_SUITES[variant] == LIBERO_SUITES[suite]
+            names = [task.name for task in catalog.tasks(variant)]
+            assert names == [task.name for task in catalog.tasks(suite)]
+    assert [base_suite(suite) for suite in ("libero_object", "libero_90", "reach")] == [
+        "libero_object",
+        "libero_90",
+        "reach",
+    ]
+
+
+def test_variants_say_what_they_want(catalog: TaskCatalog) -> None:
+    """Other words and other tasks are told from the scene's file, the rest as the suite's are."""
+    plain = catalog.find("libero_goal", 0).instruction
+    assert catalog.find("libero_goal_swap", 0).instruction == plain
+    assert catalog.find("libero_goal_object", 0).instruction == plain
+    assert catalog.find("libero_goal_lan", 0).instruction == "open the cabinet’s middle drawer"
+    assert (
+        catalog.find("libero_goal_task", 0).instruction == "open the bottom drawer of the cabinet"
+    )
+    for suite in PERTURBED_SUITES:
+        for kind in ("lan", "task"):
+            told = [task.instruction for task in catalog.tasks(f"{suite}_{kind}")]
+            usual = [task.instruction for task in catalog.tasks(suite)]
+            assert all(one != other for one, other in zip(told, usual, strict=True))
+
+
+def test_tasks_can_be_listed_before_anything_runs() -> None:
+    tasks = suite_tasks(EnvConfig(), "libero_object_task")
+    assert [task.task.index for task in tasks] == list(range(10))
+    assert {task.max_control_steps for task in tasks} == {280}
+    assert tasks[0].instruction != ""
+    chosen = choose_tasks(tasks, (7, 2, 7), episodes=50)
+    assert [task.task.index for task in chosen] == [2, 7]
+    assert len(choose_tasks(tasks, (), episodes=50)) == 10
+    with pytest.raises(ConfigError, match="tasks 0 to 9, so there is no number 11"):
+        choose_tasks(tasks, (1, 11), episodes=50)
+    with pytest.raises(ConfigError, match="50 official initial states, fewer than 51"):
+        choose_tasks(tasks, (), episodes=51)
+    with pytest.raises(ConfigError, match=r"^unknown suite 'libero_11'; there are .*libero_10_lan"):
+        suite_tasks(EnvConfig(), "libero_11")
 
 
 def test_the_shipped_suite_has_states_all_over_its_region(catalog: TaskCatalog) -> None:

@@ -55,6 +55,19 @@ async def test_an_episode_goes_round_and_leaves_nothing_behind(queue: RolloutQue
     assert await queue._blobs.get("a") is None
 
 
+async def test_an_unscored_episode_skips_the_reward_servers(queue: RolloutQueue) -> None:
+    order = spec("a")
+    order.unscored = True
+    await queue.issue([order])
+    await roll_out(queue)
+    assert await queue.next_trajectories("r", 8, block_seconds=0.05) == []
+    (counted,) = await queue.next_scored(RUN, 8)
+    assert counted.message.spec == order
+    assert not counted.message.scores.total
+    await queue.acknowledge(RUN, [counted])
+    assert all(state.length == state.pending == 0 for state in await queue.states())
+
+
 async def test_an_episode_is_ordered_once(queue: RolloutQueue) -> None:
     assert await queue.issue([spec("a"), spec("b")]) == 2
     assert await queue.issue([spec("b"), spec("c")]) == 1

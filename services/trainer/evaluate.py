@@ -1,0 +1,109 @@
+"""`vlarl eval`: checks everything, starts the services, puts an evaluator in the trainer's place.
+
+Evaluation episodes need no rewards, so env workers pass them straight on and no reward server runs,
+unless films are to show what it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.trainer.display import EvaluationDisplay
+from services.trainer.evaluation_folder import EvaluationFolder
+from services.trainer.evaluator import Evaluator, protocol_of
+from services.trainer.film import FilmMaker, Values
+from services.trainer.subject import Subject, load_subject
+from vlarl.config import RunConfig, load_config
+from vlarl.env.v1 import env_pb2
+from vlarl.queue import RolloutQueue
+from vlarl.stack.supervisor import Stack, supervise
+from vlarl.stack.tasks import choose_tasks, suite_tasks
+
+RUN_ID = "evaluation"
+"""Every evaluation has a queue of its own, so they may share a name."""
+
+
+def run(config: RunConfig, trained: Path | None, out: Path, videos: int) -> int:
+    """Evaluates a policy, or goes on with what `out` holds of it.
+
+    Args:
+        config: the base checkpoint, the tasks (no indices: the whole suite), the episodes.
+        trained: see `load_subject`.
+        out: the evaluation's folder.
+        videos: films of each task and outcome.
+
+    Returns:
+        The exit code: 0 when every episode was counted, 1 when some were given up.
+
+    Raises:
+        FatalError: what was asked for can't be evaluated, or a service failed.
+    """
+    subject = load_subject(config, trained)
+    chosen = choose_tasks(
+        suite_tasks(config.env, config.tasks.suite),
+        config.tasks.indices,
+        config.evaluation.episodes_per_task,
+    )
+    config = _settled(config, chosen)
+    folder = EvaluationFolder(out, protocol_of(config, subject))
+    folder.save_config(config)
+    film = None
+    if videos:
+        values = critic_of(config, subject)
+        film = FilmMaker(out / "videos", videos, config.env.action_repeat, values)
+    names = ("policy", "env", "reward") if videos else ("policy", "env")
+    stack = Stack(config, out, names, lasting_queue=False)
+    display = EvaluationDisplay(chosen, config, out)
+    with contextlib.closing(display):
+        work = _evaluate(stack, subject, folder, film, display)
+        return asyncio.run(supervise(stack, work, f"the same command with --out {out}"))
+
+
+async def _evaluate(
+    stack: Stack,
+    subject: Subject,
+    folder: EvaluationFolder,
+    film: FilmMaker | None,
+    display: EvaluationDisplay,
+) -> int:
+    await stack.start()
+    here = load_config(folder.path / "config.toml", stack.overrides)
+    evaluator = Evaluator(here, subject, folder, film, display)
+    async with RolloutQueue(here.queue) as queue:
+        evaluation = await stack.watching(evaluator.run(queue))
+    display.finish(evaluation)
+    return 1 if evaluation.missing else 0
+
+
+def _settled(config: RunConfig, tasks: Sequence[env_pb2.TaskDescription]) -> RunConfig:
+    """The configuration that the services get."""
+    indices = tuple(task.task.index for task in tasks)
+    return config.model_copy(
+        update={
+            "name": RUN_ID,
+            "tasks": config.tasks.model_copy(update={"indices": indices}),
+            # No trainer runs that a policy server could ask for weights.
+            "policy": config.policy.model_copy(update={"trainer_address": None}),
+        }
+    )
+
+
+def critic_of(config: RunConfig, subject: Subject) -> Values | None:
+    """The run's critic, on a model of its own."""
+    if not subject.tensors:
+        return None
+    from services.trainer.learner import Learner
+    from services.trainer.world import World
+
+    learner = Learner(
+        config.policy.checkpoint,
+        config.trainer,
+        center_crop=subject.center_crop,
+        seed=config.seed,
+        world=World.from_environment(),
+    )
+    learner.restore(dict(subject.tensors))
+    return learner.values

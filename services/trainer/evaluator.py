@@ -1,0 +1,123 @@
+"""The trainer's understudy: orders greedy episodes, counts them as they end, learns nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from services.trainer.collector import Collected, Collector
+from services.trainer.display import EvaluationDisplay
+from services.trainer.episodes import evaluation_episodes
+from services.trainer.evaluation import Evaluation, count, judge
+from services.trainer.evaluation_folder import EvaluationFolder
+from services.trainer.film import FilmMaker
+from services.trainer.publisher import Publisher, check_policy
+from services.trainer.subject import Subject
+from vlarl.config import RunConfig
+from vlarl.queue import RolloutQueue
+from vlarl.rollout.v1 import rollout_pb2
+
+
+class Evaluator:
+    """One evaluation, over a queue and policy servers that nobody else uses."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        subject: Subject,
+        folder: EvaluationFolder,
+        film: FilmMaker | None,
+        display: EvaluationDisplay,
+    ) -> None:
+        """film: where episodes are filmed, which takes their frames and a reward server."""
+        self._config = config
+        self._subject = subject
+        self._folder = folder
+        self._film = film
+        self._display = display
+
+    async def run(self, queue: RolloutQueue) -> Evaluation:
+        """Runs the episodes that the folder doesn't have.
+
+        Raises:
+            PublishError: the policy servers don't serve the subject.
+            RolloutError: nothing comes back for too long.
+            TrajectoryError: an episode was run by another policy, or not greedily.
+        """
+        await self._serve_subject()
+        specs = self._missing_episodes()
+        self._display.start(len(self._folder.results), len(self._folder.results) + len(specs))
+        self._folder.write_score(self._score(0), complete=not specs)
+        timeout = self._config.trainer.rollout_timeout_seconds
+        collector = Collector(queue, self._config.name, timeout)
+        await collector.issue(specs)
+        given_up = 0
+        async for collected in collector.as_they_end(specs):
+            given_up += len(collected.missing)
+            await self._record(collected)
+            await collector.settle(collected)
+            self._folder.write_score(self._score(given_up), complete=False)
+        evaluation = self._score(given_up)
+        self._folder.write_score(evaluation, complete=not given_up)
+        return evaluation
+
+    async def _serve_subject(self) -> None:
+        config, trainer = self._config, self._config.trainer
+        publisher = Publisher(
+            config.policy.addresses,
+            config.security.channel(),
+            config.policy.checkpoint,
+            digests=trainer.merged_digest,
+            timeout_seconds=trainer.publish_timeout_seconds,
+        )
+        digest = self._subject.progress.base_digest
+        for policy in await publisher.describe():
+            check_policy(policy, self._subject.model, digest, config.policy.center_crop)
+        if (adapter := self._subject.adapter(config)) is not None:
+            await publisher.publish(adapter, takeover=True)
+
+    def _missing_episodes(self) -> Sequence[rollout_pb2.EpisodeSpec]:
+        specs = evaluation_episodes(
+            self._config, self._subject.progress.iteration, self._subject.unnorm_key
+        )
+        missing = [s for s in specs if not self._folder.has(s.task.index, s.init_state)]
+        for spec in missing:
+            if self._film is not None and self._film.wants(spec.task.index):
+                spec.record_frames, spec.unscored = True, False
+        return missing
+
+    async def _record(self, collected: Collected) -> None:
+        for trajectory in collected.trajectories:
+            result = judge(trajectory, self._subject.progress.version)
+            if self._film is not None:
+                await asyncio.to_thread(self._film.take, trajectory)
+            self._folder.add(result)
+            self._display.episode(result)
+
+    def _score(self, given_up: int) -> Evaluation:
+        return count(self._folder.results, self._subject.progress, given_up)
+
+
+def protocol_of(config: RunConfig, subject: Subject) -> dict[str, Any]:
+    """Everything that an episode's outcome depends on, besides its task and initial state."""
+    env, progress = config.env, subject.progress
+    return {
+        "checkpoint": subject.model.name,
+        "base_digest": progress.base_digest,
+        "run": progress.run_id,
+        "iteration": progress.iteration,
+        "policy_version": progress.version,
+        "dtype": config.policy.dtype,
+        "suite": config.tasks.suite,
+        "temperature": 0.0,
+        "max_actions": config.tasks.max_actions,
+        "unnorm_key": subject.unnorm_key,
+        "center_crop": subject.center_crop,
+        "profile": env.profile,
+        "settle_steps": env.settle_steps,
+        "camera": env.cameras[0],
+        "render_size": env.render_size,
+        "crop": env.crop,
+        "action_repeat": env.action_repeat,
+    }

@@ -1,0 +1,159 @@
+"""`vlarl eval` with real services: repeatable, resumable, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.stack import ROOT, descendants, end, survivors
+from tests.integration.trainer.test_evaluator import trained_run
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
+
+# A policy whose actions end somewhere, on a scene that is quick to build.
+SETTINGS = {
+    "unnorm_key": "libero_spatial",
+    "env.profile": "fast",
+    "env.render_size": "84",
+    "env.action_repeat": "4",
+    "tasks.max_actions": "6",
+    "policy.cpu_threads": "1",
+    "policy.max_batch": "8",
+    "queue.claim_after_seconds": "5.0",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vlarl.openvla.tiny import make_tiny_checkpoint
+
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    make_tiny_checkpoint(directory, seed=7)
+    return directory
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        end(process)
+
+
+def start(out: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    settings = [part for k, v in SETTINGS.items() for part in ("--set", f"{k}={v}")]
+    command = [sys.executable, "-m", "vlarl", "eval", *arguments, "--out", str(out), *settings]
+    with out.with_suffix(".txt").open("ab") as output:
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    file = out / "episodes.jsonl"
+    if not file.exists():
+        return []
+    found = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+    return sorted(
+        ({k: v for k, v in row.items() if k != "seconds"} for row in found),
+        key=lambda row: row["init_state"],
+    )
+
+
+def said(out: Path) -> str:
+    return out.with_suffix(".txt").read_text()
+
+
+def test_killed_and_gone_on_with_it_gives_what_an_undisturbed_one_gives(
+    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    arguments = ["--checkpoint", str(checkpoint), "--suite", "approach", "--episodes-per-task", "8"]
+    process = start(calm, *arguments)
+    started.append(process)
+    assert process.wait(300) == 0, said(calm)
+
+    process = start(killed, *arguments)
+    started.append(process)
+    deadline = time.monotonic() + 300
+    while len(rows(killed)) < 2:
+        assert process.poll() is None, said(killed)
+        assert time.monotonic() < deadline, said(killed)
+        time.sleep(0.05)
+    family = descendants(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert survivors(family, 30) == set()
+    before = rows(killed)
+    assert len(before) < 8, "it was killed too late to prove anything"
+    text = (killed / "episodes.jsonl").read_text()
+    process = start(killed, *arguments, "--videos", "1")
+    started.append(process)
+    assert process.wait(300) == 0, said(killed)
+
+    assert (killed / "episodes.jsonl").read_text().startswith(text), "an episode was run again"
+    assert rows(killed) == rows(calm)
+    assert [row["init_state"] for row in rows(calm)] == list(range(8))
+    assert len({row["digest"] for row in rows(calm)}) > 1, "the policy ignores what it sees"
+    assert list((killed / "videos").glob("task-00_init-*.mp4"))
+    score = json.loads((killed / "evaluation.json").read_text())
+    assert score["complete"]
+    assert score["protocol"]["profile"] == "fast"
+    assert "95 % interval" in said(killed)
+
+
+def test_a_runs_last_policy_is_published_and_evaluated(
+    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    trained_run(run_dir, checkpoint, version=5)
+    (run_dir / "config.toml").write_text(
+        f'[policy]\ncheckpoint = "{checkpoint}"\n[tasks]\nsuite = "approach"\n'
+        "[trainer.lora]\nrank = 4\nalpha = 8\n[trainer.critic]\nhidden = [16]\n"
+    )
+    process = start(out, "--run", str(run_dir), "--episodes-per-task", "2", "--videos", "1")
+    started.append(process)
+    assert process.wait(300) == 0, said(out)
+    assert {row["policy_version"] for row in rows(out)} == {5}
+    assert (json.loads((out / "evaluation.json").read_text()))["protocol"]["run"] == "run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--suite", "libero_11"], "unknown suite 'libero_11'; there are"),
+        (["--suite", "approach", "--tasks", "3"], "tasks 0 to 0, so there is no number 3"),
+        (["--suite", "approach", "--set", "unnorm_key=x"], "no dataset statistics named 'x'"),
+    ],
+)
+def test_what_does_not_exist_is_one_sentence_before_anything_starts(
+    tmp_path: Path,
+    checkpoint: Path,
+    started: list[subprocess.Popen[bytes]],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    out = tmp_path / "out"
+    settings = [part for k, v in SETTINGS.items() for part in ("--set", f"{k}={v}")]
+    command = [sys.executable, "-m", "vlarl", "eval", "--checkpoint", str(checkpoint)]
+    done = subprocess.run(
+        [*command, "--out", str(out), *settings, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not out.exists()

@@ -1,0 +1,214 @@
+"""The evaluator over a real queue and real gRPC, with stand-ins for engine and simulator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from services.trainer.checkpoint import (  # noqa: E402
+    CheckpointError,
+    Progress,
+    save_checkpoint,
+)
+from services.trainer.display import EvaluationDisplay  # noqa: E402
+from services.trainer.evaluate import critic_of  # noqa: E402
+from services.trainer.evaluation import Evaluation  # noqa: E402
+from services.trainer.evaluation_folder import EvaluationFolder  # noqa: E402
+from services.trainer.evaluator import Evaluator, protocol_of  # noqa: E402
+from services.trainer.film import FilmMaker  # noqa: E402
+from services.trainer.learner import Learner  # noqa: E402
+from services.trainer.subject import load_subject  # noqa: E402
+from services.trainer.world import World  # noqa: E402
+from tests.conftest import Valkey  # noqa: E402
+from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
+from tests.integration.trainer.trainer_samples import trainer_config  # noqa: E402
+from vlarl.config import (  # noqa: E402
+    ConfigError,
+    EvaluationConfig,
+    PolicyConfig,
+    QueueConfig,
+    RunConfig,
+    TasksConfig,
+)
+from vlarl.env.v1 import env_pb2  # noqa: E402
+from vlarl.openvla.checkpoint import base_digest  # noqa: E402
+from vlarl.openvla.images import encode_jpeg  # noqa: E402
+from vlarl.queue import RolloutQueue  # noqa: E402
+
+pytestmark = pytest.mark.torch
+TASKS = [env_pb2.TaskDescription(name="reach", max_control_steps=60)]
+
+
+def config_for(checkpoint: Path, **changes: object) -> RunConfig:
+    return RunConfig(
+        name="evaluation",
+        unnorm_key="libero_spatial",
+        tasks=TasksConfig(indices=(0, 2)),
+        evaluation=EvaluationConfig(episodes_per_task=3),
+        policy=PolicyConfig(checkpoint=checkpoint),
+        trainer=trainer_config(rollout_timeout_seconds=30.0),
+    ).model_copy(update=changes)
+
+
+def trained_run(run_dir: Path, checkpoint: Path, version: int = 5, digest: str = "") -> Path:
+    """A run's checkpoint with factors that change the policy."""
+    world = World.from_environment()
+    learner = Learner(checkpoint, trainer_config(), center_crop=False, seed=3, world=world)
+    tensors = learner.snapshot().tensors
+    for name, tensor in tensors.items():
+        if name.startswith("policy.") and name.endswith(".B"):
+            tensor.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    tensors["critic.3.bias"].fill_(0.25)
+    progress = Progress(
+        run_id="run",
+        base_digest=digest or base_digest(checkpoint),
+        iteration=3,
+        version=version,
+        env_steps=400,
+    )
+    return save_checkpoint(run_dir / "checkpoints", progress, tensors, keep=2)
+
+
+async def evaluate(
+    config: RunConfig,
+    out: Path,
+    valkey: Valkey,
+    trained: Path | None = None,
+    videos: int = 0,
+    give_up: frozenset[str] = frozenset(),
+) -> tuple[Evaluation, list[str]]:
+    """An evaluation on a queue and policy of its own; also the episodes that were run for it."""
+    policy = StandInPolicy(config.policy.checkpoint)
+    film = FilmMaker(out / "videos", videos, config.env.action_repeat) if videos else None
+    async with (
+        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
+        serving(policy) as address,
+        working(queue, policy, give_up) as ran,
+    ):
+        section = config.policy.model_copy(update={"addresses": address})
+        here = config.model_copy(update={"policy": section})
+        subject = load_subject(here, trained)
+        folder = EvaluationFolder(out, protocol_of(here, subject))
+        display = EvaluationDisplay(TASKS, here, out)
+        evaluation = await Evaluator(here, subject, folder, film, display).run(queue)
+        assert all(state.length == 0 for state in await queue.states())
+    return evaluation, ran
+
+
+def rows(out: Path) -> list[dict[str, object]]:
+    found = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    for row in found:
+        row.pop("seconds")
+    return sorted(found, key=lambda row: (row["task"], row["init_state"]))
+
+
+async def test_two_evaluations_give_the_same_episodes(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    config = config_for(checkpoint)
+    first, ran = await evaluate(config, tmp_path / "a", valkey)
+    second, _ = await evaluate(config, tmp_path / "b", valkey)
+    assert len(ran) == first.total.episodes == 6
+    assert first == second
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    written = json.loads((tmp_path / "a/evaluation.json").read_text())
+    assert written["complete"]
+    assert written["total"]["successes"] == first.total.successes
+    assert {row["policy_version"] for row in rows(tmp_path / "a")} == {0}
+
+
+async def test_a_begun_evaluation_is_gone_on_with(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    whole, _ = await evaluate(config_for(checkpoint), tmp_path / "whole", valkey)
+    out = tmp_path / "begun"
+    fewer = config_for(checkpoint, evaluation=EvaluationConfig(episodes_per_task=2))
+    await evaluate(fewer, out, valkey)
+    before = (out / "episodes.jsonl").read_text()
+    evaluation, ran = await evaluate(config_for(checkpoint), out, valkey)
+    assert [name.rpartition(":")[2] for name in ran] == ["000-02", "002-02"]
+    assert (out / "episodes.jsonl").read_text().startswith(before)
+    assert evaluation == whole
+    assert rows(out) == rows(tmp_path / "whole")
+    again, ran = await evaluate(config_for(checkpoint), out, valkey)
+    assert (again, ran) == (whole, [])
+
+
+async def test_a_runs_policy_is_served_and_named(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    config = config_for(checkpoint)
+    await evaluate(config, tmp_path / "base", valkey)
+    path = trained_run(tmp_path / "run", checkpoint)
+    latest, _ = await evaluate(config, tmp_path / "latest", valkey, trained=tmp_path / "run")
+    named, _ = await evaluate(config, tmp_path / "named", valkey, trained=path)
+    assert latest == named
+    assert (latest.policy_version, latest.iteration, latest.env_steps) == (5, 3, 400)
+    base, trained = rows(tmp_path / "base"), rows(tmp_path / "latest")
+    assert {row["policy_version"] for row in trained} == {5}
+    for before, after in zip(base, trained, strict=True):
+        assert before["digest"] != after["digest"], "the adapter changed nothing"
+    with pytest.raises(ConfigError, match="choose another --out"):
+        await evaluate(config, tmp_path / "base", valkey, trained=path)
+
+
+async def test_given_up_episodes_do_not_count_and_come_again(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    config, out = config_for(checkpoint), tmp_path / "out"
+    gone = frozenset({"evaluation:evaluation-00000:002-01"})
+    evaluation, _ = await evaluate(config, out, valkey, give_up=gone)
+    assert (evaluation.missing, evaluation.total.episodes) == (1, 5)
+    assert not json.loads((out / "evaluation.json").read_text())["complete"]
+    valkey.kill()
+    (valkey.directory / "files").rename(valkey.directory / "old")
+    valkey.start()
+    evaluation, ran = await evaluate(config, out, valkey)
+    assert ran == list(gone)
+    assert (evaluation.missing, evaluation.total.episodes) == (0, 6)
+
+
+async def test_filmed_episodes_have_frames_and_rewards(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    evaluation, _ = await evaluate(config_for(checkpoint), tmp_path, valkey, videos=1)
+    ends = [path.stem.split("_")[-1] for path in (tmp_path / "videos").glob("*.mp4")]
+    assert ends.count("success") == sum(s.successes > 0 for s in evaluation.tasks.values())
+    assert ends.count("failure") == sum(s.successes < 3 for s in evaluation.tasks.values())
+
+
+def test_a_runs_critic_judges_what_is_filmed(checkpoint: Path, tmp_path: Path) -> None:
+    config = config_for(checkpoint)
+    trained_run(tmp_path / "run", checkpoint)
+    critic = critic_of(config, load_subject(config, tmp_path / "run"))
+    assert critic is not None
+    frames = [encode_jpeg(np.full((28, 28, 3), level, np.uint8)) for level in (0, 200)]
+    # The head starts at zero, and this one's last bias is 0.25.
+    assert critic(frames, "open the drawer") == pytest.approx([0.25, 0.25])
+    assert critic_of(config, load_subject(config, None)) is None
+
+
+def test_what_cannot_be_evaluated_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    config = config_for(checkpoint)
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        load_subject(config, tmp_path)
+    with pytest.raises(CheckpointError, match="iteration-00099 can't be read"):
+        load_subject(config, tmp_path / "checkpoints/iteration-00099")
+    other = trained_run(tmp_path / "other", checkpoint, digest="f" * 64)
+    with pytest.raises(CheckpointError, match=r"was trained on base ffff.*set policy.checkpoint"):
+        load_subject(config, other)
+    with pytest.raises(
+        ValueError, match="no dataset statistics named 'bridge'; the checkpoint has"
+    ):
+        load_subject(config.model_copy(update={"unnorm_key": "bridge"}), None)
+    several = config.model_copy(
+        update={"unnorm_key": "", "tasks": TasksConfig(suite="libero_goal_swap")}
+    )
+    assert load_subject(several, None).unnorm_key == "libero_goal"
+    with pytest.raises(ConfigError, match="set unnorm_key: the checkpoint has statistics for"):
+        load_subject(several.model_copy(update={"tasks": TasksConfig(suite="reach")}), None)

@@ -1,0 +1,102 @@
+"""What `vlarl eval`'s arguments amount to, and how it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vlarl.cli import app
+from vlarl.cli.evaluate import evaluation_config
+from vlarl.config import ConfigError, RunConfig
+
+ROOT = Path(__file__).parents[3]
+EMBEDDED = ROOT / "configs/embedded.toml"
+
+
+def configured(**changes: object) -> RunConfig:
+    arguments = {
+        "config": None,
+        "checkpoint": None,
+        "run": None,
+        "suite": None,
+        "tasks": None,
+        "episodes_per_task": 50,
+        "overrides": None,
+    }
+    return evaluation_config(**(arguments | changes))
+
+
+def test_the_protocol_wins_over_how_a_run_trains() -> None:
+    config = configured(config=EMBEDDED)
+    assert (config.env.profile, config.env.settle_steps) == ("faithful", 10)
+    assert config.tasks.max_actions == 0, "not the suite's own step limit"
+    assert config.evaluation.episodes_per_task == 50
+    # What belongs to the policy stays.
+    assert (config.env.action_repeat, config.env.render_size) == (5, 84)
+    assert (config.tasks.suite, config.tasks.indices) == ("libero_spatial", (0, 4, 8))
+
+
+def test_the_command_line_wins_over_the_protocol() -> None:
+    overrides = ["env.profile=fast", "tasks.max_actions=3"]
+    config = configured(config=EMBEDDED, episodes_per_task=2, overrides=overrides)
+    assert (config.env.profile, config.tasks.max_actions) == ("fast", 3)
+    assert config.evaluation.episodes_per_task == 2
+
+
+def test_a_suite_is_whole_unless_tasks_are_named() -> None:
+    checkpoint = Path("my checkpoint")
+    whole = configured(checkpoint=checkpoint, suite="libero_goal_swap")
+    assert (whole.tasks.suite, whole.tasks.indices) == ("libero_goal_swap", ())
+    assert whole.policy.checkpoint == checkpoint
+    some = configured(config=EMBEDDED, suite="libero_10", tasks="0,7")
+    assert (some.tasks.suite, some.tasks.indices) == ("libero_10", (0, 7))
+
+
+def test_a_run_or_one_of_its_checkpoints_brings_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(EMBEDDED.read_text())
+    named = tmp_path / "checkpoints" / "iteration-00003"
+    for run in (tmp_path, named):
+        assert configured(run=run).tasks.indices == (0, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "name what to evaluate"),
+        ({"checkpoint": Path("tiny")}, "name the --suite"),
+        ({"run": Path("runs/none")}, r"neither a run nor one of its checkpoints"),
+        ({"run": Path("runs/a"), "config": EMBEDDED}, "--run takes the run's own"),
+        ({"config": EMBEDDED, "tasks": "0,a"}, "write tasks as numbers with commas"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configured(**changes)
+
+
+@pytest.mark.torch
+def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    arguments = ["eval", "--checkpoint", str(tmp_path / "none"), "--suite", "reach"]
+    refused = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert refused.exit_code == 1
+    assert refused.output.strip() == f"error: there is no checkpoint folder {tmp_path / 'none'}"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.torch
+def test_a_checkpoint_without_statistics_is_one_sentence(tmp_path: Path) -> None:
+    import json
+
+    from vlarl.openvla.tiny import make_tiny_checkpoint
+
+    make_tiny_checkpoint(tmp_path, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["norm_stats"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    arguments = ["eval", "--checkpoint", str(tmp_path), "--suite", "reach"]
+    refused = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert refused.exit_code == 1
+    assert "there are no norm_stats" in refused.output
+    assert len(refused.output.strip().splitlines()) == 1

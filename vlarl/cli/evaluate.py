@@ -1,0 +1,126 @@
+"""`vlarl eval`: how often a policy succeeds, by the benchmark's protocol."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_config
+from vlarl.config import ConfigError, RunConfig
+from vlarl.logs import configure_logging
+
+# What published numbers mean, whatever a run trains with. --set comes later and wins.
+PROTOCOL = ("env.profile=faithful", "env.settle_steps=10", "tasks.max_actions=0")
+
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(help="TOML file: the checkpoint, the tasks, the simulators.")
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="OpenVLA checkpoint folder to evaluate as it is."),
+]
+Trained = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        help="Folder of a run, for the policy of its last checkpoint, or RUN/checkpoints/NAME.",
+    ),
+]
+Suite = Annotated[
+    str | None, typer.Option("--suite", help="Suite to evaluate on; default: the configuration's.")
+]
+Tasks = Annotated[
+    str | None, typer.Option("--tasks", help="Tasks of the suite, e.g. 0,1; default: all of them.")
+]
+Episodes = Annotated[
+    int,
+    typer.Option("--episodes-per-task", min=1, max=50, help="Official initial states of a task."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of the results; one that was begun is gone on with."),
+]
+Videos = Annotated[
+    int, typer.Option("--videos", min=0, help="Films of each task's successes and failures.")
+]
+
+
+def evaluate(
+    config: ConfigArgument = None,
+    checkpoint: Checkpoint = None,
+    run: Trained = None,
+    suite: Suite = None,
+    tasks: Tasks = None,
+    episodes_per_task: Episodes = 50,
+    out: Out = None,
+    videos: Videos = 0,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Evaluate a policy by the benchmark's protocol, on this machine.
+
+    Greedy, from the official initial states, within the suite's step limit, after ten settling
+    steps, in the faithful simulator; --set overrides any of it. Starts the services that it needs
+    and stops them. Killed, it goes on where it stopped when the same --out is given again.
+    """
+    configure_logging(verbose)
+    with one_sentence_errors():
+        settings = evaluation_config(
+            config, checkpoint, run, suite, tasks, episodes_per_task, overrides
+        )
+        from services.trainer.evaluate import run as run_evaluation
+
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        folder = out or Path("runs") / f"eval-{settings.tasks.suite}-{stamp}"
+        code = run_evaluation(settings, run, folder, videos)
+    raise typer.Exit(code)
+
+
+def evaluation_config(
+    config: Path | None,
+    checkpoint: Path | None,
+    run: Path | None,
+    suite: str | None,
+    tasks: str | None,
+    episodes_per_task: int,
+    overrides: list[str] | None,
+) -> RunConfig:
+    """The configuration of an evaluation; no task indices mean the whole suite.
+
+    Raises:
+        ConfigError: nothing to evaluate is named, or too much.
+    """
+    if run is not None and (config is not None or checkpoint is not None):
+        raise ConfigError("--run takes the run's own configuration and base checkpoint")
+    if config is None and checkpoint is None and run is None:
+        raise ConfigError("name what to evaluate: a configuration, --checkpoint DIR or --run RUN")
+    if config is None and run is None and suite is None:
+        raise ConfigError("name the --suite to evaluate on, e.g. --suite libero_spatial")
+    chosen = [*PROTOCOL, f"evaluation.episodes_per_task={episodes_per_task}"]
+    if checkpoint is not None:
+        chosen.append(f"policy.checkpoint={json.dumps(str(checkpoint))}")
+    if suite is not None:
+        chosen += [f"tasks.suite={json.dumps(suite)}", "tasks.indices=[]"]
+    if tasks is not None:
+        chosen.append(f"tasks.indices={_numbers(tasks)}")
+    source = config if run is None else _saved_config(run)
+    return read_config(source, [*chosen, *(overrides or [])])
+
+
+def _saved_config(run: Path) -> Path:
+    directory = run.parents[1] if run.parent.name == "checkpoints" else run
+    saved = directory / "config.toml"
+    if not saved.exists():
+        raise ConfigError(f"{run}: neither a run nor one of its checkpoints ({saved} is missing)")
+    return saved
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--tasks {text}: write tasks as numbers with commas, 0,1") from error
