@@ -52,12 +52,17 @@ def choose_run(
     directory = run_dir or Path("runs") / f"{settings.name}-{stamp}"
     # The folder's name is the run's id: unique, so that runs may share a queue and policy servers.
     settings = settings.model_copy(update={"name": directory.name})
-    if os.environ.get("RANK", "0") != "0":
-        return settings, directory
-    if (directory / "config.toml").exists():
+    if os.environ.get("RANK", "0") == "0":
+        _begin(settings, directory)
+    return settings, directory
+
+
+def _begin(settings: RunConfig | SftConfig, directory: Path) -> None:
+    """Makes a new run's folder, with its configuration."""
+    saved = directory / "config.toml"
+    if saved.exists():
         raise ConfigError(f"{directory} holds a run already; go on with --resume {directory}")
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / ".config.partial"
     partial.write_text(dump_toml(settings))
-    partial.replace(directory / "config.toml")
-    return settings, directory
+    partial.replace(saved)

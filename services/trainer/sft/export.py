@@ -39,8 +39,7 @@ def export_checkpoint(
         target: folder to write; what is there is replaced.
         weights: trained tensors by their keys, or with `lora` its factors: "LAYER.A", "LAYER.B".
         lora: the factors' scaling; none: `weights` are the weights.
-        statistics: new ``norm_stats``, as OpenVLA's fine-tuning replaces them; none or empty: those
-            of `base` stay.
+        statistics: new ``norm_stats``, as OpenVLA replaces them; none: those of `base` stay.
         center_crop: whether frames are cropped where the policy acts; none: as in `base`.
     """
     with durable_folder(target) as folder:
@@ -48,13 +47,12 @@ def export_checkpoint(
         for path in base.iterdir():
             if path.is_file() and path.name not in weight_names:
                 shutil.copyfile(path, folder / path.name)
-        raw = json.loads((base / _CONFIG).read_bytes())
         if statistics:
-            raw["norm_stats"] = dict(statistics)
             # It would win over config.json.
             (folder / _STATISTICS).unlink(missing_ok=True)
-        if center_crop is not None:
-            raw["center_crop"] = center_crop
+        raw = json.loads((base / _CONFIG).read_bytes())
+        raw |= {"norm_stats": dict(statistics)} if statistics else {}
+        raw |= {} if center_crop is None else {"center_crop": center_crop}
         (folder / _CONFIG).write_text(json.dumps(raw, indent=1) + "\n")
         tensors = _replaced(base, weights) if lora is None else _merged(base, weights, lora)
         save_tensors(folder, tensors)

@@ -207,6 +207,6 @@ def _describe(tasks: list[_Task]) -> str:
     episodes = sum(len(np.unique(task.samples.episodes)) for task in tasks)
     away = sum(len(np.unique(task.samples.episodes[task.held_out])) for task in tasks)
     return (
-        f"{len(tasks)} tasks of {suites}: {samples:,} samples of {episodes:,} episodes, "
-        f"{away:,} episodes held out"
+        f"{suites}: {samples:,} samples of {episodes:,} episodes, {away:,} episodes held out "
+        f"(number of tasks: {len(tasks)})"
     )

@@ -76,8 +76,8 @@ def test_a_small_dataset_is_learned_by_heart_and_the_checkpoint_acts_so(tmp_path
         data={"held_out": 0.0},
         augmentation={"random_crop": False, "brightness": 0, "contrast": 0, "saturation": 0}
         | {"hue": 0},
-        training={"steps": 250, "mini_batch": 18, "micro_batch": 18, "schedule": "cosine"}
-        | {"learning_rate": 3e-3, "evaluate_every": 250, "log_every": 50},
+        training={"steps": 400, "mini_batch": 18, "micro_batch": 18, "schedule": "cosine"}
+        | {"learning_rate": 2e-3, "evaluate_every": 400, "log_every": 50},
     )
     run(config, tmp_path)
     checkpoint = tmp_path / "checkpoint"
@@ -151,7 +151,8 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path, mode: str) -> None:
             assert together[name] == pytest.approx(alone[name], abs=tolerance, rel=1e-5), name
     expected, got = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     for name, tensor in expected.items():
-        torch.testing.assert_close(got[name], tensor, atol=1e-5, rtol=1e-3)
+        # A key's bias has no gradient but rounding, which AdamW scales up to whole steps.
+        torch.testing.assert_close(got[name], tensor, atol=1e-4, rtol=1e-3)
     if mode == "lora":
         base = CheckpointReader(tmp_path / "one/pretrained")
         layers = {

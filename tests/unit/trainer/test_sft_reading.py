@@ -93,7 +93,7 @@ def test_each_suite_has_statistics_of_its_own(tiny: Path, tmp_path: Path) -> Non
     assert read_in.statistics["squares"]["num_transitions"] == 18
     small, big = (read_in.statistics[suite]["action"] for suite in ("squares", "large"))
     assert big["q99"][0] == pytest.approx(10 * small["q99"][0])
-    assert "3 tasks of squares, large: 30 samples of 10 episodes" in read_in.description
+    assert "squares, large: 30 samples of 10 episodes" in read_in.description
 
 
 def test_poses_of_different_tasks_have_columns_of_their_own(tiny: Path, tmp_path: Path) -> None:
