@@ -107,6 +107,9 @@ class SftConfig(Section):
     """What learns: all weights, or LoRA factors that are merged into the checkpoint written."""
     target_sigma: float = Field(default=0.0, ge=0)
     """Deviation, in bins, of the Gaussian that softens each target token; 0: one-hot, OpenVLA's."""
+    input_sigma: float = Field(default=0.0, ge=0)
+    """Deviation, in bins, of Gaussian noise on the action tokens that later ones are predicted
+    after: a policy that acts reads its own tokens there, not the expert's. 0: none, OpenVLA's."""
     export: Literal["best", "last"] = "best"
     """Which weights become RUN/checkpoint: those of the lowest held-out loss, or the last."""
     dtype: Literal["auto", "float32"] = "auto"

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlarl.config import AugmentationConfig
 from vlarl.openvla.images import CENTER_CROP_AREA
 
-DRAWS = 6
+IMAGE_DRAWS = 6
 """Random numbers that one image takes: top, left, brightness, contrast, saturation, hue."""
 
 
@@ -24,7 +24,7 @@ def augment(images: Tensor, draws: Tensor, config: AugmentationConfig) -> Tensor
 
     Args:
         images: float32 [B, 3, S, S] in [0, 1].
-        draws: float32 [B, DRAWS], uniform in [0, 1).
+        draws: float32 [B, IMAGE_DRAWS], uniform in [0, 1).
         config: what is on, and how strong.
     """
     top, left, *colours = draws.unbind(dim=1)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from services.trainer.lora_policy import LoraPolicy
 from services.trainer.observations import ObservationBatch
+from services.trainer.sft.augmentation import IMAGE_DRAWS
 from services.trainer.sft.full_policy import FullPolicy
-from services.trainer.sft.losses import action_loss, label_logprobs, soft_targets
+from services.trainer.sft.losses import action_loss, jittered, label_logprobs, soft_targets
 from services.trainer.sft.pixels import Pixels
 from services.trainer.sft.reading import Demonstrations
 from services.trainer.sft.samples import SampleBatch
@@ -45,6 +46,8 @@ class Imitation:
         self.train = demonstrations.train
         self.held_out = demonstrations.held_out
         self._tokenizer = ActionTokenizer(model.action_vocab_size)
+        self._first_id = self._tokenizer.first_id
+        self._input_sigma = config.input_sigma
         self._targets = soft_targets(config.target_sigma).to(world.device)
         self._pixels = Pixels(checkpoint, config.augmentation, world.device)
         self._policy, self._parameters = _load_policy(config, checkpoint, world)
@@ -56,31 +59,36 @@ class Imitation:
         self._policy.synchronise_gradients(on)
 
     def losses(self, batch: SampleBatch, draws: Tensor) -> Tensor:
-        logits = self._logits(batch, self._pixels.augmented(batch.frames, draws))
-        return action_loss(logits, self._bins(batch), self._targets)
+        bins = batch.token_ids - self._first_id
+        own = draws[:, IMAGE_DRAWS : IMAGE_DRAWS + bins.shape[1]]
+        read = jittered(bins, own, self._input_sigma)
+        observations = self._observations(batch, self._pixels.augmented(batch.frames, draws))
+        logits = self._policy.logits(observations, read + self._first_id)
+        return action_loss(logits, bins, self._targets)
 
     def measure(self, batch: SampleBatch) -> Tensor:
-        """Rows of loss, log-probs of the labels, bins thought best, and the labels' own."""
-        logits = self._logits(batch, self._pixels.plain(batch.frames))
-        bins = self._bins(batch)
-        return torch.cat(
-            [
-                action_loss(logits, bins, self._targets)[:, None],
-                label_logprobs(logits, bins),
-                logits.argmax(dim=-1).float(),
-                bins.float(),
-            ],
-            dim=1,
-        )
+        """Rows of the loss and, for each token, the label's log-prob, the likeliest bin after the
+        expert's tokens, the bin that the policy chooses after its own, and the label.
+        """
+        observations = self._observations(batch, self._pixels.plain(batch.frames))
+        bins = batch.token_ids - self._first_id
+        logits = self._policy.logits(observations, batch.token_ids)
+        likeliest = logits.argmax(dim=-1)
+        chosen = likeliest.clone()
+        for token in range(1, bins.shape[1]):
+            following = self._policy.logits(observations, chosen + self._first_id)
+            chosen[:, token] = following[:, token].argmax(dim=-1)
+        loss = action_loss(logits, bins, self._targets)
+        tokens = [label_logprobs(logits, bins), likeliest, chosen, bins]
+        return torch.cat([loss[:, None], *(one.float() for one in tokens)], dim=1)
 
     def summary(self, rows: Tensor) -> dict[str, float]:
         loss, tokens = rows[:, 0].double(), rows[:, 1:].double()
-        logp, best, bins = tokens.reshape(len(rows), 3, -1).unbind(dim=1)
-        correct = (best == bins).double().mean(dim=0)
-        off = (best - bins).abs().mean(dim=0)
-        first = self._tokenizer.first_id
+        logp, likeliest, chosen, bins = tokens.reshape(len(rows), 4, -1).unbind(dim=1)
+        correct = (likeliest == bins).double().mean(dim=0)
+        off = (chosen - bins).abs().mean(dim=0)
         actions, expert = (
-            self._tokenizer.decode(first + one.long().numpy()) for one in (best, bins)
+            self._tokenizer.decode(self._first_id + one.long().numpy()) for one in (chosen, bins)
         )
         metrics = {
             "held_out_loss": float(loss.mean()),
@@ -93,12 +101,8 @@ class Imitation:
             metrics[f"held_out_bins/{name}"] = float(off[number])
         return metrics
 
-    def _logits(self, batch: SampleBatch, pixels: Tensor) -> Tensor:
-        observations = ObservationBatch(pixels, batch.prompt_ids, batch.prompt_lengths)
-        return self._policy.logits(observations, batch.token_ids)
-
-    def _bins(self, batch: SampleBatch) -> Tensor:
-        return batch.token_ids - self._tokenizer.first_id
+    def _observations(self, batch: SampleBatch, pixels: Tensor) -> ObservationBatch:
+        return ObservationBatch(pixels, batch.prompt_ids, batch.prompt_lengths)
 
 
 def _load_policy(

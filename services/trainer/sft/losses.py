@@ -33,6 +33,18 @@ def action_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return -(targets[labels] * logp).sum(dim=-1).mean(dim=-1)
 
 
+def jittered(labels: Tensor, draws: Tensor, sigma: float) -> Tensor:
+    """Labels int64 [B, K], each moved by Gaussian noise and kept within the bins.
+
+    Args:
+        labels: int64 [B, K].
+        draws: [B, K], uniform in [0, 1).
+        sigma: the noise's deviation in bins.
+    """
+    noise = sigma * torch.special.ndtri(draws.double().clamp(1e-6, 1 - 1e-6))
+    return (labels + noise.round().long()).clamp(0, ACTION_BINS - 1)
+
+
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each label [B, K]; arguments as those of `action_loss`."""
     logp = logits.float().log_softmax(dim=-1)

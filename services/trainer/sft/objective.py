@@ -23,7 +23,10 @@ class Objective(Protocol):
         """
 
     def losses(self, batch: SampleBatch, draws: Tensor) -> Tensor:
-        """Loss [B] of samples on the model's device, whose frames are augmented by `draws`."""
+        """Loss [B] of samples on the model's device.
+
+        draws: float32 [B, DRAWS], uniform in [0, 1): the only source of what is random.
+        """
 
     def measure(self, batch: SampleBatch) -> Tensor:
         """What `summary` needs of samples on the model's device: [B, M]."""

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from services.trainer.minibatches import mini_batches
 from services.trainer.seeds import Stream, generator_for
-from services.trainer.sft.augmentation import DRAWS
 from services.trainer.world import Indices, World
 from vlarl.config import FitConfig
+
+DRAWS = 16
+"""Random numbers that one sample may take in a step."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Order:
             yield Piece(step, samples[places], places, counted, len(samples), last)
 
     def draws(self, piece: Piece) -> Tensor:
-        """The random numbers that augment a piece's frames: float32 [B, DRAWS]."""
+        """Random numbers of a piece's samples: float32 [B, DRAWS], uniform in [0, 1)."""
         generator = generator_for(self._seed, Stream.SFT_AUGMENTATION, self._stage, piece.step)
         drawn = generator.random((piece.size, DRAWS), dtype=np.float32)
         return torch.from_numpy(drawn[piece.places])

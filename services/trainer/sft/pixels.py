@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.trainer.sft.augmentation import augment, to_levels
+from services.trainer.sft.augmentation import IMAGE_DRAWS, augment, to_levels
 from vlarl.config import AugmentationConfig
 from vlarl.openvla.images import PixelNormalizer
 
@@ -29,9 +29,10 @@ class Pixels:
         return self._normalized(frames.permute(0, 3, 1, 2).float())
 
     def augmented(self, frames: Tensor, draws: Tensor) -> Tensor:
-        """The same, each frame augmented by its random numbers; draws: see `augment`."""
+        """The same, each frame augmented by its random numbers, the first of [B, DRAWS]."""
         images = frames.permute(0, 3, 1, 2).float() / 255
-        return self._normalized(to_levels(augment(images, draws, self._augmentation)))
+        augmented = augment(images, draws[:, :IMAGE_DRAWS], self._augmentation)
+        return self._normalized(to_levels(augmented))
 
     def _normalized(self, levels: Tensor) -> Tensor:
         return ((levels[:, None] / 255 - self._mean) / self._std).flatten(1, 2)

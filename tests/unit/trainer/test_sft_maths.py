@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from services.trainer.sft.losses import (  # noqa: E402
     action_loss,
+    jittered,
     label_logprobs,
     pose_loss,
     soft_targets,
@@ -54,6 +55,19 @@ def test_softened_targets_are_a_gaussian_over_the_bins() -> None:
     entropy = -(targets[labels] * targets[labels].clamp(min=1e-30).log()).sum(-1).mean(-1)
     perfect = action_loss(targets[labels].clamp(min=1e-30).log(), labels, targets)
     torch.testing.assert_close(perfect, entropy)
+
+
+def test_labels_are_jittered_by_gaussian_noise_within_the_bins() -> None:
+    labels = torch.tensor([[0, 100, 255]]).expand(20_000, 3)
+    draws = torch.rand(20_000, 3, generator=torch.Generator().manual_seed(0))
+    moved = jittered(labels, draws, 5.0)
+    off = (moved[:, 1] - 100).double()
+    assert float(off.mean()) == pytest.approx(0, abs=0.15)
+    # Rounding to whole bins adds 1/12 of variance.
+    assert float(off.std()) == pytest.approx(math.sqrt(25 + 1 / 12), rel=0.02)
+    assert (int(moved.min()), int(moved.max())) == (0, 255)
+    assert torch.equal(jittered(labels, draws, 0.0), labels)
+    assert jittered(labels, torch.zeros(20_000, 3), 5.0)[0, 1] > 50, "a draw of 0 is no infinity"
 
 
 def test_unknown_poses_count_for_nothing() -> None:
