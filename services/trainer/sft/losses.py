@@ -42,7 +42,8 @@ def jittered(labels: Tensor, draws: Tensor, sigma: float) -> Tensor:
         sigma: the noise's deviation in bins.
     """
     noise = sigma * torch.special.ndtri(draws.double().clamp(1e-6, 1 - 1e-6))
-    return (labels + noise.round().long()).clamp(0, ACTION_BINS - 1)
+    moved: Tensor = labels + noise.round().long()
+    return moved.clamp(0, ACTION_BINS - 1)
 
 
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
