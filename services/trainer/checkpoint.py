@@ -9,26 +9,16 @@ complete. Tensors are gathered: a run resumes at any world size.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlarl.errors import FatalError
+from services.trainer.durable import CheckpointError, read_state, write_state
 
-_STATE = "state.json"
-_TENSORS = "tensors.safetensors"
 _PREFIX = "iteration-"
-
-
-class CheckpointError(FatalError):
-    """A checkpoint that can't be gone on from; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +52,9 @@ def save_checkpoint(
     Returns:
         Its folder.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"{_PREFIX}{progress.iteration:05d}"
-    partial = directory / f".{final.name}.partial"
-    for leftover in directory.glob(".*.partial"):
-        shutil.rmtree(leftover)
-    partial.mkdir()
-    save_file(tensors, partial / _TENSORS)
-    (partial / _STATE).write_text(json.dumps(asdict(progress), indent=1) + "\n")
-    for path in (partial / _TENSORS, partial / _STATE, partial):
-        _force_to_disk(path)
-    if final.exists():
-        # An earlier run of this very iteration; it was not acknowledged.
-        shutil.rmtree(final)
-    partial.rename(final)
-    _force_to_disk(directory)
+    # What is there already comes from an earlier run of this very iteration, not acknowledged.
+    write_state(final, asdict(progress), tensors)
     for old in _complete(directory)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -94,10 +72,10 @@ def load_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]]:
     Raises:
         CheckpointError: a file is missing or broken.
     """
+    state, tensors = read_state(path)
     try:
-        progress = Progress(**json.loads((path / _STATE).read_text()))
-        return progress, load_file(path / _TENSORS)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        return Progress(**state), tensors
+    except TypeError as error:
         raise CheckpointError(f"checkpoint {path} can't be read: {error}") from error
 
 
@@ -110,11 +88,3 @@ def factors_in(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]
 
 def _complete(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"{_PREFIX}*"))
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -56,7 +56,7 @@ class Display:
         done = iteration.iteration + 1
         self._durations = [*self._durations, metrics["seconds_iteration"]][-_RECENT:]
         left = sum(self._durations) / len(self._durations) * (self._iterations - done)
-        remaining = f"ETA {_clock(left)}"
+        remaining = f"ETA {clock(left)}"
         kl = f"{metrics['approximate_kl']:.2g}" if "approximate_kl" in metrics else "warm-up"
         stopped = " (stopped)" if metrics.get("kl_stopped") else ""
         phases = ", ".join(
@@ -189,7 +189,8 @@ def _cells(score: TaskScore) -> tuple[str, str, str, str, str]:
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration as people write it: 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -14,15 +14,15 @@ from torch import Tensor
 from services.trainer.advantages import whiten
 from services.trainer.batch import Batch, Experience, build_batch
 from services.trainer.critic import Critic
-from services.trainer.lora_policy import Factors, LoraPolicy, like, whole
+from services.trainer.lora_policy import Factors, LoraPolicy
+from services.trainer.moments import gathered_moments, restore_moments
 from services.trainer.observations import Observations, Preparation
 from services.trainer.policy_update import PolicySamples, PolicyUpdate
 from services.trainer.seeds import Stream, generator_for
-from services.trainer.world import World, compute_dtype
+from services.trainer.sharding import compute_dtype, like, whole
+from services.trainer.world import World
 from vlarl.config import TrainerConfig
 from vlarl.errors import FatalError
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Learner:
         world: World,
     ) -> None:
         """Loads the policy's checkpoint; seed: of factors, critic and the order of samples."""
-        self.dtype = compute_dtype(config, world.device)
+        self.dtype = compute_dtype(config.dtype, world.device)
         self.policy = LoraPolicy(
             checkpoint,
             config.lora,
@@ -177,22 +177,17 @@ class Learner:
     def snapshot(self) -> Snapshot:
         """Gathers all that was learned."""
         factors = self.policy.factors()
-        tensors = {}
-        for name, parameter in self.policy.named_factors().items():
-            state = self._update.optimizer.state[parameter]
-            for moment in _MOMENTS:
-                if moment in state:
-                    tensors[f"policy_optimizer.{name}.{moment}"] = whole(state[moment])
+        tensors = gathered_moments(
+            self._update.optimizer, self.policy.named_factors(), "policy_optimizer"
+        )
         if not self._world.first:
             return Snapshot({}, {})
         for layer, (a, b) in factors.items():
             tensors[f"policy.{layer}.A"], tensors[f"policy.{layer}.B"] = a, b
         for name, weight in self.critic.head.named_parameters():
             tensors[f"critic.{name}"] = whole(weight)
-            state = self.critic.optimizer.state[weight]
-            for moment in _MOMENTS:
-                if moment in state:
-                    tensors[f"critic_optimizer.{name}.{moment}"] = whole(state[moment])
+        critic = dict(self.critic.head.named_parameters())
+        tensors |= gathered_moments(self.critic.optimizer, critic, "critic_optimizer")
         tensors["policy_steps"] = torch.tensor(self._update.steps_taken)
         return Snapshot(factors, tensors)
 
@@ -202,25 +197,12 @@ class Learner:
         Raises:
             KeyError: the checkpoint is of other layers.
         """
-        for name, parameter in self.policy.named_factors().items():
+        factors = self.policy.named_factors()
+        for name, parameter in factors.items():
             parameter.data.copy_(like(tensors[f"policy.{name}"], parameter))
-            _restore_moments(self._update.optimizer, parameter, tensors, f"policy_optimizer.{name}")
-        for name, weight in self.critic.head.named_parameters():
+        restore_moments(self._update.optimizer, factors, tensors, "policy_optimizer")
+        critic = dict(self.critic.head.named_parameters())
+        for name, weight in critic.items():
             weight.data.copy_(tensors[f"critic.{name}"])
-            _restore_moments(self.critic.optimizer, weight, tensors, f"critic_optimizer.{name}")
+        restore_moments(self.critic.optimizer, critic, tensors, "critic_optimizer")
         self._update.steps_taken = int(tensors["policy_steps"])
-
-
-def _restore_moments(
-    optimizer: torch.optim.Optimizer,
-    parameter: Tensor,
-    tensors: dict[str, Tensor],
-    prefix: str,
-) -> None:
-    state = {}
-    for moment in _MOMENTS:
-        if (value := tensors.get(f"{prefix}.{moment}")) is not None:
-            # AdamW counts its steps in a plain tensor on the CPU.
-            state[moment] = value.clone() if moment == "step" else like(value, parameter).clone()
-    if state:
-        optimizer.state[parameter] = state

@@ -16,12 +16,11 @@ import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule
 
 from services.trainer.losses import token_logprobs
 from services.trainer.observations import ObservationBatch
+from services.trainer.sharding import checkpoint_blocks, shard, whole
 from services.trainer.world import World
 from vlarl.config import LoraConfig
 from vlarl.openvla.config import OpenVLAConfig
@@ -54,9 +53,9 @@ class LoraPolicy:
         self._model = load_model(checkpoint, dtype, world.device).requires_grad_(False)
         self._layers = _add_factors(self._model, lora, seed, list(lora_layers(self.config)))
         if activation_checkpointing:
-            _checkpoint_blocks(self._model)
+            checkpoint_blocks(self._model)
         if world.mesh is not None:
-            _shard(self._model, world, dtype)
+            shard(self._model, world, dtype)
 
     @property
     def feature_width(self) -> int:
@@ -75,13 +74,19 @@ class LoraPolicy:
         self, observations: ObservationBatch, token_ids: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, K] and entropies [B, K] of action tokens (int64 [B, K])."""
+        logits = self.logits(observations, token_ids)
+        return token_logprobs(logits, token_ids - self._first_action_id, temperature)
+
+    def logits(self, observations: ObservationBatch, token_ids: Tensor) -> Tensor:
+        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K])."""
         output = self._model(
             observations.pixel_values,
             observations.prompt_ids,
             observations.prompt_lengths,
             token_ids,
         )
-        return token_logprobs(output.logits, token_ids - self._first_action_id, temperature)
+        logits: Tensor = output.logits
+        return logits
 
     @torch.no_grad()
     def features(self, observations: ObservationBatch) -> Tensor:
@@ -117,21 +122,6 @@ class LoraPolicy:
         return {layer: (named[f"{layer}.A"], named[f"{layer}.B"]) for layer in self._layers}
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A copy on the CPU of a tensor that may be sharded. Every rank must call it."""
-    full = tensor.detach()
-    return (full.full_tensor() if isinstance(full, DTensor) else full).to("cpu", copy=True)
-
-
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor that every rank holds, placed and sharded as `parameter` is."""
-    value = value.to(parameter.device, torch.float32)
-    if isinstance(parameter, DTensor):
-        mesh, placements = parameter.device_mesh, parameter.placements
-        return distribute_tensor(value, mesh, placements, src_data_rank=None)
-    return value
-
-
 def _add_factors(
     model: nn.Module, lora: LoraConfig, seed: int, wanted: list[str]
 ) -> dict[str, LoraLayer]:
@@ -154,33 +144,3 @@ def _add_factors(
         layer.lora_A.float()
         layer.lora_B.float()
     return {name: found[name] for name in wanted}
-
-
-def _blocks(model: nn.Module) -> Iterator[tuple[nn.ModuleList, int, nn.Module]]:
-    """Every transformer block of the towers and the language model that the passes reach.
-
-    The towers' last blocks are stored, but never computed: they have no factors, and a unit of
-    sharding that never runs would break the accumulation of gradients.
-    """
-    for stack in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
-        for index, block in enumerate(stack):
-            if any(parameter.requires_grad for parameter in block.parameters()):
-                yield stack, index, block
-
-
-def _checkpoint_blocks(model: nn.Module) -> None:
-    for stack, index, block in _blocks(model):
-        stack[index] = checkpoint_wrapper(block)
-
-
-def _shard(model: nn.Module, world: World, dtype: torch.dtype) -> None:
-    """One unit of sharding a block, and one for the rest."""
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for _, _, block in _blocks(model):
-        fully_shard(block, mesh=world.mesh, mp_policy=policy)
-    fully_shard(model, mesh=world.mesh, mp_policy=policy)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            # Gradients add up; the loss is divided by the mini-batch's size instead.
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)

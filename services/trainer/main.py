@@ -9,14 +9,10 @@ from pathlib import Path
 import torch
 
 from services.trainer.batch import Expectation
-from services.trainer.checkpoint import (
-    CheckpointError,
-    Progress,
-    latest_checkpoint,
-    load_checkpoint,
-)
+from services.trainer.checkpoint import Progress, latest_checkpoint, load_checkpoint
 from services.trainer.collector import Collector
 from services.trainer.display import Display
+from services.trainer.durable import CheckpointError
 from services.trainer.episodes import chosen_unnorm_key
 from services.trainer.learner import Learner
 from services.trainer.loop import TrainingLoop, iteration_message

@@ -18,8 +18,12 @@ class Stream(enum.IntEnum):
     EPISODE = 1
     POLICY_ORDER = 2
     CRITIC_ORDER = 3
+    SFT_ORDER = 4
+    SFT_AUGMENTATION = 5
 
 
 def generator_for(seed: int, stream: Stream, *position: int) -> np.random.Generator:
-    """The stream's generator at a position: an iteration, an index within it."""
+    """The stream's generator at a position: an iteration, an index within it; in fine-tuning on
+    demonstrations a stage, an epoch or a step within it.
+    """
     return np.random.default_rng([seed, int(stream), *position])

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from services.trainer.checkpoint import (
-    CheckpointError,
     Progress,
     factors_in,
     latest_checkpoint,
     load_checkpoint,
 )
+from services.trainer.durable import CheckpointError
 from services.trainer.episodes import chosen_unnorm_key
 from services.trainer.publisher import published_adapter
-from services.trainer.world import compute_dtype
+from services.trainer.sharding import compute_dtype
 from vlarl.adapter import Adapter
 from vlarl.config import RunConfig
 from vlarl.openvla.checkpoint import base_digest
@@ -47,7 +47,7 @@ class Subject:
             self.progress,
             factors_in(self.tensors),
             scaling=lora.alpha / lora.rank,
-            dtype=compute_dtype(config.trainer, device),
+            dtype=compute_dtype(config.trainer.dtype, device),
         )
 
 

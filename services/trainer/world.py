@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from vlarl.config import TrainerConfig
-
 Indices = NDArray[np.int64]
 
 # Ranks wait for rank 0 while it collects episodes; a dead rank is noticed by its launcher.
@@ -128,10 +126,3 @@ class World:
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
         return torch.stack(parts, dim=1).flatten(0, 1)[:total]
-
-
-def compute_dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
-    """What the passes compute in."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.float32 if config.dtype == "float32" else torch.bfloat16

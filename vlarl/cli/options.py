@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
-from vlarl.config import ConfigError, RunConfig, ServerConfig, load_config
+from vlarl.config import ConfigError, RunConfig, Section, ServerConfig, load_section
 from vlarl.errors import FatalError
+
+S = TypeVar("S", bound=Section)
 
 ConfigFile = Annotated[
     Path | None,
@@ -46,9 +48,14 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every detail
 
 
 def read_config(path: Path | None, overrides: list[str] | None) -> RunConfig:
+    """The run's configuration, as `read_section` reads it."""
+    return read_section(RunConfig, path, overrides)
+
+
+def read_section(root: type[S], path: Path | None, overrides: list[str] | None) -> S:
     """The configuration of a command; a mistake in it ends the command with one sentence."""
     try:
-        return load_config(path, overrides or [])
+        return load_section(root, path, overrides or [])
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
 

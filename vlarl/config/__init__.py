@@ -7,14 +7,13 @@ Every field's meaning stands under it; docs/configuration.md is generated from t
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from vlarl.config.base import ConfigError, Section, explain, merge
+from vlarl.config.base import ConfigError, Section
+from vlarl.config.files import dump_toml, load_section
 from vlarl.config.learning import (
     CriticConfig,
     CurriculumConfig,
@@ -26,14 +25,24 @@ from vlarl.config.learning import (
 )
 from vlarl.config.network import ChannelConfig, QueueConfig, SecurityConfig, ServerConfig
 from vlarl.config.services import EnvConfig, PolicyConfig, RewardConfig
+from vlarl.config.sft import (
+    AugmentationConfig,
+    DataConfig,
+    FitConfig,
+    SftConfig,
+    TinyModelConfig,
+)
 
 __all__ = [
+    "AugmentationConfig",
     "ChannelConfig",
     "ConfigError",
     "CriticConfig",
     "CurriculumConfig",
+    "DataConfig",
     "EnvConfig",
     "EvaluationConfig",
+    "FitConfig",
     "LoraConfig",
     "PolicyConfig",
     "PpoConfig",
@@ -43,10 +52,13 @@ __all__ = [
     "Section",
     "SecurityConfig",
     "ServerConfig",
+    "SftConfig",
     "TasksConfig",
+    "TinyModelConfig",
     "TrainerConfig",
     "dump_toml",
     "load_config",
+    "load_section",
 ]
 
 
@@ -80,57 +92,5 @@ class RunConfig(Section):
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
-    """Reads a run's configuration.
-
-    Args:
-        path: TOML file; none: the defaults.
-        overrides: `section.key=value` pairs laid over the file, values written as in TOML
-            (a bare word is a string).
-
-    Raises:
-        ConfigError: unreadable file, unknown key (the nearest known one is named), bad value.
-    """
-    source = str(path) if path else "configuration"
-    values: dict[str, object] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"{path}: can't be read ({error.strerror})") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path}: not TOML: {error}") from error
-    for override in overrides:
-        values = merge(values, _parse_override(override))
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise explain(RunConfig, error, source) from error
-
-
-def _parse_override(text: str) -> dict[str, object]:
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"{text!r}: an override is written section.key=value")
-    try:
-        parsed: object = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    for part in reversed(key.strip().split(".")):
-        parsed = {part: parsed}
-    assert isinstance(parsed, dict)  # noqa: S101 - at least one key was wrapped
-    return parsed
-
-
-def dump_toml(config: Section) -> str:
-    """The section as TOML that `load_config` reads back equal; unset keys are left out."""
-    return "\n".join(_toml_lines(config.model_dump(mode="json", exclude_none=True), ())) + "\n"
-
-
-def _toml_lines(table: dict[str, object], path: tuple[str, ...]) -> list[str]:
-    # JSON's strings, numbers, booleans and arrays are TOML's too.
-    lines = [f"{k} = {json.dumps(v)}" for k, v in table.items() if not isinstance(v, dict)]
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            here = (*path, key)
-            lines += ["", f"[{'.'.join(here)}]", *_toml_lines(value, here)]
-    return lines
+    """Reads a run's configuration: `load_section` of a RunConfig."""
+    return load_section(RunConfig, path, overrides)

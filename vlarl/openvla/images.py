@@ -135,12 +135,15 @@ _crop = center_crop  # `prepare_image` has an argument of that name.
 
 
 class PixelNormalizer:
-    """Normalises a prepared frame once for each tower and stacks the results on channels."""
+    """Normalises a prepared frame once for each tower and stacks the results on channels.
+
+    ``mean`` and ``std`` are float32[towers, 3, 1, 1].
+    """
 
     def __init__(self, means: NDArray[np.float64], stds: NDArray[np.float64]) -> None:
         """``means`` and ``stds`` are [towers, 3]."""
-        self._mean = means.astype(np.float32)[..., None, None]
-        self._std = stds.astype(np.float32)[..., None, None]
+        self.mean = means.astype(np.float32)[..., None, None]
+        self.std = stds.astype(np.float32)[..., None, None]
 
     @classmethod
     def from_directory(cls, checkpoint: str | Path) -> PixelNormalizer:
@@ -162,7 +165,7 @@ class PixelNormalizer:
     def __call__(self, frames: Frame) -> NDArray[np.float32]:
         """uint8[..., S, S, 3] -> float32[..., 3 * towers, S, S], DINOv2's channels first."""
         planes = np.moveaxis(frames, -1, -3).astype(np.float32) / np.float32(255)
-        stacked = (planes[..., None, :, :, :] - self._mean) / self._std
+        stacked = (planes[..., None, :, :, :] - self.mean) / self.std
         return stacked.reshape(*planes.shape[:-3], -1, *planes.shape[-2:])
 
 

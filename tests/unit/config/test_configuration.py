@@ -8,7 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 from vlarl.cli import app
-from vlarl.config import ConfigError, RunConfig, dump_toml, load_config
+from vlarl.config import (
+    ConfigError,
+    RunConfig,
+    SftConfig,
+    dump_toml,
+    load_config,
+    load_section,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,9 +32,35 @@ def test_the_dumped_configuration_reads_back_equal(tmp_path: Path) -> None:
     assert load_config(file) == config
 
 
+def test_a_fine_tuning_run_reads_back_equal(tmp_path: Path) -> None:
+    overrides = ['data.datasets=["a", "b"]', "model.text_dim=64", "pretrain.steps=3"]
+    config = load_section(SftConfig, None, overrides)
+    file = tmp_path / "config.toml"
+    file.write_text(dump_toml(config))
+    assert load_section(SftConfig, file) == config
+    assert config.training.steps != config.pretrain.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learningrate=1", r"unknown key; did you mean 'learning_rate'\?"),
+        ("training.micro_batch=200", "must not exceed mini_batch"),
+        ("model.text_dim=100", "model.text_dim: .*multiple of 32"),
+        ("checkpoint=here", r"either checkpoint or \[model\]"),
+        ("data.statistics=checkpoint", "no statistics of its own"),
+        ("data.datasets=[]", "data.datasets: "),
+    ],
+)
+def test_mistakes_in_fine_tuning_are_named(override: str, message: str) -> None:
+    base = ['data.datasets=["a"]', "model.text_dim=64"]
+    with pytest.raises(ConfigError, match=message):
+        load_section(SftConfig, None, [*base, override])
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.name)
 def test_the_shipped_configurations_are_valid(file: Path) -> None:
-    load_config(file)
+    load_section(SftConfig if file.name.startswith("sft-") else RunConfig, file)
 
 
 def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
@@ -76,7 +109,7 @@ def test_every_key_is_explained() -> None:
                 missing += sections(inner, f"{path}{name}.")
         return missing
 
-    assert sections(RunConfig) == []
+    assert sections(RunConfig) + sections(SftConfig) == []
 
 
 def test_the_reference_is_up_to_date() -> None:

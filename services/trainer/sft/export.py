@@ -1,0 +1,79 @@
+"""Trained weights as an OpenVLA checkpoint in the original format, for any loader."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from services.trainer.durable import durable_folder
+from services.trainer.sft.statistics import Statistics
+from vlarl.config import LoraConfig
+from vlarl.openvla.checkpoint import CheckpointReader, save_tensors, weight_files
+from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.lora import lora_layers, merged_tensors
+
+_CONFIG = "config.json"
+_STATISTICS = "dataset_statistics.json"
+_INDEX = "model.safetensors.index.json"
+
+
+def export_checkpoint(
+    base: Path,
+    target: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    lora: LoraConfig | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
+    center_crop: bool | None = None,
+) -> None:
+    """Writes `base` with other weights; the folder is whole under its name, or not there.
+
+    Every tensor keeps the data type that it has in `base`.
+
+    Args:
+        base: the checkpoint that training began with.
+        target: folder to write; what is there is replaced.
+        weights: trained tensors by their keys, or with `lora` its factors: "LAYER.A", "LAYER.B".
+        lora: the factors' scaling; none: `weights` are the weights.
+        statistics: new ``norm_stats``, as OpenVLA replaces them; none: those of `base` stay.
+        center_crop: whether frames are cropped where the policy acts; none: as in `base`.
+    """
+    with durable_folder(target) as folder:
+        weight_names = {path.name for path in weight_files(base)} | {_INDEX}
+        for path in base.iterdir():
+            if path.is_file() and path.name not in weight_names:
+                shutil.copyfile(path, folder / path.name)
+        if statistics:
+            # It would win over config.json.
+            (folder / _STATISTICS).unlink(missing_ok=True)
+        raw = json.loads((base / _CONFIG).read_bytes())
+        raw |= {"norm_stats": dict(statistics)} if statistics else {}
+        raw |= {} if center_crop is None else {"center_crop": center_crop}
+        (folder / _CONFIG).write_text(json.dumps(raw, indent=1) + "\n")
+        tensors = _replaced(base, weights) if lora is None else _merged(base, weights, lora)
+        save_tensors(folder, tensors)
+
+
+def _replaced(base: Path, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    reader = CheckpointReader(base)
+    for key in reader:
+        stored = reader.tensor(key)
+        yield key, weights[key].to(stored.dtype) if key in weights else stored
+
+
+def _merged(
+    base: Path, factors: Mapping[str, Tensor], lora: LoraConfig
+) -> Iterator[tuple[str, Tensor]]:
+    reader = CheckpointReader(base)
+    layers = list(lora_layers(OpenVLAConfig.from_directory(base)))
+    pairs = {layer: (factors[f"{layer}.A"], factors[f"{layer}.B"]) for layer in layers}
+    dtype = reader.tensor(f"{layers[0]}.weight").dtype
+    yield from merged_tensors(base, pairs, lora.alpha / lora.rank, dtype)
+    changed = {f"{layer}.weight" for layer in layers}
+    for key in reader:
+        if key not in changed:
+            yield key, reader.tensor(key)

@@ -1,0 +1,137 @@
+"""`vlarl sft`: one rank of a run, stage after stage."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from services.trainer.durable import durable_folder, read_state
+from services.trainer.sft.export import export_checkpoint
+from services.trainer.sft.fit import Fit, Stage
+from services.trainer.sft.imitation import Imitation
+from services.trainer.sft.objective import Objective
+from services.trainer.sft.perception import Perception
+from services.trainer.sft.progress import StageProgress, checkpoint_path
+from services.trainer.sft.reading import Demonstrations, read_demonstrations
+from services.trainer.world import World
+from vlarl.config import FitConfig, SftConfig
+from vlarl.openvla.checkpoint import base_digest
+from vlarl.openvla.tiny import make_tiny_checkpoint
+
+_LOG = logging.getLogger(__name__)
+
+
+def run(config: SftConfig, run_dir: Path) -> None:
+    """Trains from the run's last checkpoint, or from the start, and writes RUN/checkpoint.
+
+    Under torchrun every rank calls it; all see the same folders.
+
+    Raises:
+        FatalError: the run can't go on; the message says why and what to do.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    world = World.from_environment()
+    try:
+        base = _starting_checkpoint(config, run_dir, world)
+        demonstrations = read_demonstrations(
+            config.data, base, center_crop=config.augmentation.random_crop, seed=config.seed
+        )
+        if world.first:
+            _LOG.info("%s", demonstrations.description)
+        stages = _Stages(config, run_dir, demonstrations, world)
+        if config.pretrain is not None:
+            base = stages.pretrain(base, config.pretrain)
+        stages.train(base)
+    finally:
+        world.leave()
+
+
+def _starting_checkpoint(config: SftConfig, run_dir: Path, world: World) -> Path:
+    """The checkpoint named, or a new tiny one, which rank 0 makes."""
+    if config.model is None:
+        assert config.checkpoint is not None  # noqa: S101 - SftConfig has one of the two
+        return config.checkpoint
+    directory = run_dir / "initial"
+    if world.first and not directory.exists():
+        with durable_folder(directory) as folder:
+            make_tiny_checkpoint(folder, seed=config.seed, **config.model.model_dump())
+    _wait_for_the_first(world)
+    return directory
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The stages of a run."""
+
+    config: SftConfig
+    run_dir: Path
+    demonstrations: Demonstrations
+    world: World
+
+    def pretrain(self, base: Path, fit: FitConfig) -> Path:
+        """Pretrains vision; returns the checkpoint to go on with, RUN/pretrained."""
+        target = self.run_dir / "pretrained"
+        if target.exists():
+            return target
+        stage = self._stage("pretrain", 0, fit, base)
+        progress = self._fit(stage, Perception(self.config, base, self.demonstrations, self.world))
+        if self.world.first:
+            export_checkpoint(base, target, _weights(stage, progress.best_step))
+        _wait_for_the_first(self.world)
+        return target
+
+    def train(self, base: Path) -> None:
+        """Fine-tunes, and writes RUN/checkpoint."""
+        config = self.config
+        stage = self._stage("training", 1, config.training, base)
+        progress = self._fit(stage, Imitation(config, base, self.demonstrations, self.world))
+        if not self.world.first:
+            return
+        step = progress.best_step if config.export == "best" else progress.step
+        target = self.run_dir / "checkpoint"
+        export_checkpoint(
+            base,
+            target,
+            _weights(stage, step),
+            lora=config.lora if config.mode == "lora" else None,
+            statistics=self.demonstrations.statistics,
+            center_crop=config.augmentation.random_crop,
+        )
+        _LOG.info("%s holds the weights after step %d of %d", target, step, progress.step)
+
+    def _stage(self, name: str, number: int, fit: FitConfig, base: Path) -> Stage:
+        return Stage(
+            name=name,
+            number=number,
+            run_dir=self.run_dir,
+            fit=fit,
+            seed=self.config.seed,
+            base_digest=base_digest(base),
+            keep_checkpoints=self.config.keep_checkpoints,
+        )
+
+    def _fit(self, stage: Stage, objective: Objective) -> StageProgress:
+        with contextlib.closing(Fit(stage, objective, self.world)) as fit:
+            return fit.run()
+
+
+def _weights(stage: Stage, step: int) -> dict[str, Tensor]:
+    """The trained tensors after a step, from its checkpoint."""
+    _, tensors = read_state(checkpoint_path(stage.checkpoints, step))
+    prefix = "weights."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _wait_for_the_first(world: World) -> None:
+    """Until rank 0 is here, too, and what it wrote is there."""
+    world.broadcast_bytes(b"here")

@@ -1,0 +1,17 @@
+"""Runs supervised fine-tuning in a process of its own: sft_program.py RUN_DIR."""
+
+import sys
+from pathlib import Path
+
+from services.trainer.sft.main import run
+from vlarl.config import SftConfig, load_section
+from vlarl.errors import FatalError
+from vlarl.logs import configure_logging
+
+if __name__ == "__main__":
+    configure_logging()
+    directory = Path(sys.argv[1])
+    try:
+        run(load_section(SftConfig, directory / "config.toml"), directory)
+    except FatalError as error:
+        sys.exit(f"error: {error}")

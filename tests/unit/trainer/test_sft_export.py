@@ -1,0 +1,136 @@
+"""What training writes is an OpenVLA checkpoint like the one it began with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from services.trainer.sft.export import export_checkpoint  # noqa: E402
+from services.trainer.sft.full_policy import trainable_model  # noqa: E402
+from services.trainer.sft.metrics import METRICS, StageLog, read_lines  # noqa: E402
+from services.trainer.sft.progress import (  # noqa: E402
+    StageProgress,
+    load_stage,
+    save_stage,
+)
+from vlarl.config import LoraConfig  # noqa: E402
+from vlarl.openvla.checkpoint import CheckpointReader, save_tensors  # noqa: E402
+from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.openvla.lora import lora_layers  # noqa: E402
+from vlarl.openvla.modeling import load_model, pad_prompts  # noqa: E402
+from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+
+pytestmark = pytest.mark.torch
+ROOT = Path(__file__).parents[3]
+HEAD = "language_model.lm_head.weight"
+STATISTICS = {
+    "squares": {
+        "action": {name: [1.0] * 7 for name in ("mean", "std", "min", "max", "q01", "q99")}
+        | {"mask": [True] * 6 + [False]}
+    }
+}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """In bfloat16 and in shards, with its statistics in a file of their own, as the originals."""
+    directory = tmp_path / "base"
+    make_tiny_checkpoint(directory, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
+    reader = CheckpointReader(directory)
+    tensors = [(key, reader.tensor(key).bfloat16()) for key in reader]
+    save_tensors(directory, tensors, shard_bytes=100_000)
+    norm_stats = json.loads((directory / "config.json").read_text())["norm_stats"]
+    (directory / "dataset_statistics.json").write_text(json.dumps(norm_stats))
+    (directory / "modeling_prismatic.py").write_text("# the original's own code\n")
+    return directory
+
+
+def test_only_what_was_trained_changes(base: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    head = torch.randn_like(CheckpointReader(base).tensor(HEAD).float())
+    weights = {HEAD: head, "norm.weight": torch.ones(3)}
+    export_checkpoint(base, target, weights, statistics=STATISTICS, center_crop=True)
+    before, after = CheckpointReader(base), CheckpointReader(target)
+    assert list(before) == list(after)
+    assert {key for key in before if not torch.equal(before.tensor(key), after.tensor(key))} == {
+        HEAD
+    }
+    assert torch.equal(after.tensor(HEAD), head.bfloat16())
+    config = OpenVLAConfig.from_directory(target)
+    assert list(config.norm_stats) == ["squares"]
+    assert config.center_crop
+    assert (target / "modeling_prismatic.py").exists()
+    load_model(target)
+    # Written again, over what is there; and nothing is said about statistics or crops.
+    export_checkpoint(base, target, {})
+    assert torch.equal(CheckpointReader(target).tensor(HEAD), before.tensor(HEAD))
+    assert "libero_goal" in OpenVLAConfig.from_directory(target).norm_stats
+    assert not OpenVLAConfig.from_directory(target).center_crop
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}, "nothing is left over"
+
+
+def test_factors_are_merged(base: Path, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = lora_layers(OpenVLAConfig.from_directory(base))
+    factors = {}
+    for layer, (out, into) in layers.items():
+        factors[f"{layer}.A"] = torch.randn(2, into, generator=generator)
+        factors[f"{layer}.B"] = torch.randn(out, 2, generator=generator)
+    export_checkpoint(base, tmp_path / "out", factors, lora=LoraConfig(rank=2, alpha=3))
+    before, after = CheckpointReader(base), CheckpointReader(tmp_path / "out")
+    assert list(before) == list(after)
+    for key in before:
+        expected = before.tensor(key)
+        if (layer := key.removesuffix(".weight")) in layers:
+            by_hand = 1.5 * (factors[f"{layer}.B"] @ factors[f"{layer}.A"])
+            expected = (expected.float() + by_hand).bfloat16()
+        assert torch.equal(after.tensor(key), expected), key
+
+
+def test_what_the_passes_never_use_is_frozen(base: Path) -> None:
+    model = trainable_model(base, torch.device("cpu"))
+    ids, lengths = pad_prompts([[1, 5, 6]], 0)
+    actions = torch.full((1, 7), model.config.action_vocab_size - 3)
+    output = model(torch.zeros(1, 6, 28, 28), ids, lengths, actions)
+    torch.autograd.backward(output.logits.square().sum())
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.requires_grad == (parameter.grad is not None), name
+
+
+def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
+    fresh = StageProgress("digest", 12)
+    progress = fresh
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 5.0)):
+        progress = progress.after(step, loss)
+        save_stage(tmp_path, progress, {"weights.a": torch.tensor(float(step))}, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000002", "step-0000004"]
+    loaded, tensors = load_stage(tmp_path, fresh)
+    assert loaded == StageProgress("digest", 12, step=4, best_step=2, best_loss=1.0)
+    assert tensors["weights.a"] == 4
+    assert load_stage(tmp_path / "none", fresh) == (fresh, {})
+    unmeasured = fresh.after(5, None)
+    assert (unmeasured.step, unmeasured.best_step) == (5, 5)
+
+
+def test_lines_newer_than_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    log = StageLog(tmp_path, "pretrain", 0)
+    log.write(9, {"loss": 1.0})
+    log.close()
+    log = StageLog(tmp_path, "training", 0)
+    for step in (2, 4, 6):
+        log.write(step, {"loss": 1.0 / step})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "training", "st')
+    StageLog(tmp_path, "training", 4).close()
+    lines = [(line["stage"], line["step"]) for line in read_lines(tmp_path / "metrics.jsonl")]
+    assert lines == [("pretrain", 9), ("training", 2), ("training", 4)]
+
+
+def test_every_scalar_is_documented() -> None:
+    documented = (ROOT / "docs/sft.md").read_text()
+    for name, meaning in METRICS.items():
+        assert f"| `{name}` | {meaning} |" in documented, name

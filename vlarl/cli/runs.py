@@ -1,0 +1,68 @@
+"""Which run a command is about: a new one in a folder of its own, or one to go on with."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from vlarl.cli.options import read_section
+from vlarl.config import ConfigError, RunConfig, SftConfig, dump_toml
+
+R = TypeVar("R", RunConfig, SftConfig)
+
+Resume = Annotated[
+    Path | None,
+    typer.Option("--resume", help="Folder of a run to go on with, from its last checkpoint."),
+]
+RunDirectory = Annotated[
+    Path | None,
+    typer.Option("--run-dir", help="Folder of the new run; default: runs/NAME-TIME."),
+]
+
+
+def choose_run(
+    root: type[R],
+    config: Path | None,
+    resume: Path | None,
+    run_dir: Path | None,
+    overrides: list[str] | None,
+) -> tuple[R, Path]:
+    """The configuration and folder of a new run, or of the one to go on with.
+
+    Raises:
+        ConfigError: there is no such run, or there is one already where a new one should begin.
+    """
+    if resume is not None:
+        if config is not None or run_dir is not None:
+            raise ConfigError("--resume takes the run's own configuration; use --set to change it")
+        saved = resume / "config.toml"
+        if not saved.exists():
+            raise ConfigError(f"{resume}: no run here (config.toml is missing)")
+        return read_section(root, saved, overrides), resume
+    if config is None:
+        raise ConfigError("name a configuration of configs/, or --resume RUN")
+    settings = read_section(root, config, overrides)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    if run_dir is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError("under torchrun, name the run's folder with --run-dir")
+    directory = run_dir or Path("runs") / f"{settings.name}-{stamp}"
+    # The folder's name is the run's id: unique, so that runs may share a queue and policy servers.
+    settings = settings.model_copy(update={"name": directory.name})
+    if os.environ.get("RANK", "0") == "0":
+        _begin(settings, directory)
+    return settings, directory
+
+
+def _begin(settings: RunConfig | SftConfig, directory: Path) -> None:
+    """Makes a new run's folder, with its configuration."""
+    saved = directory / "config.toml"
+    if saved.exists():
+        raise ConfigError(f"{directory} holds a run already; go on with --resume {directory}")
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / ".config.partial"
+    partial.write_text(dump_toml(settings))
+    partial.replace(saved)

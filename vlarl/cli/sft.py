@@ -1,0 +1,39 @@
+"""`vlarl sft`: supervised fine-tuning on demonstrations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlarl.cli.options import Overrides, Verbose, one_sentence_errors
+from vlarl.cli.runs import Resume, RunDirectory, choose_run
+from vlarl.config import SftConfig
+from vlarl.logs import configure_logging
+
+SftConfigArgument = Annotated[
+    Path | None, typer.Argument(help="The run's TOML file, e.g. configs/sft-reach.toml.")
+]
+
+
+def sft(
+    config: SftConfigArgument = None,
+    resume: Resume = None,
+    run_dir: RunDirectory = None,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Fine-tune a policy on demonstrations, by OpenVLA's recipe; writes RUN/checkpoint.
+
+    Killed at any moment, it goes on with --resume RUN. Under torchrun every process runs this
+    command, and all must see the same folders:
+
+        torchrun --nproc-per-node 8 -m vlarl sft configs/sft-7b.toml --run-dir runs/mine
+    """
+    configure_logging(verbose)
+    with one_sentence_errors():
+        settings, directory = choose_run(SftConfig, config, resume, run_dir, overrides)
+        from services.trainer.sft.main import run
+
+        run(settings, directory)

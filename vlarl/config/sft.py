@@ -1,0 +1,145 @@
+"""Supervised fine-tuning: `vlarl sft`. Defaults are OpenVLA's where it has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vlarl.config.base import Section
+from vlarl.config.learning import LoraConfig
+
+
+class TinyModelConfig(Section):
+    """A new tiny model to start from, with random weights."""
+
+    image_size: int = Field(default=84, ge=14, multiple_of=14)
+    """Side of the frame in pixels that the model sees; a multiple of the patch size, 14."""
+    tower_dim: int = Field(default=64, ge=16, multiple_of=16)
+    """Width of each of the two vision towers."""
+    tower_depth: int = Field(default=3, ge=2)
+    """Blocks of each tower; the last one is stored, never computed, as in the original."""
+    text_dim: int = Field(default=128, ge=32, multiple_of=32)
+    """Width of the language model; heads are 32 wide."""
+    text_layers: int = Field(default=2, ge=1)
+    """Layers of the language model."""
+
+
+class DataConfig(Section):
+    """Demonstrations."""
+
+    datasets: tuple[Path, ...] = Field(min_length=1)
+    """Folders that `vlarl demos` wrote; all of their tasks are learned together."""
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    """Share of each task's episodes that is measured on and never learned from."""
+    held_out_samples: int = Field(default=2000, ge=1)
+    """Most held-out samples behind one measurement, evenly spread."""
+    statistics: Literal["dataset", "checkpoint"] = "dataset"
+    """Whose action statistics normalise: the demonstrations' own, computed suite by suite, or
+    those that the checkpoint has for the suite already."""
+    range_floor: float = Field(default=0.1, ge=0)
+    """Least distance of q01 and q99, in the actions' units: a dimension that hardly moves would
+    otherwise spread its noise over all bins."""
+    cache_gib: float = Field(default=4.0, ge=0)
+    """Memory for decoded frames; frames beyond it are decoded anew each time."""
+
+
+class AugmentationConfig(Section):
+    """Changes of the frames that are learned from. Defaults are OpenVLA's."""
+
+    random_crop: bool = True
+    """Crop 90 % of the area at random and stretch it back. The checkpoint then asks for the centre
+    crop wherever it acts."""
+    brightness: float = Field(default=0.2, ge=0, le=1)
+    """Largest shift of brightness, of a range of 1; 0: off."""
+    contrast: float = Field(default=0.2, ge=0, lt=1)
+    """Largest relative change of contrast; 0: off."""
+    saturation: float = Field(default=0.2, ge=0, lt=1)
+    """Largest relative change of saturation; 0: off."""
+    hue: float = Field(default=0.05, ge=0, le=0.5)
+    """Largest turn of the hue, in turns; 0: off."""
+
+
+class FitConfig(Section):
+    """Optimisation of one stage."""
+
+    steps: int = Field(default=1000, ge=1)
+    """Optimizer steps."""
+    mini_batch: int = Field(default=128, ge=1)
+    """Samples behind one optimizer step, over all ranks."""
+    micro_batch: int = Field(default=16, ge=1)
+    """Samples in one forward and backward pass of one rank; gradients are accumulated."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """AdamW's highest rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the rate does after the warm-up: stay, or fall to 0 along a cosine."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the rate rises linearly."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    evaluate_every: int = Field(default=200, ge=1)
+    """Steps between two measurements on held-out samples, each followed by a checkpoint."""
+    log_every: int = Field(default=20, ge=1)
+    """Steps between two lines of metrics."""
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if self.micro_batch > self.mini_batch:
+            raise ValueError(
+                f"micro_batch ({self.micro_batch}) must not exceed mini_batch ({self.mini_batch})"
+            )
+        return self
+
+
+class SftConfig(Section):
+    """A run of supervised fine-tuning."""
+
+    name: str = Field(default="sft", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
+    """The run's name, which is its folder's."""
+    seed: int = Field(default=7, ge=0)
+    """Seed of new weights, the held-out episodes, the order of samples and their augmentation."""
+    checkpoint: Path | None = None
+    """OpenVLA checkpoint to start from; or give `[model]`."""
+    mode: Literal["full", "lora"] = "full"
+    """What learns: all weights, or LoRA factors that are merged into the checkpoint written."""
+    target_sigma: float = Field(default=0.0, ge=0)
+    """Deviation, in bins, of the Gaussian that softens each target token; 0: one-hot, OpenVLA's."""
+    input_sigma: float = Field(default=0.0, ge=0)
+    """Deviation, in bins, of Gaussian noise on the action tokens that later ones are predicted
+    after: a policy that acts reads its own tokens there, not the expert's. 0: none, OpenVLA's."""
+    export: Literal["best", "last"] = "best"
+    """Which weights become RUN/checkpoint: those of the lowest held-out loss, or the last."""
+    dtype: Literal["auto", "float32"] = "auto"
+    """Data type of the passes; auto: bfloat16 on a GPU, float32 otherwise."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """Newest checkpoints that are kept, beside the best."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of torch on a CPU; none: all cores."""
+    model: TinyModelConfig | None = None
+    """A new tiny model to start from, instead of `checkpoint`."""
+    data: DataConfig
+    """Demonstrations."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """Changes of the frames that are learned from."""
+    pretrain: FitConfig | None = None
+    """Before anything else, the vision towers and the projector learn to say where things are
+    (the demonstrations' poses): for towers that start from random weights. None: no such stage."""
+    training: FitConfig = FitConfig()
+    """The fine-tuning itself."""
+    lora: LoraConfig = LoraConfig()
+    """The factors, where `mode` is lora."""
+
+    @model_validator(mode="after")
+    def _starts_from_one_model(self) -> Self:
+        if (self.checkpoint is None) == (self.model is None):
+            raise ValueError("name one model to start from: either checkpoint or [model]")
+        if self.model is not None and self.data.statistics == "checkpoint":
+            raise ValueError(
+                "a new [model] has no statistics of its own: leave data.statistics at dataset"
+            )
+        return self
