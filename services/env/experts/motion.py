@@ -28,10 +28,13 @@ METRES_PER_STEP = 0.0133
 RADIANS_PER_STEP = 0.133
 """The same for its rotation."""
 
-SLOW_RISE = 0.06
-"""Action that rises at 1.6 cm/s: while the fingers close."""
+COASTING_STEPS = 2
+"""Control steps for which the last action's motion goes on."""
 
-STILL_ANGLE = 0.04
+SLOW_RISE = 0.1
+"""Action that rises at 2 cm/s: while the fingers close."""
+
+STILL_ANGLE = 0.08
 """Radians of error that aren't corrected: the controller holds the last orientation."""
 
 _CONE_SLOPE = 3.0
@@ -50,8 +53,7 @@ def towards(offset: Vector, gripper: float, repeat: int, turn: Vector | None = N
         repeat: Control steps for which the action will be held.
         turn: Axis of a rotation times its angle; none: keep the orientation.
     """
-    # The last action's motion goes on for about one step.
-    steps = repeat + 1
+    steps = repeat + COASTING_STEPS
     action = np.zeros(7)
     action[:3] = _within_reach(offset / (METRES_PER_STEP * steps))
     if turn is not None and np.linalg.norm(turn) > STILL_ANGLE:

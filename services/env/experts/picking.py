@@ -9,6 +9,7 @@ import numpy as np
 
 from services.env.experts.motion import (
     CLOSED,
+    COASTING_STEPS,
     METRES_PER_STEP,
     OPEN,
     SLOW_RISE,
@@ -100,7 +101,7 @@ def act(situation: Situation, repeat: int) -> Vector:
         case Phase.CLOSE:
             # The pull of the fingers must not meet an action of zeros, which a policy that has
             # learnt to do nothing would never leave.
-            rise = SLOW_RISE * METRES_PER_STEP * (repeat + 1)
+            rise = SLOW_RISE * METRES_PER_STEP * (repeat + COASTING_STEPS)
             return towards(np.array([0.0, 0.0, rise]), CLOSED, repeat)
         case Phase.CARRY:
             move = over_and_down(situation.thing, situation.place, situation.free_thing)

@@ -131,14 +131,14 @@ class Putting:
         that is nearer.
         """
         flat = np.array([axis[0], axis[1], 0.0]) / max(1e-6, float(np.linalg.norm(axis[:2])))
-        if flat @ self._sight.hand_rotation[:, 1] < 0:
+        if flat @ self._sight.hand_rotation[:, 0] < 0:
             flat = -flat
         down = np.array([0.0, 0.0, -1.0])
-        return np.stack([np.cross(flat, down), flat, down], axis=1)
+        return np.stack([flat, np.cross(down, flat), down], axis=1)
 
 
 def _closing_yaw(rotation: Matrix) -> float:
-    return float(np.arctan2(rotation[1, 1], rotation[0, 1]))
+    return float(np.arctan2(rotation[1, 0], rotation[0, 0]))
 
 
 def _tilted(pose: Matrix, seen: Matrix) -> bool:

@@ -48,7 +48,7 @@ class Sight:
 
     @property
     def hand_rotation(self) -> Matrix:
-        """Columns: across the fingers, along their closing, where they point."""
+        """Columns: the axis along which the fingers close, across it, where they point."""
         site = self._problem.robots[0].eef_site_id
         return np.array(self._data.site_xmat[site]).reshape(3, 3)
 
