@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.env.experts.motion import Points
+from services.env.experts.motion import Points, Vector
 
 WIDEST = 0.070
 """Metres: thickest that is held; the fingers open by 8 cm."""
@@ -24,8 +24,9 @@ DEEPEST = 0.030
 """Metres by which the hand's point goes below an object's top: the palm follows 4 cm above."""
 
 _PAD_BELOW, _PAD_ABOVE, _PAD_HALF_WIDTH = 0.006, 0.012, 0.009
-_FINGER_INNER, _FINGER_OUTER, _FINGER_HALF_WIDTH, _FINGER_LENGTH = 0.037, 0.058, 0.012, 0.036
+_FINGER_INNER, _FINGER_OUTER, _FINGER_HALF_WIDTH, _FINGER_LENGTH = 0.036, 0.062, 0.015, 0.036
 _PALM_HALF_LENGTH, _PALM_HALF_WIDTH = 0.10, 0.034
+_EASY_REACH = 0.70
 _TIP_CLEARANCE = 0.003
 _GAP = 0.008
 _SHIFTS = (0.0, 0.012, -0.012, 0.022, -0.022)
@@ -63,13 +64,19 @@ class _Turned:
 
 
 def find_grasps(
-    points: Points, obstacles: Points, home_yaw: float, own_yaw: float, floor: float
+    points: Points,
+    obstacles: Points,
+    base: Vector,
+    home_yaw: float,
+    own_yaw: float,
+    floor: float,
 ) -> list[Grasp]:
     """All grasps, the best first.
 
     Args:
         points: What is to be held.
         obstacles: What else is there.
+        base: Where the robot stands: an arm that is stretched out has no way to go.
         home_yaw: Angle of the closing axis, in radians, from which turning costs.
         own_yaw: Angle of one of the object's sides.
         floor: Height that the fingers' tips must not go below.
@@ -86,7 +93,9 @@ def find_grasps(
         for aside in _ASIDE:
             for along, height, extra in _along_line(own, all_, aside, floor - centre[2]):
                 point = centre + along * axis + aside * side + np.array([0.0, 0.0, height])
-                grasps.append(Grasp(point, axis, cost + extra))
+                reach = float(np.linalg.norm(point[:2] - base[:2]))
+                far = 15 * max(0.0, reach - _EASY_REACH)
+                grasps.append(Grasp(point, axis, cost + extra + far))
     return sorted(grasps, key=lambda grasp: grasp.cost)
 
 

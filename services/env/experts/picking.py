@@ -21,10 +21,12 @@ from services.env.experts.motion import (
 LIFTED = 0.01
 """Metres above its rest from which something counts as held, and is carried fast."""
 
+_TAKEN_AWAY = 0.03
+
 OPENED = 0.072
 """Metres between the fingers from which the hand counts as open."""
 
-_AT_GRASP = 0.008
+_AT_GRASP = 0.011
 _AT_GRASP_HEIGHT = 0.010
 _STILL_AT_GRASP = 0.022
 _STILL_AT_GRASP_HEIGHT = 0.025
@@ -55,8 +57,8 @@ class Situation:
     """Rotation, axis times angle, that the hand needs to hold it so."""
     thing: Vector
     """The thing itself."""
-    rest: float
-    """Height at which it rested last."""
+    rest: Vector
+    """Where it rested last."""
     supported: bool
     """Whether it touches anything but the hand."""
     occupied: bool
@@ -77,13 +79,19 @@ def phase_of(situation: Situation) -> Phase:
     turned = float(np.linalg.norm(situation.turn)) < _AT_GRASP_ANGLE
     still_near = aside < _STILL_AT_GRASP and above < _STILL_AT_GRASP_HEIGHT
     holding = still_near and situation.opening < OPENED
-    if holding and situation.thing[2] - situation.rest > LIFTED:
+    if holding and _taken(situation):
         return Phase.RELEASE if _in_place(situation) else Phase.CARRY
     if holding or (near and turned):
         return Phase.CLOSE
     # What was put down before must not come along.
     letting_go = situation.occupied and situation.opening < OPENED
     return Phase.RELEASE if letting_go else Phase.APPROACH
+
+
+def _taken(situation: Situation) -> bool:
+    """Whether a thing that is held has left where it was."""
+    moved = situation.thing - situation.rest
+    return bool(moved[2] > LIFTED or np.linalg.norm(moved[:2]) > _TAKEN_AWAY)
 
 
 def _in_place(situation: Situation) -> bool:

@@ -22,8 +22,8 @@ _FAILED_COST = 3.0
 class _Memory:
     """What is remembered of a thing."""
 
-    rest: float
-    """Height at which it rested last."""
+    rest: Vector
+    """Where it rested last."""
     seen: Matrix
     """Its pose [4, 3] when its grasps were found: rotation, then position."""
     grasps: list[Grasp]
@@ -59,10 +59,10 @@ class Putting:
         pose = np.vstack([sight.rotation(thing), sight.position(thing)])
         memory = self._memory.get(thing)
         if memory is None:
-            memory = _Memory(pose[3, 2], pose, self._grasps(thing))
+            memory = _Memory(pose[3], pose, self._grasps(thing))
             self._memory[thing] = memory
         elif sight.opening > OPENED and "robot" not in sight.touching(thing):
-            memory.rest = pose[3, 2]
+            memory.rest = pose[3]
             if np.abs(pose[3] - memory.seen[3]).max() > _MOVED or _tilted(pose, memory.seen):
                 memory.seen, memory.grasps = pose, self._grasps(thing)
         return memory
@@ -75,6 +75,7 @@ class Putting:
         found = find_grasps(
             points,
             self._obstacles(thing),
+            sight.base_position,
             self._home,
             float(np.arctan2(flat[1], flat[0])),
             float(points[:, 2].min()),

@@ -53,6 +53,11 @@ class Sight:
         return np.array(self._data.site_xmat[site]).reshape(3, 3)
 
     @property
+    def base_position(self) -> Vector:
+        """Where the robot stands."""
+        return np.array(self._data.body("robot0_base").xpos)
+
+    @property
     def fingers(self) -> Vector:
         """Positions of the two finger joints, [2]: 0.04 and -0.04 when open."""
         return np.array(self._data.qpos[self._problem.robots[0]._ref_gripper_joint_pos_indexes])

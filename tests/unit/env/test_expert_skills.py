@@ -13,6 +13,7 @@ from services.env.experts.goals import Goal, NoExpertError, read_goals
 from services.env.experts.grasps import find_grasps, half_turn
 from services.env.experts.motion import (
     CLOSED,
+    COASTING_STEPS,
     METRES_PER_STEP,
     OPEN,
     cone_height,
@@ -23,6 +24,7 @@ from services.env.experts.motion import (
 from services.env.experts.picking import OPENED, Phase, Situation, act, phase_of
 
 NOTHING = np.zeros((0, 3))
+BASE = np.array([-0.5, 0.0, 0.0])
 
 
 def filled_box(centre: list[float], half: list[float]) -> np.ndarray:
@@ -56,7 +58,7 @@ def test_an_action_goes_where_it_should_within_the_arms_reach(
     action = towards(wanted, OPEN, repeat)
     assert np.abs(action).max() <= 1
     assert (action[3:6] == 0).all()
-    moved = action[:3] * METRES_PER_STEP * (repeat + 1)
+    moved = action[:3] * METRES_PER_STEP * (repeat + COASTING_STEPS)
     assert np.linalg.norm(moved) <= np.linalg.norm(wanted) + 1e-12
     np.testing.assert_allclose(np.cross(moved, wanted), 0, atol=1e-12)
 
@@ -92,7 +94,7 @@ def test_axes_have_no_sign(angle: float) -> None:
 
 def test_a_box_is_held_across_its_short_side() -> None:
     box = filled_box([0.1, 0.2, 0.03], [0.05, 0.02, 0.03])
-    best = find_grasps(box, NOTHING, home_yaw=0.0, own_yaw=0.0, floor=0.0)[0]
+    best = find_grasps(box, NOTHING, BASE, home_yaw=0.0, own_yaw=0.0, floor=0.0)[0]
     np.testing.assert_allclose(np.abs(best.axis), [0, 1, 0], atol=1e-9)
     np.testing.assert_allclose(best.point[:2], [0.1, 0.2], atol=0.003)
     assert 0.01 < best.point[2] < 0.05
@@ -100,14 +102,14 @@ def test_a_box_is_held_across_its_short_side() -> None:
 
 
 def test_a_bowl_too_wide_is_held_by_its_rim() -> None:
-    best = find_grasps(bowl([0, 0, 0]), NOTHING, home_yaw=0.0, own_yaw=0.0, floor=0.0)[0]
+    best = find_grasps(bowl([0, 0, 0]), NOTHING, BASE, home_yaw=0.0, own_yaw=0.0, floor=0.0)[0]
     assert np.linalg.norm(best.point[:2]) == pytest.approx(0.055, abs=0.013)
     assert best.cost < 2
 
 
 def test_a_neighbour_on_one_side_sends_the_hand_to_the_other() -> None:
     wall = filled_box([0.11, 0, 0.1], [0.02, 0.1, 0.1])
-    best = find_grasps(bowl([0, 0, 0]), wall, home_yaw=0.0, own_yaw=0.0, floor=0.0)[0]
+    best = find_grasps(bowl([0, 0, 0]), wall, BASE, home_yaw=0.0, own_yaw=0.0, floor=0.0)[0]
     assert best.point[0] < 0.02
     assert best.cost < 2
 
@@ -118,7 +120,7 @@ SITUATION = Situation(
     grasp=np.array([0.1, 0.0, 0.05]),
     turn=np.zeros(3),
     thing=np.array([0.1, 0.0, 0.03]),
-    rest=0.03,
+    rest=np.array([0.1, 0.0, 0.03]),
     supported=True,
     occupied=False,
     place=np.array([0.0, 0.3, 0.05]),
@@ -161,6 +163,8 @@ def above(situation: Situation, metres: float) -> np.ndarray:
         (replace(AT_GRASP, opening=0.0, hand=above(AT_GRASP, 0.05)), Phase.APPROACH),
         (LIFTED, Phase.CARRY),
         (replace(LIFTED, thing=np.array([0.1, 0.0, 0.035])), Phase.CLOSE),
+        # Lower than where it came from: on the way all the same.
+        (replace(LIFTED, rest=np.array([0.3, 0.0, 0.2])), Phase.CARRY),
         (OVER_PLACE, Phase.RELEASE),
         (replace(OVER_PLACE, thing=np.array([0.0, 0.3, 0.1])), Phase.CARRY),
         (replace(OVER_PLACE, thing=np.array([0.0, 0.3, 0.1]), supported=True), Phase.RELEASE),
