@@ -9,6 +9,7 @@ from services.env.experts.motion import OPEN, Vector, towards
 from services.env.experts.putting import Putting
 from services.env.experts.reaching import reach, target_point
 from services.env.experts.sight import Sight
+from services.env.experts.turning import turn_on
 
 
 class Expert:
@@ -34,6 +35,8 @@ class Expert:
     def _towards(self, goal: Goal) -> Vector:
         if goal.predicate in ("reachedabove", "nearabove"):
             return reach(self._sight, goal, self._repeat)
+        if goal.predicate == "turnon":
+            return turn_on(self._sight, goal, self._repeat)
         return self._putting.act(goal)
 
 

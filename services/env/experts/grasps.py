@@ -17,7 +17,7 @@ from services.env.experts.motion import Points, Vector
 WIDEST = 0.070
 """Metres: thickest that is held; the fingers open by 8 cm."""
 
-TIP = 0.012
+TIP = 0.010
 """Metres by which the fingers' tips are below the hand's point."""
 
 DEEPEST = 0.030
@@ -27,7 +27,7 @@ _PAD_BELOW, _PAD_ABOVE, _PAD_HALF_WIDTH = 0.006, 0.012, 0.009
 _FINGER_INNER, _FINGER_OUTER, _FINGER_HALF_WIDTH, _FINGER_LENGTH = 0.036, 0.062, 0.015, 0.036
 _PALM_HALF_LENGTH, _PALM_HALF_WIDTH = 0.10, 0.034
 _EASY_REACH = 0.70
-_TIP_CLEARANCE = 0.003
+_TIP_CLEARANCE = 0.002
 _GAP = 0.008
 _SHIFTS = (0.0, 0.012, -0.012, 0.022, -0.022)
 _ASIDE = (0.0, 0.015, -0.015, 0.03, -0.03)

@@ -31,8 +31,11 @@ RADIANS_PER_STEP = 0.133
 COASTING_STEPS = 2
 """Control steps for which the last action's motion goes on."""
 
-SLOW_RISE = 0.1
-"""Action that rises at 2 cm/s: while the fingers close."""
+CLOSING_RISE = 0.04
+"""Action that rises at 1 cm/s: while the fingers close."""
+
+LIFTING_RISE = 0.15
+"""Action that rises at 4 cm/s: while it shows whether they hold."""
 
 STILL_ANGLE = 0.08
 """Radians of error that aren't corrected: the controller holds the last orientation."""
@@ -103,3 +106,14 @@ def rotation_between(start: Matrix, end: Matrix) -> Vector:
     )
     length = float(np.linalg.norm(axis))
     return axis * (angle / length) if length > 1e-9 else np.zeros(3)
+
+
+def grip_along(axis: Vector, hand: Matrix) -> Matrix:
+    """The orientation of a hand that points down and closes along an axis: of the two, the one
+    that is nearer to how the hand is now.
+    """
+    flat = np.array([axis[0], axis[1], 0.0]) / max(1e-6, float(np.linalg.norm(axis[:2])))
+    if flat @ hand[:, 0] < 0:
+        flat = -flat
+    down = np.array([0.0, 0.0, -1.0])
+    return np.stack([flat, np.cross(down, flat), down], axis=1)

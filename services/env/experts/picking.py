@@ -9,10 +9,11 @@ import numpy as np
 
 from services.env.experts.motion import (
     CLOSED,
+    CLOSING_RISE,
     COASTING_STEPS,
+    LIFTING_RISE,
     METRES_PER_STEP,
     OPEN,
-    SLOW_RISE,
     Vector,
     over_and_down,
     towards,
@@ -22,12 +23,13 @@ LIFTED = 0.01
 """Metres above its rest from which something counts as held, and is carried fast."""
 
 _TAKEN_AWAY = 0.03
+_OFF_GROUND = 0.002
 
 OPENED = 0.072
 """Metres between the fingers from which the hand counts as open."""
 
 _AT_GRASP = 0.011
-_AT_GRASP_HEIGHT = 0.010
+_AT_GRASP_HEIGHT = 0.006
 _STILL_AT_GRASP = 0.022
 _STILL_AT_GRASP_HEIGHT = 0.025
 _AT_GRASP_ANGLE = 0.15
@@ -55,6 +57,8 @@ class Situation:
     """Where the hand should be to hold the thing where it is now."""
     turn: Vector
     """Rotation, axis times angle, that the hand needs to hold it so."""
+    tilt: Vector
+    """Rotation that it needs to point straight down."""
     thing: Vector
     """The thing itself."""
     rest: Vector
@@ -107,12 +111,14 @@ def act(situation: Situation, repeat: int) -> Vector:
             move = over_and_down(situation.hand, situation.grasp, situation.free_hand)
             return towards(move, OPEN, repeat, situation.turn)
         case Phase.CLOSE:
-            # The pull of the fingers must not meet an action of zeros, which a policy that has
-            # learnt to do nothing would never leave.
-            rise = SLOW_RISE * METRES_PER_STEP * (repeat + COASTING_STEPS)
+            # Never an action of zeros: a policy that has learnt to close where nothing moves
+            # freezes there.
+            lifting = situation.thing[2] - situation.rest[2] > _OFF_GROUND
+            speed = LIFTING_RISE if lifting else CLOSING_RISE
+            rise = speed * METRES_PER_STEP * (repeat + COASTING_STEPS)
             return towards(np.array([0.0, 0.0, rise]), CLOSED, repeat)
         case Phase.CARRY:
             move = over_and_down(situation.thing, situation.place, situation.free_thing)
-            return towards(move, CLOSED, repeat)
+            return towards(move, CLOSED, repeat, situation.tilt)
         case Phase.RELEASE:
             return towards(np.zeros(3), OPEN, repeat)

@@ -12,7 +12,7 @@ PRESS = 0.004
 """Metres that something is lowered below its place, so that it surely touches."""
 
 _MARGIN = 0.03
-_CORRIDOR = 0.08
+_CORRIDOR = 0.11
 _FOOTPRINT = 0.03
 _NEIGHBOUR = 0.012
 
@@ -25,7 +25,7 @@ def place_for(sight: Sight, goal: Goal) -> Vector:
     above_bottom = float(origin[2] - points[:, 2].min())
     if not sight.is_region(assert_place):
         spot = sight.position(assert_place)
-        support = _top_below(sight.points(assert_place), spot)
+        support = top_below(sight.points(assert_place), spot)
         return np.array([spot[0], spot[1], support + above_bottom - PRESS])
     centre = sight.position(assert_place)
     if goal.predicate == "in":
@@ -34,11 +34,11 @@ def place_for(sight: Sight, goal: Goal) -> Vector:
     owner = sight.owner(assert_place)
     support = float(centre[2])
     if owner is not None:
-        support = max(support, _top_below(sight.points(owner), spot, support + 0.03))
+        support = max(support, top_below(sight.points(owner), spot, support + 0.03))
     return np.array([spot[0], spot[1], support + above_bottom - PRESS])
 
 
-def _top_below(points: Points, spot: Vector, limit: float = np.inf) -> float:
+def top_below(points: Points, spot: Vector, limit: float = np.inf) -> float:
     """Height of the highest point around a spot that isn't above a limit."""
     here = np.linalg.norm(points[:, :2] - spot[:2], axis=1) < _FOOTPRINT
     heights = points[here & (points[:, 2] < limit), 2]

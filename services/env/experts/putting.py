@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from services.env.experts.dragging import drag
 from services.env.experts.goals import Goal
 from services.env.experts.grasps import TIP, Grasp, find_grasps
-from services.env.experts.motion import Matrix, Points, Vector, rotation_between
+from services.env.experts.motion import Matrix, Points, Vector, grip_along, rotation_between
 from services.env.experts.picking import OPENED, Phase, Situation, act, phase_of
 from services.env.experts.places import free_height, place_for
 from services.env.experts.sight import Sight
@@ -45,6 +46,8 @@ class Putting:
     def act(self, goal: Goal) -> Vector:
         """The next action towards a goal."""
         memory = self._look(goal.subject)
+        if not memory.grasps:
+            return drag(self._sight, goal, self._repeat)
         grasp = self._choose(memory)
         situation = self._situation(goal, memory, grasp)
         phase = phase_of(situation)
@@ -104,7 +107,7 @@ class Putting:
         sight, thing = self._sight, goal.subject
         rotation, position = sight.rotation(thing), sight.position(thing)
         point = position + rotation @ grasp.point
-        hand = sight.hand_position
+        hand, hand_rotation = sight.hand_position, sight.hand_rotation
         place = place_for(sight, goal)
         obstacles, shape = self._obstacles(thing), sight.points(thing)
         everything = np.concatenate([obstacles, shape])
@@ -113,7 +116,8 @@ class Putting:
             hand=hand,
             opening=sight.opening,
             grasp=point,
-            turn=rotation_between(sight.hand_rotation, self._grip(rotation @ grasp.axis)),
+            turn=rotation_between(hand_rotation, grip_along(rotation @ grasp.axis, hand_rotation)),
+            tilt=rotation_between(hand_rotation, grip_along(hand_rotation[:, 0], hand_rotation)),
             thing=position,
             rest=memory.rest,
             supported=bool(sight.touching(thing) - {"robot"}),
@@ -126,16 +130,6 @@ class Putting:
             + float(position[2])
             - lowest,
         )
-
-    def _grip(self, axis: Vector) -> Matrix:
-        """The orientation of a hand that points down and closes along an axis: of the two, the one
-        that is nearer.
-        """
-        flat = np.array([axis[0], axis[1], 0.0]) / max(1e-6, float(np.linalg.norm(axis[:2])))
-        if flat @ self._sight.hand_rotation[:, 0] < 0:
-            flat = -flat
-        down = np.array([0.0, 0.0, -1.0])
-        return np.stack([flat, np.cross(down, flat), down], axis=1)
 
 
 def _closing_yaw(rotation: Matrix) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import mujoco
 import numpy as np
 
@@ -9,6 +11,15 @@ from services.env.experts.goals import Goal, read_goals
 from services.env.experts.motion import Matrix, Points, Vector
 from services.env.experts.solids import Solids
 from services.env.scene import Scene, Untyped
+
+
+@dataclass(frozen=True)
+class Part:
+    """A body of an articulated thing, as it is now."""
+
+    position: Vector
+    rotation: Matrix
+    points: Points
 
 
 class Sight:
@@ -105,6 +116,16 @@ class Sight:
     def points(self, name: str) -> Points:
         """The points that fill an object or fixture."""
         return self._solids[name].points(self._data)
+
+    def part(self, name: str, part: str) -> Part:
+        """A body of an articulated thing."""
+        body = self._model.body(f"{name}_{part}").id
+        solids = Solids.of_bodies(self._model, {body})
+        return Part(
+            position=np.array(self._data.xpos[body]),
+            rotation=np.array(self._data.xmat[body]).reshape(3, 3),
+            points=solids.points(self._data),
+        )
 
     def touching(self, name: str) -> set[str]:
         """Names of what an object or fixture touches; "robot" and "table" stand for the rest."""

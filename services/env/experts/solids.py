@@ -58,10 +58,15 @@ class Solids:
     @classmethod
     def of_roots(cls, model: mujoco.MjModel, roots: set[int]) -> Solids:
         """All that collides among the bodies below some roots of the kinematic tree."""
+        return cls.of_bodies(model, set(np.flatnonzero(np.isin(model.body_rootid, list(roots)))))
+
+    @classmethod
+    def of_bodies(cls, model: mujoco.MjModel, bodies: set[int]) -> Solids:
+        """All that collides of some bodies."""
         local, geoms = [np.zeros((0, 3))], [np.zeros(0, np.int64)]
         for geom in range(model.ngeom):
             collides = model.geom_contype[geom] or model.geom_conaffinity[geom]
-            if collides and model.body_rootid[model.geom_bodyid[geom]] in roots:
+            if collides and model.geom_bodyid[geom] in bodies:
                 points = _fill_geom(model, geom)
                 local.append(points)
                 geoms.append(np.full(len(points), geom))

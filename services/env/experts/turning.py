@@ -1,4 +1,4 @@
-"""Turning a stove on: the closed hand pushes the knob's pointer around."""
+"""Turning a stove on: the hand holds the knob's ridge and turns with it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import numpy as np
 from services.env.experts.goals import Goal
 from services.env.experts.motion import (
     CLOSED,
-    Points,
+    OPEN,
     Vector,
+    grip_along,
     over_and_down,
     rotation_between,
     towards,
@@ -16,58 +17,28 @@ from services.env.experts.motion import (
 from services.env.experts.places import free_height
 from services.env.experts.sight import Sight
 
-_RADIUS = 0.030
-"""Metres from the knob's axis at which its pointer is pushed."""
-
-_BEHIND = 1.1
-"""Radians behind the pointer at which the hand comes down."""
-
-_AHEAD = 0.6
-"""Radians ahead of the hand that it pushes towards."""
-
-_DEPTH = 0.012
-_LOW = 0.012
-_NEAR = 0.02
+_KNOB = "button"
+_DEPTH = 0.018
+_NEAR = 0.012
+_STILL_NEAR = 0.025
+_ALIGNED = 0.15
+_GRIPPED = 0.045
+_TURN = np.array([0.0, 0.0, 0.6])
 
 
-class Turning:
-    """The skill, with what it knows of one episode's knob."""
-
-    def __init__(self, sight: Sight, repeat: int) -> None:
-        self._sight = sight
-        self._repeat = repeat
-        self._upright = sight.hand_rotation
-
-    def act(self, goal: Goal) -> Vector:
-        """The next action towards turnon(stove)."""
-        sight = self._sight
-        knob = sight.part(goal.subject, "button")
-        axis, pointer = knob.position, _pointer(knob.points, knob.position)
-        height = float(knob.points[:, 2].max()) - _DEPTH
-        hand = sight.hand_position
-        turn = rotation_between(sight.hand_rotation, self._upright)
-        away = hand[:2] - axis[:2]
-        lag = _wrap(pointer - float(np.arctan2(away[1], away[0])))
-        low = hand[2] < height + _LOW
-        close = abs(float(np.linalg.norm(away)) - _RADIUS) < _NEAR
-        if low and close and 0.1 < lag < _BEHIND + 0.5:
-            ahead = self._on_circle(axis, pointer - lag + _AHEAD, height)
-            return towards(ahead - hand, CLOSED, self._repeat, turn)
-        start = self._on_circle(axis, pointer - _BEHIND, height)
-        everything = np.concatenate([sight.points(name) for name in sight.solids])
-        free = free_height(everything, hand, start, float(knob.points[:, 2].max()))
-        return towards(over_and_down(hand, start, free), CLOSED, self._repeat, turn)
-
-    def _on_circle(self, axis: Vector, angle: float, height: float) -> Vector:
-        x, y = axis[:2] + _RADIUS * np.array([np.cos(angle), np.sin(angle)])
-        return np.array([x, y, height])
-
-
-def _pointer(points: Points, axis: Vector) -> float:
-    """Direction of the knob's pointer: where its upper part is furthest from the axis and thin."""
-    top = points[points[:, 2] > points[:, 2].max() - 0.01, :2] - axis[:2]
-    return float(np.arctan2(*top[np.argmax(np.linalg.norm(top, axis=1))][::-1]))
-
-
-def _wrap(angle: float) -> float:
-    return float((angle + np.pi) % (2 * np.pi) - np.pi)
+def turn_on(sight: Sight, goal: Goal, repeat: int) -> Vector:
+    """The next action towards turnon(stove)."""
+    knob = sight.part(goal.subject, _KNOB)
+    # The ridge runs along the knob's second axis, so that the fingers close along the first.
+    grip = grip_along(knob.rotation[:, 0], sight.hand_rotation)
+    misfit = rotation_between(sight.hand_rotation, grip)
+    grasp = np.array([*knob.position[:2], float(knob.points[:, 2].max()) - _DEPTH])
+    offset = grasp - sight.hand_position
+    away = float(np.linalg.norm(offset))
+    if away < _STILL_NEAR and sight.opening < _GRIPPED:
+        return towards(offset, CLOSED, repeat, _TURN)
+    if away < _NEAR and np.linalg.norm(misfit) < _ALIGNED:
+        return towards(offset, CLOSED, repeat)
+    everything = np.concatenate([sight.points(name) for name in sight.solids])
+    free = free_height(everything, sight.hand_position, grasp, float(grasp[2]))
+    return towards(over_and_down(sight.hand_position, grasp, free), OPEN, repeat, misfit)

@@ -119,6 +119,7 @@ SITUATION = Situation(
     opening=0.08,
     grasp=np.array([0.1, 0.0, 0.05]),
     turn=np.zeros(3),
+    tilt=np.zeros(3),
     thing=np.array([0.1, 0.0, 0.03]),
     rest=np.array([0.1, 0.0, 0.03]),
     supported=True,
