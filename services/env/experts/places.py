@@ -11,9 +11,11 @@ from services.env.experts.sight import Sight
 PRESS = 0.004
 """Metres that something is lowered below its place, so that it surely touches."""
 
+FOOTPRINT = 0.03
+"""Metres around a spot that count as under what stands there."""
+
 _MARGIN = 0.03
 _CORRIDOR = 0.11
-_FOOTPRINT = 0.03
 _NEIGHBOUR = 0.012
 
 
@@ -38,9 +40,11 @@ def place_for(sight: Sight, goal: Goal) -> Vector:
     return np.array([spot[0], spot[1], support + above_bottom - PRESS])
 
 
-def top_below(points: Points, spot: Vector, limit: float = np.inf) -> float:
+def top_below(
+    points: Points, spot: Vector, limit: float = np.inf, radius: float = FOOTPRINT
+) -> float:
     """Height of the highest point around a spot that isn't above a limit."""
-    here = np.linalg.norm(points[:, :2] - spot[:2], axis=1) < _FOOTPRINT
+    here = np.linalg.norm(points[:, :2] - spot[:2], axis=1) < radius
     heights = points[here & (points[:, 2] < limit), 2]
     return float(heights.max()) if len(heights) else float(spot[2])
 

@@ -45,7 +45,7 @@ class Putting:
 
     def act(self, goal: Goal) -> Vector:
         """The next action towards a goal."""
-        memory = self._look(goal.subject)
+        memory = self._look(goal)
         if not memory.grasps:
             return drag(self._sight, goal, self._repeat)
         grasp = self._choose(memory)
@@ -56,28 +56,32 @@ class Putting:
         memory.closing = grasp if phase is Phase.CLOSE else None
         return act(situation, self._repeat)
 
-    def _look(self, thing: str) -> _Memory:
+    def _look(self, goal: Goal) -> _Memory:
         """Finds grasps anew where a thing that nobody holds has moved."""
-        sight = self._sight
+        sight, thing = self._sight, goal.subject
         pose = np.vstack([sight.rotation(thing), sight.position(thing)])
         memory = self._memory.get(thing)
         if memory is None:
-            memory = _Memory(pose[3], pose, self._grasps(thing))
+            memory = _Memory(pose[3], pose, self._grasps(goal))
             self._memory[thing] = memory
         elif sight.opening > OPENED and "robot" not in sight.touching(thing):
             memory.rest = pose[3]
             if np.abs(pose[3] - memory.seen[3]).max() > _MOVED or _tilted(pose, memory.seen):
-                memory.seen, memory.grasps = pose, self._grasps(thing)
+                memory.seen, memory.grasps = pose, self._grasps(goal)
         return memory
 
-    def _grasps(self, thing: str) -> list[Grasp]:
-        sight = self._sight
+    def _grasps(self, goal: Goal) -> list[Grasp]:
+        sight, thing = self._sight, goal.subject
         rotation, position = sight.rotation(thing), sight.position(thing)
+        obstacles = self._obstacles(thing)
+        if goal.predicate == "on":
+            # The hand must fit where the thing goes, too.
+            obstacles = np.concatenate([obstacles, obstacles + position - place_for(sight, goal)])
         flat = rotation[:2, int(np.argmax(np.linalg.norm(rotation[:2], axis=0)))]
         points = sight.points(thing)
         found = find_grasps(
             points,
-            self._obstacles(thing),
+            obstacles,
             sight.base_position,
             self._home,
             float(np.arctan2(flat[1], flat[0])),
