@@ -117,8 +117,8 @@ def task_file(directory: Path, suite: str, index: int) -> Path:
     return directory / f"{suite}-{index:02d}.safetensors"
 
 
-def write_task(directory: Path, capture: Capture, samples: TaskSamples) -> Path:
-    """Adds a task to a dataset, or replaces it.
+def describe_dataset(directory: Path, capture: Capture) -> None:
+    """Begins a dataset, or makes sure that one takes frames in this way.
 
     Raises:
         DatasetError: the folder's frames were taken in another way.
@@ -133,6 +133,15 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples) -> Path:
         partial = description.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1) + "\n")
         partial.replace(description)
+
+
+def write_task(directory: Path, capture: Capture, samples: TaskSamples) -> Path:
+    """Adds a task to a dataset, or replaces it.
+
+    Raises:
+        DatasetError: the folder's frames were taken in another way.
+    """
+    describe_dataset(directory, capture)
     target = task_file(directory, samples.suite, samples.index)
     partial = target.with_suffix(".partial")
     tensors: dict[str, NDArray[np.generic]] = {

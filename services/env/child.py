@@ -24,13 +24,14 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Entry point."""
-    _die_with_parent()
+    die_with_parent()
     connection = socket.socket(fileno=int(sys.argv[1]))
     with connection:
         _serve(connection)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Leaves it to the parent when this process ends, and ends with it."""
     # The terminal's Ctrl-C goes to the whole group; the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":

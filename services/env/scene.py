@@ -45,7 +45,6 @@ _BAD_STATE = (
     mujoco.mjtWarning.mjWARN_BADQACC,
 )
 
-
 _OBSERVED = (
     "qpos",
     "xpos",
@@ -199,6 +198,16 @@ class Scene:
             for name, value in present.items():
                 getattr(state, name)[:] = value
 
+    def show(self, state: npt.NDArray[np.float64]) -> None:
+        """Sets a recorded state, pictured as its control step did: a substep before its end."""
+        self.set_state(state)
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        reached = np.array(data.qpos)
+        mujoco.mj_integratePos(model, data.qpos, data.qvel, -model.opt.timestep)
+        mujoco.mj_fwdPosition(model, data)
+        data.qpos[:] = reached
+        self._observe()
+
     def state(self) -> npt.NDArray[np.float64]:
         """Time, positions and velocities, flattened: [1 + nq + nv]."""
         return np.asarray(self._env.sim.get_state().flatten(), dtype=np.float64)
@@ -254,6 +263,11 @@ class Scene:
         with self._as_observed():
             upside_down: npt.NDArray[np.uint8] = sim.render(size, size, camera_name=camera)
         return upside_down[::-1, ::-1]
+
+    @property
+    def problem(self) -> Untyped:
+        """LIBERO's own environment, for who may look behind the picture."""
+        return self._env
 
     @property
     def cameras(self) -> tuple[str, ...]:

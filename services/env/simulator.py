@@ -21,11 +21,21 @@ ACTION_DIM = 7
 OFFICIAL_SEED = 0
 """Seed of what an official initial state leaves open: where fixtures stand."""
 
-_NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
 
 class BadCommandError(ValueError):
     """A reset or step that makes no sense; the simulator is unharmed."""
+
+
+def crop_frame(
+    frame: npt.NDArray[np.uint8], crop: tuple[int, int, int, int] | None
+) -> npt.NDArray[np.uint8]:
+    """A frame [size, size, 3] as it is encoded: the part (top, left, height, width) of it."""
+    if crop is not None:
+        top, left, height, width = crop
+        frame = frame[top : top + height, left : left + width]
+    return np.ascontiguousarray(frame)
 
 
 class Simulator:
@@ -73,7 +83,7 @@ class Simulator:
                 case _:
                     raise BadCommandError("a reset needs init_state or placement_seed")
             for _ in range(self._config.settle_steps):
-                self._scene.control_step(_NO_OP)
+                self._scene.control_step(NO_OP)
         self._cameras = cameras
         self._limit = command.max_control_steps or self._task.max_control_steps
         self._control_steps = 0
@@ -108,11 +118,7 @@ class Simulator:
 
     def frame(self, camera: str) -> npt.NDArray[np.uint8]:
         """The frame that is encoded: upright, cropped if configured, uint8[height, width, 3]."""
-        frame = self._scene.render(camera, self._config.render_size)
-        if self._config.crop is not None:
-            top, left, height, width = self._config.crop
-            frame = frame[top : top + height, left : left + width]
-        return np.ascontiguousarray(frame)
+        return crop_frame(self._scene.render(camera, self._config.render_size), self._config.crop)
 
     def close(self) -> None:
         """Frees the scene."""

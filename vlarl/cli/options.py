@@ -44,6 +44,10 @@ Reflection = Annotated[
 Drain = Annotated[
     float, typer.Option("--drain-seconds", help="Time that calls in progress have after SIGTERM.")
 ]
+OwnSuites = Annotated[
+    list[str] | None,
+    typer.Option("--bddl", metavar="NAME=FOLDER", help="A suite of your own; may be repeated."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every detail.")]
 
 
@@ -58,6 +62,21 @@ def read_section(root: type[S], path: Path | None, overrides: list[str] | None) 
         return load_section(root, path, overrides or [])
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def own_suites(texts: list[str] | None) -> dict[str, Path]:
+    """The folders that --bddl names.
+
+    Raises:
+        ConfigError: one is not NAME=FOLDER.
+    """
+    folders = {}
+    for text in texts or []:
+        name, _, folder = text.partition("=")
+        if not name or not folder:
+            raise ConfigError(f"--bddl is NAME=FOLDER, not {text!r}")
+        folders[name] = Path(folder).resolve()
+    return folders
 
 
 def server_config(

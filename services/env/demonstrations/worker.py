@@ -1,0 +1,47 @@
+"""A worker of a job: `python -m services.env.demonstrations.worker FD`.
+
+FD is its end of a socket pair. It receives a line of settings and then a line an order, answers
+each with a line, and ends when the socket closes or its parent dies.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Protocol
+
+from services.env.child import die_with_parent
+from services.env.demonstrations.orders import Answer, Settings
+
+
+class Job(Protocol):
+    """Carries orders out."""
+
+    def do(self, order: str) -> Answer:
+        """Carries one out, given as JSON."""
+        ...
+
+
+def main() -> None:
+    """Entry point."""
+    die_with_parent()
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        lines = connection.makefile("rw", encoding="utf-8", newline="\n")
+        job = _job(Settings.model_validate_json(lines.readline()))
+        for order in lines:
+            lines.write(job.do(order).model_dump_json() + "\n")
+            lines.flush()
+
+
+def _job(settings: Settings) -> Job:
+    if settings.job == "render":
+        from services.env.demonstrations.rendering import Renderer
+
+        return Renderer(settings)
+    from services.env.demonstrations.playing import Player
+
+    return Player(settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What a BDDL file asks for, literal by literal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vlarl.errors import FatalError
+
+KNOWN = ("on", "in", "open", "close", "turnon", "reachedabove", "nearabove")
+"""Predicates that an expert can bring about."""
+
+
+class NoExpertError(FatalError):
+    """There is no expert for this task; the message says for which predicate."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One literal of a conjunction, e.g. on(akita_black_bowl_1, plate_1)."""
+
+    predicate: str
+    """Lower case, one of KNOWN."""
+    subject: str
+    """What is moved, opened, closed or turned."""
+    place: str | None = None
+    """Object or region that it comes to; none where the predicate has one argument."""
+
+    @property
+    def literal(self) -> list[str]:
+        """As LIBERO's parser has it."""
+        return [self.predicate, self.subject, *([self.place] if self.place else [])]
+
+
+def read_goals(problem: Mapping[str, Any]) -> list[Goal]:
+    """The goals of a parsed BDDL problem, in the file's order.
+
+    Raises:
+        NoExpertError: the goal holds a predicate that no expert knows.
+    """
+    goals = []
+    for literal in problem["goal_state"]:
+        predicate, subject, *rest = literal
+        if predicate.lower() not in KNOWN or len(rest) > 1:
+            raise NoExpertError(
+                f"no expert can bring about {predicate!r}; they know {', '.join(KNOWN)}"
+            )
+        goals.append(Goal(predicate.lower(), subject, rest[0] if rest else None))
+    return goals

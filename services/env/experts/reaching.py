@@ -1,0 +1,20 @@
+"""The point above an object: `ReachedAbove` and `NearAbove`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from services.env.experts.goals import Goal
+from services.env.experts.motion import OPEN, Vector, towards
+from services.env.experts.sight import Sight
+from services.env.predicates import HEIGHT_ABOVE
+
+
+def target_point(sight: Sight, goal: Goal) -> Vector:
+    """Where the end effector shall be."""
+    return sight.position(goal.subject) + np.array([0.0, 0.0, HEIGHT_ABOVE])
+
+
+def reach(sight: Sight, goal: Goal, repeat: int) -> Vector:
+    """The action towards the point: straight, with an open gripper."""
+    return towards(target_point(sight, goal) - sight.hand_position, OPEN, repeat)

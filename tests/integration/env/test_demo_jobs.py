@@ -1,0 +1,209 @@
+"""Collecting and converting with real simulators: killed, resumed, compared with the simulator."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("libero")
+pytest.importorskip("h5py")
+
+import h5py
+
+from vlarl.config import EnvConfig
+from vlarl.demonstrations import Dataset, read_dataset
+from vlarl.env.v1 import env_pb2
+from vlarl.openvla.tokens import to_simulator
+from vlarl.rollout.v1 import rollout_pb2
+
+pytestmark = pytest.mark.sim
+
+ROOT = Path(__file__).parents[3]
+EPISODES = 8
+CROP = (30, 22, 84, 80)
+REACH = "reach_the_point_above_the_bowl_demo.hdf5"
+
+
+def demos(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "vlarl", "demos", *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(demos(*arguments), cwd=ROOT, capture_output=True, text=True)
+
+
+def collection(out: Path, episodes: int) -> list[object]:
+    settings = ["--suite", "reach", "--action-repeat", 4, "--noise", 0.25, "--seed", 3]
+    return ["collect", *settings, "--episodes", episodes, "--out", out]
+
+
+def conversion(file: Path, out: Path) -> list[object]:
+    crop = ",".join(map(str, CROP))
+    return ["convert", file, "--out", out, "--size", 128, "--crop", crop, "--processes", 1]
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demos")
+    done = run(*collection(out, EPISODES))
+    assert done.returncode == 0, done.stderr
+    return out / REACH
+
+
+@pytest.fixture(scope="module")
+def dataset(collected: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    out = tmp_path_factory.mktemp("dataset")
+    done = run(*conversion(collected, out))
+    assert done.returncode == 0, done.stderr
+    return read_dataset(out)
+
+
+def content(file: Path) -> dict[str, np.ndarray]:
+    arrays = {}
+
+    def add(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item[()]
+
+    with h5py.File(file) as opened:
+        opened.visititems(add)
+    return arrays
+
+
+def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+def test_a_collection_holds_successes_with_clean_actions_beside_noisy_ones(collected: Path) -> None:
+    arrays = content(collected)
+    with h5py.File(collected) as file:
+        data = file["data"]
+        assert data.attrs["num_demos"] == len(data) == EPISODES
+        assert data.attrs["bddl_file_name"] == "reach/reach_the_point_above_the_bowl.bddl"
+        info = json.loads(data.attrs["problem_info"])
+        assert info["language_instruction"] == "reach the point above the bowl"
+        seeds = {demo.attrs["placement_seed"] for demo in data.values()}
+        assert len(seeds) == EPISODES
+    clean = np.concatenate([arrays[f"data/demo_{n}/expert_actions"] for n in range(EPISODES)])
+    noisy = np.concatenate([arrays[f"data/demo_{n}/actions"] for n in range(EPISODES)])
+    changed = (clean != noisy).any(axis=1)
+    assert 0.1 < changed.mean() < 0.9
+    assert (clean[:, 3:] == noisy[:, 3:]).all()
+    assert all(arrays[f"data/demo_{n}/rewards"][-1] == 1 for n in range(EPISODES))
+
+
+def test_a_collection_that_is_killed_goes_on_to_the_same_end(
+    collected: Path, tmp_path: Path
+) -> None:
+    with subprocess.Popen(demos(*collection(tmp_path, EPISODES)), cwd=ROOT) as first:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".parts/*/*.npz")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(first.pid, signal.SIGKILL)
+    kept = {part: part.stat().st_mtime_ns for part in tmp_path.glob(".parts/*/*.npz")}
+    assert kept
+    second = run(*collection(tmp_path, EPISODES))
+    assert second.returncode == 0, second.stderr
+    assert_equal(content(tmp_path / REACH), content(collected))
+    other = run(*collection(tmp_path, EPISODES + 1))
+    assert other.returncode == 1
+    assert "another episodes" in other.stderr
+
+
+def test_a_converted_frame_is_what_the_simulator_encodes(collected: Path, dataset: Dataset) -> None:
+    from services.env.simulator import Simulator
+    from services.env.suites import TaskCatalog
+
+    config = EnvConfig(profile="fast", render_size=128, crop=CROP, action_repeat=4)
+    simulator = Simulator(TaskCatalog().find("reach", 0), config)
+    samples = dataset.tasks[0]
+    assert (samples.suite, samples.index) == ("reach", 0)
+    assert samples.instruction == "reach the point above the bowl"
+    arrays = content(collected)
+    with h5py.File(collected) as file:
+        seeds = [int(file[f"data/demo_{n}"].attrs["placement_seed"]) for n in range(EPISODES)]
+    for number, seed in enumerate(seeds):
+        own = np.flatnonzero(samples.episodes == number)
+        task = rollout_pb2.Task(suite="reach", index=0)
+        seen = simulator.reset(env_pb2.ResetEpisode(task=task, placement_seed=seed))
+        executed = arrays[f"data/demo_{number}/actions"][::4]
+        clean = arrays[f"data/demo_{number}/expert_actions"][::4]
+        np.testing.assert_allclose(to_simulator(samples.actions[own]), clean, atol=1e-6)
+        for index, action in zip(own, executed, strict=True):
+            assert not seen.terminated
+            assert samples.frames[index] == seen.frames[0].image
+            hand = [samples.poses[index][samples.pose_names.index(f"hand.{a}")] for a in "xyz"]
+            np.testing.assert_allclose(hand, seen.robot_state.position, atol=1e-5)
+            command = env_pb2.StepEpisode(action=[*action[:6], (1 - action[6]) / 2])
+            seen = simulator.step(command)
+        assert seen.terminated
+    simulator.close()
+
+
+def test_poses_say_where_the_goal_is(dataset: Dataset) -> None:
+    samples = dataset.tasks[0]
+    column = samples.pose_names.index
+    bowl, goal = column("akita_black_bowl_1.z"), column("goal_0.z")
+    np.testing.assert_allclose(samples.poses[:, goal] - samples.poses[:, bowl], 0.10, atol=1e-6)
+    assert samples.poses[:, column("opening")].min() > 0.07
+
+
+def test_liberos_own_files_are_read_as_they_are(collected: Path, tmp_path: Path) -> None:
+    """A file with what LIBERO's have and no more, recorded at every control step."""
+    states = content(collected)["data/demo_0/states"]
+    recorded = np.zeros((len(states), 7))
+    recorded[:, 0] = np.linspace(0.1, 0.5, len(states))
+    recorded[:, 6] = -1
+    recorded[1, 0] = 0  # a no-op
+    recorded[-1, 6] = 1
+    file = tmp_path / "some_demo.hdf5"
+    with h5py.File(file, "w") as opened:
+        data = opened.create_group("data")
+        data.attrs["problem_info"] = "{}"
+        data.attrs["bddl_file_name"] = "bddl_files/reach/reach_the_point_above_the_bowl.bddl"
+        for number in range(2):
+            demo = data.create_group(f"demo_{number}")
+            demo["states"], demo["actions"] = states, recorded
+    done = run(*conversion(file, tmp_path / "single"))
+    assert done.returncode == 0, done.stderr
+    (samples,) = read_dataset(tmp_path / "single").tasks
+    kept = np.delete(np.arange(len(states)), 1)
+    assert samples.episodes.tolist() == [0] * len(kept) + [1] * len(kept)
+    np.testing.assert_allclose(samples.actions[: len(kept), 0], recorded[kept, 0], rtol=1e-6)
+    assert samples.actions[: len(kept), 6].tolist() == [1] * (len(kept) - 1) + [0]
+    done = run(*conversion(file, tmp_path / "grouped"), "--action-repeat", 4)
+    assert done.returncode == 0, done.stderr
+    assert read_dataset(tmp_path / "grouped").capture.action_repeat == 4
+
+
+def test_what_cannot_be_converted_is_said_in_one_sentence(collected: Path, tmp_path: Path) -> None:
+    done = run(*conversion(collected, tmp_path), "--action-repeat", 3)
+    assert done.returncode == 1
+    assert "holds each action for 4 control steps" in " ".join(done.stderr.split())
+    done = run("convert", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "holds no .hdf5 file" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_inspection_shows_numbers_and_pictures(collected: Path, tmp_path: Path) -> None:
+    done = run("inspect", collected, "--out", tmp_path, "--episodes", 2)
+    assert done.returncode == 0, done.stderr
+    assert "reach_the_point" in done.stdout
+    assert "gripper" in done.stdout
+    from PIL import Image
+
+    with Image.open(tmp_path / "episodes.png") as sheet:
+        assert sheet.size == (8 * 258, 2 * 258)
+    assert (tmp_path / "episodes.mp4").stat().st_size > 1000

@@ -1,0 +1,143 @@
+"""Demonstrations in HDF5: ours come back, LIBERO's are read, broken ones are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("libero")
+pytest.importorskip("h5py")
+
+import h5py
+
+from services.env.demonstrations.episodes import Episode
+from services.env.demonstrations.hdf5 import (
+    DemoFileError,
+    demo_files,
+    read_episode,
+    read_header,
+    write_demos,
+)
+
+pytestmark = pytest.mark.sim
+
+ATTRIBUTES = {
+    "problem_info": '{"language_instruction": "reach"}',
+    "bddl_file_name": "somewhere/bddl_files/libero_goal/turn_on_the_stove.bddl",
+    "action_repeat": 4,
+}
+
+
+def episode(length: int, success: bool = True) -> Episode:
+    rng = np.random.default_rng(length)
+    return Episode(
+        states=rng.normal(size=(length, 20)),
+        robot_states=rng.normal(size=(length, 9)),
+        actions=rng.normal(size=(length, 7)),
+        expert_actions=rng.normal(size=(length, 7)),
+        success=success,
+        placement_seed=2**40 + length,
+    )
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "turn_on_the_stove_demo.hdf5"
+    write_demos(path, [episode(3 + number, number != 1) for number in range(11)], ATTRIBUTES)
+    return path
+
+
+def change(path: Path, *, remove: str = "", **values: np.ndarray) -> None:
+    with h5py.File(path, "r+") as file:
+        if remove:
+            del file[remove]
+        for name, value in values.items():
+            del file["data/demo_2"][name]
+            file["data/demo_2"][name] = value
+
+
+def test_what_is_written_is_read(written: Path) -> None:
+    header = read_header(written)
+    assert (header.suite, header.task) == ("libero_goal", "turn_on_the_stove")
+    assert header.action_repeat == 4
+    assert header.demos == tuple(f"demo_{number}" for number in range(11))
+    for number in (0, 1, 10):
+        there, here = read_episode(written, f"demo_{number}"), episode(3 + number, number != 1)
+        for name in ("states", "robot_states", "actions", "expert_actions"):
+            np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
+        assert (there.success, there.placement_seed) == (here.success, here.placement_seed)
+    assert demo_files(written.parent) == [written]
+    assert not list(written.parent.glob("*.partial"))
+
+
+def test_it_is_laid_out_as_libero_lays_it_out(written: Path) -> None:
+    with h5py.File(written) as file:
+        data = file["data"]
+        assert data.attrs["num_demos"] == 11
+        assert data.attrs["total"] == sum(range(3, 14))
+        demo = data["demo_2"]
+        assert demo.attrs["num_samples"] == 5
+        assert demo["rewards"][()].tolist() == demo["dones"][()].tolist() == [0, 0, 0, 0, 1]
+        assert data["demo_1/rewards"][()].tolist() == [0, 0, 0, 0]
+        np.testing.assert_array_equal(demo.attrs["init_state"], demo["states"][0])
+
+
+def test_liberos_own_files_have_no_expert(written: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        demo = file["data/demo_0"]
+        del demo["expert_actions"], demo.attrs["placement_seed"], demo.attrs["success"]
+        del demo["robot_states"], file["data"].attrs["action_repeat"]
+        demo.attrs["model_file"] = "<mujoco/>"
+    assert read_header(written).action_repeat == 1
+    read = read_episode(written, "demo_0")
+    np.testing.assert_array_equal(read.expert_actions, read.actions)
+    assert (read.success, read.placement_seed, read.fixtures) == (True, None, "<mujoco/>")
+
+
+@pytest.mark.parametrize(
+    ("removed", "sentence"),
+    [
+        ("data/demo_2/states", "data/demo_2 has no 'states'"),
+        ("data/demo_2/actions", "data/demo_2 has no 'actions'"),
+        ("data/demo_2", "data has no demo_2"),
+        ("data", "has no group 'data'"),
+    ],
+)
+def test_what_is_missing_is_named(written: Path, removed: str, sentence: str) -> None:
+    change(written, remove=removed)
+    with pytest.raises(DemoFileError, match=sentence) as caught:
+        read_episode(written, "demo_2")
+    assert str(written) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"actions": np.zeros((5, 6))}, r"actions \[5, 6\].*not \[T, 7\]"),
+        ({"states": np.zeros((4, 20))}, r"states \[4, 20\]"),
+        ({"states": np.full((5, 20), np.nan)}, "data/demo_2/states is not finite"),
+        ({"expert_actions": np.zeros((4, 7))}, r"expert_actions \[4, 7\]"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(
+    written: Path, values: dict[str, np.ndarray], sentence: str
+) -> None:
+    change(written, **values)
+    with pytest.raises(DemoFileError, match=sentence):
+        read_episode(written, "demo_2")
+
+
+def test_files_without_sense_are_named(tmp_path: Path, written: Path) -> None:
+    with pytest.raises(DemoFileError, match=r"holds no \.hdf5 file"):
+        demo_files(tmp_path / "..")
+    with pytest.raises(DemoFileError, match="doesn't exist"):
+        demo_files(tmp_path / "nothing.hdf5")
+    with h5py.File(written, "r+") as file:
+        del file["data"].attrs["bddl_file_name"]
+    with pytest.raises(DemoFileError, match="no attribute 'bddl_file_name'"):
+        read_header(written)
+    written.write_bytes(written.read_bytes()[:1000])
+    with pytest.raises(DemoFileError, match="can't be read as HDF5"):
+        read_header(written)
