@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
-# All tests that need no GPU: first in the torch environment, then the simulator's.
+# All tests that need no GPU, in the torch environment and, beside it, in the simulator's: most of
+# their time is waiting for processes to start. The simulator's output follows the other's.
 # Arguments go to pytest, e.g. scripts/test.sh -m "not slow".
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MUJOCO_GL=${MUJOCO_GL:-osmesa}
 unset VLLM_ENABLE_V1_MULTIPROCESSING
 failed=0
-.venv/bin/python -m pytest -q -m "not gpu and not sim" --durations=15 "$@" || failed=1
-.venv-sim/bin/python -m pytest -q -m "sim" --durations=15 "$@" || failed=1
+simulator_output=$(mktemp)
+.venv-sim/bin/python -m pytest -q -m "sim" --durations=10 "$@" >"$simulator_output" 2>&1 &
+simulator=$!
+trap 'kill -INT $simulator 2>/dev/null; wait $simulator; rm -f "$simulator_output"' EXIT
+.venv/bin/python -m pytest -q -m "not gpu and not sim" --durations=20 "$@" || failed=1
+wait $simulator || failed=1
+cat "$simulator_output"
 exit $failed
