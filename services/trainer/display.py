@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -105,9 +105,9 @@ class EvaluationDisplay:
         self._console = Console(highlight=False, soft_wrap=True)
         self._out = out
         self._terminal = self._console.is_terminal
-        env, limit = config.env, max(task.max_control_steps for task in tasks)
-        if config.tasks.max_actions:
-            limit = min(limit, config.tasks.max_actions * env.action_repeat)
+        env = config.env
+        own = config.tasks.max_actions * env.action_repeat
+        limit = own or max(task.max_control_steps for task in tasks)
         self._console.print(
             f"{config.tasks.suite}: {len(tasks)} tasks, {config.evaluation.episodes_per_task} "
             f"official initial states each, greedy, at most {limit} control steps after "
@@ -117,39 +117,41 @@ class EvaluationDisplay:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("success {task.fields[success]}"),
+            TextColumn("success {task.fields[success]}  {task.fields[remaining]}"),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
             console=self._console,
             disable=not self._terminal,
-            # An episode takes seconds to minutes, and they end in bursts.
-            speed_estimate_period=1800,
         )
         self._task: TaskID | None = None
         self._successes = self._episodes = 0
-        self._total = 0
+        self._wanted = 0
+        self._started = time.monotonic()
 
     def start(self, done: int, total: int) -> None:
         """The services serve; `done` of the episodes had ended before."""
         if done:
             self._console.print(f"{done} of {total} episodes are done already")
-        self._total = total
-        self._task = self._bar.add_task("episodes", total=total, completed=done, success="-")
+        self._wanted, self._started = total - done, time.monotonic()
+        self._task = self._bar.add_task(
+            "episodes", total=total, completed=done, success="-", remaining=""
+        )
         self._bar.start()
 
     def episode(self, result: EpisodeResult) -> None:
         """Counts an episode."""
         self._successes += result.success
         self._episodes += 1
+        # Over all episodes: they end in bursts, as many at a time as there are simulators.
+        pace = (time.monotonic() - self._started) / self._episodes
+        remaining = f"ETA {_clock(pace * (self._wanted - self._episodes))}"
         if self._task is not None:
             share = f"{self._successes / self._episodes:.0%}"
-            self._bar.update(self._task, advance=1, success=share)
+            self._bar.update(self._task, advance=1, success=share, remaining=remaining)
         if not self._terminal:
             end = "success" if result.success else "failure"
             self._console.print(
-                f"episode {self._episodes}  task {result.task}  initial state "
-                f"{result.init_state}  {end} after {result.actions} actions"
+                f"episode {self._episodes}/{self._wanted}  task {result.task}  initial state "
+                f"{result.init_state}  {end} after {result.actions} actions  {remaining}"
             )
 
     def finish(self, evaluation: Evaluation) -> None:

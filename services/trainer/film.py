@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vlarl.errors import FatalError
 from vlarl.openvla.images import decode_image
 from vlarl.rollout.v1 import rollout_pb2
 
@@ -41,6 +42,10 @@ _LINES = 7
 _BACKGROUND, _INK, _PALE = (24, 24, 27), (244, 244, 245), (161, 161, 170)
 _SUCCESS, _FAILURE = (34, 160, 84), (205, 60, 60)
 _BORDER = 10
+
+
+class FilmError(FatalError):
+    """A film that can't be written."""
 
 
 class FilmMaker:
@@ -97,7 +102,7 @@ def write_film(path: Path, frames: Iterator[Frame], rate: float) -> None:
         rate: frames a second.
 
     Raises:
-        OSError: OpenCV can't write films here.
+        FilmError: OpenCV can't write films here.
     """
     partial = path.with_name(f".{path.name}")
     writer: cv2.VideoWriter | None = None
@@ -107,7 +112,7 @@ def write_film(path: Path, frames: Iterator[Frame], rate: float) -> None:
             # OpenCV's wheels have no H.264, and VP9 takes seventy times as long as this.
             writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
             if not writer.isOpened():
-                raise OSError(f"OpenCV can't write {path}")
+                raise FilmError(f"OpenCV can't write the film {path}; leave --videos out")
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     if writer is not None:
         writer.release()

@@ -34,7 +34,10 @@ Suite = Annotated[
     str | None, typer.Option("--suite", help="Suite to evaluate on; default: the configuration's.")
 ]
 Tasks = Annotated[
-    str | None, typer.Option("--tasks", help="Tasks of the suite, e.g. 0,1; default: all of them.")
+    str | None,
+    typer.Option(
+        "--tasks", help="Tasks, e.g. 0,1; default: the configuration's, with --suite all."
+    ),
 ]
 Episodes = Annotated[
     int,

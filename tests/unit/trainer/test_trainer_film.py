@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 import cv2  # noqa: E402
 
-from services.trainer.film import WIDTH, FilmMaker, draw_frames  # noqa: E402
+from services.trainer.film import WIDTH, FilmError, FilmMaker, draw_frames  # noqa: E402
 from vlarl.openvla.images import encode_jpeg  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
@@ -86,3 +86,10 @@ def test_what_is_drawn_depends_on_what_is_known() -> None:
     assert (pictures[0] != pictures[1]).any()
     assert (pictures[0] != pictures[2]).any()
     assert asked == [(3, trajectory().instruction)]
+
+
+def test_a_film_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    maker = FilmMaker(tmp_path, each=1, action_repeat=1)
+    tmp_path.rmdir()
+    with pytest.raises(FilmError, match="can't write the film"):
+        maker.take(trajectory())
