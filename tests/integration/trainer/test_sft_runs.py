@@ -137,6 +137,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path, mode: str) -> None:
         dataset,
         mode=mode,
         target_sigma=2.0,
+        input_sigma=3.0,
         pretrain={"steps": 3, "mini_batch": 5, "micro_batch": 2, "evaluate_every": 3},
         activation_checkpointing=True,
     )
@@ -146,9 +147,10 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path, mode: str) -> None:
     assert len(one) == len(two) > 6
     for alone, together in zip(one, two, strict=True):
         assert alone.keys() == together.keys()
-        for name in alone.keys() - {"stage", "held_out_mm"}:
-            tolerance = 1e-2 if "mm" in name else 1e-5
-            assert together[name] == pytest.approx(alone[name], abs=tolerance, rel=1e-5), name
+        # Not what an argmax decides: rounding may turn it round.
+        for name in alone.keys() & {"step", "loss", "grad_norm", "held_out_loss", "held_out_nll"}:
+            assert together[name] == pytest.approx(alone[name], abs=1e-5, rel=1e-5), name
+        assert together.get("held_out_mm") == pytest.approx(alone.get("held_out_mm"), abs=1e-2)
     expected, got = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     for name, tensor in expected.items():
         # A key's bias has no gradient but rounding, which AdamW scales up to whole steps.
