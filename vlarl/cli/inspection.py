@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from services.env.demonstrations.inspection import Summary
 
 _DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-_QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
+_QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
 
 
 def inspect(

@@ -104,8 +104,13 @@ class TaskProgress:
         """Counts a try.
 
         Raises:
-            CollectionError: hardly any succeeds.
+            CollectionError: hardly any succeeds, or none can.
         """
+        if answer.hopeless:
+            raise CollectionError(
+                f"{self.task.suite} task {self.task.index} ({self.task.name}): {answer.error}; "
+                "leave the task out"
+            )
         self.running.discard(number)
         if answer.error is None and (answer.success or self.wish.keep_failures):
             self.kept.add(number)

@@ -73,3 +73,5 @@ class Answer(_Message):
     """Control steps of a played episode, samples of a rendered one."""
     error: str | None = None
     """Why nothing came of it; none: something did."""
+    hopeless: bool = False
+    """Whether nothing would come of another try either."""

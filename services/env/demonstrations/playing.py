@@ -8,6 +8,7 @@ from services.env.demonstrations.episodes import Play, play, start
 from services.env.demonstrations.orders import Answer, PlayOrder, Settings
 from services.env.demonstrations.parts import save_episode
 from services.env.demonstrations.stage import Stages
+from services.env.experts.goals import NoExpertError
 from services.env.scene import DivergedError
 
 
@@ -38,6 +39,8 @@ class Player:
             episode = play(stage.scene, stage.sight, limit, how, rng)
         except DivergedError as error:
             return Answer(success=False, error=str(error))
+        except NoExpertError as error:
+            return Answer(success=False, error=str(error), hopeless=True)
         if wanted.part is not None and (episode.success or wanted.keep_failures):
             save_episode(wanted.part, episode, wanted.placement_seed)
         return Answer(success=episode.success, length=len(episode.actions))

@@ -38,7 +38,6 @@ class Stages:
 
         Raises:
             UnknownTaskError: there is no such task.
-            NoExpertError: no expert knows its goal.
         """
         task = self._catalog.find(suite, index)
         if self._open is None or self._open.task != task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.env.experts.goals import Goal
+from services.env.experts.goals import Goal, require_expert
 from services.env.experts.motion import OPEN, Vector, towards
 from services.env.experts.putting import Putting
 from services.env.experts.reaching import reach, target_point
@@ -18,9 +18,13 @@ class Expert:
     Args:
         sight: The scene that it acts in.
         repeat: Control steps for which each of its actions is held.
+
+    Raises:
+        NoExpertError: it doesn't know one of the scene's goals.
     """
 
     def __init__(self, sight: Sight, repeat: int) -> None:
+        require_expert(sight.goals)
         self._sight = sight
         self._repeat = repeat
         self._putting = Putting(sight, repeat)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlarl.errors import FatalError
 
-KNOWN = ("on", "in", "open", "close", "turnon", "reachedabove", "nearabove")
+KNOWN = ("on", "in", "turnon", "reachedabove", "nearabove")
 """Predicates that an expert can bring about."""
 
 
@@ -21,7 +21,7 @@ class Goal:
     """One literal of a conjunction, e.g. on(akita_black_bowl_1, plate_1)."""
 
     predicate: str
-    """Lower case, one of KNOWN."""
+    """In lower case."""
     subject: str
     """What is moved, opened, closed or turned."""
     place: str | None = None
@@ -34,17 +34,22 @@ class Goal:
 
 
 def read_goals(problem: Mapping[str, Any]) -> list[Goal]:
-    """The goals of a parsed BDDL problem, in the file's order.
+    """The goals of a parsed BDDL problem, in the file's order."""
+    return [
+        Goal(predicate.lower(), subject, rest[0] if rest else None)
+        for predicate, subject, *rest in problem["goal_state"]
+    ]
+
+
+def require_expert(goals: Sequence[Goal]) -> None:
+    """Makes sure that there is an expert for all goals.
 
     Raises:
-        NoExpertError: the goal holds a predicate that no expert knows.
+        NoExpertError: one of them no expert knows.
     """
-    goals = []
-    for literal in problem["goal_state"]:
-        predicate, subject, *rest = literal
-        if predicate.lower() not in KNOWN or len(rest) > 1:
+    for goal in goals:
+        if goal.predicate not in KNOWN:
             raise NoExpertError(
-                f"no expert can bring about {predicate!r}; they know {', '.join(KNOWN)}"
+                f"no expert can bring about {goal.predicate}({goal.subject}); they know "
+                f"{', '.join(KNOWN)}"
             )
-        goals.append(Goal(predicate.lower(), subject, rest[0] if rest else None))
-    return goals

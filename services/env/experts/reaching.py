@@ -12,7 +12,8 @@ from services.env.predicates import HEIGHT_ABOVE
 
 def target_point(sight: Sight, goal: Goal) -> Vector:
     """Where the end effector shall be."""
-    return sight.position(goal.subject) + np.array([0.0, 0.0, HEIGHT_ABOVE])
+    above: Vector = np.array([0.0, 0.0, HEIGHT_ABOVE])
+    return sight.position(goal.subject) + above
 
 
 def reach(sight: Sight, goal: Goal, repeat: int) -> Vector:

