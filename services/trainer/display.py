@@ -143,7 +143,7 @@ class EvaluationDisplay:
         self._episodes += 1
         # Over all episodes: they end in bursts, as many at a time as there are simulators.
         pace = (time.monotonic() - self._started) / self._episodes
-        remaining = f"ETA {_clock(pace * (self._wanted - self._episodes))}"
+        remaining = f"ETA {clock(pace * (self._wanted - self._episodes))}"
         if self._task is not None:
             share = f"{self._successes / self._episodes:.0%}"
             self._bar.update(self._task, advance=1, success=share, remaining=remaining)
