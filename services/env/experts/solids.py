@@ -76,4 +76,5 @@ class Solids:
         """Where they are now, [n, 3] in the world's frame."""
         rotations = np.asarray(data.geom_xmat).reshape(-1, 3, 3)[self.geoms]
         turned: Points = np.einsum("nij,nj->ni", rotations, self.local)
-        return turned + np.asarray(data.geom_xpos)[self.geoms]
+        places: Points = np.asarray(data.geom_xpos)[self.geoms]
+        return turned + places
