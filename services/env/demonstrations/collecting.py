@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -143,36 +143,38 @@ async def collect(
     """
     out = out.resolve()
     _claim(out / PARTS, {**settings.model_dump(mode="json"), **asdict(wish)})
-    open_tasks = [
-        TaskProgress(task, wish, out / PARTS / f"{task.suite}-{task.index:02d}")
+    open_tasks = {
+        task.index: TaskProgress(task, wish, out / PARTS / f"{task.suite}-{task.index:02d}")
         for task in tasks
         if not file_of(out, task).exists()
-    ]
+    }
     with TaskBars([(label(task), wish.episodes) for task in tasks]) as bars:
-        for task in tasks:
-            bars.show(label(task), wish.episodes)
-        for progress in open_tasks:
-            bars.show(label(progress.task), min(len(progress.kept), wish.episodes))
-            if progress.done:  # killed before its file was written
-                _write(out, progress, settings)
 
-        def next_order() -> PlayOrder | None:
-            for progress in open_tasks:
-                if (number := progress.next_number()) is not None:
-                    return _order(progress, number)
-            return None
-
-        def on_answer(order: PlayOrder, answer: Answer) -> None:
-            progress = next(
-                progress for progress in open_tasks if progress.task.index == order.index
-            )
-            progress.finish(order.number, answer)
+        def show(progress: TaskProgress) -> None:
             bars.show(label(progress.task), min(len(progress.kept), wish.episodes))
             if progress.done:
                 _write(out, progress, settings)
 
-        await run_crew(settings, processes, next_order, on_answer)
+        def on_answer(order: PlayOrder, answer: Answer) -> None:
+            open_tasks[order.index].finish(order.number, answer)
+            show(open_tasks[order.index])
+
+        for task in tasks:
+            bars.show(label(task), wish.episodes)
+        for progress in open_tasks.values():
+            show(progress)
+        await run_crew(settings, processes, _orders(open_tasks.values()), on_answer)
     return [file_of(out, task) for task in tasks]
+
+
+def _orders(open_tasks: Collection[TaskProgress]) -> Callable[[], PlayOrder | None]:
+    def next_order() -> PlayOrder | None:
+        for progress in open_tasks:
+            if (number := progress.next_number()) is not None:
+                return _order(progress, number)
+        return None
+
+    return next_order
 
 
 def label(task: SuiteTask) -> str:

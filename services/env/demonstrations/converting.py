@@ -103,14 +103,7 @@ async def convert(
         DatasetError: the dataset's frames were taken in another way.
         WorkerDiedError: a worker ended on its own.
     """
-    dataset = dataset.resolve()
-    capture = Capture(
-        camera=settings.camera,
-        render_size=settings.render_size,
-        crop=settings.crop,
-        profile=settings.profile,
-        action_repeat=settings.action_repeat,
-    )
+    dataset, capture = dataset.resolve(), _capture(settings)
     describe_dataset(dataset, capture)
     done = {s.file: 0 for s in sources if not _file_of(dataset, s.task).exists()}
     with TaskBars([(_label(s), len(s.header.demos)) for s in sources]) as bars:
@@ -132,6 +125,16 @@ async def convert(
         await run_crew(settings, processes, lambda: next(orders, None), on_answer)
     shutil.rmtree(dataset / PARTS, ignore_errors=True)
     return [_file_of(dataset, source.task) for source in sources]
+
+
+def _capture(settings: Settings) -> Capture:
+    return Capture(
+        camera=settings.camera,
+        render_size=settings.render_size,
+        crop=settings.crop,
+        profile=settings.profile,
+        action_repeat=settings.action_repeat,
+    )
 
 
 def _file_of(dataset: Path, task: SuiteTask) -> Path:

@@ -21,19 +21,19 @@ _NEIGHBOUR = 0.012
 
 def place_for(sight: Sight, goal: Goal) -> Vector:
     """Where the subject of an on(...) or in(...) goal shall be, [3]."""
-    assert_place = goal.place or goal.subject
+    target = goal.place or goal.subject
     points = sight.points(goal.subject)
     origin = sight.position(goal.subject)
     above_bottom = float(origin[2] - points[:, 2].min())
-    if not sight.is_region(assert_place):
-        spot = sight.position(assert_place)
-        support = top_below(sight.points(assert_place), spot)
+    if not sight.is_region(target):
+        spot = sight.position(target)
+        support = top_below(sight.points(target), spot)
         return np.array([spot[0], spot[1], support + above_bottom - PRESS])
-    centre = sight.position(assert_place)
+    centre = sight.position(target)
     if goal.predicate == "in":
         return centre
-    spot = _free_spot(sight, goal.subject, assert_place)
-    owner = sight.owner(assert_place)
+    spot = _free_spot(sight, goal.subject, target)
+    owner = sight.owner(target)
     support = float(centre[2])
     if owner is not None:
         support = max(support, top_below(sight.points(owner), spot, support + 0.03))
