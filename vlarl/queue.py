@@ -132,6 +132,7 @@ class RolloutQueue:
         self._held: dict[tuple[str, str], Delivery[Any]] = {}
         self._unread: set[str] = set()
         self._heartbeat: asyncio.Task[None] | None = None
+        self._closing = False
         self._groups: set[tuple[str, str]] = set()
 
     async def __aenter__(self) -> Self:
@@ -158,6 +159,7 @@ class RolloutQueue:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closing = True
         if self._heartbeat:
             self._heartbeat.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -402,7 +404,8 @@ class RolloutQueue:
 
     async def _keep_entries(self) -> None:
         """Tells Redis, three times within the take-over time, that held entries are in work."""
-        while True:
+        # Not only until cancelled: redis-py may swallow that (Python 3.11's `wait_for` does).
+        while not self._closing:
             await asyncio.sleep(self._config.claim_after_seconds / 3)
             for held in list(self._held.values()):
                 with contextlib.suppress(RedisError):  # The next beat tries again.

@@ -134,6 +134,8 @@ class EnvWorker:
             await self._cancel_drivers()
 
     async def _cancel_drivers(self) -> None:
+        # redis-py may swallow a cancellation (Python 3.11's `wait_for` does): the flag ends it too.
+        self._stopping = True
         for driver in self._drivers:
             driver.cancel()
         await asyncio.gather(*self._drivers, return_exceptions=True)
