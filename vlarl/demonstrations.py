@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vlarl.errors import FatalError
+from vlarl.files import share
 
 FORMAT = 1
 _DESCRIPTION = "dataset.json"
@@ -158,6 +159,7 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples) -> Path:
         "pose_names": json.dumps(samples.pose_names),
     }
     save_file(tensors, partial, metadata)
+    share(partial)
     partial.replace(target)
     return target
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlarl.errors import FatalError
+from vlarl.files import share
 
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
@@ -52,6 +53,7 @@ def write_state(final: Path, state: Mapping[str, Any], tensors: dict[str, Tensor
     """Writes where something stands as a durable folder: state.json and tensors.safetensors."""
     with durable_folder(final) as folder:
         save_file(tensors, folder / _TENSORS)
+        share(folder / _TENSORS)
         (folder / _STATE).write_text(json.dumps(state, indent=1) + "\n")
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlarl.errors import FatalError
+from vlarl.files import share
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -137,6 +138,7 @@ def save_tensors(
             partial.replace(directory / names[-1])
         names.append(f"model-{len(names) + 1:05d}.safetensors")
         save_file(shard, partial, metadata={"format": "pt"})
+        share(partial)
         weight_map.update(dict.fromkeys(shard, names[-1]))
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(names) == 1:

@@ -113,3 +113,13 @@ def test_an_index_cannot_lead_out_of_the_checkpoint(tmp_path: Path) -> None:
     (inside / "model.safetensors.index.json").write_text(json.dumps(weight_map))
     with pytest.raises(CheckpointError):
         CheckpointReader(inside)
+
+
+def test_weights_can_be_read_by_other_users(tmp_path: Path) -> None:
+    """A policy server in a container isn't the user who made its checkpoint."""
+    (tmp_path / "plain").touch()
+    save_tensors(tmp_path / "made", iter([("a", torch.zeros(3))]))
+    assert (tmp_path / "made/model.safetensors").stat().st_mode == (
+        tmp_path / "plain"
+    ).stat().st_mode
+    assert [file.name for file in (tmp_path / "made").iterdir()] == ["model.safetensors"]
