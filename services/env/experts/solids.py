@@ -75,6 +75,6 @@ class Solids:
     def points(self, data: mujoco.MjData) -> Points:
         """Where they are now, [n, 3] in the world's frame."""
         rotations = np.asarray(data.geom_xmat).reshape(-1, 3, 3)[self.geoms]
-        turned: Points = np.einsum("nij,nj->ni", rotations, self.local)
-        places: Points = np.asarray(data.geom_xpos)[self.geoms]
-        return turned + places
+        points: Points = np.einsum("nij,nj->ni", rotations, self.local)
+        points += data.geom_xpos[self.geoms]
+        return points
