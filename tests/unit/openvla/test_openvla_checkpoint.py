@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("safetensors", reason="runs in the torch environment (.venv)")
+pytest.importorskip("transformers", reason="runs in the torch environment (.venv)")
 
 import torch
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("safetensors", reason="runs in the torch environment (.venv)")
+pytest.importorskip("transformers", reason="runs in the torch environment (.venv)")
 
 import torch
 

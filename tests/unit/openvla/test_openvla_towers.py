@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("safetensors", reason="runs in the torch environment (.venv)")
+pytest.importorskip("transformers", reason="runs in the torch environment (.venv)")
 
 import torch
 from safetensors.torch import load_file, save_file
