@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from services.env.suites import LIBERO_STEP_LIMITS
 from vlarl.config import ChannelConfig, EnvConfig, RunConfig, ServerConfig, dump_toml
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
@@ -104,7 +105,9 @@ async def test_an_episode_over_the_wire(server: Server) -> None:
     tasks = (await server.stub.ListTasks(env_pb2.ListTasksRequest())).tasks
     listed = [(task.task.suite, task.task.index) for task in tasks]
     assert len(listed) == len(set(listed))
-    assert sum(suite.startswith("libero_") for suite, _ in listed) == 130
+    published = [suite for suite, _ in listed if suite in LIBERO_STEP_LIMITS]
+    assert len(published) == 130
+    assert sum(suite.startswith("libero_") for suite, _ in listed) == 130 + 4 * 4 * 10
     (only,) = (await server.stub.ListTasks(env_pb2.ListTasksRequest(suite="reach"))).tasks
     call = server.stub.Interact()
     await call.write(reset(cameras=["agentview", "robot0_eye_in_hand"]))
