@@ -8,8 +8,10 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MUJOCO_GL=${MUJOCO_GL:-osmesa}
 unset VLLM_ENABLE_V1_MULTIPROCESSING
 failed=0
 simulator_output=$(mktemp)
+set -m  # or a job in the background would be deaf to Ctrl-C
 .venv-sim/bin/python -m pytest -q -m "sim" --durations=10 "$@" >"$simulator_output" 2>&1 &
 simulator=$!
+set +m
 trap 'kill -INT $simulator 2>/dev/null; wait $simulator; rm -f "$simulator_output"' EXIT
 .venv/bin/python -m pytest -q -m "not gpu and not sim" --durations=20 "$@" || failed=1
 wait $simulator || failed=1

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.stack import ROOT, descendants, end, survivors
+from tests.e2e.stack import ROOT, descendants, survivors
 from tests.integration.trainer.test_evaluator import trained_run
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -30,23 +29,6 @@ SETTINGS = {
     "policy.max_batch": "8",
     "queue.claim_after_seconds": "5.0",
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vlarl.openvla.tiny import make_tiny_checkpoint
-
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    make_tiny_checkpoint(directory, seed=7)
-    return directory
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[bytes]]]:
-    processes: list[subprocess.Popen[bytes]] = []
-    yield processes
-    for process in processes:
-        end(process)
 
 
 def start(out: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -6,31 +6,13 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import Run, descendants, end, survivors, wait_for
+from tests.e2e.stack import Run, descendants, survivors, wait_for
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vlarl.openvla.tiny import make_tiny_checkpoint
-
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    make_tiny_checkpoint(directory, seed=7)
-    return directory
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[bytes]]]:
-    processes: list[subprocess.Popen[bytes]] = []
-    yield processes
-    for process in processes:
-        end(process)
 
 
 def test_the_loop_closes(
