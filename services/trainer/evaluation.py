@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,18 +13,8 @@ from services.trainer.batch import TrajectoryError
 from services.trainer.checkpoint import Progress
 from services.trainer.json_lines import JsonLines
 from vlarl.config import EvaluationConfig
+from vlarl.intervals import wilson_interval
 from vlarl.rollout.v1 import rollout_pb2
-
-
-def wilson_interval(successes: int, episodes: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a success rate, 95 % by default (Wilson 1927)."""
-    if not episodes:
-        return 0.0, 1.0
-    rate = successes / episodes
-    center = rate + z * z / (2 * episodes)
-    spread = z * math.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes))
-    scale = 1 + z * z / episodes
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
 @dataclass(frozen=True)
@@ -168,8 +158,10 @@ class EvaluationLog:
 
     def due(self, progress: Progress, config: EvaluationConfig) -> bool:
         """Whether the policy at this point of the run is one to evaluate, and hasn't been."""
-        if not progress.iteration or self.has(progress.iteration):
+        if self.has(progress.iteration):
             return False
+        if not progress.iteration:
+            return config.at_start
         if config.every_iterations and progress.iteration % config.every_iterations == 0:
             return True
         before = max((row["env_steps"] for row in self._lines.rows), default=0)
@@ -180,6 +172,12 @@ class EvaluationLog:
         """Whether the policy after this many iterations has been evaluated."""
         return any(row["iteration"] == iteration for row in self._lines.rows)
 
-    def write(self, evaluation: Evaluation) -> None:
-        """Adds an evaluation."""
-        self._lines.append(evaluation.to_json())
+    def write(self, evaluation: Evaluation, seconds: float) -> None:
+        """Adds an evaluation.
+
+        Args:
+            evaluation: the score.
+            seconds: wall-clock seconds of the evaluation.
+        """
+        times = {"seconds": seconds, "completed_timestamp_seconds": time.time()}
+        self._lines.append(evaluation.to_json() | times)

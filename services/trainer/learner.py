@@ -90,6 +90,7 @@ class Learner:
         advantages, returns = batch.advantages(values.double().numpy(), ppo.gamma, ppo.gae_lambda)
         metrics = {
             "logprob_gap": gap,
+            "stale_actions": 1.0 - float(batch.fresh.mean()),
             "entropy": float(entropy.mean()),
             "seconds_inference": time.monotonic() - started,
         }

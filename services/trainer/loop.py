@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from services.trainer.actions import ActionLog
 from services.trainer.batch import Expectation, Experience
 from services.trainer.checkpoint import Progress, save_checkpoint
 from services.trainer.collector import Collected, Collector
@@ -70,6 +71,7 @@ class TrainingLoop:
         self._log = log
         self._display = display
         self._evaluations = EvaluationLog(run_dir)
+        self._actions = ActionLog(run_dir)
         self._curriculum = Curriculum(config.tasks.indices, config.curriculum)
         self._seconds: dict[str, float] = defaultdict(float)
 
@@ -105,6 +107,7 @@ class TrainingLoop:
             learned, snapshot = await self._learner.learn(experience)
 
         with self._phase("checkpoint"):
+            self._actions.write(progress.iteration, collected.trajectories)
             progress = self._advance(progress, collected, learned)
             await self._save(progress, snapshot)
 
@@ -115,11 +118,12 @@ class TrainingLoop:
             await self._status.enter(trainer_pb2.RUN_STATE_PUBLISHING)
             pause = await self._publish(progress, snapshot, takeover=False)
 
-        await self._report(
-            progress,
-            {f"seconds_{phase}": seconds for phase, seconds in self._seconds.items()}
-            | {"publish_pause_seconds": pause, "seconds_iteration": time.monotonic() - started},
-        )
+        times = {f"seconds_{phase}": seconds for phase, seconds in self._seconds.items()} | {
+            "publish_pause_seconds": pause,
+            "seconds_iteration": time.monotonic() - started,
+            "completed_timestamp_seconds": time.time(),
+        }
+        await self._report(progress, times)
         return progress, snapshot
 
     async def _issue(self, iteration: int) -> Sequence[rollout_pb2.EpisodeSpec]:
@@ -185,6 +189,7 @@ class TrainingLoop:
         specs = evaluation_episodes(self._config, progress.iteration, self._unnorm_key)
         if not specs or self._evaluations.has(progress.iteration):
             return
+        started = time.monotonic()
         await self._status.enter(trainer_pb2.RUN_STATE_EVALUATING)
         with self._phase("evaluation"):
             await self._collector.issue(specs)
@@ -193,7 +198,7 @@ class TrainingLoop:
         evaluation = count(results, progress, len(collected.missing))
         # Shown before it is written down: killed in between, it is only shown twice.
         self._log.evaluation(evaluation.metrics(), progress.env_steps)
-        self._evaluations.write(evaluation)
+        self._evaluations.write(evaluation, time.monotonic() - started)
         await self._collector.settle(collected)
         self._display.evaluation(evaluation)
 
@@ -221,6 +226,7 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         "episode_actions": float(np.mean(lengths)),
         "episodes": float(len(trajectories)),
         "missing_episodes": float(len(collected.missing)),
+        "simulator_restarts": float(sum(t.simulator_restarts for t in trajectories)),
         "samples": float(sum(lengths)),
         "seconds_in_episodes": sum(t.seconds for t in trajectories),
         "seconds_waiting_for_policy": sum(t.policy_seconds for t in trajectories),

@@ -20,6 +20,7 @@ from services.trainer.metrics import MetricsLog
 from services.trainer.publisher import Publisher, check_policy
 from services.trainer.ranks import LeadingRank, follow
 from services.trainer.server import SERVICE, TrainerServicer
+from services.trainer.starts import record_start
 from services.trainer.status import RunStatus
 from services.trainer.world import World
 from vlarl.config import RunConfig, ServerConfig
@@ -39,7 +40,8 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
 
     Args:
         config: the run; its name is the run's id.
-        run_dir: receives metrics.jsonl, evaluations.jsonl, tensorboard/ and checkpoints/.
+        run_dir: receives starts.jsonl, metrics.jsonl, evaluations.jsonl, actions/, tensorboard/ and
+            checkpoints/.
         metrics_listen: HOST:PORT of rank 0's Prometheus endpoint.
 
     Raises:
@@ -118,6 +120,7 @@ async def _train(
     progress, tensors = _last_checkpoint(config, run_dir, digest)
     leading = LeadingRank(learner, world)
     snapshot = await leading.start(tensors)
+    record_start(run_dir, progress.iteration, world)
     log = MetricsLog(run_dir, rpc.registry)
     status.history = log.resume(iteration_message(progress) if progress.iteration else None)
     display = Display(config.name, trainer.iterations, progress.iteration)

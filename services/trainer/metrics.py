@@ -18,7 +18,9 @@ METRICS = {
     "episode_actions": "mean number of policy actions of an episode",
     "episodes": "episodes learned from",
     "missing_episodes": "episodes that were given up (dead letters)",
+    "simulator_restarts": "simulators that were replaced during these episodes",
     "samples": "policy actions learned from",
+    "stale_actions": "share of these that an earlier policy version than the newest took",
     "logprob_gap": "largest difference of a token's log-prob between policy server and trainer",
     "entropy": "mean entropy of a token in nats, under the weights that acted",
     "policy_loss": "clipped surrogate, mean over the mini-batches",
@@ -39,6 +41,7 @@ METRICS = {
     "seconds_checkpoint": "wall-clock seconds of writing the checkpoint",
     "seconds_publish": "wall-clock seconds until all replicas served the new weights",
     "seconds_iteration": "wall-clock seconds of the whole iteration",
+    "completed_timestamp_seconds": "Unix time at which the iteration was complete",
 }
 """Every scalar of an iteration, and what it means."""
 
@@ -67,7 +70,8 @@ class MetricsLog:
 
     def resume(self, latest: trainer_pb2.Iteration | None) -> list[trainer_pb2.Iteration]:
         """Brings the file in step with the checkpoint: lines of iterations that have to be done
-        again go, and a line that a crash kept from being written comes.
+        again go, and a line that a crash kept from being written comes. One that was written stays:
+        it knows how long the iteration took, which its checkpoint came too early for.
 
         Args:
             latest: the last iteration of the checkpoint; None: there is none.
@@ -77,8 +81,9 @@ class MetricsLog:
         """
         done: list[trainer_pb2.Iteration] = []
         if latest is not None:
-            before = (one for one in self._read() if one.iteration < latest.iteration)
-            done = [*before, latest]
+            done = [one for one in self._read() if one.iteration <= latest.iteration]
+            if not done or done[-1].iteration < latest.iteration:
+                done.append(latest)
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(map(_line, done)))
         partial.replace(self._path)

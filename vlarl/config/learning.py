@@ -98,6 +98,8 @@ class EvaluationConfig(Section):
 
     episodes_per_task: int = Field(default=50, ge=0, le=50)
     """Initial states of each task, from the first; 0: no evaluation."""
+    at_start: bool = False
+    """Evaluate before the first iteration: where training starts from."""
     at_end: bool = True
     """Evaluate when training is done."""
     every_iterations: int = Field(default=0, ge=0)

@@ -13,16 +13,20 @@ from tensorboard.backend.event_processing.event_accumulator import (  # noqa: E4
     EventAccumulator,
 )
 
+from services.trainer.actions import ActionLog  # noqa: E402
 from services.trainer.curriculum import Curriculum  # noqa: E402
 from services.trainer.episodes import evaluation_episodes, training_episodes  # noqa: E402
 from services.trainer.metrics import METRICS, MetricsLog  # noqa: E402
 from services.trainer.minibatches import mini_batches  # noqa: E402
+from services.trainer.starts import record_start  # noqa: E402
+from services.trainer.world import World  # noqa: E402
 from vlarl.config import (  # noqa: E402
     CurriculumConfig,
     RunConfig,
     TasksConfig,
     TrainerConfig,
 )
+from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2  # noqa: E402
 
@@ -90,6 +94,50 @@ def test_metrics_follow_the_checkpoint_after_a_crash(tmp_path: Path) -> None:
     second.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["iteration"], row["entropy"]) for row in rows] == [(0, 0), (1, 1), (2, 7)]
+
+
+def test_a_line_that_was_written_knows_more_than_its_checkpoint(tmp_path: Path) -> None:
+    first = MetricsLog(tmp_path, CollectorRegistry())
+    first.resume(None)
+    first.write(iteration(0, entropy=1.0, seconds_iteration=12.5))
+    first.close()
+    second = MetricsLog(tmp_path, CollectorRegistry())
+    (done,) = second.resume(iteration(0, entropy=1.0))
+    second.close()
+    assert done.metrics["seconds_iteration"] == 12.5
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["seconds_iteration"] == 12.5
+
+
+def acted(*values: list[float]) -> rollout_pb2.Trajectory:
+    steps = [rollout_pb2.Step(action=policy_pb2.Action(values=value)) for value in values]
+    return rollout_pb2.Trajectory(steps=steps)
+
+
+def test_the_first_and_the_latest_iterations_actions_are_kept(tmp_path: Path) -> None:
+    log = ActionLog(tmp_path)
+    for number in range(4):
+        log.write(number, [acted([number, 0.5]), acted([number, 0.25], [number, 0.125])])
+    ActionLog(tmp_path).write(3, [acted([9.0, 9.0])])  # done again after a crash
+    kept = sorted((tmp_path / "actions").iterdir())
+    assert [path.name for path in kept] == ["iteration-00000.npz", "iteration-00003.npz"]
+    with np.load(kept[0]) as first, np.load(kept[1]) as latest:
+        assert first["values"].tolist() == [[0, 0.5], [0, 0.25], [0, 0.125]]
+        assert first["episodes"].tolist() == [0, 1, 1]
+        assert latest["values"].tolist() == [[9, 9]]
+
+
+def test_every_start_names_its_machine(tmp_path: Path) -> None:
+    world = World(rank=0, size=2, device=torch.device("cpu"), mesh=None)
+    for done in (0, 5):
+        record_start(tmp_path, done, world)
+    rows = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [0, 5]
+    assert rows[0]["started_timestamp_seconds"] <= rows[1]["started_timestamp_seconds"]
+    for row in rows:
+        assert (row["ranks"], row["accelerator"], row["torch"]) == (2, "", torch.__version__)
+        assert row["processor"]
+        assert row["cores"] >= 1
+        assert row["memory_gib"] > 0
 
 
 def test_evaluations_stand_over_control_steps_and_survive_a_resumed_run(tmp_path: Path) -> None:

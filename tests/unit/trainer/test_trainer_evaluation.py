@@ -15,11 +15,11 @@ from services.trainer.evaluation import (  # noqa: E402
     EvaluationLog,
     count,
     judge,
-    wilson_interval,
 )
 from services.trainer.evaluation_folder import EvaluationFolder  # noqa: E402
 from services.trainer.json_lines import JsonLines  # noqa: E402
 from vlarl.config import ConfigError, EvaluationConfig  # noqa: E402
+from vlarl.intervals import wilson_interval  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 
@@ -91,7 +91,8 @@ def test_scores_by_task_and_in_total() -> None:
 def evaluated_at(tmp_path: Path, *done: tuple[int, int]) -> EvaluationLog:
     log = EvaluationLog(tmp_path)
     for iteration, env_steps in done:
-        log.write(count([], replace(PROGRESS, iteration=iteration, env_steps=env_steps), 0))
+        progress = replace(PROGRESS, iteration=iteration, env_steps=env_steps)
+        log.write(count([], progress, missing=0), seconds=1.5)
     return EvaluationLog(tmp_path)
 
 
@@ -122,6 +123,22 @@ def test_an_evaluation_is_due_after_every_so_many_iterations(tmp_path: Path) -> 
     config = EvaluationConfig(every_iterations=2)
     due = [log.due(replace(PROGRESS, iteration=number), config) for number in range(5)]
     assert due == [False, False, False, False, True]
+
+
+def test_the_policy_that_training_starts_from_is_evaluated_on_request(tmp_path: Path) -> None:
+    config = EvaluationConfig(at_start=True)
+    started = replace(PROGRESS, iteration=0, env_steps=0)
+    assert EvaluationLog(tmp_path).due(started, config)
+    assert not EvaluationLog(tmp_path).due(started, EvaluationConfig())
+    assert not EvaluationLog(tmp_path).due(PROGRESS, config)
+    assert not evaluated_at(tmp_path, (0, 0)).due(started, config)
+
+
+def test_an_evaluation_says_how_long_it_took(tmp_path: Path) -> None:
+    evaluated_at(tmp_path, (2, 10))
+    row = json.loads((tmp_path / "evaluations.jsonl").read_text())
+    assert row["seconds"] == 1.5
+    assert row["completed_timestamp_seconds"] > 1.7e9
 
 
 def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""RUN/actions: what the first policy did, and what the latest does.
+
+    actions/iteration-00000.npz    values [N, action_dim], the actions as the robot got them
+                                   episodes [N], the episode of each, counted from 0
+
+They show how far training moved the policy through the space of actions. Of the iterations between
+the first and the latest nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vlarl.rollout.v1 import rollout_pb2
+
+
+class ActionLog:
+    """Keeps the actions of two iterations."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / "actions"
+
+    def write(self, iteration: int, trajectories: Sequence[rollout_pb2.Trajectory]) -> None:
+        """Keeps an iteration's actions. It comes before the checkpoint, so that an iteration which
+        a crash has done again leaves the actions that were learned from.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        final = self._folder / f"iteration-{iteration:05d}.npz"
+        partial = final.with_suffix(".partial")
+        lengths = [len(trajectory.steps) for trajectory in trajectories]
+        values = [step.action.values for trajectory in trajectories for step in trajectory.steps]
+        with partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                values=np.array(values, dtype=np.float32),
+                episodes=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+            )
+        partial.replace(final)
+        between = sorted(self._folder.glob("iteration-*.npz"))[1:]
+        for old in between:
+            if old != final:
+                old.unlink()
