@@ -1,0 +1,53 @@
+"""`vlarl report`: a page about runs, to look at."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlarl.cli.options import one_sentence_errors
+from vlarl.config import ConfigError
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Folders of runs of `vlarl up`, going on or done."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="The page, NAME.html; pictures go to the folder NAME beside it. Default: "
+        "RUN/report.html; of several runs, comparison.html beside the first.",
+    ),
+]
+
+_NEEDED = ("matplotlib", "jinja2", "cv2")
+
+
+def report(runs: Runs, out: Out = None) -> None:
+    """Show runs on one HTML page that needs no network: success, dynamics, time, tasks, films.
+
+    One run: with Wilson 95 % intervals. Several: runs that differ in their seed only are drawn as
+    their mean and range, other configurations beside one another:
+
+        vlarl report runs/approach-20261126-101500
+
+        vlarl report runs/paper-* runs/frontier-* --out curriculum.html
+
+    Films and benchmark scores come from `vlarl eval --run RUN` with the results beside the run or
+    inside it. docs/report.md says how to read the page.
+    """
+    with one_sentence_errors():
+        missing = [name for name in _NEEDED if find_spec(name) is None]
+        if missing:
+            raise ConfigError(f"{', '.join(missing)} missing: pip install 'vlarl[report]'")
+        if out is not None and out.suffix != ".html":
+            raise ConfigError(f"--out {out}: name the page, e.g. {out.with_suffix('.html')}")
+        from vlarl.report.report import write_report
+
+        page, pictures = write_report(runs, out)
+        megabytes = page.stat().st_size / 1e6
+        typer.echo(f"{page}  ({megabytes:.1f} MB; pictures: {pictures})")

@@ -1,0 +1,1 @@
+"""The report's pictures, a module for each of its sections."""
