@@ -25,7 +25,14 @@ HAS_TORCH = find_spec("vllm") is not None
 HAS_SIMULATOR = find_spec("libero") is not None
 
 # Modules that import torch or vLLM as a whole.
-TORCH_FOLDERS = ("unit/policy", "unit/trainer", "integration/policy", "integration/trainer", "e2e")
+TORCH_FOLDERS = (
+    "unit/policy",
+    "unit/report",
+    "unit/trainer",
+    "integration/policy",
+    "integration/trainer",
+    "e2e",
+)
 collect_ignore_glob = [] if HAS_TORCH else [f"{folder}/*" for folder in TORCH_FOLDERS]
 
 

@@ -87,7 +87,7 @@ class Display:
         self.close()
         self._console.print(
             f"run: {run_dir}  (metrics.jsonl, checkpoints/, tensorboard --logdir "
-            f"{run_dir / 'tensorboard'})"
+            f"{run_dir / 'tensorboard'}; vlarl report {run_dir})"
         )
 
     def close(self) -> None:

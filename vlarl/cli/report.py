@@ -13,7 +13,7 @@ from vlarl.config import ConfigError
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN...", help="Folders of runs of `vlarl up`, going on or done."),
+    typer.Argument(metavar="RUN", help="Folders of runs of `vlarl up`, going on or done."),
 ]
 Out = Annotated[
     Path | None,

@@ -15,7 +15,7 @@ from vlarl.report.figures.success import success_panels
 from vlarl.report.films import choose, clip_of
 from vlarl.report.groups import Group, differences, flattened
 from vlarl.report.headline import evaluated, headline, when
-from vlarl.report.records import Evaluation, Score
+from vlarl.report.records import Score
 from vlarl.report.run_folder import Run
 from vlarl.report.sections import Cell, Rate, Section, Table, percent
 
@@ -116,12 +116,12 @@ def _folder_table(runs: Sequence[Run]) -> Table | None:
     rows: list[list[Cell]] = []
     for run in runs:
         for folder in run.folders:
-            evaluation: Evaluation = folder.evaluation
+            evaluation = folder.evaluation
             rows.append(
                 [
                     folder.path.name,
                     f"{run.name}, {when(evaluation)}",
-                    str(folder.protocol.get("profile", "–")),
+                    folder.profile,
                     Rate.of(evaluation.total),
                     "yes" if folder.complete else "no",
                 ]
@@ -135,7 +135,8 @@ def _folder_table(runs: Sequence[Run]) -> Table | None:
 def _films(groups: Sequence[Group]) -> Section:
     runs = [run for group in groups for run in group.runs]
     films = [film for run in runs for folder in run.folders for film in folder.films]
-    clips = [clip for film in choose(films) if (clip := clip_of(film))]
+    several = len({film.run for film in films}) > 1
+    clips = [clip for film in choose(films) if (clip := clip_of(film, name_run=several))]
     reading = "Greedy episodes as the policy saw them, with its action, reward and value."
     if not clips:
         reading = (

@@ -53,8 +53,13 @@ def _rank(chosen: Sequence[Film], film: Film) -> tuple[bool, int, int, int]:
     return film.success != wanted, shown, film.task, film.init_state
 
 
-def clip_of(film: Film) -> Clip | None:
-    """The film made small; None where it can't be read."""
+def clip_of(film: Film, *, name_run: bool = False) -> Clip | None:
+    """The film made small; None where it can't be read.
+
+    Args:
+        film: what is shown.
+        name_run: whether its caption says which run it is of.
+    """
     frames, rate = _frames(film)
     if not frames:
         return None
@@ -74,7 +79,8 @@ def clip_of(film: Film) -> Clip | None:
     frames[-1].save(still, "WEBP", quality=_QUALITY)
     end = "success" if film.success else "failure"
     return Clip(
-        caption=f"task {film.task}, initial state {film.init_state}: {end}",
+        caption=f"{film.run}, " * name_run
+        + f"task {film.task}, initial state {film.init_state}: {end}",
         success=film.success,
         moving=_address(moving.getvalue()),
         still=_address(still.getvalue()),

@@ -79,7 +79,7 @@ def _tiles(group: Group) -> list[Tile]:
     runs = group.runs
     several = len(runs) > 1
     each = " in each run" if several else ""
-    hours = _mean(runs, lambda run: float(run.hours[-1]))
+    hours = _mean(runs, lambda run: run.worked_hours)
     episodes = _mean(runs, lambda run: float(run.metric("episodes").sum()))
     steps = _mean(runs, lambda run: float(run.env_steps[-1]))
     tiles = [
@@ -159,7 +159,7 @@ def _comparison(groups: Sequence[Group]) -> Table:
                 f"{percent(first)} → {percent(last)}",
                 short_number(round(_mean(group.runs, lambda r: float(r.metric("episodes").sum())))),
                 short_number(_mean(group.runs, lambda r: float(r.env_steps[-1]))),
-                duration(3600 * _mean(group.runs, lambda r: float(r.hours[-1]))),
+                duration(3600 * _mean(group.runs, lambda r: r.worked_hours)),
             ]
         )
     head = ["runs", "seeds", "first evaluation", "last evaluation", "training success"]

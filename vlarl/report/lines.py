@@ -24,7 +24,10 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     if not path.exists():
         return
-    *whole, _ = path.read_bytes().split(b"\n")
+    try:
+        *whole, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ReportError(f"{path}: can't be read ({error.strerror})") from error
     for number, line in enumerate(whole, start=1):
         place = f"{path}, line {number}"
         try:

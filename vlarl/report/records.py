@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,6 +125,8 @@ class Film:
     """A film that an evaluation made."""
 
     path: Path
+    run: str
+    """Id of the run whose policy acted."""
     task: int
     init_state: int
     success: bool
@@ -136,7 +138,8 @@ class EvaluationFolder:
 
     path: Path
     complete: bool
-    protocol: dict[str, Any]
+    profile: str
+    """Of the simulator."""
     evaluation: Evaluation
     films: list[Film]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +26,10 @@ def write_report(folders: Sequence[Path], out: Path | None) -> tuple[Path, Path]
     Raises:
         ReportError: a folder can't be reported on, or the page can't be written.
     """
-    twice = {folder for folder in folders if folders.count(folder) > 1}
-    if twice:
-        raise ReportError(f"{twice.pop()}: named twice; name each run once")
+    named = Counter(folder.resolve() for folder in folders)
+    for folder, times in named.items():
+        if times > 1:
+            raise ReportError(f"{folder}: named {times} times; name each run once")
     groups = group_runs([read_run(folder) for folder in folders])
     page = out or _default_page(folders)
     pictures = page.with_suffix("")

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from vlarl import __version__
 from vlarl.config import ConfigError, RunConfig, SftConfig, load_config, load_section
@@ -27,6 +28,7 @@ from vlarl.report.records import (
 )
 
 _PLACE = ("iteration", "policy_version", "env_steps")
+_NEEDED = ("success_rate", "episodes")
 _FILM = re.compile(r"task-(\d+)_init-(\d+)_(success|failure)\.mp4")
 
 
@@ -80,6 +82,12 @@ class Run:
         for evaluation in self.evaluations:
             ends[numbers >= evaluation.iteration] += evaluation.seconds
         return ends / 3600
+
+    @property
+    def worked_hours(self) -> float:
+        """Hours of all work."""
+        ends = [self.evaluation_hours(one) for one in self.evaluations]
+        return max([float(self.hours[-1]), *ends])
 
     def evaluation_hours(self, evaluation: Evaluation) -> float:
         """Hours of work until an evaluation's end."""
@@ -136,6 +144,8 @@ def _read_config(path: Path) -> RunConfig:
     try:
         return load_config(saved)
     except ConfigError as error:
+        if not isinstance(error.__cause__, ValidationError):
+            raise ReportError(str(error)) from error  # can't be read, or isn't TOML
         try:
             load_section(SftConfig, saved)
         except ConfigError:
@@ -151,6 +161,9 @@ def _read_config(path: Path) -> RunConfig:
 def _iteration(row: dict[str, object], place: str) -> Iteration:
     fields = {name: row[name] for name in _PLACE if name in row}
     metrics = {name: value for name, value in row.items() if name not in _PLACE}
+    for name in _NEEDED:
+        if name not in metrics:
+            raise ReportError(f"{place}: {name} is missing; another version of vlarl wrote it?")
     return parse(Iteration, fields | {"metrics": metrics}, place)
 
 
@@ -158,6 +171,8 @@ def _read_actions(path: Path) -> Actions:
     try:
         with np.load(path) as arrays:
             values = np.asarray(arrays["values"], dtype=np.float64)
+        if values.ndim != 2 or not values.size:
+            raise ValueError(f"actions of shape {values.shape}")
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ReportError(f"{path}: can't be read ({error}); remove it to go without") from error
     return Actions(iteration=int(path.stem.removeprefix("iteration-")), values=values)
@@ -170,21 +185,22 @@ def _evaluation_folders(run: Path, run_id: str) -> Iterator[EvaluationFolder]:
     for file in sorted(found):
         try:
             content = json.loads(file.read_text())
-        except ValueError as error:
-            raise ReportError(f"{file}: damaged ({error}); remove that folder") from error
-        if not isinstance(content, dict) or content.get("protocol", {}).get("run") != run_id:
+            owner = content["protocol"]["run"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # whatever it is, it doesn't say that it is this run's
+        if owner != run_id:
             continue
         yield EvaluationFolder(
             path=file.parent,
             complete=bool(content.get("complete")),
-            protocol=content["protocol"],
+            profile=str(content["protocol"].get("profile", "–")),
             evaluation=parse(Evaluation, content, str(file)),
-            films=list(_films(file.parent / "videos")),
+            films=list(_films(file.parent / "videos", run_id)),
         )
 
 
-def _films(folder: Path) -> Iterator[Film]:
+def _films(folder: Path, run_id: str) -> Iterator[Film]:
     for path in sorted(folder.glob("task-*.mp4")):
         if match := _FILM.fullmatch(path.name):
             task, init_state, end = match.groups()
-            yield Film(path, int(task), int(init_state), end == "success")
+            yield Film(path, run_id, int(task), int(init_state), end == "success")

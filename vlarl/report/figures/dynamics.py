@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -110,6 +111,8 @@ def _bound(axes: Axes, metric: str, groups: Sequence[Group]) -> None:
 def _from_zero(axes: Axes) -> None:
     """An axis that begins at 0, unless there is less than nothing."""
     low, high = axes.dataLim.intervaly
+    if not math.isfinite(high - low):  # no point has a value
+        low, high = 0.0, 1.0
     axes.set_ylim(min(0.0, 1.05 * low), 1.05 * high if high > 0 else 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
 

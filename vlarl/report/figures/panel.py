@@ -88,14 +88,9 @@ def page_svg(svg: str, name: str, title: str) -> str:
         body,
     )
     body = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", body)
-    body = re.sub(r"font: (?:[a-z]+ )*(\d{3} )?([\d.]+px) [^;\"]*", _font, body)
-    body = re.sub(r"#[0-9a-f]{6}\b", lambda found: VARIABLES[found[0]], body)
+    body = re.sub(r'font-family: [^;"]*; ', "", body)
+    body = re.sub(r"#[0-9a-f]{6}\b", lambda found: VARIABLES.get(found[0], found[0]), body)
     return f'<svg {view} role="img" aria-label="{html.escape(title)}">{body}'
-
-
-def _font(found: re.Match[str]) -> str:
-    weight = f"font-weight: {found[1].strip()}; " if found[1] else ""
-    return f"{weight}font-size: {found[2]}"
 
 
 def steps_axis(axes: Axes) -> None:
@@ -122,8 +117,11 @@ def share_axis(axes: Axes) -> None:
 def decades_axis(axes: Axes) -> None:
     """The vertical axis is logarithmic and shows whole powers of ten."""
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+    low, high = axes.dataLim.intervaly
+    if not 0 < low <= high < math.inf:  # no point has a value
+        low, high = 1e-7, 1e-5
+    least, most = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    axes.set_ylim(10.0 ** min(least, most - 1), 10.0**most)
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))

@@ -76,8 +76,7 @@ def _by_iteration(group: Group) -> Panel:
             mean = np.mean([part[phase][:length] for part in parts], axis=0)
             bars = np.add.reduceat(mean, starts) / np.diff(np.append(starts, length))
             centres = starts + (step + 1) / 2
-            shown = phase if bars.sum() else None
-            axes.bar(centres, bars, 0.82 * step, bottom=below, color=colour, label=shown)
+            axes.bar(centres, bars, 0.82 * step, bottom=below, color=colour, label=phase)
             below += bars
         iteration_axis(axes)
         axes.set_ylabel("seconds")

@@ -27,7 +27,7 @@ def success_panels(groups: Sequence[Group]) -> list[Panel]:
         steps_axis(axes)
 
     def over_time(axes: Axes) -> None:
-        longest = max(float(run.hours[-1]) for group in groups for run in group.runs)
+        longest = max(run.worked_hours for group in groups for run in group.runs)
         unit, scale = ("hours", 1.0) if longest >= 2 else ("minutes", 60.0)
         _paint(
             axes,
