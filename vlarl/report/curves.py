@@ -12,8 +12,9 @@ from vlarl.report.records import Floats
 
 _EPISODES = 100
 """Behind a point of a smoothed success rate: enough for an interval of about 20 points."""
-_SHARE = 5
-"""A window is at most this part of a run, or the curve would show nothing but its mean."""
+_LEAST, _MOST = 50, 5
+"""A window is at least a fiftieth of a run, or a long one's curve would be a scribble, and at most
+a fifth, or it would show nothing but its mean."""
 _POINTS = 160
 
 
@@ -35,7 +36,8 @@ def window_of(episodes: Floats) -> int:
     """
     mean = float(np.mean(episodes))
     wanted = int(np.ceil(_EPISODES / mean)) if mean > 0 else 1
-    return max(1, min(wanted, len(episodes) // _SHARE))
+    wanted = max(wanted, len(episodes) // _LEAST)
+    return max(1, min(wanted, len(episodes) // _MOST))
 
 
 def trailing_sums(values: Floats, window: int) -> Floats:

@@ -70,7 +70,7 @@ def _sentence(group: Group) -> str:
         )
     )
     return (
-        f"{config.policy.checkpoint.name}, trained by reinforcement learning on "
+        f"{'/'.join(config.policy.checkpoint.parts[-2:])}, trained by reinforcement learning on "
         f"{config.tasks.suite} ({tasks}), {seeds}; {progress}."
     )
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -102,6 +103,13 @@ async def test_a_trainer_killed_in_an_evaluation_makes_up_for_it(
     assert sorted(ran_killed) == sorted(ran_calm), "no episode twice, none left out"
     assert evaluations(killed) == evaluations(calm)
     assert [one["iteration"] for one in evaluations(killed)] == [0, 1, 2, 3]
+    starts = [json.loads(line) for line in (killed / "starts.jsonl").read_text().splitlines()]
+    assert [start["iteration"] for start in starts] == [0, 1], "the crash left no trace"
+    kept = sorted(path.name for path in (killed / "actions").iterdir())
+    assert kept == ["iteration-00000.npz", "iteration-00002.npz"]
+    for name in kept:
+        with np.load(killed / "actions" / name) as mine, np.load(calm / "actions" / name) as other:
+            assert np.array_equal(mine["values"], other["values"])
 
 
 async def test_the_curriculum_shows_in_the_metrics(

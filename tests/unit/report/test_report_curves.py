@@ -55,6 +55,7 @@ def test_a_window_holds_a_hundred_episodes_but_never_most_of_a_run() -> None:
     assert window_of(np.full(10, 20.0)) == 2
     assert window_of(np.full(3, 1.0)) == 1
     assert window_of(np.full(50, 500.0)) == 1
+    assert window_of(np.full(2000, 500.0)) == 40
 
 
 def test_runs_of_equal_length_are_paired_point_by_point() -> None:

@@ -8,8 +8,18 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "vllm", "transformers", "mujoco", "robosuite", "libero", "tensorboard")
-HEAVY += ("matplotlib", "jinja2", "cv2")
+HEAVY = (
+    "torch",
+    "vllm",
+    "transformers",
+    "mujoco",
+    "robosuite",
+    "libero",
+    "tensorboard",
+    "matplotlib",
+    "jinja2",
+    "cv2",
+)
 CLIENT = ("vlarl", "vlarl.config", "vlarl.client", "vlarl.queue", "vlarl.rpc.server", "vlarl.cli")
 
 

@@ -15,8 +15,8 @@ from vlarl.report.records import Floats
 from vlarl.report.run_folder import Run
 from vlarl.report.theme import SHADES, SURFACE
 
-_COLUMNS, _NARROW_COLUMNS = 60, 30
-_TALL = 4.6
+_CELLS, _LEAST, _MOST, _GAPS = 1500, 24, 60, 30
+_TALL, _MOST_NAMED = 4.6, 20
 
 
 def curriculum_tasks(run: Run) -> list[int]:
@@ -56,7 +56,9 @@ def task_table(group: Group, metric: str, tasks: Sequence[int]) -> Floats:
 
 def _heatmap(name: str, title: str, group: Group, metric: str, tasks: Sequence[int]) -> Panel:
     table = task_table(group, metric, tasks)
-    step = -(-table.shape[1] // _COLUMNS)
+    # Every cell is a path of the picture; many tasks get fewer columns.
+    columns = min(_MOST, max(_LEAST, _CELLS // len(tasks)))
+    step = -(-table.shape[1] // columns)
     starts = np.arange(0, table.shape[1], step)
     shown = np.array([[np.nanmean(row[start : start + step]) for start in starts] for row in table])
     most = 1.0 if metric == "task_success" else max(float(np.nanmax(shown)), 2 / len(tasks))
@@ -71,9 +73,10 @@ def _heatmap(name: str, title: str, group: Group, metric: str, tasks: Sequence[i
             cmap=ListedColormap(SHADES),
             norm=norm,
             edgecolors=SURFACE,
-            linewidth=0.6 if len(starts) < _NARROW_COLUMNS else 0.2,
+            linewidth=0.6 if max(shown.shape) < _GAPS else 0.2,
         )
-        axes.set_yticks(range(len(tasks)), [str(task) for task in tasks])
+        named = slice(None, None, -(-len(tasks) // _MOST_NAMED))
+        axes.set_yticks(range(len(tasks))[named], [str(task) for task in tasks[named]])
         axes.set_ylim(len(tasks) - 0.5, -0.5)
         iteration_axis(axes)
         axes.set_ylabel("task")

@@ -78,7 +78,8 @@ def _gap(axes: Axes, groups: Sequence[Group]) -> None:
 
 def _pause(axes: Axes, groups: Sequence[Group]) -> None:
     _lines(axes, groups, "publish_pause_seconds", scale=1000)
-    axes.set_ylim(bottom=0)
+    high = axes.dataLim.ymax
+    axes.set_ylim(0, 1.1 * high if 0 < high < np.inf else 1.0)
     axes.set_ylabel("milliseconds")
 
 

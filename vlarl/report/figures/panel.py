@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from vlarl.report.theme import PICTURE, VARIABLES
 
-SMALL, NARROW, WIDE = (3.1, 2.1), (4.2, 2.55), (5.1, 3.1)
+SMALL, NARROW, WIDE = (3.1, 2.1), (4.2, 2.55), (4.7, 2.9)
 """Sizes in inches: four, three or two stand side by side on a desktop, and one on a phone."""
 _PNG_DPI = 160
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -120,8 +120,9 @@ def decades_axis(axes: Axes) -> None:
     low, high = axes.dataLim.intervaly
     if not 0 < low <= high < math.inf:  # no point has a value
         low, high = 1e-7, 1e-5
-    least, most = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    axes.set_ylim(10.0 ** min(least, most - 1), 10.0**most)
+    # A fifth of a decade, at least, between a point and the edge.
+    least, most = math.floor(math.log10(low) - 0.2), math.ceil(math.log10(high) + 0.2)
+    axes.set_ylim(10.0**least, 10.0**most)
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
