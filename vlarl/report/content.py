@@ -14,7 +14,8 @@ from vlarl.report.figures.phases import phase_panels
 from vlarl.report.figures.success import success_panels
 from vlarl.report.films import choose, clip_of
 from vlarl.report.groups import Group, differences, flattened
-from vlarl.report.headline import evaluated, headline, when
+from vlarl.report.headline import headline
+from vlarl.report.milestones import after, milestones
 from vlarl.report.records import Score
 from vlarl.report.run_folder import Run
 from vlarl.report.sections import Cell, Rate, Section, Table, percent
@@ -88,7 +89,7 @@ def _tasks(groups: Sequence[Group]) -> Section | None:
 
 
 def _task_table(group: Group, *, alone: bool) -> Table | None:
-    ends = evaluated(group)
+    ends = milestones(group)
     if not ends:
         return None
 
@@ -108,7 +109,7 @@ def _task_table(group: Group, *, alone: bool) -> Table | None:
     ]
     if len(tasks) > 1:
         rows.append(row("", "all tasks", [one.total for one in ends]))
-    head = ["task", "instruction", *(when(one) for one in ends), "actions an episode"]
+    head = ["task", "instruction", *(one.when for one in ends), "actions an episode"]
     return Table(head, rows, total=len(tasks) > 1, title="" if alone else group.label)
 
 
@@ -120,7 +121,7 @@ def _folder_table(runs: Sequence[Run]) -> Table | None:
             rows.append(
                 [
                     folder.path.name,
-                    f"{run.name}, {when(evaluation)}",
+                    f"{run.name}, {after(evaluation.iteration, evaluation.iteration)}",
                     folder.profile,
                     Rate.of(evaluation.total),
                     "yes" if folder.complete else "no",

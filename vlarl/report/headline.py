@@ -9,7 +9,8 @@ from vlarl.report.curves import window_of
 from vlarl.report.figures.panel import short_number
 from vlarl.report.figures.success import training_success
 from vlarl.report.groups import Group
-from vlarl.report.records import Evaluation, Score, pooled
+from vlarl.report.milestones import milestones
+from vlarl.report.records import Score
 from vlarl.report.run_folder import Run
 from vlarl.report.sections import Cell, Rate, Section, Table, Tile, duration, percent, percents
 
@@ -24,39 +25,6 @@ def headline(groups: Sequence[Group]) -> Section:
         "of them, with Wilson 95 % intervals."
     )
     return Section("headline", "", reading, tables=[_comparison(groups)])
-
-
-def evaluated(group: Group) -> list[Evaluation]:
-    """The first and the last evaluation of the group's runs, or the only one; their scores are of
-    all runs together.
-    """
-    known = [run.evaluations for run in group.runs if run.evaluations]
-    if not known:
-        return []
-    ends = [0] if all(len(one) == 1 for one in known) else [0, -1]
-    return [_together([one[end] for one in known]) for end in ends]
-
-
-def _together(evaluations: Sequence[Evaluation]) -> Evaluation:
-    tasks = sorted({task for one in evaluations for task in one.tasks})
-    first = evaluations[0]
-    return Evaluation(
-        iteration=first.iteration,
-        policy_version=first.policy_version,
-        env_steps=first.env_steps,
-        tasks={
-            task: pooled(one.tasks[task] for one in evaluations if task in one.tasks)
-            for task in tasks
-        },
-        missing=sum(one.missing for one in evaluations),
-    )
-
-
-def when(evaluation: Evaluation) -> str:
-    """Where in training an evaluation was."""
-    if not evaluation.iteration:
-        return "before training"
-    return f"after {evaluation.iteration} iteration{'s' if evaluation.iteration > 1 else ''}"
 
 
 def _sentence(group: Group) -> str:
@@ -96,10 +64,10 @@ def _tiles(group: Group) -> list[Tile]:
 
 def _success_tiles(group: Group) -> list[Tile]:
     tiles = []
-    known = evaluated(group)
+    known = milestones(group)
     if known:
         value = " → ".join(percent(one.total.rate) for one in known)
-        detail = "; ".join(f"{when(one)} {_counted(one.total)}" for one in known)
+        detail = "; ".join(f"{one.when} {_counted(one.total)}" for one in known)
         tiles.append(Tile("Greedy success", value, detail))
     first, last = training_ends(group)
     window = window_of(group.first.metric("episodes"))
@@ -146,7 +114,7 @@ def _dates(runs: Sequence[Run]) -> str:
 def _comparison(groups: Sequence[Group]) -> Table:
     rows: list[list[Cell]] = []
     for group in groups:
-        known = evaluated(group)
+        known = milestones(group)
         first, last = training_ends(group)
         rates: list[Cell] = [Rate.of(one.total) for one in known]
         if len(rates) == 1:

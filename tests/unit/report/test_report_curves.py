@@ -14,6 +14,7 @@ from tests.unit.report.run_folders import make_run
 from vlarl.intervals import wilson_interval
 from vlarl.report.curves import over_runs, smoothed, smoothed_success, trailing_sums, window_of
 from vlarl.report.groups import differences, group_runs
+from vlarl.report.milestones import milestones
 from vlarl.report.run_folder import read_run
 
 pytestmark = pytest.mark.torch
@@ -100,3 +101,30 @@ def test_the_same_runs_are_told_apart_by_name_where_much_differs(
     third = make_run(tmp_path / "third", wanted=8, tasks=(1,), config={"unnorm_key": "x"})
     groups = group_runs([read_run(run_dirs[0]), read_run(third)])
     assert [group.label for group in groups] == ["a", "third"]
+
+
+@pytest.mark.parametrize(
+    ("schedules", "expected"),
+    [
+        ([(0, 3, 6)], [("before training", 0, 20), ("after 6 iterations", 12, 20)]),
+        ([(6,)], [("after 6 iterations", 12, 20)]),
+        ([()], []),
+        # One seed has got further than the other.
+        ([(0, 1, 6), (0, 1)], [("before training", 0, 40), ("after 1 iteration", 4, 40)]),
+        (
+            [(2, 5), (3, 6)],
+            [("after 2 to 3 iterations", 10, 40), ("after 5 to 6 iterations", 22, 40)],
+        ),
+        ([(2, 5), ()], [("after 2 iterations", 4, 20), ("after 5 iterations", 10, 20)]),
+    ],
+)
+def test_runs_are_compared_where_all_have_been_evaluated(
+    tmp_path: Path, schedules: list[tuple[int, ...]], expected: list[tuple[str, int, int]]
+) -> None:
+    runs = [
+        read_run(make_run(tmp_path / f"run-{seed}", seed=seed, evaluated=schedule))
+        for seed, schedule in enumerate(schedules)
+    ]
+    (group,) = group_runs(runs)
+    found = [(one.when, one.total.successes, one.total.episodes) for one in milestones(group)]
+    assert found == expected

@@ -152,7 +152,7 @@ def test_evaluations_stand_over_control_steps_and_survive_a_resumed_run(tmp_path
     board = EventAccumulator(str(tmp_path / "tensorboard" / "evaluation"))
     board.Reload()
     shown = [(event.step, event.value) for event in board.Scalars("evaluation_success_rate")]
-    # Files of one second are read in the order of their names, in which the 10th comes before the 9th.
+    # Files of one second are read in the order of their names: the 10th before the 9th.
     assert sorted(shown) == [(2600, 0.25), (5100, 0.75)]
     assert [event.step for event in board.Scalars("evaluation_success_rate/task_3")] == [2600]
 

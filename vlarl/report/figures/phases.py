@@ -25,7 +25,7 @@ PHASES = {
 }
 """In the order in which they follow one another."""
 _BARS = 60
-_FIRST, _LAST = 0.06, 0.98
+_WORTH_A_NUMBER = 0.06
 
 
 def phase_seconds(run: Run) -> dict[str, Floats]:
@@ -97,11 +97,11 @@ def _by_group(groups: Sequence[Group]) -> Panel:
                 width = totals[phase] / whole
                 label = phase if row == 0 else None
                 axes.barh(row, width, 0.55, left=left, color=colour, label=label)
-                if width > _FIRST:
+                if width > _WORTH_A_NUMBER:
                     axes.text(left + width / 2, row - 0.4, f"{width:.0%}", ha="center", fontsize=8)
                 left += width
-        labels = [group.label for group in groups] if len(groups) > 1 else [""]
-        axes.set_yticks(range(len(groups)), labels)
+        named = len(groups) > 1
+        axes.set_yticks(range(len(groups)), [group.label if named else "" for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.7)
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
@@ -109,6 +109,5 @@ def _by_group(groups: Sequence[Group]) -> Panel:
         axes.grid(visible=False)
         legend_below(axes)
 
-    return draw(
-        "phases-shares", "Shares of the whole time", paint, (WIDE[0], 1.9 + 0.45 * len(groups))
-    )
+    size = (WIDE[0], 1.9 + 0.45 * len(groups))
+    return draw("phases-shares", "Shares of the whole time", paint, size)

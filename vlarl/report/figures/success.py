@@ -60,31 +60,31 @@ def evaluated_success(run: Run, place: PlaceOfEvaluation) -> Band:
 def _paint(
     axes: Axes, groups: Sequence[Group], place: Place, place_evaluation: PlaceOfEvaluation
 ) -> None:
+    alone = len(groups) == 1
     for number, group in enumerate(groups):
         colour = SERIES[number % len(SERIES)]
         trained = [training_success(run, place(run)) for run in group.runs]
         evaluated = [evaluated_success(run, place_evaluation) for run in group.runs]
-        label = group.label if len(groups) > 1 else "training episodes, sampled"
-        if len(group.runs) == 1:
-            _training(axes, trained[0], colour, label)
-            # Training's own intervals would hide the dots' where several groups meet.
-            axes.lines[-1].set_alpha(0.75)
+        _training(axes, trained, colour, "training episodes, sampled" if alone else group.label)
+        if alone:
+            _greedy(axes, evaluated, ORANGE, "greedy evaluations")
         else:
-            for one in trained:
-                axes.plot(one.x, one.middle, color=colour, alpha=0.3, linewidth=0.8)
-            if band := over_runs([(one.x, one.middle) for one in trained]):
-                _training(axes, band, colour, label)
-        alone = len(groups) == 1
-        greedy = "greedy evaluations" if alone else None
-        _greedy(axes, evaluated, ORANGE if alone else colour, greedy)
+            _greedy(axes, evaluated, colour, None)
     share_axis(axes)
     axes.set_ylabel("success")
     legend_below(axes, columns=2 if len(groups) < 4 else 1)
 
 
-def _training(axes: Axes, band: Band, colour: str, label: str) -> None:
-    axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.13, linewidth=0)
-    axes.plot(band.x, band.middle, color=colour, label=label)
+def _training(axes: Axes, trained: Sequence[Band], colour: str, label: str) -> None:
+    """One run with Wilson's intervals; several, faint, with their mean and range."""
+    band: Band | None = trained[0]
+    if len(trained) > 1:
+        for one in trained:
+            axes.plot(one.x, one.middle, color=colour, alpha=0.3, linewidth=0.8)
+        band = over_runs([(one.x, one.middle) for one in trained])
+    if band is not None:
+        axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.13, linewidth=0)
+        axes.plot(band.x, band.middle, color=colour, label=label)
 
 
 def _greedy(axes: Axes, evaluated: Sequence[Band], colour: str, label: str | None) -> None:
