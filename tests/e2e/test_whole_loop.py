@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import Run, descendants, survivors, wait_for
+from vlarl.report.report import write_report
+from vlarl.report.run_folder import read_run
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -32,6 +34,9 @@ def test_the_loop_closes(
     evaluation = json.loads((run.run_dir / "evaluations.jsonl").read_text())
     assert (evaluation["policy_version"], evaluation["tasks"]["0"]["episodes"]) == (3, 1)
     assert survivors(family) == set()
+    page, pictures = write_report([run.run_dir], out=None)
+    assert "3 of 3 iterations complete" in page.read_text()
+    assert (pictures / "actions-plane-0.png").exists(), "no actions of two policies"
 
 
 @pytest.mark.parametrize("name", ["policy", "env", "reward", "queue"])
@@ -84,3 +89,4 @@ def test_a_killed_trainer_resumes_and_learns_each_episode_once(
     lines = run.iterations()
     assert [line["iteration"] for line in lines] == [0, 1, 2]
     assert all(line["episodes"] == 3 for line in lines)
+    assert len(read_run(run.run_dir).starts) == 2
