@@ -117,6 +117,8 @@ def window_of(corners: Floats, view: View) -> Window | None:
     """The part of a picture that a convex shape with these corners [n, 3] covers, or None."""
     size = view.size
     u, v, w = view.matrix[:, :3] @ corners.T + view.matrix[:, 3:]
+    if w.max() <= 0:
+        return None
     if w.min() <= 0:
         return Window(0, 0, size, size)  # It reaches behind the camera, and may cover anything.
     pixels = (np.stack([u / w, v / w]) + 1) / 2 * size
@@ -163,7 +165,7 @@ def _enclosed(model: mujoco.MjModel, geom: int) -> tuple[Floats, Floats]:
     is_mesh = model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH
     if not is_mesh or model.mesh_facenum[mesh] <= _WHOLE:
         center, half = np.split(model.geom_aabb[geom], 2)
-        return center[None], np.linalg.norm(half, keepdims=True)
+        return center[None], np.array([np.linalg.norm(half)])
     vertices, faces = surface(model, mesh)
     triangles = _split(vertices[faces].astype(np.float64))
     cell = np.floor(triangles.mean(axis=1) / _PIECE).astype(int)
