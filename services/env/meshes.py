@@ -89,7 +89,7 @@ def simplify(mesh: Mesh, triangles: int) -> Mesh:
     """
     corners = np.hstack([mesh.vertices[mesh.faces.reshape(-1)], _texels(mesh)])
     # Many files have vertices of their own for each triangle: equal ones are one.
-    welded, vertex = np.unique(corners, axis=0, return_inverse=True)
+    welded, first, vertex = np.unique(corners, axis=0, return_index=True, return_inverse=True)
     places = np.ascontiguousarray(welded[:, :3], dtype=np.float64)
     surface = vertex.reshape(-1, 3).astype(np.int32)
     *_, collapses = fast_simplification.simplify(
@@ -97,14 +97,19 @@ def simplify(mesh: Mesh, triangles: int) -> Mesh:
     )
     vertices, faces, became = fast_simplification.replay_simplification(places, surface, collapses)
     faces = faces.astype(np.int32)
-    normals, normal = np.unique(_normals(vertices, faces), axis=0, return_inverse=True)
+    like = _nearest(places, vertices, became)
+    if _is_round(mesh):
+        normals, face_normals = mesh.normals[mesh.face_normals.reshape(-1)[first[like]]], faces
+    else:
+        normals, normal = np.unique(_normals(vertices, faces), axis=0, return_inverse=True)
+        face_normals = normal.reshape(-1, 3).astype(np.int32)
     textured = len(mesh.texcoords) > 0
     return Mesh(
         vertices.astype(np.float32),
         faces,
         normals,
-        normal.reshape(-1, 3).astype(np.int32),
-        welded[_nearest(places, vertices, became), 3:] if textured else mesh.texcoords,
+        face_normals,
+        welded[like, 3:] if textured else mesh.texcoords,
         faces if textured else np.zeros_like(faces),
     )
 
@@ -114,6 +119,13 @@ def _texels(mesh: Mesh) -> Floats:
     if not len(mesh.texcoords):
         return np.zeros((mesh.faces.size, 2), dtype=np.float32)
     return mesh.texcoords[mesh.face_texcoords.reshape(-1)]
+
+
+def _is_round(mesh: Mesh) -> bool:
+    """Whether the surface is shaded without edges: nearly every place has one normal."""
+    places = mesh.vertices[mesh.faces.reshape(-1)]
+    shaded = np.hstack([places, mesh.normals[mesh.face_normals.reshape(-1)]])
+    return len(np.unique(shaded, axis=0)) < 1.01 * len(np.unique(places, axis=0))
 
 
 def _nearest(
@@ -138,8 +150,8 @@ def _normals(vertices: npt.NDArray[np.float64], faces: npt.NDArray[np.integer]) 
     count = len(place)
     meets = coo_matrix((np.ones(count), (place, np.arange(count)))).tocsr()
     pairs = (meets.T @ meets).tocoo()
-    alike = (facing[pairs.row] * facing[pairs.col]).sum(axis=1) > _ALIKE
-    smooth = coo_matrix((alike.astype(float), (pairs.row, pairs.col)), shape=pairs.shape)
+    joined = (facing[pairs.row] * facing[pairs.col]).sum(axis=1) > _ALIKE
+    smooth = coo_matrix((joined.astype(float), (pairs.row, pairs.col)), shape=pairs.shape)
     return _unit(smooth @ areas).astype(np.float32)
 
 
@@ -196,7 +208,7 @@ def _copy_of(original: Mesh, folder: Path) -> Mesh:
         return Mesh(**load_file(target))
     copy = simplify(original, TRIANGLE_CAP)
     if any(len(new) > len(old) for new, old in zip(copy, original, strict=True)):
-        return original  # There is no room for it in the model.
+        copy = original  # There is no room for it in the model.
     # Renamed into place: several simulators may make the same copy at once.
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
         part.write(save({name: np.ascontiguousarray(a) for name, a in copy._asdict().items()}))

@@ -76,7 +76,7 @@ def test_what_is_left_out_isnt_missed(suite: str, index: int) -> None:
     groups = np.array(scene.problem.sim.model.geom_group)
     with recorded(scene._renderer) as drawn:
         frames = 0
-        for _ in wander(scene, 3):
+        for _ in wander(scene, 2):
             for camera in scene.cameras:
                 ours = scene.render(camera, SIZE)
                 np.testing.assert_array_equal(ours, plain(scene, camera), err_msg=camera)
