@@ -28,6 +28,10 @@ TRIANGLE_CAP = 4000
 _VERSION = f"1:{fast_simplification.__version__}:{TRIANGLE_CAP}"
 """Part of each copy's name: what is made otherwise must be named otherwise."""
 
+_TOLERATED = 1.3
+"""Times the cap up to which a copy is one. A mesh that is mostly borders, such as the robot's
+pedestal, never gets there, and is out of shape when the library gives up: it stays as it is."""
+
 _ALIKE = 0.6
 """Cosine between two triangles from which on they are shaded as one surface."""
 
@@ -207,8 +211,9 @@ def _copy_of(original: Mesh, folder: Path) -> Mesh:
     if target.exists():
         return Mesh(**load_file(target))
     copy = simplify(original, TRIANGLE_CAP)
-    if any(len(new) > len(old) for new, old in zip(copy, original, strict=True)):
-        copy = original  # There is no room for it in the model.
+    fits = all(len(new) <= len(old) for new, old in zip(copy, original, strict=True))
+    if not fits or len(copy.faces) > _TOLERATED * TRIANGLE_CAP:
+        copy = original
     # Renamed into place: several simulators may make the same copy at once.
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
         part.write(save({name: np.ascontiguousarray(a) for name, a in copy._asdict().items()}))

@@ -177,3 +177,19 @@ def test_other_content_is_another_copy(tmp_path: Path) -> None:
         with meshes.simplified(model, tmp_path):
             pass
     assert len(list((tmp_path / "meshes").iterdir())) == 2
+
+
+def test_a_mesh_of_borders_stays_as_it_is(tmp_path: Path) -> None:
+    """Apart from each other, triangles have nothing but borders."""
+    import mujoco
+
+    from services.env import meshes
+
+    corners = np.random.default_rng(0).uniform(-1, 1, (6000, 3, 3)).round(4).reshape(-1, 3)
+    lines = [f"v {x} {y} {z}" for x, y, z in corners]
+    lines += [f"f {k} {k + 1} {k + 2}" for k in range(1, len(corners), 3)]
+    model = mujoco.MjModel.from_xml_string(SCENE, {"large.obj": "\n".join(lines).encode()})
+    before = surfaces(model)
+    with meshes.simplified(model, tmp_path):
+        for name, value in surfaces(model).items():
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
