@@ -2,9 +2,9 @@
 
 `faithful` is the benchmark as published, to the last bit: physics, reflections, multisampling, full
 textures. `fast` gives up what hardly shows: the constraint solver runs once a substep instead of
-three times, no reflections, no multisampling, textures of at most 512 pixels, meshes of at most
-about 4,000 triangles (docs/simulator.md has numbers). Both leave out what nothing reads: cameras that
-nobody asked for, observables, and what no picture shows.
+three times, no reflections, no multisampling, textures of at most 512 pixels, meshes of about 4,000
+triangles (docs/simulator.md has numbers). Both leave out what nothing reads: cameras that nobody
+asked for, and observables.
 """
 
 from __future__ import annotations
