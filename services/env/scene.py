@@ -2,8 +2,9 @@
 
 `faithful` is the benchmark as published, to the last bit: physics, reflections, multisampling, full
 textures. `fast` gives up what hardly shows: the constraint solver runs once a substep instead of
-three times, no reflections, no multisampling, textures of at most 512 pixels (docs/simulator.md has
-numbers). Both leave out what nothing reads: cameras that nobody asked for, and observables.
+three times, no reflections, no multisampling, textures of at most 512 pixels, meshes of about 4,000
+triangles (docs/simulator.md has numbers). Both leave out what nothing reads: cameras that nobody
+asked for, and observables.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from robosuite.utils.errors import RandomizationError  # noqa: E402
 
 from services.env import predicates  # noqa: E402
 from services.env.control import HeldAction  # noqa: E402
+from services.env.meshes import simplified  # noqa: E402
+from services.env.rendering import Renderer  # noqa: E402
 from services.env.textures import cap_textures  # noqa: E402
 
 Profile = Literal["faithful", "fast"]
@@ -84,6 +87,14 @@ class _ControlledSim:
             _forward_again(self.model._model, self.data._data)
 
 
+class _SimplifiedContext(MjRenderContextOffscreen):  # type: ignore[misc]
+    """Graphics with simplified meshes, also where they are made anew for a larger frame."""
+
+    def _set_mujoco_context_and_buffers(self) -> None:
+        with simplified(self.model._model, headless.cache_folder()):
+            super()._set_mujoco_context_and_buffers()
+
+
 def _forward_again(model: mujoco.MjModel, state: mujoco.MjData) -> None:
     """`mj_forward` where it has just run, to the same bits.
 
@@ -128,18 +139,17 @@ class Scene:
         self._observe_after = self._substeps
         self._observed: dict[str, npt.NDArray[np.float64]] = {}
         self._held = HeldAction(self._env)
-        self._open_context()
+        self._renderer = self._open_renderer()
 
-    def _open_context(self) -> None:
+    def _open_renderer(self) -> Renderer:
         sim = self._env.sim
-        if self._fast:
-            # Read when the context is made.
-            sim.model.vis.quality.offsamples = 0
-        context = MjRenderContextOffscreen(sim, device_id=-1)
-        context.vopt.geomgroup[0] = 0
-        context.vopt.geomgroup[1] = 1
-        if self._fast:
-            context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        if not self._fast:
+            return Renderer(MjRenderContextOffscreen(sim, device_id=-1), sim, cull=True)
+        # Read when the context is made.
+        sim.model.vis.quality.offsamples = 0
+        context = _SimplifiedContext(sim, device_id=-1)
+        context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        return Renderer(context, sim, cull=False)
 
     def draw_placement(self, seed: int) -> None:
         """Puts the robot home and draws where objects and fixtures stand.
@@ -257,12 +267,8 @@ class Scene:
 
     def render(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
         """The frame of a camera, upright: uint8[size, size, 3]."""
-        sim = self._env.sim
-        # robosuite never does this, so that one scene would draw with another's context.
-        sim._render_context_offscreen.gl_ctx.make_current()
         with self._as_observed():
-            upside_down: npt.NDArray[np.uint8] = sim.render(size, size, camera_name=camera)
-        return upside_down[::-1, ::-1]
+            return self._renderer.picture(camera, size)[::-1, ::-1]
 
     @property
     def problem(self) -> Untyped:
@@ -291,6 +297,7 @@ class Scene:
         """Frees the scene and its context."""
         # The context can only be freed by the thread in which it is current.
         self._env.sim._render_context_offscreen.gl_ctx.make_current()
+        del self._renderer  # which holds the context
         self._env.close()
 
 
