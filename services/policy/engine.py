@@ -12,6 +12,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,10 +121,16 @@ class PolicyEngine:
     """The running engine of one checkpoint."""
 
     def __init__(
-        self, engine: AsyncLLM, model: OpenVLAConfig, max_batch: int, metrics: PolicyMetrics
+        self,
+        engine: AsyncLLM,
+        sockets: tempfile.TemporaryDirectory[str],
+        model: OpenVLAConfig,
+        max_batch: int,
+        metrics: PolicyMetrics,
     ) -> None:
         """Use `start`."""
         self._engine = engine
+        self._sockets = sockets
         self._max_batch = max_batch
         self._paused = False
         self._batch_size = metrics.batch_size
@@ -149,10 +156,16 @@ class PolicyEngine:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         if config.cpu_threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(config.cpu_threads)
-        args = engine_args(config, model)
-        engine = await _construct(args)
+        # vLLM leaves its sockets behind.
+        sockets = tempfile.TemporaryDirectory(prefix="vlarl-engine-")
+        os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
+        try:
+            engine = await _construct(engine_args(config, model))
+        except BaseException:
+            sockets.cleanup()
+            raise
         await engine.update_weight_version("0")
-        return cls(engine, model, config.max_batch, metrics)
+        return cls(engine, sockets, model, config.max_batch, metrics)
 
     async def act(
         self,
@@ -239,3 +252,4 @@ class PolicyEngine:
         """Ends the engine's processes."""
         # All calls are answered by now, and the engine keeps nothing worth a longer farewell.
         self._engine.shutdown(timeout=_SHUTDOWN_SECONDS)
+        self._sockets.cleanup()

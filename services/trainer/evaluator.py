@@ -63,14 +63,8 @@ class Evaluator:
         return evaluation
 
     async def _serve_subject(self) -> None:
-        config, trainer = self._config, self._config.trainer
-        publisher = Publisher(
-            config.policy.addresses,
-            config.security.channel(),
-            config.policy.checkpoint,
-            digests=trainer.merged_digest,
-            timeout_seconds=trainer.publish_timeout_seconds,
-        )
+        config = self._config
+        publisher = Publisher.of_run(config)
         digest = self._subject.progress.base_digest
         for policy in await publisher.describe():
             check_policy(policy, self._subject.model, digest, config.policy.center_crop)

@@ -165,10 +165,11 @@ class Learner:
         if not self._world.first:
             return {}
         critic, ppo = self._config.critic, self._config.ppo
+        epochs = critic.epochs or ppo.epochs
         report = self.critic.fit(
             features[: len(returns)],
             torch.from_numpy(returns),
-            epochs=critic.warmup_epochs if warming_up else ppo.epochs,
+            epochs=critic.warmup_epochs if warming_up else epochs,
             mini_batch=ppo.mini_batch,
             max_grad_norm=ppo.max_grad_norm,
             generator=generator_for(self._seed, Stream.CRITIC_ORDER, iteration),

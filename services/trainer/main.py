@@ -107,13 +107,7 @@ async def _train(
     queue: RolloutQueue,
 ) -> None:
     trainer = config.trainer
-    publisher = Publisher(
-        config.policy.addresses,
-        config.security.channel(),
-        config.policy.checkpoint,
-        digests=trainer.merged_digest,
-        timeout_seconds=trainer.publish_timeout_seconds,
-    )
+    publisher = Publisher.of_run(config)
     digest = await asyncio.to_thread(base_digest, config.policy.checkpoint)
     for policy in await publisher.describe():
         check_policy(policy, model, digest, config.policy.center_crop)

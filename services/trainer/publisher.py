@@ -16,7 +16,7 @@ from torch import Tensor
 
 from services.trainer.checkpoint import Progress
 from vlarl.adapter import Adapter, adapter_chunks, adapter_header
-from vlarl.config import ChannelConfig
+from vlarl.config import ChannelConfig, RunConfig
 from vlarl.errors import FatalError
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.lora import merged_digest, merged_tensors
@@ -86,6 +86,17 @@ class Publisher:
         self._checkpoint = checkpoint
         self._digests = digests
         self._timeout = timeout_seconds
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> Publisher:
+        """The replicas of a run's configuration."""
+        return cls(
+            config.policy.addresses,
+            config.security.channel(),
+            config.policy.checkpoint,
+            digests=config.trainer.merged_digest,
+            timeout_seconds=config.trainer.publish_timeout_seconds,
+        )
 
     async def describe(self) -> list[policy_pb2.GetPolicyResponse]:
         """What every replica serves, once it can be reached.

@@ -41,7 +41,7 @@ Tasks = Annotated[
 ]
 Episodes = Annotated[
     int,
-    typer.Option("--episodes-per-task", min=1, max=50, help="Official initial states of a task."),
+    typer.Option("--episodes-per-task", min=1, max=100, help="Official initial states of a task."),
 ]
 Out = Annotated[
     Path | None,

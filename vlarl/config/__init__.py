@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlarl.config.base import ConfigError, Section
 from vlarl.config.files import dump_toml, load_section
@@ -61,6 +62,9 @@ __all__ = [
     "load_section",
 ]
 
+LIBERO_INIT_STATES = 50
+"""Official initial states of each task of LIBERO."""
+
 
 class RunConfig(Section):
     """A whole run."""
@@ -89,6 +93,16 @@ class RunConfig(Section):
     """The trainer."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Evaluation."""
+
+    @model_validator(mode="after")
+    def _states_exist(self) -> Self:
+        wanted = self.evaluation.episodes_per_task
+        if self.tasks.suite.startswith("libero_") and wanted > LIBERO_INIT_STATES:
+            raise ValueError(
+                f"evaluation.episodes_per_task is {wanted}, but {self.tasks.suite} has "
+                f"{LIBERO_INIT_STATES} official initial states of each task"
+            )
+        return self
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:

@@ -55,6 +55,10 @@ def explain(root: type[Section], error: ValidationError, source: str) -> ConfigE
             near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
             lines.append(f"{key}: unknown key{hint}")
+        elif problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+            # Of several keys together; the sentence names them, and their values.
+            said = str(problem["ctx"]["error"])
+            lines.append(f"{key}: {said}" if key else said)
         else:
             lines.append(f"{key}: {problem['msg']} (got {problem['input']!r})")
     return ConfigError(f"{source}: " + "\n  ".join(["", *lines]).strip())

@@ -54,6 +54,9 @@ class CriticConfig(Section):
     """AdamW's rate."""
     clip: float = Field(default=0.2, ge=0)
     """Value clipping; 0: off."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over a batch; none: as many as the policy's. Features are cached, so a pass costs
+    next to nothing."""
     warmup_iterations: int = Field(default=5, ge=0)
     """Iterations in which the critic learns alone."""
     warmup_epochs: int = Field(default=1, ge=1)
@@ -96,8 +99,8 @@ class PpoConfig(Section):
 class EvaluationConfig(Section):
     """Greedy episodes on official initial states."""
 
-    episodes_per_task: int = Field(default=50, ge=0, le=50)
-    """Initial states of each task, from the first; 0: no evaluation."""
+    episodes_per_task: int = Field(default=50, ge=0, le=100)
+    """Initial states of each task, from the first; 0: no evaluation. LIBERO has 50, reach 100."""
     at_start: bool = False
     """Evaluate before the first iteration: where training starts from."""
     at_end: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from vlarl.cli import app
@@ -43,6 +44,15 @@ def test_the_command_line_wins_over_the_protocol() -> None:
     config = configured(config=EMBEDDED, episodes_per_task=2, overrides=overrides)
     assert (config.env.profile, config.tasks.max_actions) == ("fast", 3)
     assert config.evaluation.episodes_per_task == 2
+
+
+def test_more_states_than_there_are_is_an_error() -> None:
+    with pytest.raises(
+        typer.BadParameter, match=r"embedded.toml: evaluation.*libero_spatial has 50"
+    ):
+        configured(config=EMBEDDED, episodes_per_task=100)
+    reach = configured(config=ROOT / "configs/reach.toml", episodes_per_task=100)
+    assert reach.evaluation.episodes_per_task == 100
 
 
 def test_a_suite_is_whole_unless_tasks_are_named() -> None:

@@ -86,8 +86,8 @@ def test_tasks_can_be_listed_before_anything_runs() -> None:
 
 def test_the_shipped_suite_has_states_all_over_its_region(catalog: TaskCatalog) -> None:
     (task,) = catalog.tasks("reach")
-    assert task.init_states == 50
-    states = np.stack([task.init_state(number) for number in range(50)])
+    assert task.init_states == 100
+    states = np.stack([task.init_state(number) for number in range(100)])
     moving = np.flatnonzero(states.std(axis=0) > 1e-9)
     assert len(moving) == 2, "only the bowl's x and y differ"
     spread = states[:, moving].max(axis=0) - states[:, moving].min(axis=0)
