@@ -1,4 +1,4 @@
-"""OUT/failures.jsonl: which runs of a table failed, when and how, also those that later finished."""
+"""OUT/failures.jsonl: which runs of a table failed, when and how, even if they finished later."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import rich.table
 from vlarl.ablation.failures import read_failures
 from vlarl.ablation.numbers import Outcome, Row, Spread, outcome, rows_of
 from vlarl.ablation.plan import Ablation, Standing, standing
+from vlarl.report.lines import ReportError
 from vlarl.report.sections import duration, percent
 
 _UNKNOWN = "–"
@@ -32,19 +33,18 @@ class AblationTable:
 
     @property
     def head(self) -> list[str]:
-        """Of the columns."""
+        """Of the columns; docs/ablations.md explains them."""
         return [
             "variant",
             "seeds",
-            "start, %",
-            "end, %",
-            f"against {self.first}, points",
-            f"last {self.last_iterations} iterations, %",
+            "start %",
+            "end %",
+            f"− {self.first}",
+            "training %",
             "episodes",
-            "wall time",
-            "paper, %",
-            "paper's difference, points",
-            "same sign",
+            "time",
+            "paper %",
+            "sign",
         ]
 
     @property
@@ -54,12 +54,17 @@ class AblationTable:
 
 
 def read_table(ablation: Ablation) -> AblationTable:
-    """Reads all run folders.
+    """Reads all run folders; a damaged one is a remark.
 
     Raises:
-        FatalError: a folder is damaged, or holds a run of another configuration.
+        ConfigError: a folder holds a run of another configuration.
     """
-    standings = [standing(planned) for planned in ablation.runs]
+    standings, damages = [], []
+    for planned in ablation.runs:
+        try:
+            standings.append(standing(planned))
+        except ReportError as damage:
+            damages.append(f"{planned.name} can't be read: {damage}")
     last = ablation.config.last_iterations
     outcomes: dict[str, list[Outcome]] = {}
     for one in standings:
@@ -71,7 +76,7 @@ def read_table(ablation: Ablation) -> AblationTable:
         first=ablation.first,
         last_iterations=last,
         rows=rows_of(ablation.config, outcomes),
-        remarks=list(_remarks(standings, failures)),
+        remarks=[*_remarks(standings, failures), *damages],
         folders=[one.planned.folder for one in standings if one.run is not None],
     )
 
@@ -96,7 +101,9 @@ def write_table(table: AblationTable, out: Path) -> None:
 
 def rich_table(table: AblationTable) -> rich.table.Table:
     """For the terminal."""
-    shown = rich.table.Table(*table.head, title=table.name)
+    shown = rich.table.Table(title=f"{table.name}: mean over seeds (lowest to highest)")
+    for head in table.head:
+        shown.add_column(head, overflow="fold")  # a narrow terminal must not cut numbers short
     for cells in table.cells:
         shown.add_row(*cells)
     return shown
@@ -127,17 +134,23 @@ def _markdown(table: AblationTable) -> str:
 def _cells(row: Row) -> list[str]:
     return [
         row.variant,
-        f"{len(row.seeds)} of {row.wanted}",
+        f"{len(row.seeds)}/{row.wanted}",
         _spread(row.start, _rate),
         _spread(row.end, _rate),
         _spread(row.difference, _signed),
         _spread(row.training, _rate),
         _spread(row.episodes, lambda value: f"{value:.0f}"),
         duration(row.seconds.mean) if row.seconds else _UNKNOWN,
-        _UNKNOWN if row.paper is None else _rate(row.paper),
-        _UNKNOWN if row.paper_difference is None else _signed(row.paper_difference),
+        _paper(row),
         row.agrees or _UNKNOWN,
     ]
+
+
+def _paper(row: Row) -> str:
+    if row.paper is None:
+        return _UNKNOWN
+    difference = "" if row.paper_difference is None else f" ({_signed(row.paper_difference)})"
+    return _rate(row.paper) + difference
 
 
 def _spread(spread: Spread | None, write: Callable[[float], str]) -> str:

@@ -73,18 +73,19 @@ def ablate(
 
         settings = read_section(AblationConfig, config, overrides)
         ablation = make_plan(settings, config, out or Path("runs") / settings.name)
-        code = 0 if table else _run(ablation, _same_command(config, ablation.out, overrides))
+        resume = _same_command(config, ablation.out, overrides)
+        code = 0 if table else _run(ablation, resume, verbose=verbose)
         if code != _INTERRUPTED:
             _show(ablation)
     raise typer.Exit(code)
 
 
-def _run(ablation: Ablation, resume: str) -> int:
-    from vlarl.ablation.series import Series
+def _run(ablation: Ablation, resume: str, *, verbose: bool) -> int:
+    from vlarl.ablation.series import UP, Series
     from vlarl.stack.supervisor import supervise
 
     async def supervised() -> int:
-        series = Series(ablation)
+        series = Series(ablation, (*UP, "--verbose") if verbose else UP)
         return await supervise(series, series.run(), resume)
 
     return asyncio.run(supervised())
