@@ -47,6 +47,7 @@ class Series:
         self._command = command
         self._stop_seconds = stop_seconds
         self._current: Service | None = None
+        self._held = contextlib.ExitStack()
         self._worked = 0.0
         self._seconds = 0.0
         self._console = Console(highlight=False, soft_wrap=True)
@@ -62,10 +63,8 @@ class Series:
                 series is at work there.
         """
         self._ablation.out.mkdir(parents=True, exist_ok=True)
-        with _alone_in(self._ablation.out):
-            return await self._run_all()
-
-    async def _run_all(self) -> int:
+        # Until `stop`: a run that is being stopped isn't anybody else's yet.
+        self._held.enter_context(_alone_in(self._ablation.out))
         before = [standing(planned) for planned in self._ablation.runs]
         waiting = [one for one in before if not one.finished]
         self._announce(before, waiting)
@@ -81,9 +80,10 @@ class Series:
         return 1 if failed else 0
 
     async def stop(self) -> None:
-        """Ends the run that is going on, so that it can be gone on with."""
+        """Ends the run that is going on, so that it can be gone on with, and leaves the folder."""
         if self._current is not None:
             await self._current.stop(self._stop_seconds)
+        self._held.close()
 
     async def _run(self, before: Standing, following: Sequence[Standing]) -> bool:
         """One run, to its end; whether it is finished then."""

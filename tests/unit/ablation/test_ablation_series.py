@@ -35,10 +35,18 @@ def made(tmp_path: Path, ablation: Ablation) -> Path:
     return tmp_path / "made"
 
 
+async def run_all(ablation: Ablation, made: Path) -> int:
+    series = Series(ablation, stand_in(made))
+    try:
+        return await series.run()
+    finally:
+        await series.stop()
+
+
 async def test_every_run_is_done_in_order(
     ablation: Ablation, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await Series(ablation, stand_in(made)).run() == 0
+    assert await run_all(ablation, made) == 0
     assert journal(made) == list(ENDS)
     assert all(standing(run).finished for run in ablation.runs)
     log = ablation.out / "full-7" / "logs" / "up.log"
@@ -52,18 +60,18 @@ async def test_every_run_is_done_in_order(
 
 
 async def test_the_same_again_starts_nothing(ablation: Ablation, made: Path) -> None:
-    await Series(ablation, stand_in(made)).run()
-    assert await Series(ablation, stand_in(made)).run() == 0
+    await run_all(ablation, made)
+    assert await run_all(ablation, made) == 0
     assert len(journal(made)) == 6
 
 
 async def test_a_begun_run_is_gone_on_with(
     ablation: Ablation, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await Series(ablation, stand_in(made)).run()
+    await run_all(ablation, made)
     metrics = ablation.out / "hot-7" / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:2]))
-    assert await Series(ablation, stand_in(made)).run() == 0
+    assert await run_all(ablation, made) == 0
     assert journal(made)[6:] == ["hot-7"]
     assert "hot-7 goes on after 2 of 6 iterations;" in capsys.readouterr().out
 
@@ -71,11 +79,11 @@ async def test_a_begun_run_is_gone_on_with(
 async def test_a_run_without_its_last_evaluation_is_not_finished(
     ablation: Ablation, made: Path
 ) -> None:
-    await Series(ablation, stand_in(made)).run()
+    await run_all(ablation, made)
     scores = ablation.out / "hot-7" / "evaluations.jsonl"
     scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:-1]))
     assert not standing(ablation.runs[1]).finished
-    await Series(ablation, stand_in(made)).run()
+    await run_all(ablation, made)
     assert journal(made)[6:] == ["hot-7"]
 
 
@@ -83,7 +91,7 @@ async def test_a_failure_is_recorded_and_the_others_go_on(
     ablation: Ablation, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = shutil.move(made / "hot-7", made.parent / "kept")
-    assert await Series(ablation, stand_in(made)).run() == 1
+    assert await run_all(ablation, made) == 1
     assert journal(made) == list(ENDS)
     assert [standing(run).finished for run in ablation.runs] == [
         True,
@@ -100,7 +108,7 @@ async def test_a_failure_is_recorded_and_the_others_go_on(
     assert read_failures(ablation.out)["hot-7"].startswith("(exit code 1); its log: ")
     assert "- hot-7 failed: (exit code 1)" in (ablation.out / "table.md").read_text()
     shutil.move(kept, made / "hot-7")
-    assert await Series(ablation, stand_in(made)).run() == 0
+    assert await run_all(ablation, made) == 0
     assert journal(made)[6:] == ["hot-7"]
     assert "failed" not in (ablation.out / "table.md").read_text()
 
@@ -108,30 +116,21 @@ async def test_a_failure_is_recorded_and_the_others_go_on(
 async def test_a_damaged_folder_is_that_runs_failure(ablation: Ablation, made: Path) -> None:
     with (made / "hot-7" / "metrics.jsonl").open("a") as file:
         file.write("{broken\n")
-    assert await Series(ablation, stand_in(made)).run() == 1
+    assert await run_all(ablation, made) == 1
     assert journal(made) == list(ENDS)
     assert "line 7: damaged" in read_failures(ablation.out)["hot-7"]
     assert "- hot-7 can't be read: " in (ablation.out / "table.md").read_text()
     with pytest.raises(FatalError, match=r"hot-7/metrics.jsonl, line 7: damaged .*; mend or"):
-        await Series(ablation, stand_in(made)).run()
+        await run_all(ablation, made)
 
 
 async def test_two_in_one_folder_are_refused(ablation: Ablation, made: Path) -> None:
-    waiting = Series(ablation, [sys.executable, "-c", "import time; time.sleep(600)"])
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print()"
-    ablation.out.mkdir()
-    other = subprocess.Popen(
-        [sys.executable, "-uc", f"{code}; input()", str(ablation.out / ".lock")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert other.stdout is not None
-    other.stdout.readline()
-    try:
-        with pytest.raises(FatalError, match="another `vlarl ablate` is at work there"):
-            await waiting.run()
-    finally:
-        other.communicate(b"\n")
+    first = Series(ablation, stand_in(made))
+    assert await first.run() == 0
+    with pytest.raises(FatalError, match="another `vlarl ablate` is at work there"):
+        await run_all(ablation, made)
+    await first.stop()
+    assert await run_all(ablation, made) == 0
 
 
 SLOW = """
