@@ -1,6 +1,6 @@
 # Everything a fresh machine needs: `make train` and `make test`. `make help` lists the rest.
 SHELL := /bin/bash
-CONFIG ?= configs/embedded.toml
+CONFIG ?= configs/reach.toml
 CHECKPOINT := checkpoints/tiny
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
@@ -16,7 +16,7 @@ setup: ## Set up .venv and .venv-sim from the lock files
 $(CHECKPOINT)/config.json: | setup
 	$(BIN)/vlarl checkpoint tiny $(CHECKPOINT)
 
-train: setup $(CHECKPOINT)/config.json ## Train the default on this machine: four services, real LIBERO
+train: setup $(CHECKPOINT)/config.json ## Train on this machine: four services, LIBERO's simulator; CONFIG=... for another run
 	$(BIN)/vlarl up $(CONFIG)
 
 test: setup ## Run all tests that need no GPU, in both environments

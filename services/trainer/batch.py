@@ -87,14 +87,19 @@ class Batch:
     """[N]."""
     episodes: list[Episode]
 
-    def advantages(self, values: Floats, gamma: float, gae_lambda: float) -> tuple[Floats, Floats]:
-        """Advantages [N], not whitened, and returns [N], from the critic's values [S]."""
+    def advantages(
+        self, values: Floats, gamma: float, gae_lambda: float, *, limit_is_terminal: bool = False
+    ) -> tuple[Floats, Floats]:
+        """Advantages [N], not whitened, and returns [N], from the critic's values [S].
+
+        limit_is_terminal: whether nothing follows an episode that ended by its step limit, either.
+        """
         found = [
             generalised_advantages(
                 self.rewards[episode.start : episode.stop],
                 values[episode.start : episode.stop],
                 0.0 if episode.final_state is None else float(values[episode.final_state]),
-                terminal=episode.terminal,
+                terminal=episode.terminal or limit_is_terminal,
                 gamma=gamma,
                 gae_lambda=gae_lambda,
             )

@@ -87,7 +87,12 @@ class Learner:
         gap = self._check_parity(batch, logprobs)
         values = self._world.broadcast(self.critic.values(features))
         ppo = self._config.ppo
-        advantages, returns = batch.advantages(values.double().numpy(), ppo.gamma, ppo.gae_lambda)
+        advantages, returns = batch.advantages(
+            values.double().numpy(),
+            ppo.gamma,
+            ppo.gae_lambda,
+            limit_is_terminal=ppo.time_limit == "terminal",
+        )
         metrics = {
             "logprob_gap": gap,
             "stale_actions": 1.0 - float(batch.fresh.mean()),

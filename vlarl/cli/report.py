@@ -33,7 +33,7 @@ def report(runs: Runs, out: Out = None) -> None:
     One run: with Wilson 95 % intervals. Several: runs that differ in their seed only are drawn as
     their mean and range, other configurations beside one another:
 
-        vlarl report runs/approach-20261126-101500
+        vlarl report runs/reach-20261126-101500
 
         vlarl report runs/paper-* runs/frontier-* --out curriculum.html
 

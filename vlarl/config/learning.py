@@ -80,6 +80,10 @@ class PpoConfig(Section):
     """Discount of a policy action."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Lambda of generalised advantage estimation."""
+    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    """What an episode's end by its step limit means. bootstrap: it was only cut off, and the value
+    of its last state stands for what would have followed; terminal: it failed, as the benchmark
+    counts. See docs/decisions/0010."""
     epochs: int = Field(default=1, ge=1)
     """Passes over a batch."""
     mini_batch: int = Field(default=64, ge=1)

@@ -174,10 +174,25 @@ def test_truncated_episodes_bootstrap_and_successes_do_not(experience: Experienc
     values = np.zeros(len(batch.frames))
     values[len(batch.token_ids) :] = 5.0
     advantages, _ = batch.advantages(values, gamma=1.0, gae_lambda=1.0)
+    limited, _ = batch.advantages(values, gamma=1.0, gae_lambda=1.0, limit_is_terminal=True)
     for episode, trajectory in zip(batch.episodes, experience.trajectories, strict=True):
         success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
         assert episode.terminal == success
         assert advantages[episode.start] == (1.0 if success else 5.0)
+        assert limited[episode.start] == (1.0 if success else 0.0)
+
+
+def test_the_step_limit_may_count_as_failure(checkpoint: Path, experience: Experience) -> None:
+    critic = CriticConfig(hidden=(16,), learning_rate=1e-2, clip=0.0, epochs=20)
+    seen = {}
+    for time_limit in ("bootstrap", "terminal"):
+        config = trainer_config(critic=critic, ppo=ppo(gamma=1.0, time_limit=time_limit))
+        one = learner(checkpoint, config)
+        for _ in range(3):
+            one.learn(experience)
+        failed = [t for t in experience.trajectories if t.outcome != rollout_pb2.OUTCOME_SUCCESS]
+        seen[time_limit] = one.values([t.final_image for t in failed], failed[0].instruction)
+    assert np.mean(seen["terminal"]) < np.mean(seen["bootstrap"])
 
 
 def test_a_snapshot_restores_everything(checkpoint: Path, experience: Experience) -> None:
