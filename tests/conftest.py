@@ -26,6 +26,7 @@ HAS_SIMULATOR = find_spec("libero") is not None
 
 # Modules that import torch or vLLM as a whole.
 TORCH_FOLDERS = (
+    "unit/ablation",
     "unit/policy",
     "unit/report",
     "unit/trainer",

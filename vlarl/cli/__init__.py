@@ -9,7 +9,7 @@ import typer
 # gRPC's core writes its own lines to standard error; what matters arrives as an error of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from vlarl.cli import checkpoint, client, demos, evaluate, report, run, serve, settings, sft
+from vlarl.cli import ablate, checkpoint, client, demos, evaluate, report, run, serve, settings, sft
 
 app = typer.Typer(
     name="vlarl",
@@ -25,6 +25,7 @@ app.add_typer(demos.app, name="demos")
 app.add_typer(settings.app, name="config")
 app.command("train")(run.train)
 app.command("up")(run.up)
+app.command("ablate")(ablate.ablate)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("sft")(sft.sft)

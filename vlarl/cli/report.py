@@ -41,8 +41,7 @@ def report(runs: Runs, out: Out = None) -> None:
     inside it. docs/report.md says how to read the page.
     """
     with one_sentence_errors():
-        missing = [name for name in _NEEDED if find_spec(name) is None]
-        if missing:
+        if missing := missing_packages():
             raise ConfigError(f"{', '.join(missing)} missing: pip install 'vlarl[report]'")
         if out is not None and out.suffix != ".html":
             raise ConfigError(f"--out {out}: name the page, e.g. {out.with_suffix('.html')}")
@@ -51,3 +50,8 @@ def report(runs: Runs, out: Out = None) -> None:
         page, pictures = write_report(runs, out)
         megabytes = page.stat().st_size / 1e6
         typer.echo(f"{page}  ({megabytes:.1f} MB; pictures: {pictures})")
+
+
+def missing_packages() -> list[str]:
+    """What a page needs and isn't installed."""
+    return [name for name in _NEEDED if find_spec(name) is None]

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from vlarl.cli.options import read_section
-from vlarl.config import ConfigError, RunConfig, SftConfig, dump_toml
+from vlarl.config import ConfigError, RunConfig, SftConfig, save_config
 
 R = TypeVar("R", RunConfig, SftConfig)
 
@@ -59,10 +59,6 @@ def choose_run(
 
 def _begin(settings: RunConfig | SftConfig, directory: Path) -> None:
     """Makes a new run's folder, with its configuration."""
-    saved = directory / "config.toml"
-    if saved.exists():
+    if (directory / "config.toml").exists():
         raise ConfigError(f"{directory} holds a run already; go on with --resume {directory}")
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / ".config.partial"
-    partial.write_text(dump_toml(settings))
-    partial.replace(saved)
+    save_config(settings, directory)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import typer
 
 from vlarl.cli.options import ConfigFile, Overrides, read_config
-from vlarl.config import RunConfig, SftConfig, dump_toml
+from vlarl.config import AblationConfig, RunConfig, SftConfig, dump_toml
 from vlarl.config.base import Section, nested_section
 
 app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
@@ -32,7 +34,14 @@ def _reference() -> list[str]:
     ]
     lines += _section(RunConfig, "")
     lines += ["", "# Configuration of `vlarl sft`", "", "A file of its own, see docs/sft.md."]
-    return lines + _section(SftConfig, "")
+    lines += _section(SftConfig, "")
+    lines += [
+        "",
+        "# Configuration of `vlarl ablate`",
+        "",
+        "A file of its own, see docs/ablations.md.",
+    ]
+    return lines + _section(AblationConfig, "")
 
 
 def _section(section: type[Section], path: str) -> list[str]:
@@ -47,7 +56,7 @@ def _section(section: type[Section], path: str) -> list[str]:
             continue
         plain = isinstance(field.annotation, type) and "[" not in str(field.annotation)
         kind = str(getattr(field.annotation, "__name__", "")) if plain else str(field.annotation)
-        kind = kind.replace("typing.", "").replace("pathlib.", "").replace("|", "\\|")
+        kind = re.sub(r"(\w+\.)+(?=\w)", "", kind).replace("|", "\\|")  # no module's names
         default = field.get_default(call_default_factory=True)
         shown = "—" if default is None else f"`{default}`"
         shown = "required" if field.is_required() else shown

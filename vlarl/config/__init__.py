@@ -13,8 +13,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from vlarl.config.ablation import AblationConfig, PaperNumber
 from vlarl.config.base import ConfigError, Section
-from vlarl.config.files import dump_toml, load_section
+from vlarl.config.files import as_section, dump_toml, load_section, save_config
 from vlarl.config.learning import (
     CriticConfig,
     CurriculumConfig,
@@ -35,6 +36,7 @@ from vlarl.config.sft import (
 )
 
 __all__ = [
+    "AblationConfig",
     "AugmentationConfig",
     "ChannelConfig",
     "ConfigError",
@@ -45,6 +47,7 @@ __all__ = [
     "EvaluationConfig",
     "FitConfig",
     "LoraConfig",
+    "PaperNumber",
     "PolicyConfig",
     "PpoConfig",
     "QueueConfig",
@@ -57,9 +60,11 @@ __all__ = [
     "TasksConfig",
     "TinyModelConfig",
     "TrainerConfig",
+    "as_section",
     "dump_toml",
     "load_config",
     "load_section",
+    "save_config",
 ]
 
 LIBERO_INIT_STATES = 50

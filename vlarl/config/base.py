@@ -36,11 +36,15 @@ def nested_section(annotation: object) -> type[Section] | None:
 
 
 def _section_at(root: type[Section], path: tuple[int | str, ...]) -> type[Section] | None:
-    section: type[Section] | None = root
+    annotation: object = root
     for key in path:
+        if typing.get_origin(annotation) is dict:  # tables that the file names itself
+            annotation = typing.get_args(annotation)[1]
+            continue
+        section = nested_section(annotation)
         field = section.model_fields.get(str(key)) if section else None
-        section = nested_section(field.annotation) if field else None
-    return section
+        annotation = field.annotation if field else None
+    return nested_section(annotation)
 
 
 def explain(root: type[Section], error: ValidationError, source: str) -> ConfigError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +38,20 @@ def load_section(root: type[S], path: Path | None, overrides: Iterable[str] = ()
             raise ConfigError(f"{path}: not TOML: {error}") from error
     for override in overrides:
         values = merge(values, _parse_override(override))
+    return as_section(root, values, source)
+
+
+def as_section(root: type[S], values: Mapping[str, object], source: str) -> S:
+    """The values as a section.
+
+    Args:
+        root: which.
+        values: tables as TOML has them.
+        source: where they come from, for the error.
+
+    Raises:
+        ConfigError: unknown key (the nearest known one is named), bad value.
+    """
     try:
         return root.model_validate(values)
     except ValidationError as error:
@@ -56,6 +70,14 @@ def _parse_override(text: str) -> dict[str, object]:
         parsed = {part: parsed}
     assert isinstance(parsed, dict)  # noqa: S101 - at least one key was wrapped
     return parsed
+
+
+def save_config(config: Section, directory: Path) -> None:
+    """Makes a new run's folder, with its config.toml: whole, or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / ".config.partial"
+    partial.write_text(dump_toml(config))
+    partial.replace(directory / "config.toml")
 
 
 def dump_toml(config: Section) -> str:

@@ -43,7 +43,12 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """Keys whose values aren't the same in all of these runs, name and seed aside."""
-    flat = [_shared(run.config) for run in runs]
+    return differing_keys([run.config for run in runs])
+
+
+def differing_keys(configs: Sequence[RunConfig]) -> list[str]:
+    """Keys whose values aren't the same in all of these, name and seed aside."""
+    flat = [_shared(config) for config in configs]
     keys = dict.fromkeys(key for one in flat for key in one)
     return [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
 

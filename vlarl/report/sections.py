@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from vlarl.report.figures.panel import Panel
-from vlarl.report.films import Clip
 from vlarl.report.records import Score
+
+if TYPE_CHECKING:  # words are wanted without matplotlib and OpenCV, too
+    from vlarl.report.figures.panel import Panel
+    from vlarl.report.films import Clip
 
 
 @dataclass(frozen=True)

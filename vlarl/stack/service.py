@@ -89,14 +89,16 @@ class Service:
 
     async def obituary(self) -> ServiceDiedError:
         """Why the service is dead, in a sentence and its last lines."""
+        return ServiceDiedError(f"the {self.name} service died {await self.epitaph()}")
+
+    async def epitaph(self) -> str:
+        """How the process ended, where its log is, and its last lines."""
         code = await self.wait()
         if self._reader:
             await self._reader
         ended = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
         words = "\n  ".join(["", *self._tail]) if self._tail else ""
-        return ServiceDiedError(
-            f"the {self.name} service died ({ended}); its log: {self._log}{words}"
-        )
+        return f"({ended}); its log: {self._log}{words}"
 
     async def stop(self, grace_seconds: float) -> None:
         """SIGTERM, and after the grace SIGKILL, to the process and all its children."""

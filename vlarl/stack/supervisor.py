@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Coroutine, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 
@@ -195,8 +195,15 @@ async def _train(stack: Stack) -> int:
     return await stack.train()
 
 
-async def supervise(stack: Stack, work: Coroutine[Any, Any, int], resume: str) -> int:
-    """Runs `work`, which starts the stack and uses it, and stops everything however that ends.
+class Stoppable(Protocol):
+    """What has processes of its own."""
+
+    async def stop(self) -> None:
+        """Ends all of them."""
+
+
+async def supervise(stack: Stoppable, work: Coroutine[Any, Any, int], resume: str) -> int:
+    """Runs `work`, which starts processes and uses them, and stops everything however that ends.
 
     Args:
         stack: what is stopped.

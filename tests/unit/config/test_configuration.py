@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from vlarl.cli import app
 from vlarl.config import (
+    AblationConfig,
     ConfigError,
     RunConfig,
     SftConfig,
@@ -60,7 +61,8 @@ def test_mistakes_in_fine_tuning_are_named(override: str, message: str) -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.name)
 def test_the_shipped_configurations_are_valid(file: Path) -> None:
-    load_section(SftConfig if file.name.startswith("sft-") else RunConfig, file)
+    kinds = {"sft": SftConfig, "ablations": AblationConfig}
+    load_section(kinds.get(file.name.partition("-")[0], RunConfig), file)
 
 
 def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_every_key_is_explained() -> None:
                 missing += sections(inner, f"{path}{name}.")
         return missing
 
-    assert sections(RunConfig) + sections(SftConfig) == []
+    assert sections(RunConfig) + sections(SftConfig) + sections(AblationConfig) == []
 
 
 def test_the_reference_is_up_to_date() -> None:

@@ -35,6 +35,7 @@ def make_run(
     wanted: int = 6,
     tasks: tuple[int, ...] = (0, 3),
     evaluated: tuple[int, ...] = (0, 3, 6),
+    solved: dict[int, int] | None = None,
     config: dict[str, object] | None = None,
 ) -> Path:
     """A run whose success rises from 10 % to 60 % over its iterations.
@@ -46,6 +47,7 @@ def make_run(
         wanted: those that it was to have.
         tasks: what is trained on.
         evaluated: after how many iterations; as many of 10 episodes succeed as iterations went by.
+        solved: after how many iterations other than as many of 10 episodes succeed.
         config: further sections of the configuration.
     """
     path.mkdir(parents=True)
@@ -64,7 +66,11 @@ def make_run(
     log = EvaluationLog(path)
     for after in evaluated:
         progress = Progress(path.name, "abc", after, version=after + 1, env_steps=STEPS * after)
-        results = [result(task, n, n < after) for task in tasks for n in range(10)]
+        results = [
+            result(task, n, n < (solved or {}).get(after, after))
+            for task in tasks
+            for n in range(10)
+        ]
         log.write(count(results, progress, missing=0), EVALUATION_SECONDS)
     return path
 

@@ -20,7 +20,15 @@ HEAVY = (
     "jinja2",
     "cv2",
 )
-CLIENT = ("vlarl", "vlarl.config", "vlarl.client", "vlarl.queue", "vlarl.rpc.server", "vlarl.cli")
+CLIENT = (
+    "vlarl",
+    "vlarl.config",
+    "vlarl.client",
+    "vlarl.queue",
+    "vlarl.rpc.server",
+    "vlarl.cli",
+    "vlarl.ablation.series",
+)
 
 
 def _modules_after(statement: str) -> set[str]:

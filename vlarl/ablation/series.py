@@ -1,0 +1,160 @@
+"""The runs of a table, one `vlarl up` after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from vlarl.ablation.failures import record_failure
+from vlarl.ablation.plan import Ablation, PlannedRun, Standing, standing
+from vlarl.ablation.table import read_table, write_table
+from vlarl.config import save_config
+from vlarl.errors import FatalError
+from vlarl.report.lines import ReportError
+from vlarl.report.sections import duration, percent
+from vlarl.stack.service import Service
+
+UP = (sys.executable, "-m", "vlarl", "up")
+"""What a run is; `--resume FOLDER` follows."""
+
+_STOP_SECONDS = 150.0
+"""For `vlarl up`, which ends its services one by one and gives each its own time."""
+
+
+class Series:
+    """Runs what isn't finished. A run that fails is recorded, and the next one begins."""
+
+    def __init__(
+        self,
+        ablation: Ablation,
+        command: Sequence[str] = UP,
+        stop_seconds: float = _STOP_SECONDS,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            ablation: the table.
+            command: what is run, `--resume FOLDER` behind it.
+            stop_seconds: that a run has to stop when the series does.
+        """
+        self._ablation = ablation
+        self._command = command
+        self._stop_seconds = stop_seconds
+        self._current: Service | None = None
+        self._held = contextlib.ExitStack()
+        self._worked = 0.0
+        self._seconds = 0.0
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    async def run(self) -> int:
+        """Goes on until every run is finished or has failed; writes the table after each.
+
+        Returns:
+            The exit code: 1 where a run failed.
+
+        Raises:
+            FatalError: a folder is damaged or holds a run of another configuration, or another
+                series is at work there.
+        """
+        self._ablation.out.mkdir(parents=True, exist_ok=True)
+        # Until `stop`: a run that is being stopped isn't anybody else's yet.
+        self._held.enter_context(_alone_in(self._ablation.out))
+        before = [standing(planned) for planned in self._ablation.runs]
+        waiting = [one for one in before if not one.finished]
+        self._announce(before, waiting)
+        failed = []
+        for place, one in enumerate(waiting):
+            if not await self._run(one, waiting[place + 1 :]):
+                failed.append(one.planned.name)
+            write_table(read_table(self._ablation), self._ablation.out)
+        if failed:
+            self._console.print(
+                f"[red]{len(failed)} failed[/]: {', '.join(failed)}; the same command tries again"
+            )
+        return 1 if failed else 0
+
+    async def stop(self) -> None:
+        """Ends the run that is going on, so that it can be gone on with, and leaves the folder."""
+        if self._current is not None:
+            await self._current.stop(self._stop_seconds)
+        self._held.close()
+
+    async def _run(self, before: Standing, following: Sequence[Standing]) -> bool:
+        """One run, to its end; whether it is finished then."""
+        planned = before.planned
+        if not before.begun:
+            save_config(planned.config, planned.folder)
+        log = planned.folder / "logs" / "up.log"
+        verb = f"goes on after {before.iterations}" if before.begun else "begins"
+        self._console.print(f"{planned.name} {verb}; its log: {log}")
+        command = [*self._command, "--resume", str(planned.folder)]
+        # Unbuffered, or the log's lines would come long after what they tell of.
+        service = Service(planned.name, command, log, {"PYTHONUNBUFFERED": "1"})
+        started = time.monotonic()
+        self._current = service
+        await service.start()
+        how = await service.epitaph()
+        await service.stop(self._stop_seconds)  # children that it left behind
+        self._current = None
+        seconds = time.monotonic() - started
+        try:
+            after = standing(planned)
+        except ReportError as damage:
+            after, how = before, str(damage)
+        # The folder says whether it is finished: a trainer that is done may still trip while
+        # everything is being stopped.
+        if not after.finished:
+            self._fail(planned, how)
+            return False
+        self._worked += before.left
+        self._seconds += seconds
+        self._console.print(self._progress(after, following, seconds))
+        return True
+
+    def _fail(self, planned: PlannedRun, how: str) -> None:
+        record_failure(self._ablation.out, planned.name, how)
+        self._console.print(f"[red]{planned.name} failed[/]", end=" ")
+        self._console.print(how, markup=False)
+
+    def _announce(self, before: Sequence[Standing], waiting: Sequence[Standing]) -> None:
+        config = self._ablation.config
+        self._console.print(
+            f"[bold]{config.name}[/]: {len(config.variants)} variants x {len(config.seeds)} seeds "
+            f"= {len(before)} runs in {self._ablation.out}; {len(before) - len(waiting)} finished, "
+            f"{sum(one.begun for one in waiting)} begun"
+        )
+
+    def _progress(self, after: Standing, following: Sequence[Standing], seconds: float) -> str:
+        """A finished run's line."""
+        assert after.run is not None  # noqa: S101 - it is finished
+        scored = [one.total.rate for one in after.run.evaluations if one.total.episodes]
+        ends = dict.fromkeys((scored[0], scored[-1])) if scored else {}
+        greedy = f"  greedy success {' → '.join(map(percent, ends))}" if ends else ""
+        total = len(self._ablation.runs)
+        left = sum(one.left for one in following)
+        eta = f"ETA {duration(left * self._seconds / self._worked)}" if self._worked else "ETA –"
+        return (
+            f"[green]✓[/] {after.planned.name}{greedy}  in {duration(seconds)}  "
+            f"{total - len(following)} of {total} runs  {eta}"
+        )
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Two series in one folder would train one run twice at once.
+
+    Raises:
+        FatalError: another is at work there.
+    """
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FatalError(f"{out}: another `vlarl ablate` is at work there") from error
+        yield
