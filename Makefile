@@ -16,7 +16,7 @@ setup: ## Set up .venv and .venv-sim from the lock files
 $(CHECKPOINT)/config.json: | setup
 	$(BIN)/vlarl checkpoint tiny $(CHECKPOINT)
 
-train: setup $(CHECKPOINT)/config.json ## Train on this machine: four services, LIBERO's simulator; CONFIG=... for another run
+train: setup $(if $(findstring embedded,$(CONFIG)),$(CHECKPOINT)/config.json) ## Train on this machine: four services, LIBERO's simulator; CONFIG=... for another run
 	$(BIN)/vlarl up $(CONFIG)
 
 test: setup ## Run all tests that need no GPU, in both environments

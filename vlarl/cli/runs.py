@@ -16,7 +16,11 @@ R = TypeVar("R", RunConfig, SftConfig)
 
 Resume = Annotated[
     Path | None,
-    typer.Option("--resume", help="Folder of a run to go on with, from its last checkpoint."),
+    typer.Option(
+        "--resume",
+        help="Folder of a run to go on with, from its last checkpoint; --set changes its "
+        "configuration from there on.",
+    ),
 ]
 RunDirectory = Annotated[
     Path | None,
@@ -42,7 +46,13 @@ def choose_run(
         saved = resume / "config.toml"
         if not saved.exists():
             raise ConfigError(f"{resume}: no run here (config.toml is missing)")
-        return read_section(root, saved, overrides), resume
+        settings, before = read_section(root, saved, overrides), read_section(root, saved, None)
+        if (settings.name, settings.seed) != (before.name, before.seed):
+            raise ConfigError("a run that goes on keeps its name and its seed; begin a new one")
+        if overrides and os.environ.get("RANK", "0") == "0":
+            # The run's processes, and whoever reads it later, know the configuration from there.
+            save_config(settings, resume)
+        return settings, resume
     if config is None:
         raise ConfigError("name a configuration of configs/, or --resume RUN")
     settings = read_section(root, config, overrides)
