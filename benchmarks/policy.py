@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 
 from benchmarks.policy_load import KEY, Load, observations, served
@@ -74,9 +76,10 @@ async def compare(checkpoint: Path, directory: Path, seconds: float, quick: bool
             async with AsyncPolicyClient(address, timeout_seconds=60) as client:
                 await Load(client, batch).run(seconds / 3)
                 load = Load(client, batch)
-                began = time.perf_counter()
+                before, began = cpu_seconds(), time.perf_counter()
                 await load.run(seconds)
                 speed = len(load.latencies) / (time.perf_counter() - began)
+                spent = cpu_seconds() - before
             if load.failed:
                 raise RuntimeError(f"{load.failed} requests failed")
             wanted = 0.9 if batch == max(BATCHES) else None
@@ -88,7 +91,20 @@ async def compare(checkpoint: Path, directory: Path, seconds: float, quick: bool
                 at_least=wanted,
             )
     report.add(f"gRPC, {batch} clients ", speed, UNIT, against="eager")
+    for process in sorted(spent):
+        milliseconds = 1000 * spent[process] / len(load.latencies)
+        report.add(f"CPU time, {process}", milliseconds, "ms an action", note=f"{batch} clients")
     return report.finish()
+
+
+def cpu_seconds() -> Counter[str]:
+    """CPU time so far of the clients (this process), of the server, and of its engine."""
+    spent = Counter({"clients": time.process_time()})
+    for child in psutil.Process().children(recursive=True):
+        times = child.cpu_times()
+        engine = "EngineCore" in " ".join(child.cmdline())
+        spent["engine" if engine else "server"] += times.user + times.system
+    return spent
 
 
 def baseline(name: str, checkpoint: Path, batch: int, arguments: list[str]) -> float:
