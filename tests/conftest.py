@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("vlarl")
 HAS_TORCH = find_spec("vllm") is not None
 HAS_SIMULATOR = find_spec("libero") is not None
 
-# Modules that import torch or vLLM as a whole.
+# Folders whose modules import torch or vLLM, or need what came with them.
 TORCH_FOLDERS = (
     "unit/ablation",
     "unit/policy",
@@ -34,7 +34,7 @@ TORCH_FOLDERS = (
     "integration/trainer",
     "e2e",
 )
-collect_ignore_glob = [] if HAS_TORCH else [f"{folder}/*" for folder in TORCH_FOLDERS]
+collect_ignore_glob = [] if HAS_TORCH else [*TORCH_FOLDERS]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
