@@ -3,12 +3,14 @@
     python -m benchmarks.publish
 
 What the numbers mean stands in each benchmark's docstring; remarks on a result go into
-docs/benchmarks-remarks.md, which is copied to the end.
+docs/benchmarks-remarks.md, which is copied to the end. A benchmark that has no results here keeps
+the numbers that the page has.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ ORDER = ("env", "policy", "swap", "loop")
 
 def main() -> None:
     """Writes the page."""
+    before = sections(PAGE.read_text()) if PAGE.exists() else {}
     lines = [
         "# Benchmarks",
         "",
@@ -30,9 +33,20 @@ def main() -> None:
         file = RESULTS / f"{name}.json"
         if file.exists():
             lines += section(json.loads(file.read_text()))
+        else:
+            lines += before.get(name, [])
     if REMARKS.exists():
         lines += ["", REMARKS.read_text().rstrip()]
     PAGE.write_text("\n".join(lines) + "\n")
+
+
+def sections(page: str) -> dict[str, list[str]]:
+    """The tables of a page, by benchmark."""
+    found = {}
+    for part in re.split(r"\n(?=## )", page):
+        if named := re.search(r"^`python -m benchmarks\.(\w+)`", part, flags=re.MULTILINE):
+            found[named[1]] = ["", *part.rstrip().splitlines()]
+    return found
 
 
 def section(result: dict[str, Any]) -> list[str]:
