@@ -242,8 +242,8 @@ def test_bad_resets_are_refused(simulator: Simulator) -> None:
         simulator.reset(env_pb2.ResetEpisode(task=task))
     with pytest.raises(ValueError, match=r"unknown camera 'behind'.*agentview"):
         simulator.reset(reset_command(3, "behind"))
-    with pytest.raises(ValueError, match="50 official initial states"):
-        simulator.reset(env_pb2.ResetEpisode(task=task, init_state=50))
+    with pytest.raises(ValueError, match="100 official initial states"):
+        simulator.reset(env_pb2.ResetEpisode(task=task, init_state=100))
 
 
 def test_a_state_that_blows_up_is_reported(

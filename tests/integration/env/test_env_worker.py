@@ -219,7 +219,7 @@ async def test_a_policy_that_is_away_loses_no_episode(bench: Bench) -> None:
         ({"task": rollout_pb2.Task(suite="libero_11")}, "unknown suite 'libero_11'"),
         ({"task": rollout_pb2.Task(suite="reach", index=9)}, "no number 9"),
         ({"placement_seed": None}, "neither init_state nor placement_seed"),
-        ({"placement_seed": None, "init_state": 50}, "50 official initial states"),
+        ({"placement_seed": None, "init_state": 100}, "100 official initial states"),
         ({"temperature": -1.0}, "temperature -1.0 is below 0"),
         ({"temperature": float("nan")}, "temperature nan is below 0"),
     ],
