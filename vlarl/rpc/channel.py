@@ -208,7 +208,9 @@ def _service_config(retries: int) -> dict[str, Any]:
                     "initialBackoff": "0.1s",
                     "maxBackoff": "2s",
                     "backoffMultiplier": 2.5,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    # A server that stops cancels calls that reach it in that moment. A client's
+                    # own cancellation is never repeated.
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ]
