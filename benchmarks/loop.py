@@ -107,7 +107,7 @@ def policy_part(config: RunConfig, seconds: float) -> float:
             await Load(client, config.env.processes).run(2.0)
             load = Load(client, config.env.processes)
             await load.run(seconds)
-            return len(load.latencies) / seconds
+            return load.speed
 
     with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
         return asyncio.run(ask(Path(folder)))

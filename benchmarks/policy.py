@@ -6,6 +6,10 @@ Everybody gets the same JPEG frames and instructions and answers with sampled to
 In-process vLLM is our model in vLLM's own synchronous engine with the server's arguments, batch
 after batch, without server, processes or wire; it decodes the same frames. Eager generation is the
 plain torch model with a key-value cache and batch 1, as Hugging Face-style servers do.
+
+Two comparisons at 32: engines that may use every core, where server and clients must take theirs
+from the engine's; and engines of one thread, where the rest of the machine is left to them, as on
+any machine with more cores than the engine uses, or with a GPU.
 """
 
 from __future__ import annotations
@@ -63,6 +67,7 @@ def main() -> None:
 async def compare(checkpoint: Path, directory: Path, seconds: float, quick: bool) -> bool:
     """Measures everything and prints the table; False where a wanted ratio is missed."""
     model = OpenVLAConfig.from_directory(checkpoint)
+    most = max(BATCHES)
     report = Report(
         "policy", f"Actions a second, {model.image_size} px, {model.num_patches} image tokens"
     )
@@ -71,30 +76,44 @@ async def compare(checkpoint: Path, directory: Path, seconds: float, quick: bool
     for batch in BATCHES:
         name = f"in-process vLLM x{batch}"
         report.add(name, baseline("vllm", checkpoint, batch, arguments), UNIT)
-    async with served(checkpoint, directory, max(BATCHES)) as address:
+    async with served(checkpoint, directory, most) as address:
         for batch in BATCHES:
-            async with AsyncPolicyClient(address, timeout_seconds=60) as client:
-                await Load(client, batch).run(seconds / 3)
-                load = Load(client, batch)
-                before, began = cpu_seconds(), time.perf_counter()
-                await load.run(seconds)
-                speed = len(load.latencies) / (time.perf_counter() - began)
-                spent = cpu_seconds() - before
-            if load.failed:
-                raise RuntimeError(f"{load.failed} requests failed")
-            wanted = 0.9 if batch == max(BATCHES) else None
-            report.add(
-                f"gRPC, {batch} clients",
-                speed,
-                UNIT,
-                against=f"in-process vLLM x{batch}",
-                at_least=wanted,
-            )
-    report.add(f"gRPC, {batch} clients ", speed, UNIT, against="eager")
+            load, spent = await loaded(address, batch, seconds)
+            speed = load.speed
+            against = f"in-process vLLM x{batch}"
+            wanted = 0.9 if batch == most else None
+            report.add(f"gRPC, {batch} clients", speed, UNIT, against=against, at_least=wanted)
+    report.add(f"gRPC, {most} clients ", speed, UNIT, against="eager")
+    add_cpu_time(report, spent, load, "")
+    alone = f"in-process vLLM x{most}, 1 thread"
+    report.add(alone, baseline("vllm", checkpoint, most, arguments, threads=1), UNIT)
+    (directory / "one").mkdir()
+    async with served(checkpoint, directory / "one", most, threads=1) as address:
+        load, spent = await loaded(address, most, seconds)
+    name = f"gRPC, {most} clients, 1 thread"
+    report.add(name, load.speed, UNIT, against=alone, at_least=0.9)
+    add_cpu_time(report, spent, load, ", 1 thread")
+    return report.finish()
+
+
+async def loaded(address: str, clients: int, seconds: float) -> tuple[Load, Counter[str]]:
+    """A warm load of `seconds`, and the CPU time that it took."""
+    async with AsyncPolicyClient(address, timeout_seconds=60) as client:
+        await Load(client, clients).run(seconds / 3)
+        load, before = Load(client, clients), cpu_seconds()
+        await load.run(seconds)
+        spent = cpu_seconds() - before
+    if load.failed:
+        raise RuntimeError(f"{load.failed} requests failed")
+    return load, spent
+
+
+def add_cpu_time(report: Report, spent: Counter[str], load: Load, engine: str) -> None:
+    """Adds what an action costs of each process's time; `engine` names the engine's setting."""
     for process in sorted(spent):
         milliseconds = 1000 * spent[process] / len(load.latencies)
-        report.add(f"CPU time, {process}", milliseconds, "ms an action", note=f"{batch} clients")
-    return report.finish()
+        note = f"{load.clients} clients"
+        report.add(f"CPU time, {process}{engine}", milliseconds, "ms an action", note=note)
 
 
 def cpu_seconds() -> Counter[str]:
@@ -107,12 +126,15 @@ def cpu_seconds() -> Counter[str]:
     return spent
 
 
-def baseline(name: str, checkpoint: Path, batch: int, arguments: list[str]) -> float:
+def baseline(
+    name: str, checkpoint: Path, batch: int, arguments: list[str], threads: int | None = None
+) -> float:
     """A baseline's actions a second, measured in a process that does nothing else."""
     command = [sys.executable, "-m", "benchmarks.policy", "--checkpoint", str(checkpoint)]
     command += ["--baseline", name, "--batch", str(batch), *arguments]
     # No second process, and threads as the server's engine has them.
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     done = subprocess.run(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
     )

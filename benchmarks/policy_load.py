@@ -55,12 +55,22 @@ def random_adapter(checkpoint: Path, version: int, rank: int) -> Adapter:
 
 
 @contextlib.asynccontextmanager
-async def served(checkpoint: Path, directory: Path, batch: int) -> AsyncIterator[str]:
-    """Address of a serving policy server on the checkpoint, in a process of its own."""
+async def served(
+    checkpoint: Path, directory: Path, batch: int, threads: int | None = None
+) -> AsyncIterator[str]:
+    """Address of a serving policy server on the checkpoint, in a process of its own.
+
+    Args:
+        checkpoint: what it serves.
+        directory: for its files; of no other server's.
+        batch: its `policy.max_batch`.
+        threads: of the engine; none: all cores.
+    """
     address_file, log_file = directory / "address", directory / "policy.log"
     command = [sys.executable, "-m", "vlarl", "serve", "policy", "--checkpoint", str(checkpoint)]
     command += ["--listen", "127.0.0.1:0", "--address-file", str(address_file)]
     command += ["-s", f"policy.max_batch={batch}"]
+    command += ["-s", f"policy.cpu_threads={threads}"] if threads else []
     with log_file.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -91,6 +101,12 @@ class Load:
     latencies: list[tuple[float, float]] = field(default_factory=list)
     """(begin, end) of every answered request, by `time.perf_counter`."""
     failed: int = 0
+
+    @property
+    def speed(self) -> float:
+        """Answers a second."""
+        began, ended = zip(*self.latencies, strict=True)
+        return len(self.latencies) / (max(ended) - min(began))
 
     async def run(self, seconds: float | None, stop: asyncio.Event | None = None) -> None:
         """Asks for so long, or until the event is set."""

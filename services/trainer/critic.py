@@ -1,8 +1,9 @@
-"""The critic: an MLP on the frozen base policy's hidden state where the first action token is
-predicted.
+"""The critic: an MLP on what the frozen base policy makes of a state.
 
-Features are computed once a state, with the adapter off, and kept for all epochs; the MLP is so
-small that rank 0 trains it alone and nothing needs to be synchronised.
+That is its hidden state where the first action token is predicted and, if asked for, random
+projections of the image's tokens: a small policy's hidden state says which token comes next, and
+little of where things are. Features are computed once a state, with the adapter off, and kept for
+all epochs; the MLP is so small that rank 0 trains it alone and nothing needs to be synchronised.
 """
 
 from __future__ import annotations
@@ -16,11 +17,45 @@ from torch import Tensor, nn
 from services.trainer.losses import explained_variance, value_loss
 from services.trainer.minibatches import mini_batches
 from vlarl.config import CriticConfig
+from vlarl.openvla.config import OpenVLAConfig
+
+
+class Standardise(nn.Module):
+    """Shifts and scales features [N, d] by the moments of the first batch that it was shown.
+
+    Frozen features keep their distribution. What differs between states is small beside what all
+    have in common, so a normalisation of each state by itself would leave it small.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    known: Tensor
+
+    def __init__(self, width: int) -> None:
+        """Passes features through until `learn`."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("known", torch.tensor(0))
+
+    def learn(self, features: Tensor) -> None:
+        """Takes the moments; later calls change nothing."""
+        if self.known:
+            return
+        deviation = features.std(dim=0, correction=0)
+        # What hardly moves isn't blown up to the size of what does.
+        floor = 0.1 * deviation.mean() + 1e-6
+        self.mean.copy_(features.mean(dim=0))
+        self.scale.copy_(deviation + floor)
+        self.known.fill_(1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
 
 
 def value_head(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
-    """LayerNorm, then an MLP to one value; it starts at V = 0 everywhere."""
-    layers: list[nn.Module] = [nn.LayerNorm(width, elementwise_affine=False)]
+    """Standardisation, then an MLP to one value; it starts at V = 0 everywhere."""
+    layers: list[nn.Module] = [Standardise(width)]
     for units in hidden:
         layers += [nn.Linear(width, units), nn.GELU()]
         width = units
@@ -43,16 +78,29 @@ class CriticReport:
 class Critic:
     """The value head and its optimizer."""
 
-    def __init__(self, width: int, config: CriticConfig, seed: int, device: torch.device) -> None:
-        """width: of the features. seed: of the initial weights."""
+    def __init__(
+        self, model: OpenVLAConfig, config: CriticConfig, seed: int, device: torch.device
+    ) -> None:
+        """model: of the policy. seed: of the initial weights and of the projection."""
+        width, channels = model.text.hidden_size, config.patch_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = value_head(width, config.hidden).to(device)
+            self.head = value_head(width + model.num_patches * channels, config.hidden).to(device)
+            self._projection = (torch.randn(width, channels) / width**0.5).to(device)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=config.learning_rate, eps=1e-5, weight_decay=0.0
         )
         self._config = config
         self._device = device
+
+    def features(self, hidden: Tensor, image_tokens: Tensor) -> Tensor:
+        """What the head sees of B states: float32 [B, d + patches * channels].
+
+        Args:
+            hidden: float32 [B, d], where the first action token is predicted.
+            image_tokens: float32 [B, patches, d].
+        """
+        return torch.cat([hidden, (image_tokens @ self._projection).flatten(1)], dim=1)
 
     @torch.no_grad()
     def values(self, features: Tensor) -> Tensor:
@@ -73,7 +121,7 @@ class Critic:
         """Regresses the returns.
 
         Args:
-            features: [N, d].
+            features: [N, d], `features`.
             returns: [N], GAE's A + V under the values before the fit.
             epochs: passes over the samples.
             mini_batch: samples behind one step.
@@ -81,6 +129,9 @@ class Critic:
             generator: of the samples' order.
         """
         features, returns = features.to(self._device), returns.to(self._device).float()
+        standardise = self.head[0]
+        assert isinstance(standardise, Standardise)  # noqa: S101 - for the types
+        standardise.learn(features)
         with torch.no_grad():
             old_values = self.head(features).squeeze(-1)
         losses: list[float] = []

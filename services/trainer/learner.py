@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.trainer.advantages import whiten
+from services.trainer.advantages import Floats, whiten
 from services.trainer.batch import Batch, Experience, build_batch
 from services.trainer.critic import Critic
 from services.trainer.lora_policy import Factors, LoraPolicy
@@ -60,7 +60,7 @@ class Learner:
             world=world,
             activation_checkpointing=config.activation_checkpointing,
         )
-        self.critic = Critic(self.policy.feature_width, config.critic, seed, world.device)
+        self.critic = Critic(self.policy.config, config.critic, seed, world.device)
         self._update = PolicyUpdate(self.policy, config.ppo, config.temperature, world)
         self._preparation = Preparation(checkpoint, self.policy.config, center_crop)
         self._config = config
@@ -87,12 +87,9 @@ class Learner:
         gap = self._check_parity(batch, logprobs)
         values = self._world.broadcast(self.critic.values(features))
         ppo = self._config.ppo
-        advantages, returns = batch.advantages(
-            values.double().numpy(),
-            ppo.gamma,
-            ppo.gae_lambda,
-            limit_is_terminal=ppo.time_limit == "terminal",
-        )
+        advantages, returns = self._advantages(batch, values, ppo.gae_lambda)
+        if (critic_lambda := self._config.critic.gae_lambda) is not None:
+            _, returns = self._advantages(batch, values, critic_lambda)
         metrics = {
             "logprob_gap": gap,
             "stale_actions": 1.0 - float(batch.fresh.mean()),
@@ -116,6 +113,16 @@ class Learner:
         metrics |= self._fit_critic(experience.iteration, features, returns, warming_up)
         return metrics
 
+    def _advantages(self, batch: Batch, values: Tensor, gae_lambda: float) -> tuple[Floats, Floats]:
+        """Advantages [N] and returns [N] by the critic's values [S]."""
+        ppo = self._config.ppo
+        return batch.advantages(
+            values.double().numpy(),
+            ppo.gamma,
+            gae_lambda,
+            limit_is_terminal=ppo.time_limit == "terminal",
+        )
+
     def values(self, frames: Sequence[bytes], instruction: str) -> list[float]:
         """The critic's values of states, given as encoded frames, of one task."""
         observations = Observations(
@@ -128,7 +135,7 @@ class Learner:
         """The critic's features of all states [S, d]."""
         states = np.arange(len(observations))
         parts = [
-            self.policy.features(observations[piece]).cpu()[:counted]
+            self.critic.features(*self.policy.base_states(observations[piece])).cpu()[:counted]
             for piece, counted in self._world.share(states, self._config.ppo.micro_batch)
         ]
         return self._world.gather(torch.cat(parts), len(states))
@@ -191,8 +198,8 @@ class Learner:
             return Snapshot({}, {})
         for layer, (a, b) in factors.items():
             tensors[f"policy.{layer}.A"], tensors[f"policy.{layer}.B"] = a, b
-        for name, weight in self.critic.head.named_parameters():
-            tensors[f"critic.{name}"] = whole(weight)
+        for name, tensor in self.critic.head.state_dict().items():
+            tensors[f"critic.{name}"] = whole(tensor)
         critic = dict(self.critic.head.named_parameters())
         tensors |= gathered_moments(self.critic.optimizer, critic, "critic_optimizer")
         tensors["policy_steps"] = torch.tensor(self._update.steps_taken)
@@ -208,8 +215,8 @@ class Learner:
         for name, parameter in factors.items():
             parameter.data.copy_(like(tensors[f"policy.{name}"], parameter))
         restore_moments(self._update.optimizer, factors, tensors, "policy_optimizer")
+        for name, tensor in self.critic.head.state_dict().items():
+            tensor.copy_(tensors[f"critic.{name}"])
         critic = dict(self.critic.head.named_parameters())
-        for name, weight in critic.items():
-            weight.data.copy_(tensors[f"critic.{name}"])
         restore_moments(self.critic.optimizer, critic, tensors, "critic_optimizer")
         self._update.steps_taken = int(tensors["policy_steps"])

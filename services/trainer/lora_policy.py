@@ -57,11 +57,6 @@ class LoraPolicy:
         if world.mesh is not None:
             shard(self._model, world, dtype)
 
-    @property
-    def feature_width(self) -> int:
-        """Width of the critic's features."""
-        return self.config.text.hidden_size
-
     def named_factors(self) -> dict[str, nn.Parameter]:
         """The trained parameters, float32, sharded where the model is: "LAYER.A", "LAYER.B"."""
         named = {}
@@ -89,16 +84,16 @@ class LoraPolicy:
         return logits
 
     @torch.no_grad()
-    def features(self, observations: ObservationBatch) -> Tensor:
-        """The base policy's hidden states [B, d], float32, where the first action token is
-        predicted; the factors are off.
+    def base_states(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
+        """What the base policy, its factors off, makes of B observations: the hidden states
+        [B, d] where the first action token is predicted, and the image's tokens [B, patches, d],
+        both float32.
         """
         with self._factors_off():
             output = self._model(
                 observations.pixel_values, observations.prompt_ids, observations.prompt_lengths
             )
-        feature: Tensor = output.feature.float()
-        return feature
+        return output.feature.float(), output.image_tokens.float()
 
     @contextlib.contextmanager
     def _factors_off(self) -> Iterator[None]:

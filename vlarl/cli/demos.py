@@ -37,6 +37,10 @@ Noise = Annotated[
     float,
     typer.Option(min=0, help="Deviation of the noise on the translation of half the actions."),
 ]
+Pace = Annotated[
+    float,
+    typer.Option(min=0.05, max=1, help="Share of its full speed at which the expert moves."),
+]
 MaxActions = Annotated[
     int | None, typer.Option(min=1, help="Longest episode; default: the suite's.")
 ]
@@ -65,6 +69,7 @@ def collect(
     tasks: Tasks = "",
     action_repeat: Repeat = 1,
     noise: Noise = 0.0,
+    pace: Pace = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Placements and noise follow from it.")] = 7,
     max_actions: MaxActions = None,
     keep_failures: Annotated[
@@ -90,6 +95,7 @@ def collect(
             suites=folders,
             action_repeat=action_repeat,
             noise=noise,
+            pace=pace,
             max_actions=max_actions,
         )
         wish = Wish(episodes, seed, keep_failures)
@@ -105,6 +111,7 @@ def expert(
     states: Annotated[int, typer.Option(min=1, help="Official states of each task.")] = 3,
     action_repeat: Repeat = 1,
     noise: Noise = 0.0,
+    pace: Pace = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 7,
     max_actions: MaxActions = None,
     profile: Profile = "fast",
@@ -123,6 +130,7 @@ def expert(
             suites=folders,
             action_repeat=action_repeat,
             noise=noise,
+            pace=pace,
             max_actions=max_actions,
         )
         chosen = _chosen(catalog, suite, tasks)

@@ -50,10 +50,17 @@ class CriticConfig(Section):
 
     hidden: tuple[int, ...] = (256,)
     """Widths of the MLP's hidden layers."""
+    patch_channels: int = Field(default=0, ge=0)
+    """Numbers of each image patch, random projections of the projector's output, that the critic
+    sees beside the hidden state; 0: the hidden state alone, the paper's. See
+    docs/decisions/0011."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """AdamW's rate."""
     clip: float = Field(default=0.2, ge=0)
     """Value clipping; 0: off."""
+    gae_lambda: float | None = Field(default=None, ge=0, le=1)
+    """Lambda of the returns that the critic learns; none: the policy's. 1: what was really
+    returned, free of the critic's own errors (VC-PPO, arXiv 2503.01491)."""
     epochs: int | None = Field(default=None, ge=1)
     """Passes over a batch; none: as many as the policy's. Features are cached, so a pass costs
     next to nothing."""

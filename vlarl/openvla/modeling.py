@@ -38,6 +38,8 @@ class ActionForward(NamedTuple):
     """Over the 256 action ids, ascending, for each action token: float32[B, tokens, 256]."""
     feature: Tensor
     """Final-norm hidden state at "▁", where the first action token is predicted: [B, d]."""
+    image_tokens: Tensor | None
+    """The projector's output [B, patches, d]; only where no action was given."""
 
 
 class GeneratedActions(NamedTuple):
@@ -108,7 +110,7 @@ class OpenVLA(nn.Module):
         prompt_lengths: Tensor,
         action_ids: Tensor | None = None,
     ) -> ActionForward:
-        """Teacher-forced action logits and the critic's feature.
+        """Teacher-forced action logits and what a critic may look at.
 
         Prompts of different length share a batch exactly: each row's action tokens follow its
         own prompt and the padding comes last, where causal attention never looks.
@@ -118,7 +120,7 @@ class OpenVLA(nn.Module):
             prompt_ids: int64[B, L], padded on the right (see ``pad_prompts``).
             prompt_lengths: int64[B], each prompt's own length, BOS and "▁" included.
             action_ids: int64[B, action_dim]; the last one is predicted, never read. Absent, only
-                the first token's logits are computed, which is enough for the feature.
+                the first token's logits are computed, which is enough for a critic.
         """
         tokens = 1 if action_ids is None else action_ids.shape[1]
         text_ids = prompt_ids
@@ -126,24 +128,33 @@ class OpenVLA(nn.Module):
             text_ids = F.pad(prompt_ids, (0, tokens - 1))
             places = prompt_lengths[:, None] + torch.arange(tokens - 1, device=prompt_ids.device)
             text_ids = text_ids.scatter(1, places, action_ids[:, :-1])
+        image = self.image_tokens(pixel_values)
         hidden = self.language_model.model(
-            inputs_embeds=self.embed(pixel_values, text_ids), use_cache=False
+            inputs_embeds=self.embed(image, text_ids), use_cache=False
         ).last_hidden_state
         first = self.config.num_patches + prompt_lengths[:, None] - 1
         places = first + torch.arange(tokens, device=prompt_ids.device)
         rows = torch.arange(len(prompt_ids), device=prompt_ids.device)[:, None]
         predicting = hidden[rows, places]
         # A copy: FSDP's hooks do not survive on a view that somebody changes in place.
-        return ActionForward(self.action_logits(predicting), predicting[:, 0].clone())
+        return ActionForward(
+            self.action_logits(predicting),
+            predicting[:, 0].clone(),
+            image if action_ids is None else None,
+        )
 
-    def embed(self, pixel_values: Tensor, text_ids: Tensor) -> Tensor:
-        """The language model's input: text [B, L] with the image's patches after BOS.
+    def image_tokens(self, pixel_values: Tensor) -> Tensor:
+        """The image as the language model reads it: [B, patches, d]."""
+        weight = self.vision_backbone.featurizer.pos_embed
+        tokens: Tensor = self.projector(self.vision_backbone(pixel_values.to(weight.dtype)))
+        return tokens
+
+    def embed(self, image: Tensor, text_ids: Tensor) -> Tensor:
+        """The language model's input: text [B, L] with the image's tokens after BOS.
 
         Returns [B, L + patches, d].
         """
         text = self.language_model.model.embed_tokens(text_ids)
-        weight = self.vision_backbone.featurizer.pos_embed
-        image = self.projector(self.vision_backbone(pixel_values.to(weight.dtype)))
         return torch.cat([text[:, :1], image, text[:, 1:]], dim=1)
 
     def action_logits(self, hidden: Tensor) -> Tensor:
@@ -245,7 +256,7 @@ def generate_actions(
         generator: the source of randomness, on the model's device.
     """
     cache = DynamicCache()
-    inputs = model.embed(pixel_values, prompt_ids)
+    inputs = model.embed(model.image_tokens(pixel_values), prompt_ids)
     token_ids: list[Tensor] = []
     logprobs: list[Tensor] = []
     for _ in range(model.config.action_dim):

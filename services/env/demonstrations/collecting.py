@@ -242,6 +242,7 @@ def _write(out: Path, progress: TaskProgress, settings: Settings) -> None:
         "task_index": task.index,
         "action_repeat": settings.action_repeat,
         "noise": settings.noise,
+        "pace": settings.pace,
         "seed": wish.seed,
         "profile": settings.profile,
     }

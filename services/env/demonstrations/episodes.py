@@ -48,6 +48,8 @@ class Play:
     """Control steps for which each action is held."""
     noise: float = 0.0
     """Standard deviation of what is added to the translation of half of the actions."""
+    pace: float = 1.0
+    """Share of the full speed at which the expert moves at most."""
     max_control_steps: int | None = None
     """Length at which an episode is cut; none: the task's own."""
     settle_steps: int = 10
@@ -80,7 +82,7 @@ def play(scene: Scene, sight: Sight, limit: int, how: Play, rng: np.random.Gener
         scene: Where it acts.
         sight: What it sees of that scene.
         limit: Control steps after which it is cut.
-        how: Action repeat and noise.
+        how: Action repeat, noise and pace.
         rng: What the noise is drawn from.
 
     Raises:
@@ -91,6 +93,7 @@ def play(scene: Scene, sight: Sight, limit: int, how: Play, rng: np.random.Gener
     success = False
     while not success and len(record.actions) < limit:
         clean = expert.act()
+        clean[:3] *= min(1.0, how.pace / max(how.pace, float(np.abs(clean[:3]).max())))
         executed = clean.copy()
         if how.noise and rng.random() < NOISY_SHARE:
             executed[:3] += how.noise * rng.normal(size=3)

@@ -27,6 +27,8 @@ class Settings(_Message):
     """Control steps for which each action is held."""
     noise: float = 0.0
     """Standard deviation of what is added to the translation of half of the actions."""
+    pace: float = 1.0
+    """Share of the full speed at which the expert moves at most."""
     max_actions: int | None = None
     """Length at which an episode is cut; none: the task's own."""
     camera: str = "agentview"

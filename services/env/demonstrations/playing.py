@@ -23,7 +23,7 @@ class Player:
         """Plays one episode and keeps it if it reached the goal."""
         wanted = PlayOrder.model_validate_json(order)
         stage = self._stages.of(wanted.suite, wanted.index)
-        how = Play(self._settings.action_repeat, self._settings.noise)
+        how = Play(self._settings.action_repeat, self._settings.noise, self._settings.pace)
         limit = stage.task.max_control_steps
         if self._settings.max_actions is not None:
             limit = self._settings.max_actions * how.action_repeat

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +49,10 @@ class Imitation:
         self._tokenizer = ActionTokenizer(model.action_vocab_size)
         self._first_id = self._tokenizer.first_id
         self._input_sigma = config.input_sigma
-        self._targets = soft_targets(config.target_sigma).to(world.device)
+        # Where all demonstrations agree, a softened target would only teach noise.
+        varies = np.ptp(self.train.token_ids, axis=0) > 0
+        sigmas = [config.target_sigma if one else 0.0 for one in varies]
+        self._targets = soft_targets(sigmas).to(world.device)
         self._pixels = Pixels(checkpoint, config.augmentation, world.device)
         self._policy, self._parameters = _load_policy(config, checkpoint, world)
 

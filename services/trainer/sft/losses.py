@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from vlarl.openvla.tokens import ACTION_BINS
 
 
-def soft_targets(sigma: float, bins: int = ACTION_BINS) -> Tensor:
-    """Target distributions [bins, bins], one row a label.
+def soft_targets(sigmas: Sequence[float], bins: int = ACTION_BINS) -> Tensor:
+    """Target distributions [K, bins, bins]: for each of K tokens one row a label.
 
     A row is a Gaussian over neighbouring bins, cut at the ends and normalised: being off by one bin
-    costs less than being off by a hundred, which plain cross-entropy doesn't know. sigma is its
-    deviation in bins; 0: all on the label.
+    costs less than being off by a hundred, which plain cross-entropy doesn't know. A token's sigma
+    is its deviation in bins; 0: all on the label.
     """
-    if sigma == 0:
-        return torch.eye(bins)
-    distance = torch.arange(bins)[None, :] - torch.arange(bins)[:, None]
-    return (-0.5 * (distance / sigma).square()).softmax(dim=-1)
+    distance = (torch.arange(bins)[None, :] - torch.arange(bins)[:, None]).float()
+    rows = [
+        (-0.5 * (distance / sigma).square()).softmax(dim=-1) if sigma else torch.eye(bins)
+        for sigma in sigmas
+    ]
+    return torch.stack(rows)
 
 
 def action_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -27,10 +31,11 @@ def action_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits: [B, K, bins], over the action ids, teacher-forced.
         labels: int64 [B, K], the expert's bins, counted from the first action id.
-        targets: `soft_targets`.
+        targets: [K, bins, bins], `soft_targets`.
     """
     logp = logits.float().log_softmax(dim=-1)
-    return -(targets[labels] * logp).sum(dim=-1).mean(dim=-1)
+    tokens = torch.arange(labels.shape[1], device=labels.device)
+    return -(targets[tokens, labels] * logp).sum(dim=-1).mean(dim=-1)
 
 
 def jittered(labels: Tensor, draws: Tensor, sigma: float) -> Tensor:

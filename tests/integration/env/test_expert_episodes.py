@@ -8,19 +8,22 @@ import pytest
 pytestmark = pytest.mark.sim
 
 
-def episode(suite: str, index: int, repeat: int, seed: int, noise: float = 0.0) -> tuple[bool, int]:
+def episode(
+    suite: str, index: int, repeat: int, seed: int, noise: float = 0.0, pace: float = 1.0
+) -> tuple[bool, int]:
     """Success and control steps of an episode from a drawn placement."""
     from services.env.demonstrations.episodes import Play, play, start
     from services.env.demonstrations.stage import Stages
 
     stages = Stages({}, "fast")
     stage = stages.of(suite, index)
-    how = Play(repeat, noise)
+    how = Play(repeat, noise, pace)
     start(stage.scene, stage.task, how.settle_steps, placement_seed=seed)
     rng = np.random.default_rng(seed)
     played = play(stage.scene, stage.sight, stage.task.max_control_steps, how, rng)
     stages.close()
     assert played.states.shape[0] == len(played.actions) == len(played.expert_actions)
+    assert np.abs(played.expert_actions[:, :3]).max() <= pace + 1e-6
     return played.success, len(played.actions)
 
 
@@ -32,6 +35,13 @@ def test_reaching_is_straight(suite: str) -> None:
         assert steps < 30
     success, _ = episode(suite, 0, 4, seed=6, noise=0.25)
     assert success
+
+
+def test_a_slow_expert_takes_longer() -> None:
+    _, quick = episode("reach", 0, 4, seed=5)
+    success, steps = episode("reach", 0, 4, seed=5, pace=0.5)
+    assert success
+    assert steps > 1.6 * quick
 
 
 @pytest.mark.slow

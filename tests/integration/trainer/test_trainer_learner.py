@@ -72,10 +72,11 @@ def test_features_ignore_the_factors(checkpoint: Path, experience: Experience) -
     preparation = Preparation(checkpoint, one.policy.config, center_crop=False)
     observations = Observations(batch.frames, batch.instructions, preparation, ALONE.device)
     states = np.arange(6)
-    before = one.policy.features(observations[states])
+    before = one.policy.base_states(observations[states])
     one.learn(experience)
-    assert torch.equal(before, one.policy.features(observations[states]))
-    assert before.std(dim=0).max() > 1e-3, "the critic sees the same thing in every state"
+    for early, late in zip(before, one.policy.base_states(observations[states]), strict=True):
+        assert torch.equal(early, late)
+        assert early.std(dim=0).max() > 1e-3, "the critic sees the same thing in every state"
 
 
 def test_old_logprobs_stay_those_of_the_weights_that_acted(
@@ -193,6 +194,23 @@ def test_the_step_limit_may_count_as_failure(checkpoint: Path, experience: Exper
         failed = [t for t in experience.trajectories if t.outcome != rollout_pb2.OUTCOME_SUCCESS]
         seen[time_limit] = one.values([t.final_image for t in failed], failed[0].instruction)
     assert np.mean(seen["terminal"]) < np.mean(seen["bootstrap"])
+
+
+def test_the_critics_own_lambda_leaves_the_advantages_alone(
+    checkpoint: Path, experience: Experience
+) -> None:
+    critic = CriticConfig(hidden=(16,), learning_rate=1e-2, clip=0.0, epochs=20)
+    learners = [
+        learner(checkpoint, trainer_config(critic=critic.model_copy(update={"gae_lambda": own})))
+        for own in (None, 1.0)
+    ]
+    for one in learners:
+        # The first values are all 0, with which every lambda gives the same.
+        one.learn(experience)
+    one, other = learners
+    factors = [list(each.policy.factors().values()) for each in learners]
+    torch.testing.assert_close(factors[0], factors[1], rtol=0, atol=0)
+    assert not torch.equal(one.critic.head[1].weight, other.critic.head[1].weight)
 
 
 def test_a_snapshot_restores_everything(checkpoint: Path, experience: Experience) -> None:

@@ -31,7 +31,9 @@ def trainer_config(**changes: object) -> TrainerConfig:
             learning_rate=2e-3, epochs=2, mini_batch=8, micro_batch=3, kl_stop=0.0, clip_high=0.28
         ),
         "lora": LoraConfig(rank=4, alpha=8.0),
-        "critic": CriticConfig(hidden=(16,), learning_rate=1e-2, warmup_iterations=0),
+        "critic": CriticConfig(
+            hidden=(16,), patch_channels=2, learning_rate=1e-2, warmup_iterations=0
+        ),
     }
     return TrainerConfig.model_validate(values | changes)
 

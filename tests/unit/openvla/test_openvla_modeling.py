@@ -70,7 +70,8 @@ def test_the_whole_vocabularys_logits_are_the_originals(golden: Golden) -> None:
     """The decoder and its head beyond the action ids, one prompt at a time. Reached: 9e-6."""
     for row, prompt in enumerate(golden.prompts):
         text = torch.tensor([prompt + golden.tokens[row, :-1].tolist()])
-        inputs = golden.model.embed(golden.pixel_values[row : row + 1], text)
+        image = golden.model.image_tokens(golden.pixel_values[row : row + 1])
+        inputs = golden.model.embed(image, text)
         ours = golden.model.language_model(inputs_embeds=inputs).logits[0, -7:]
         torch.testing.assert_close(ours, golden.logits[row], atol=1e-4, rtol=0)
 

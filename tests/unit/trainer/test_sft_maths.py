@@ -31,7 +31,7 @@ def made_up(batch: int = 3, tokens: int = 7, bins: int = 256) -> tuple[torch.Ten
 
 def test_the_loss_is_plain_cross_entropy_written_by_hand() -> None:
     logits, labels = made_up()
-    got = action_loss(logits, labels, soft_targets(0))
+    got = action_loss(logits, labels, soft_targets([0.0] * 7))
     for sample in range(3):
         total = 0.0
         for token in range(7):
@@ -42,18 +42,23 @@ def test_the_loss_is_plain_cross_entropy_written_by_hand() -> None:
 
 
 def test_softened_targets_are_a_gaussian_over_the_bins() -> None:
-    targets = soft_targets(6.0)
-    for label in (0, 100, 255):
-        weights = [math.exp(-((bin - label) ** 2) / (2 * 36)) for bin in range(256)]
-        expected = torch.tensor([weight / sum(weights) for weight in weights])
-        torch.testing.assert_close(targets[label], expected, atol=1e-7, rtol=1e-4)
-    assert torch.equal(soft_targets(0), torch.eye(256))
+    sigmas = [6.0, 9.0, 0.0, 6.0, 0.0, 1.0, 20.0]
+    targets = soft_targets(sigmas)
+    for token, sigma in enumerate(sigmas):
+        for label in (0, 100, 255):
+            width = 2 * sigma**2 or 1e-9
+            weights = [math.exp(-((bin - label) ** 2) / width) for bin in range(256)]
+            expected = torch.tensor([weight / sum(weights) for weight in weights])
+            torch.testing.assert_close(targets[token, label], expected, atol=1e-7, rtol=1e-4)
     logits, labels = made_up()
-    by_hand = -(targets[labels] * logits.log_softmax(-1)).sum(-1).mean(-1)
+    wanted = torch.stack(
+        [torch.stack([targets[token, row[token]] for token in range(7)]) for row in labels]
+    )
+    by_hand = -(wanted * logits.log_softmax(-1)).sum(-1).mean(-1)
     torch.testing.assert_close(action_loss(logits, labels, targets), by_hand)
     # No prediction does better than the target itself.
-    entropy = -(targets[labels] * targets[labels].clamp(min=1e-30).log()).sum(-1).mean(-1)
-    perfect = action_loss(targets[labels].clamp(min=1e-30).log(), labels, targets)
+    entropy = -(wanted * wanted.clamp(min=1e-30).log()).sum(-1).mean(-1)
+    perfect = action_loss(wanted.clamp(min=1e-30).log(), labels, targets)
     torch.testing.assert_close(perfect, entropy)
 
 
