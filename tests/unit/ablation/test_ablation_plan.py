@@ -99,10 +99,13 @@ def test_the_shipped_table_changes_what_it_says(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(ROOT)
     file = Path("configs/ablations-reach.toml")
     ablation = make_plan(load_section(AblationConfig, file), file, Path("runs/none"))
-    assert len(ablation.runs) == 18
+    assert len(ablation.runs) == 24
     base = load_config(file.parent / "reach.toml")
     trainers = {run.variant: run.config.trainer for run in ablation.runs}
-    assert trainers["full"] == base.trainer
+    assert trainers["full"] == base.trainer.model_copy(update={"iterations": 9})
+    assert trainers["hidden-critic"].critic.patch_channels == 0 < base.trainer.critic.patch_channels
+    critic, ppo = trainers["lambda-095"].critic, trainers["lambda-095"].ppo
+    assert (critic, ppo.gae_lambda) == (base.trainer.critic, 0.95)
     warmups = [
         trainers[name].critic.warmup_iterations for name in ("no-warmup", "full", "warmup-5")
     ]
