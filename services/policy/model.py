@@ -70,9 +70,7 @@ class OpenVLAForActionPrediction(nn.Module, SupportsMultiModal):  # type: ignore
         """
         pixels = kwargs["pixels"]
         assert isinstance(pixels, torch.Tensor)  # noqa: S101 - the only input we ever send
-        normalized = self._normalize(pixels)
-        dtype = self.projector.fc1.weight.dtype
-        features: torch.Tensor = self.projector(self.vision_backbone(normalized.to(dtype)))
+        features: torch.Tensor = self.projector(self.vision_backbone(self._normalize(pixels)))
         return features
 
     def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:

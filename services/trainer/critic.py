@@ -53,9 +53,10 @@ class Standardise(nn.Module):
         return (features - self.mean) / self.scale
 
 
-def value_head(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
+def value_head(standardise: Standardise, hidden: tuple[int, ...]) -> nn.Sequential:
     """Standardisation, then an MLP to one value; it starts at V = 0 everywhere."""
-    layers: list[nn.Module] = [Standardise(width)]
+    layers: list[nn.Module] = [standardise]
+    width = len(standardise.mean)
     for units in hidden:
         layers += [nn.Linear(width, units), nn.GELU()]
         width = units
@@ -83,9 +84,10 @@ class Critic:
     ) -> None:
         """model: of the policy. seed: of the initial weights and of the projection."""
         width, channels = model.text.hidden_size, config.patch_channels
+        self._standardise = Standardise(width + model.num_patches * channels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = value_head(width + model.num_patches * channels, config.hidden).to(device)
+            self.head = value_head(self._standardise, config.hidden).to(device)
             self._projection = (torch.randn(width, channels) / width**0.5).to(device)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=config.learning_rate, eps=1e-5, weight_decay=0.0
@@ -98,9 +100,10 @@ class Critic:
 
         Args:
             hidden: float32 [B, d], where the first action token is predicted.
-            image_tokens: float32 [B, patches, d].
+            image_tokens: [B, patches, d], of any type.
         """
-        return torch.cat([hidden, (image_tokens @ self._projection).flatten(1)], dim=1)
+        patches = image_tokens @ self._projection.to(image_tokens.dtype)
+        return torch.cat([hidden, patches.float().flatten(1)], dim=1)
 
     @torch.no_grad()
     def values(self, features: Tensor) -> Tensor:
@@ -129,9 +132,7 @@ class Critic:
             generator: of the samples' order.
         """
         features, returns = features.to(self._device), returns.to(self._device).float()
-        standardise = self.head[0]
-        assert isinstance(standardise, Standardise)  # noqa: S101 - for the types
-        standardise.learn(features)
+        self._standardise.learn(features)
         with torch.no_grad():
             old_values = self.head(features).squeeze(-1)
         losses: list[float] = []

@@ -86,14 +86,14 @@ class LoraPolicy:
     @torch.no_grad()
     def base_states(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
         """What the base policy, its factors off, makes of B observations: the hidden states
-        [B, d] where the first action token is predicted, and the image's tokens [B, patches, d],
-        both float32.
+        [B, d] where the first action token is predicted, float32, and the image's tokens
+        [B, patches, d], in the model's type.
         """
         with self._factors_off():
             output = self._model(
                 observations.pixel_values, observations.prompt_ids, observations.prompt_lengths
             )
-        return output.feature.float(), output.image_tokens.float()
+        return output.feature.float(), output.image_tokens
 
     @contextlib.contextmanager
     def _factors_off(self) -> Iterator[None]:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.stack import ROOT, descendants, survivors
-from tests.integration.trainer.test_evaluator import trained_run
+from tests.integration.trainer.test_evaluator import config_for, trained_run
+from vlarl.config import TasksConfig, save_config
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -98,10 +99,7 @@ def test_a_runs_last_policy_is_published_and_evaluated(
 ) -> None:
     run_dir, out = tmp_path / "run", tmp_path / "out"
     trained_run(run_dir, checkpoint, version=5)
-    (run_dir / "config.toml").write_text(
-        f'[policy]\ncheckpoint = "{checkpoint}"\n[tasks]\nsuite = "approach"\n'
-        "[trainer.lora]\nrank = 4\nalpha = 8\n[trainer.critic]\nhidden = [16]\n"
-    )
+    save_config(config_for(checkpoint, tasks=TasksConfig(suite="approach")), run_dir)
     process = start(out, "--run", str(run_dir), "--episodes-per-task", "2", "--videos", "1")
     started.append(process)
     assert process.wait(300) == 0, said(out)

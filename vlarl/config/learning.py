@@ -46,7 +46,7 @@ class LoraConfig(Section):
 
 
 class CriticConfig(Section):
-    """The value head on the frozen base policy's hidden state."""
+    """The value head on what the frozen base policy makes of a state."""
 
     hidden: tuple[int, ...] = (256,)
     """Widths of the MLP's hidden layers."""

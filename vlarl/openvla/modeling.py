@@ -62,7 +62,10 @@ class VisionBackbone(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Pixels [B, 3 * towers, S, S] -> features [B, patches, sum of the towers' dims]."""
+        """Pixels [B, 3 * towers, S, S] -> features [B, patches, sum of the towers' dims], in the
+        weights' type.
+        """
+        pixel_values = pixel_values.to(self.featurizer.pos_embed.dtype)
         if self.fused_featurizer is None:
             single: Tensor = self.featurizer(pixel_values)
             return single
@@ -145,8 +148,7 @@ class OpenVLA(nn.Module):
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
         """The image as the language model reads it: [B, patches, d]."""
-        weight = self.vision_backbone.featurizer.pos_embed
-        tokens: Tensor = self.projector(self.vision_backbone(pixel_values.to(weight.dtype)))
+        tokens: Tensor = self.projector(self.vision_backbone(pixel_values))
         return tokens
 
     def embed(self, image: Tensor, text_ids: Tensor) -> Tensor:

@@ -48,8 +48,7 @@ class PoseRegressor(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Pixels [B, 3 * towers, S, S] -> standardised poses float32 [B, P]."""
-        weight = self.vision_backbone.featurizer.pos_embed
-        patches = self.projector(self.vision_backbone(pixel_values.to(weight.dtype)))
+        patches = self.projector(self.vision_backbone(pixel_values))
         reduced = F.gelu(self.reduce(self.norm(patches))).flatten(1)
         predicted: Tensor = self.out(F.gelu(self.hidden(reduced)))
         return predicted.float()

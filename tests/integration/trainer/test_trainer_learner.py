@@ -189,11 +189,13 @@ def test_the_step_limit_may_count_as_failure(checkpoint: Path, experience: Exper
     for time_limit in ("bootstrap", "terminal"):
         config = trainer_config(critic=critic, ppo=ppo(gamma=1.0, time_limit=time_limit))
         one = learner(checkpoint, config)
+        # It begins by thinking well of every state; where an episode is cut off, nothing objects.
+        torch.nn.init.constant_(one.critic.head[-1].bias, 5.0)
         for _ in range(3):
             one.learn(experience)
         failed = [t for t in experience.trajectories if t.outcome != rollout_pb2.OUTCOME_SUCCESS]
         seen[time_limit] = one.values([t.final_image for t in failed], failed[0].instruction)
-    assert np.mean(seen["terminal"]) != np.mean(seen["bootstrap"])
+    assert np.mean(seen["terminal"]) < np.mean(seen["bootstrap"])
 
 
 def test_the_critics_own_lambda_leaves_the_advantages_alone(
@@ -205,7 +207,6 @@ def test_the_critics_own_lambda_leaves_the_advantages_alone(
         for own in (None, 1.0)
     ]
     for one in learners:
-        # The first values are all 0, with which every lambda gives the same.
         one.learn(experience)
     one, other = learners
     factors = [list(each.policy.factors().values()) for each in learners]
