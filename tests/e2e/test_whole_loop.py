@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import Run, descendants, survivors, wait_for
+from vlarl.config import PolicyConfig, QueueConfig, load_config
 from vlarl.report.report import write_report
 from vlarl.report.run_folder import read_run
 
@@ -34,6 +35,9 @@ def test_the_loop_closes(
     evaluation = json.loads((run.run_dir / "evaluations.jsonl").read_text())
     assert (evaluation["policy_version"], evaluation["tasks"]["0"]["episodes"]) == (3, 1)
     assert survivors(family) == set()
+    saved = load_config(run.run_dir / "config.toml")
+    assert saved.queue.url == QueueConfig().url, "where this start's queue was isn't the run's"
+    assert saved.policy.addresses == PolicyConfig().addresses
     page, pictures = write_report([run.run_dir], out=None)
     assert "3 of 3 iterations complete" in page.read_text()
     assert (pictures / "actions-plane-0.png").exists(), "no actions of two policies"

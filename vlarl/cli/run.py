@@ -8,13 +8,22 @@ from typing import Annotated
 
 import typer
 
-from vlarl.cli.options import Metrics, Overrides, Verbose, one_sentence_errors
+from vlarl.cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
 from vlarl.cli.runs import Resume, RunDirectory, choose_run
 from vlarl.config import RunConfig
 from vlarl.logs import configure_logging
 
 ConfigArgument = Annotated[
     Path | None, typer.Argument(help="The run's TOML file, e.g. configs/embedded.toml.")
+]
+Places = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--here",
+        metavar="SECTION.KEY=VALUE",
+        hidden=True,
+        help="As --set, for this start alone: where `vlarl up` put queue and services.",
+    ),
 ]
 
 
@@ -24,6 +33,7 @@ def train(
     run_dir: RunDirectory = None,
     overrides: Overrides = None,
     metrics_listen: Metrics = None,
+    places: Places = None,
     verbose: Verbose = False,
 ) -> None:
     """Train: issue episodes, learn from the scored ones, publish weights, over and over.
@@ -36,6 +46,8 @@ def train(
     configure_logging(verbose)
     with one_sentence_errors():
         settings, directory = choose_run(RunConfig, config, resume, run_dir, overrides)
+        if places:
+            settings = read_section(RunConfig, directory / "config.toml", places)
         from services.trainer.main import run
 
         run(settings, directory, metrics_listen=metrics_listen)

@@ -114,7 +114,8 @@ class Stack:
         if (ranks := self._config.trainer.ranks) > 1:
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
             command[1:1] = torchrun
-        command += ["--metrics-listen", self._metrics["trainer"], *self._settings()]
+        # Not --set, which would save with the run what holds for this start alone.
+        command += ["--metrics-listen", self._metrics["trainer"], *self._settings("--here")]
         trainer = await self._start("trainer", command, foreground=True)
         return await self.watching(trainer.wait(), but=trainer)
 
@@ -135,10 +136,10 @@ class Stack:
         config = str(self._run_dir / "config.toml")
         command = [python, "-m", "vlarl", "serve", name, "--config", config]
         command += ["--listen", self._addresses[name], "--metrics-listen", self._metrics[name]]
-        return command + self._settings()
+        return command + self._settings("--set")
 
-    def _settings(self) -> list[str]:
-        return [part for override in self.overrides for part in ("--set", override)]
+    def _settings(self, option: str) -> list[str]:
+        return [part for override in self.overrides for part in (option, override)]
 
     def _write_addresses(self) -> None:
         """Writes down where everything listens, for people."""
