@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
+import itertools
 import os
 import subprocess
 import sys
@@ -132,6 +134,8 @@ def baseline(
     """A baseline's actions a second, measured in a process that does nothing else."""
     command = [sys.executable, "-m", "benchmarks.policy", "--checkpoint", str(checkpoint)]
     command += ["--baseline", name, "--batch", str(batch), *arguments]
+    # The server's settings of its threads, which have to be there before numpy and torch are.
+    importlib.import_module("services.policy")
     # No second process, and threads as the server's engine has them.
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
@@ -177,12 +181,16 @@ def vllm_loop(checkpoint: Path, batch: int, seconds: float) -> float:
     )
     pairs = observations(batch)
 
+    # A name twice, and the engine would take the image's features from its encoder cache.
+    names = map(str, itertools.count())
+
     def step() -> int:
-        for index, (image, instruction) in enumerate(pairs):
+        for image, instruction in pairs:
             pixels = prepare_image(decode_image(image), model.image_size, model.center_crop)
             ids = prompts.token_ids(instruction)
-            prompt = engine_input(ids, pixels, model.pad_token_id, model.num_patches, str(index))
-            engine.add_request(str(index), prompt, params)
+            name = next(names)
+            prompt = engine_input(ids, pixels, model.pad_token_id, model.num_patches, name)
+            engine.add_request(name, prompt, params)
         finished = 0
         while engine.has_unfinished_requests():
             for output in engine.step():
