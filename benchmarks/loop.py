@@ -8,7 +8,9 @@ simulators. Then the whole loop with the same settings: rollout, scoring, learni
 publication. Everything through the real services.
 
 Where both parts work on the same cores, a step costs what it costs in each: no loop can be faster
-than 1 / (1/env + 1/policy), which the table shows as "parts in turn".
+than 1 / (1/env + 1/policy), which the table shows as "parts in turn". So all is measured again with
+env pool and policy server on cores of their own, each half of the machine, alone and in the loop:
+that is what a policy on a GPU or on another node sees, and what overlapping is for.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.env_load import drive, reset_command, serving
+from benchmarks.placement import placed
 from benchmarks.policy_load import Load, served
 from benchmarks.report import Report
 from vlarl.client import AsyncPolicyClient
@@ -51,39 +53,67 @@ def main() -> None:
     ]
     config = load_config(CONFIG, overrides)
     report = Report("loop", f"A whole iteration of {CONFIG.name}, task 0, against its parts alone")
-    repeat = config.env.action_repeat
-    env_alone = env_part(config, seconds) * repeat
-    report.add("env pool alone", env_alone, UNIT, note=f"{config.env.processes} simulators")
-    policy_alone = policy_part(config, seconds) * repeat
-    report.add("policy alone", policy_alone, UNIT, note=f"{config.env.processes} clients")
-    in_turn = 1 / (1 / env_alone + 1 / policy_alone)
-    report.add("parts in turn", in_turn, UNIT, note="all that shared cores can give")
-    with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
-        lines = whole_loop(overrides, Path(folder) / "run")
-    steps = np.array([line["samples"] * repeat for line in lines])
-    rollout = np.array([line["seconds_rollout"] for line in lines])
-    whole = np.array([line["seconds_iteration"] for line in lines])
-    slower = "env pool alone" if env_alone < policy_alone else "policy alone"
-    report.add("rollout", steps.sum() / rollout.sum(), UNIT, against="parts in turn")
-    rate = steps.sum() / whole.sum()
-    report.add("whole iteration", rate, UNIT, against="parts in turn")
-    report.add("whole iteration ", rate, UNIT, against=slower, at_least=0.8)
-    shares(report, lines, whole.sum(), config)
+    cores = sorted(os.sched_getaffinity(0))
+    measure(report, config, overrides, seconds, shared=True)
+    if len(cores) > 1:
+        half = len(cores) // 2
+        places = {"env": set(cores[:half]), "policy": set(cores[half:])}
+        overrides.append(f"policy.cpu_threads={len(places['policy'])}")
+        config = load_config(CONFIG, overrides)
+        with placed(places):
+            measure(report, config, overrides, seconds, shared=False)
     sys.exit(0 if report.finish() else 1)
 
 
+def measure(
+    report: Report,
+    config: RunConfig,
+    overrides: Sequence[str],
+    seconds: float,
+    shared: bool,
+) -> None:
+    """Adds both parts alone and the loop; `shared` says that both use the same cores."""
+    repeat = config.env.action_repeat
+    mark = "" if shared else ", own cores"
+    env_name, policy_name = f"env pool alone{mark}", f"policy alone{mark}"
+    env_alone = env_part(config, seconds) * repeat
+    report.add(env_name, env_alone, UNIT, note=f"{config.env.processes} simulators")
+    policy_alone = policy_part(config, seconds) * repeat
+    report.add(policy_name, policy_alone, UNIT, note=f"{config.env.processes} clients")
+    slower = env_name if env_alone < policy_alone else policy_name
+    bound = slower
+    if shared:
+        bound, in_turn = "parts in turn", 1 / (1 / env_alone + 1 / policy_alone)
+        report.add(bound, in_turn, UNIT, note="all that shared cores can give")
+    with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
+        lines = whole_loop(overrides, Path(folder) / "run")
+    steps = sum(line["samples"] * repeat for line in lines)
+    rollout = sum(line["seconds_rollout"] for line in lines)
+    whole = sum(line["seconds_iteration"] for line in lines)
+    report.add(f"rollout{mark}", steps / rollout, UNIT, against=bound)
+    if shared:
+        report.add("whole iteration", steps / whole, UNIT, against=bound)
+    report.add(f"whole iteration{mark} ", steps / whole, UNIT, against=slower, at_least=0.8)
+    shares(report, lines, whole, config, mark)
+
+
 def shares(
-    report: Report, lines: Sequence[dict[str, float]], seconds: float, config: RunConfig
+    report: Report,
+    lines: Sequence[dict[str, float]],
+    seconds: float,
+    config: RunConfig,
+    mark: str,
 ) -> None:
     """Adds each phase's share of wall time; within the rollout, an env's time by what it did."""
     for phase in ("rollout", "learning", "checkpoint", "publish"):
         spent = sum(line.get(f"seconds_{phase}", 0.0) for line in lines)
-        report.add(f"share of {phase}", spent / seconds, "of wall time")
+        report.add(f"share of {phase}{mark}", spent / seconds, "of wall time")
     waited = sum(line.get("seconds_waiting_for_policy", 0.0) for line in lines)
     stepped = sum(line.get("seconds_in_episodes", 0.0) for line in lines) - waited
     lanes = seconds * config.env.processes
-    report.add("simulators step and render", stepped / lanes, "of wall time", note="mean of envs")
-    report.add("simulators wait for actions", waited / lanes, "of wall time", note="mean of envs")
+    for what, spent in (("step and render", stepped), ("wait for actions", waited)):
+        name = f"simulators {what}{mark}"
+        report.add(name, spent / lanes, "of wall time", note="mean of envs")
 
 
 def env_part(config: RunConfig, seconds: float) -> float:
@@ -101,7 +131,9 @@ def policy_part(config: RunConfig, seconds: float) -> float:
     async def ask(directory: Path) -> float:
         checkpoint = config.policy.checkpoint
         async with (
-            served(checkpoint, directory, config.policy.max_batch) as address,
+            served(
+                checkpoint, directory, config.policy.max_batch, config.policy.cpu_threads
+            ) as address,
             AsyncPolicyClient(address) as client,
         ):
             await Load(client, config.env.processes).run(2.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from services.trainer.advantages import Floats, whiten
 from services.trainer.batch import Batch, Experience, build_batch
 from services.trainer.critic import Critic
+from services.trainer.durable import CheckpointError
 from services.trainer.lora_policy import Factors, LoraPolicy
 from services.trainer.moments import gathered_moments, restore_moments
 from services.trainer.observations import Observations, Preparation
@@ -209,9 +210,12 @@ class Learner:
         """Takes a snapshot's tensors over; every rank holds all of them.
 
         Raises:
-            KeyError: the checkpoint is of other layers.
+            CheckpointError: the snapshot is of other layers, or of layers of another size.
         """
         factors = self.policy.named_factors()
+        expected = {f"policy.{name}": factor for name, factor in factors.items()}
+        expected |= {f"critic.{name}": t for name, t in self.critic.head.state_dict().items()}
+        _require_shapes(tensors, expected)
         for name, parameter in factors.items():
             parameter.data.copy_(like(tensors[f"policy.{name}"], parameter))
         restore_moments(self._update.optimizer, factors, tensors, "policy_optimizer")
@@ -220,3 +224,16 @@ class Learner:
         critic = dict(self.critic.head.named_parameters())
         restore_moments(self.critic.optimizer, critic, tensors, "critic_optimizer")
         self._update.steps_taken = int(tensors["policy_steps"])
+
+
+def _require_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        saved = tensors.get(name)
+        if saved is None or saved.shape != tensor.shape:
+            section = "trainer.critic" if name.startswith("critic.") else "trainer.lora"
+            was = "isn't in it" if saved is None else f"is {list(saved.shape)} in it"
+            raise CheckpointError(
+                f"the checkpoint doesn't fit the configuration: {name} {was} and has to be "
+                f"{list(tensor.shape)}. A run goes on with the settings of [{section}] that it "
+                "began with; start a new run to change them"
+            )

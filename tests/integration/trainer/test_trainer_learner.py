@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from services.trainer.batch import Experience, build_batch  # noqa: E402
+from services.trainer.durable import CheckpointError  # noqa: E402
 from services.trainer.learner import Learner, ParityError  # noqa: E402
 from services.trainer.observations import Observations, Preparation  # noqa: E402
 from services.trainer.world import World  # noqa: E402
@@ -17,7 +18,7 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     made_up_trajectories,
     trainer_config,
 )
-from vlarl.config import CriticConfig, PpoConfig, TrainerConfig  # noqa: E402
+from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig  # noqa: E402
 from vlarl.openvla.lora import lora_layers  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 
@@ -226,6 +227,25 @@ def test_a_snapshot_restores_everything(checkpoint: Path, experience: Experience
         report.pop("seconds_inference")
     assert one == other
     assert largest_difference(first, second) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "section"),
+    [
+        ({"critic": CriticConfig(hidden=(24,))}, "trainer.critic"),
+        ({"critic": CriticConfig(hidden=(16, 16))}, "trainer.critic"),
+        ({"lora": LoraConfig(rank=5)}, "trainer.lora"),
+    ],
+)
+def test_a_snapshot_of_another_size_is_refused(
+    checkpoint: Path, changes: dict[str, object], section: str
+) -> None:
+    before = learner(checkpoint, trainer_config(critic=CriticConfig(hidden=(16,)))).snapshot()
+    other = learner(checkpoint, trainer_config(**changes))
+    kept = copy.deepcopy(other.snapshot().tensors)
+    with pytest.raises(CheckpointError, match=rf"doesn't fit .*\[{section}\]"):
+        other.restore(before.tensors)
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in other.snapshot().tensors.items())
 
 
 def test_rewarded_actions_become_likelier_and_the_others_less(

@@ -1,0 +1,50 @@
+"""Keeps services on cores of their own, as they are where the policy has a GPU or a second node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping
+
+import psutil
+
+_SWEEP_SECONDS = 0.2
+
+
+@contextlib.contextmanager
+def placed(cores: Mapping[str, set[int]]) -> Iterator[None]:
+    """While it lasts, every `serve NAME` below this process runs on its cores, children included.
+
+    Args:
+        cores: by the service's name, the numbers of its cores. Other processes stay as they are.
+    """
+    ended = threading.Event()
+
+    def sweep() -> None:
+        while not ended.wait(_SWEEP_SECONDS):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    if (name := _service(process)) in cores:
+                        for member in (process, *process.children(recursive=True)):
+                            _pin(member, cores[name])
+
+    thread = threading.Thread(target=sweep)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _service(process: psutil.Process) -> str:
+    words = process.cmdline()
+    return words[words.index("serve") + 1] if "serve" in words[:-1] else ""
+
+
+def _pin(process: psutil.Process, cores: set[int]) -> None:
+    # Linux places threads, not processes.
+    for thread in process.threads():
+        if os.sched_getaffinity(thread.id) != cores:
+            os.sched_setaffinity(thread.id, cores)
