@@ -10,7 +10,8 @@ publication. Everything through the real services.
 Where both parts work on the same cores, a step costs what it costs in each: no loop can be faster
 than 1 / (1/env + 1/policy), which the table shows as "parts in turn". So all is measured again with
 env pool and policy server on cores of their own, each half of the machine, alone and in the loop:
-that is what a policy on a GPU or on another node sees, and what overlapping is for.
+that is what a policy on a GPU or on another node sees, and what overlapping is for. There are four
+simulators a core then: one that waits for its action leaves the core to the others.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ CONFIG = Path("configs/embedded.toml")
 UNIT = "env-steps/s"
 WARM_UP_ITERATIONS = 2
 """Iterations that don't count: scenes are built, the critic warms up."""
+SIMULATORS_A_CORE = 4
+"""Where the policy doesn't share the simulators' cores."""
 
 
 def main() -> None:
@@ -59,6 +62,7 @@ def main() -> None:
         half = len(cores) // 2
         places = {"env": set(cores[:half]), "policy": set(cores[half:])}
         overrides.append(f"policy.cpu_threads={len(places['policy'])}")
+        overrides.append(f"env.processes={SIMULATORS_A_CORE * half}")
         config = load_config(CONFIG, overrides)
         with placed(places):
             measure(report, config, overrides, seconds, shared=False)
