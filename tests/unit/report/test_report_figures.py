@@ -80,9 +80,10 @@ def test_the_projection_keeps_what_varies_most() -> None:
     generator = np.random.default_rng(3)
     common = generator.normal(size=(50, 1))
     values = np.hstack([common, 5 * common, 0.1 * generator.normal(size=(50, 1)), np.ones((50, 1))])
+    values[7, 3] = 20
     first, latest, shares = principal_plane(values[:30], values[30:])
     assert (first.shape, latest.shape) == ((30, 2), (20, 2))
-    # Two of three scaled dimensions that vary are one; the fourth is constant.
+    # Two of three scaled dimensions that vary are one; the fourth is constant but once.
     assert shares == pytest.approx((2 / 3, 1 / 3), abs=0.05)
     along = np.concatenate([first, latest])[:, 0]
     assert abs(np.corrcoef(along, common[:, 0])[0, 1]) > 0.99

@@ -49,14 +49,17 @@ def coverage_of(group: Group) -> Coverage | None:
 def principal_plane(first: Floats, latest: Floats) -> tuple[Floats, Floats, tuple[float, float]]:
     """Both projected onto the plane in which all of them together vary most.
 
-    Dimensions are scaled to the same deviation before, since their units differ.
+    Their units differ, so each dimension is scaled to the same distance between its 5th and 95th
+    percentile before. One that is the same in nearly all actions has no such distance and is left
+    out: its rare exceptions, scaled up, would be all there is to see.
 
     Returns:
         [N, 2], [M, 2], and the share of the variance along each axis.
     """
     both = np.concatenate([first, latest])
-    deviation = both.std(axis=0)
-    scaled = (both - both.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    low, high = np.percentile(both, (5, 95), axis=0)
+    moves = high > low
+    scaled = np.where(moves, (both - both.mean(axis=0)) / np.where(moves, high - low, 1), 0)
     _, lengths, directions = np.linalg.svd(scaled, full_matrices=False)
     variance = lengths**2 / max(float((lengths**2).sum()), 1e-12)
     plane = scaled @ directions[:2].T
