@@ -54,29 +54,24 @@ def main() -> None:
         "trainer.episodes_per_iteration=12",
         "evaluation.at_end=false",
     ]
-    config = load_config(CONFIG, overrides)
     report = Report("loop", f"A whole iteration of {CONFIG.name}, task 0, against its parts alone")
+    measure(report, overrides, seconds, shared=True)
     cores = sorted(os.sched_getaffinity(0))
-    measure(report, config, overrides, seconds, shared=True)
     if len(cores) > 1:
         half = len(cores) // 2
-        places = {"env": set(cores[:half]), "policy": set(cores[half:])}
-        overrides.append(f"policy.cpu_threads={len(places['policy'])}")
-        overrides.append(f"env.processes={SIMULATORS_A_CORE * half}")
-        config = load_config(CONFIG, overrides)
-        with placed(places):
-            measure(report, config, overrides, seconds, shared=False)
+        env, policy = cores[:half], cores[half:]
+        overrides += [
+            f"env.processes={SIMULATORS_A_CORE * len(env)}",
+            f"policy.cpu_threads={len(policy)}",
+        ]
+        with placed({"env": set(env), "policy": set(policy)}):
+            measure(report, overrides, seconds, shared=False)
     sys.exit(0 if report.finish() else 1)
 
 
-def measure(
-    report: Report,
-    config: RunConfig,
-    overrides: Sequence[str],
-    seconds: float,
-    shared: bool,
-) -> None:
+def measure(report: Report, overrides: Sequence[str], seconds: float, *, shared: bool) -> None:
     """Adds both parts alone and the loop; `shared` says that both use the same cores."""
+    config = load_config(CONFIG, overrides)
     repeat = config.env.action_repeat
     mark = "" if shared else ", own cores"
     env_name, policy_name = f"env pool alone{mark}", f"policy alone{mark}"

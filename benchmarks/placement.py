@@ -14,7 +14,7 @@ _SWEEP_SECONDS = 0.2
 
 @contextlib.contextmanager
 def placed(cores: Mapping[str, set[int]]) -> Iterator[None]:
-    """While it lasts, every `serve NAME` below this process runs on its cores, children included.
+    """While it lasts, every `serve NAME` below this process runs on its cores, and what it starts.
 
     Args:
         cores: by the service's name, the numbers of its cores. Other processes stay as they are.
@@ -25,9 +25,7 @@ def placed(cores: Mapping[str, set[int]]) -> Iterator[None]:
         while not ended.wait(_SWEEP_SECONDS):
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                    if (name := _service(process)) in cores:
-                        for member in (process, *process.children(recursive=True)):
-                            _pin(member, cores[name])
+                    _place(process, cores)
 
     thread = threading.Thread(target=sweep)
     thread.start()
@@ -38,13 +36,12 @@ def placed(cores: Mapping[str, set[int]]) -> Iterator[None]:
         thread.join()
 
 
-def _service(process: psutil.Process) -> str:
+def _place(process: psutil.Process, cores: Mapping[str, set[int]]) -> None:
     words = process.cmdline()
-    return words[words.index("serve") + 1] if "serve" in words[:-1] else ""
-
-
-def _pin(process: psutil.Process, cores: set[int]) -> None:
-    # Linux places threads, not processes.
-    for thread in process.threads():
-        if os.sched_getaffinity(thread.id) != cores:
-            os.sched_setaffinity(thread.id, cores)
+    own = cores.get(words[words.index("serve") + 1]) if "serve" in words[:-1] else None
+    if own is None:
+        return
+    # Linux places threads, not processes; and Mesa's renderer puts its own back on all cores.
+    for member in (process, *process.children(recursive=True)):
+        for thread in member.threads():
+            os.sched_setaffinity(thread.id, own)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import itertools
 import os
 import subprocess
@@ -31,6 +30,9 @@ from pathlib import Path
 import psutil
 import torch
 
+# Puts the server's settings of its threads into the environment, where the baselines' processes
+# find them before they import numpy and torch.
+import services.policy  # noqa: F401
 from benchmarks.policy_load import KEY, Load, observations, served
 from benchmarks.report import Report
 from vlarl.client import AsyncPolicyClient
@@ -134,8 +136,6 @@ def baseline(
     """A baseline's actions a second, measured in a process that does nothing else."""
     command = [sys.executable, "-m", "benchmarks.policy", "--checkpoint", str(checkpoint)]
     command += ["--baseline", name, "--batch", str(batch), *arguments]
-    # The server's settings of its threads, which have to be there before numpy and torch are.
-    importlib.import_module("services.policy")
     # No second process, and threads as the server's engine has them.
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}

@@ -213,21 +213,19 @@ class Learner:
             CheckpointError: the snapshot is of other layers, or of layers of another size.
         """
         factors = self.policy.named_factors()
-        expected = {f"policy.{name}": factor for name, factor in factors.items()}
-        expected |= {f"critic.{name}": t for name, t in self.critic.head.state_dict().items()}
-        _require_shapes(tensors, expected)
-        for name, parameter in factors.items():
-            parameter.data.copy_(like(tensors[f"policy.{name}"], parameter))
+        held: dict[str, Tensor] = {f"policy.{name}": factor for name, factor in factors.items()}
+        held |= {f"critic.{name}": own for name, own in self.critic.head.state_dict().items()}
+        _require_shapes(tensors, held)
+        for name, own in held.items():
+            own.data.copy_(like(tensors[name], own))
         restore_moments(self._update.optimizer, factors, tensors, "policy_optimizer")
-        for name, tensor in self.critic.head.state_dict().items():
-            tensor.copy_(tensors[f"critic.{name}"])
         critic = dict(self.critic.head.named_parameters())
         restore_moments(self.critic.optimizer, critic, tensors, "critic_optimizer")
         self._update.steps_taken = int(tensors["policy_steps"])
 
 
-def _require_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    for name, tensor in expected.items():
+def _require_shapes(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+    for name, tensor in held.items():
         saved = tensors.get(name)
         if saved is None or saved.shape != tensor.shape:
             section = "trainer.critic" if name.startswith("critic.") else "trainer.lora"
