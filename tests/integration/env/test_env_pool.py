@@ -118,7 +118,7 @@ async def test_a_killed_simulator_is_reported_and_replaced(counted: Fixture) -> 
 async def test_a_hung_simulator_is_killed_and_replaced(counted: Fixture) -> None:
     async with counted.pool(settings(step_timeout_seconds=1.0)) as pool:
         (pid,) = pool.pids
-        with pytest.raises(SimulatorHungError, match=r"no answer for 1\.\d s"):
+        with pytest.raises(SimulatorHungError, match=r"no answer for \d+\.\d s"):
             await step_after(pool, signal.SIGSTOP)
         assert ended(pid)
         async with pool.slot() as slot:
