@@ -8,10 +8,14 @@ simulators. Then the whole loop with the same settings: rollout, scoring, learni
 publication. Everything through the real services.
 
 Where both parts work on the same cores, a step costs what it costs in each: no loop can be faster
-than 1 / (1/env + 1/policy), which the table shows as "parts in turn". So all is measured again with
-env pool and policy server on cores of their own, each half of the machine, alone and in the loop:
-that is what a policy on a GPU or on another node sees, and what overlapping is for. There are four
-simulators a core then: one that waits for its action leaves the core to the others.
+than 1 / (1/env + 1/policy), which the table shows as "parts in turn". So all is measured again
+with env pool and policy server on cores of their own, each half of the machine, alone and in the
+loop: that is what a policy on a GPU or on another node sees, and what overlapping is for. The
+trainer works where the policy does. There are four simulators a core then: one that waits for its
+action leaves the core to the others. In the last loop the next episodes are collected while the
+trainer learns (`trainer.staleness = 1`); in the others simulators stand still meanwhile.
+
+Episodes are as long as the suite lets them be.
 """
 
 from __future__ import annotations
@@ -38,8 +42,11 @@ CONFIG = Path("configs/embedded.toml")
 UNIT = "env-steps/s"
 WARM_UP_ITERATIONS = 2
 """Iterations that don't count: scenes are built, the critic warms up."""
+SUITES_OWN_LIMIT = 0
 SIMULATORS_A_CORE = 4
 """Where the policy doesn't share the simulators' cores."""
+EPISODES = 8
+OWN = ", own cores"
 
 
 def main() -> None:
@@ -47,52 +54,65 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     arguments = parser.parse_args()
-    seconds, iterations = (5.0, 2) if arguments.quick else (30.0, 8)
+    seconds, iterations, actions = (5.0, 1, 12) if arguments.quick else (30.0, 4, SUITES_OWN_LIMIT)
     overrides = [
         "tasks.indices=[0]",
-        f"trainer.iterations={WARM_UP_ITERATIONS + iterations}",
-        "trainer.episodes_per_iteration=12",
+        f"tasks.max_actions={actions}",
+        f"trainer.iterations={WARM_UP_ITERATIONS + iterations + 1}",
+        f"trainer.episodes_per_iteration={EPISODES}",
         "evaluation.at_end=false",
     ]
     report = Report("loop", f"A whole iteration of {CONFIG.name}, task 0, against its parts alone")
-    measure(report, overrides, seconds, shared=True)
+    parts(report, overrides, seconds)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
         half = len(cores) // 2
-        env, policy = cores[:half], cores[half:]
+        env, rest = cores[:half], cores[half:]
         overrides += [
             f"env.processes={SIMULATORS_A_CORE * len(env)}",
-            f"policy.cpu_threads={len(policy)}",
+            f"policy.cpu_threads={len(rest)}",
         ]
-        with placed({"env": set(env), "policy": set(policy)}):
-            measure(report, overrides, seconds, shared=False)
+        with placed({"env": set(env), "policy": set(rest), "train": set(rest)}):
+            parts(report, overrides, seconds, OWN)
     sys.exit(0 if report.finish() else 1)
 
 
-def measure(report: Report, overrides: Sequence[str], seconds: float, *, shared: bool) -> None:
-    """Adds both parts alone and the loop; `shared` says that both use the same cores."""
+def parts(report: Report, overrides: Sequence[str], seconds: float, mark: str = "") -> None:
+    """Adds both parts alone, and then the loops of them; all names end with the mark."""
     config = load_config(CONFIG, overrides)
     repeat = config.env.action_repeat
-    mark = "" if shared else ", own cores"
     env_name, policy_name = f"env pool alone{mark}", f"policy alone{mark}"
     env_alone = env_part(config, seconds) * repeat
     report.add(env_name, env_alone, UNIT, note=f"{config.env.processes} simulators")
     policy_alone = policy_part(config, seconds) * repeat
     report.add(policy_name, policy_alone, UNIT, note=f"{config.env.processes} clients")
     slower = env_name if env_alone < policy_alone else policy_name
-    bound = slower
-    if shared:
-        bound, in_turn = "parts in turn", 1 / (1 / env_alone + 1 / policy_alone)
-        report.add(bound, in_turn, UNIT, note="all that shared cores can give")
+    if mark == OWN:
+        loop(report, overrides, mark, slower, at_least=None)
+        loop(report, [*overrides, "trainer.staleness=1"], f"{mark}, overlapped", slower)
+        return
+    bound, in_turn = "parts in turn", 1 / (1 / env_alone + 1 / policy_alone)
+    report.add(bound, in_turn, UNIT, against=slower, note="all that shared cores can give")
+    loop(report, overrides, mark, slower)
+
+
+def loop(
+    report: Report,
+    overrides: Sequence[str],
+    mark: str,
+    slower: str,
+    at_least: float | None = 0.8,
+) -> None:
+    """Adds the whole loop, against the slower part alone, and where its time went."""
+    config = load_config(CONFIG, overrides)
     with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
         lines = whole_loop(overrides, Path(folder) / "run")
-    steps = sum(line["samples"] * repeat for line in lines)
-    rollout = sum(line["seconds_rollout"] for line in lines)
+    steps = sum(line["samples"] * config.env.action_repeat for line in lines)
     whole = sum(line["seconds_iteration"] for line in lines)
-    report.add(f"rollout{mark}", steps / rollout, UNIT, against=bound)
-    if shared:
-        report.add("whole iteration", steps / whole, UNIT, against=bound)
-    report.add(f"whole iteration{mark} ", steps / whole, UNIT, against=slower, at_least=0.8)
+    if config.trainer.staleness == 0:
+        rollout = sum(line["seconds_rollout"] for line in lines)
+        report.add(f"rollout{mark}", steps / rollout, UNIT, against=slower)
+    report.add(f"whole iteration{mark}", steps / whole, UNIT, against=slower, at_least=at_least)
     shares(report, lines, whole, config, mark)
 
 
@@ -145,12 +165,14 @@ def policy_part(config: RunConfig, seconds: float) -> float:
 
 
 def whole_loop(overrides: Sequence[str], run_dir: Path) -> list[dict[str, float]]:
-    """Runs the stack; the metrics of its iterations after the warm-up."""
+    """Runs the stack; the metrics of its iterations after the warm-up, but for the last, beside
+    which no further episodes are collected.
+    """
     settings = [part for override in overrides for part in ("--set", override)]
     command = [sys.executable, "-m", "vlarl", "up", str(CONFIG), "--run-dir", str(run_dir)]
     subprocess.run([*command, *settings], check=True)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines][WARM_UP_ITERATIONS:]
+    return [json.loads(line) for line in lines][WARM_UP_ITERATIONS:-1]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ def placed(cores: Mapping[str, set[int]]) -> Iterator[None]:
     """While it lasts, every `serve NAME` below this process runs on its cores, and what it starts.
 
     Args:
-        cores: by the service's name, the numbers of its cores. Other processes stay as they are.
+        cores: by the service's name, or "train" for `vlarl train`, the numbers of its cores. Other
+            processes stay as they are.
     """
     ended = threading.Event()
 
@@ -38,7 +39,8 @@ def placed(cores: Mapping[str, set[int]]) -> Iterator[None]:
 
 def _place(process: psutil.Process, cores: Mapping[str, set[int]]) -> None:
     words = process.cmdline()
-    own = cores.get(words[words.index("serve") + 1]) if "serve" in words[:-1] else None
+    named = words.index("serve") + 1 if "serve" in words[:-1] else 3  # python -m vlarl NAME
+    own = cores.get(words[named]) if named < len(words) else None
     if own is None:
         return
     # Linux places threads, not processes; and Mesa's renderer puts its own back on all cores.

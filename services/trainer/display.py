@@ -58,7 +58,7 @@ class Display:
         left = sum(self._durations) / len(self._durations) * (self._iterations - done)
         remaining = f"ETA {clock(left)}"
         kl = f"{metrics['approximate_kl']:.2g}" if "approximate_kl" in metrics else "warm-up"
-        stopped = " (stopped)" if metrics.get("kl_stopped") else ""
+        stopped = f" (stopped at {metrics['largest_kl']:.2g})" if metrics.get("kl_stopped") else ""
         phases = ", ".join(
             f"{name} {metrics[f'seconds_{name}']:.1f}"
             for name in ("rollout", "learning", "checkpoint", "publish")

@@ -25,6 +25,7 @@ METRICS = {
     "entropy": "mean entropy of a token in nats, under the weights that acted",
     "policy_loss": "clipped surrogate, mean over the mini-batches",
     "approximate_kl": "KL(old || new) of whole actions, mean over the mini-batches",
+    "largest_kl": "the same, the largest of a mini-batch: what trainer.ppo.kl_stop bounds",
     "clip_fraction": "share of ratios at which clipping bound",
     "grad_norm": "policy's gradient norm before clipping, mean over the steps",
     "policy_steps": "optimizer steps of the policy",

@@ -41,6 +41,8 @@ class PolicyReport:
 
     policy_loss: float
     approximate_kl: float
+    largest_kl: float
+    """Of a mini-batch, which is what the bound holds for."""
     clip_fraction: float
     grad_norm: float
     """Mean norm before clipping, over the steps taken."""
@@ -93,9 +95,11 @@ class PolicyUpdate:
             if stopped:
                 break
         self.optimizer.zero_grad()
-        loss, kl, clipped = torch.stack(seen).mean(dim=0).tolist()
+        means = torch.stack(seen)
+        loss, kl, clipped = means.mean(dim=0).tolist()
         norm = float(np.mean(grad_norms)) if grad_norms else 0.0
-        return PolicyReport(loss, kl, clipped, norm, len(grad_norms), stopped)
+        largest = float(means[:, 1].max())
+        return PolicyReport(loss, kl, largest, clipped, norm, len(grad_norms), stopped)
 
     def _accumulate(self, samples: PolicySamples, chosen: Indices) -> Tensor:
         """Leaves the gradient of the mini-batch's mean loss in the factors.

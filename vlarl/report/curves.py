@@ -15,7 +15,6 @@ _EPISODES = 100
 _LEAST, _MOST = 50, 5
 """A window is at least a fiftieth of a run, or a long one's curve would be a scribble, and at most
 a fifth, or it would show nothing but its mean."""
-_POINTS = 160
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,27 @@ def smoothed(values: Floats, window: int) -> Floats:
 def over_runs(curves: Sequence[tuple[Floats, Floats]]) -> Band | None:
     """Mean, lowest and highest of several curves, each (x, y), where all of them go.
 
-    NaN are left out. Curves whose points agree in number are paired point by point; others are
-    interpolated. None: there is no such stretch.
+    Between its points a curve is a straight line; NaN are left out. None: there is no such stretch.
     """
     known = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves]
     if not known or any(len(x) == 0 for x, _ in known):
         return None
-    if len({len(x) for x, _ in known}) == 1:
-        grid = np.mean([x for x, _ in known], axis=0)
-        values = np.array([y for _, y in known])
-    else:
-        first, last = max(x[0] for x, _ in known), min(x[-1] for x, _ in known)
-        if first > last:
-            return None
-        grid = np.linspace(first, last, _POINTS)
-        values = np.array([np.interp(grid, x, y) for x, y in known])
-    return Band(grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+    first, last = max(x[0] for x, _ in known), min(x[-1] for x, _ in known)
+    if first > last:
+        return None
+    grid = np.unique(np.concatenate([x for x, _ in known]))
+    grid = grid[(grid >= first) & (grid <= last)]
+    return _around(grid, np.array([np.interp(grid, x, y) for x, y in known]))
+
+
+def paired(points: Sequence[tuple[Floats, Floats]]) -> Band:
+    """Mean, lowest and highest of several runs' first, second, ... points (x, y), as far as all
+    have them, each at the mean of its places.
+    """
+    count = min(len(x) for x, _ in points)
+    places = np.mean([x[:count] for x, _ in points], axis=0)
+    return _around(places, np.array([y[:count] for _, y in points]))
+
+
+def _around(x: Floats, values: Floats) -> Band:
+    return Band(x, values.mean(axis=0), values.min(axis=0), values.max(axis=0))

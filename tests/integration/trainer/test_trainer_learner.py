@@ -126,6 +126,8 @@ def test_the_kl_bound_stops_before_a_step(checkpoint: Path, experience: Experien
     bounded = learner(checkpoint, config)
     report = bounded.learn(experience)
     assert report["kl_stopped"] == 1.0
+    assert report["largest_kl"] > 1e-12
+    assert report["largest_kl"] >= report["approximate_kl"]
     # The first mini-batch has ratio 1 up to rounding; the second sees the first step's KL.
     assert report["policy_steps"] <= 1
     free = learner(checkpoint, trainer_config(ppo=ppo(epochs=1, mini_batch=8)))

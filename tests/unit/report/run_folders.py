@@ -102,7 +102,8 @@ def _write_iterations(path: Path, config: RunConfig, iterations: int) -> None:
             "completed_timestamp_seconds": 1.75e9 + SECONDS * number,
         }
         if number == 0:  # the critic's warm-up
-            del metrics["approximate_kl"], metrics["clip_fraction"]
+            for name in ("approximate_kl", "largest_kl", "clip_fraction"):
+                del metrics[name]
         iteration = trainer_pb2.Iteration(
             iteration=number,
             policy_version=number + 1,

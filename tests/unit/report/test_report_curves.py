@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from tests.unit.report.run_folders import make_run
 from vlarl.intervals import wilson_interval
-from vlarl.report.curves import over_runs, smoothed, smoothed_success, trailing_sums, window_of
+from vlarl.report.curves import (
+    over_runs,
+    paired,
+    smoothed,
+    smoothed_success,
+    trailing_sums,
+    window_of,
+)
 from vlarl.report.groups import differences, group_runs
 from vlarl.report.milestones import milestones
 from vlarl.report.run_folder import read_run
@@ -59,16 +66,29 @@ def test_a_window_holds_a_hundred_episodes_but_never_most_of_a_run() -> None:
     assert window_of(np.full(2000, 500.0)) == 40
 
 
-def test_runs_of_equal_length_are_paired_point_by_point() -> None:
-    band = over_runs(
+def test_points_are_paired_as_far_as_all_runs_have_them() -> None:
+    band = paired(
         [
-            (np.array([1.0, 2.0]), np.array([0.0, 1.0])),
+            (np.array([1.0, 2.0, 9.0]), np.array([0.0, 1.0, 9.0])),
             (np.array([3.0, 4.0]), np.array([2.0, 5.0])),
         ]
     )
-    assert band is not None
     assert (band.x.tolist(), band.middle.tolist()) == ([2, 3], [1, 3])
     assert (band.low.tolist(), band.high.tolist()) == ([0, 1], [2, 5])
+
+
+def test_a_band_of_runs_leaves_out_nothing_that_lies_between() -> None:
+    """A slower run's peak lies where the other has no point."""
+    fast = (np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 0.1, 0.2, 0.3]))
+    slow = (np.array([0.0, 1.5, 2.5, 4.0]), np.array([0.0, 0.9, 0.0, 0.4]))
+    band = over_runs([fast, slow])
+    assert band is not None
+    assert band.x.tolist() == [0, 1, 1.5, 2, 2.5, 3]
+    for x, y in (fast, slow):
+        inside = np.linspace(0, 3, 61)
+        line = np.interp(inside, x, y)
+        assert (np.interp(inside, band.x, band.low) <= line + 1e-9).all()
+        assert (np.interp(inside, band.x, band.high) >= line - 1e-9).all()
 
 
 def test_runs_of_other_lengths_meet_where_all_of_them_went() -> None:

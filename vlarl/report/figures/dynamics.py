@@ -34,6 +34,7 @@ SCALARS = (
     Scalar("episode_actions", "Episode length", "policy actions"),
     Scalar("entropy", "Rollout entropy", "nats a token", zero=False),
     Scalar("approximate_kl", "KL(old || new)", "nats an action"),
+    Scalar("largest_kl", "KL of the worst mini-batch", "nats an action"),
     Scalar("clip_fraction", "Clip fraction", "share of ratios", share=True),
     Scalar("grad_norm", "Gradient norm", "before clipping"),
     Scalar("value_loss", "Value loss", "half squared error"),
@@ -90,7 +91,7 @@ def _window(run: Run) -> int:
 def _bound(axes: Axes, metric: str, groups: Sequence[Group]) -> None:
     """KL's bound, where all runs have the same."""
     bounds = {run.config.trainer.ppo.kl_stop for group in groups for run in group.runs}
-    if metric != "approximate_kl" or len(bounds) > 1:
+    if metric != "largest_kl" or len(bounds) > 1:
         return
     (bound,) = bounds
     if 0 < bound < 4 * axes.get_ylim()[1]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from vlarl.report.curves import Band, over_runs, smoothed_success, window_of
+from vlarl.report.curves import Band, over_runs, paired, smoothed_success, window_of
 from vlarl.report.figures.panel import WIDE, Panel, draw, legend_below, share_axis, steps_axis
 from vlarl.report.groups import Group
 from vlarl.report.records import Evaluation, Floats
@@ -89,8 +89,8 @@ def _training(axes: Axes, trained: Sequence[Band], colour: str, label: str) -> N
 
 def _greedy(axes: Axes, evaluated: Sequence[Band], colour: str, label: str | None) -> None:
     """Dots with intervals: Wilson's of one run, from the lowest to the highest of several."""
-    shown = evaluated[0] if len(evaluated) == 1 else over_runs([(o.x, o.middle) for o in evaluated])
-    if shown is None or not len(shown.x):
+    shown = evaluated[0] if len(evaluated) == 1 else paired([(o.x, o.middle) for o in evaluated])
+    if not len(shown.x):
         return
     # Rounding may leave a bound on the wrong side of its rate by a hair.
     below = np.maximum(shown.middle - shown.low, 0)
