@@ -99,9 +99,9 @@ class EvaluationDisplay:
     """An evaluation's progress on standard output."""
 
     def __init__(
-        self, tasks: Sequence[env_pb2.TaskDescription], config: RunConfig, out: Path
+        self, tasks: Sequence[env_pb2.TaskDescription], config: RunConfig, out: Path, protocol: str
     ) -> None:
-        """tasks: what is evaluated. out: where the results go."""
+        """tasks: what is evaluated. out: where the results go. protocol: which, in words."""
         self._console = Console(highlight=False, soft_wrap=True)
         self._out = out
         self._terminal = self._console.is_terminal
@@ -111,7 +111,7 @@ class EvaluationDisplay:
         self._console.print(
             f"{config.tasks.suite}: {len(tasks)} tasks, {config.evaluation.episodes_per_task} "
             f"official initial states each, greedy, at most {limit} control steps after "
-            f"{env.settle_steps} to settle, {env.profile} simulator"
+            f"{env.settle_steps} to settle, {env.profile} simulator\nprotocol: {protocol}"
         )
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
