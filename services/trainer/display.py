@@ -20,6 +20,7 @@ from rich.table import Table
 from services.trainer.evaluation import EpisodeResult, Evaluation, TaskScore
 from vlarl.config import RunConfig
 from vlarl.env.v1 import env_pb2
+from vlarl.invocation import invocation
 from vlarl.trainer.v1 import trainer_pb2
 
 _RECENT = 10
@@ -86,8 +87,8 @@ class Display:
         """Says where to look."""
         self.close()
         self._console.print(
-            f"run: {run_dir}  (metrics.jsonl, checkpoints/, tensorboard --logdir "
-            f"{run_dir / 'tensorboard'}; vlarl report {run_dir})"
+            f"run: {run_dir}  (metrics.jsonl, checkpoints/; {invocation('tensorboard')} --logdir "
+            f"{run_dir / 'tensorboard'}; {invocation()} report {run_dir})"
         )
 
     def close(self) -> None:

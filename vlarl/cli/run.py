@@ -67,8 +67,20 @@ def up(
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        settings, directory = choose_run(RunConfig, config, resume, run_dir, overrides)
+        settings, directory = choose_run(
+            RunConfig, config, resume, run_dir, overrides, _check_stack
+        )
         from vlarl.stack.supervisor import run_stack
 
         code = asyncio.run(run_stack(settings, directory))
     raise typer.Exit(code)
+
+
+def _check_stack(settings: RunConfig) -> None:
+    """Finds out what would otherwise end a service once all have been started."""
+    from vlarl.openvla.folder import check_folder
+    from vlarl.stack.tasks import choose_tasks, suite_tasks
+
+    check_folder(settings.policy.checkpoint)
+    tasks = suite_tasks(settings.env, settings.tasks.suite)
+    choose_tasks(tasks, settings.tasks.indices, episodes=0)
