@@ -75,6 +75,7 @@ LIBERO_INIT_STATES = 50
 class RunConfig(Section):
     """A whole run."""
 
+    example = "`vlarl up` takes a run's configuration, as configs/reach.toml"
     name: str = Field(default="run", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
     """The run's id: names its folder, its queue and its weights."""
     seed: int = Field(default=7, ge=0)
