@@ -60,7 +60,7 @@ def choose_run(
         if (settings.name, settings.seed) != (before.name, before.seed):
             raise ConfigError("a run that goes on keeps its name and its seed; begin a new one")
         check(settings)
-        if overrides and os.environ.get("RANK", "0") == "0":
+        if overrides and first_rank():
             # The run's processes, and whoever reads it later, know the configuration from there.
             save_config(settings, resume)
         return settings, resume
@@ -74,9 +74,14 @@ def choose_run(
     directory = run_dir or Path("runs") / f"{settings.name}-{stamp}"
     # The folder's name is the run's id: unique, so that runs may share a queue and policy servers.
     settings = settings.model_copy(update={"name": directory.name})
-    if os.environ.get("RANK", "0") == "0":
+    if first_rank():
         _begin(settings, directory)
     return settings, directory
+
+
+def first_rank() -> bool:
+    """Whether this is the process that speaks for all that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _begin(settings: RunConfig | SftConfig, directory: Path) -> None:

@@ -54,6 +54,21 @@ def test_a_suite_of_the_users_own_is_known(tmp_path: Path) -> None:
     assert said == "error: suite 'mine' has tasks 0 to 0, so there is no number 1"
 
 
+def test_a_trainer_without_a_queue_says_what_starts_one(tmp_path: Path) -> None:
+    url = f"queue.url=unix://{tmp_path}/nothing"
+    said = refusal(tmp_path / "run", "train", str(ROOT / "configs/reach.toml"), "--set", url)
+    assert said.startswith(f"error: no queue at unix://{tmp_path}/nothing: ")
+    assert " up CONFIG` starts one with everything else" in said
+
+
+def test_a_policy_that_nobody_serves_says_how_to_serve_one() -> None:
+    image = ROOT / "docs/pictures/reach-success.png"
+    arguments = ["--image", str(image), "--instruction", "go", "--address", "127.0.0.1:9"]
+    refused = CliRunner().invoke(app, ["act", *arguments])
+    assert refused.exit_code == 1
+    assert "serve policy --checkpoint DIR`, or name another one with --address" in refused.output
+
+
 def test_fine_tuning_looks_for_its_datasets_first(tmp_path: Path) -> None:
     datasets = f'data.datasets=["{tmp_path / "none"}"]'
     arguments = ["sft", str(ROOT / "configs/sft-reach.toml"), "--set", datasets]
