@@ -73,6 +73,11 @@ class Display:
         )
         self._bar.update(self._task, completed=done, remaining=remaining)
 
+    def evaluation_begins(self, episodes: int) -> None:
+        """Says so where no bar does: nothing else is printed for as long as it takes."""
+        if self._bar.disable:
+            self._console.print(f"a greedy evaluation begins, of {episodes} episodes")
+
     def evaluation(self, evaluation: Evaluation) -> None:
         """Prints success by task."""
         self._console.print(
