@@ -179,13 +179,14 @@ def dataset_files(directory: Path) -> list[Path]:
     """The files of a folder's tasks, by name.
 
     Raises:
-        DatasetError: no dataset is here, or an empty one.
+        DatasetError: no dataset is here, an empty one, or one of another format.
     """
     convert = f"`{invocation()} demos convert`"
     if not (directory / _DESCRIPTION).exists():
         raise DatasetError(
             f"{directory}: no dataset here ({_DESCRIPTION} is missing); make one with {convert}"
         )
+    _read_capture(directory / _DESCRIPTION)
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise DatasetError(f"{directory} holds no task yet; fill it with {convert}")

@@ -109,7 +109,9 @@ def test_tasks_stand_in_the_benchmarks_order(catalog: TaskCatalog) -> None:
 
 
 def test_what_does_not_exist_is_named(catalog: TaskCatalog) -> None:
-    with pytest.raises(UnknownTaskError, match=r"unknown suite 'libero_11'; there are .*libero_10"):
+    with pytest.raises(
+        UnknownTaskError, match=r"'libero_11'; did you mean 'libero_10'\? There are .*reach"
+    ):
         catalog.find("libero_11", 0)
     with pytest.raises(UnknownTaskError, match="tasks 0 to 9, so there is no number 10"):
         catalog.find("libero_goal", 10)
