@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from vlarl.errors import FatalError
 from vlarl.files import share
+from vlarl.invocation import invocation
 
 FORMAT = 1
 _DESCRIPTION = "dataset.json"
@@ -170,16 +171,26 @@ def read_dataset(directory: Path) -> Dataset:
     Raises:
         DatasetError: no dataset is here, or a file is broken.
     """
-    description = directory / _DESCRIPTION
-    if not description.exists():
+    files = dataset_files(directory)
+    return Dataset(_read_capture(directory / _DESCRIPTION), [_read_task(file) for file in files])
+
+
+def dataset_files(directory: Path) -> list[Path]:
+    """The files of a folder's tasks, by name.
+
+    Raises:
+        DatasetError: no dataset is here, an empty one, or one of another format.
+    """
+    convert = f"`{invocation()} demos convert`"
+    if not (directory / _DESCRIPTION).exists():
         raise DatasetError(
-            f"{directory}: no dataset here ({_DESCRIPTION} is missing); make one with `vlarl demos`"
+            f"{directory}: no dataset here ({_DESCRIPTION} is missing); make one with {convert}"
         )
-    capture = _read_capture(description)
+    _read_capture(directory / _DESCRIPTION)
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise DatasetError(f"{directory} holds no task yet; fill it with `vlarl demos`")
-    return Dataset(capture, [_read_task(file) for file in files])
+        raise DatasetError(f"{directory} holds no task yet; fill it with {convert}")
+    return files
 
 
 def _read_capture(path: Path) -> Capture:

@@ -1,4 +1,4 @@
-"""Names of LIBERO's suites and of LIBERO-PRO's perturbed variants, which test robustness."""
+"""LIBERO's suites, and LIBERO-PRO's perturbed variants of them, which test robustness."""
 
 from __future__ import annotations
 
@@ -19,3 +19,20 @@ def variants(suite: str) -> tuple[str, ...]:
 def base_suite(suite: str) -> str:
     """The suite that this one is a variant of; itself where it is none."""
     return next((base for base in PERTURBED_SUITES if suite in variants(base)), suite)
+
+
+LIBERO_STEP_LIMITS = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+"""Control steps of an episode in the protocol that published numbers follow; a variant of a suite
+has the suite's.
+"""
+
+LIBERO_SUITES = {
+    name: limit for suite, limit in LIBERO_STEP_LIMITS.items() for name in (suite, *variants(suite))
+}
+"""Control steps of an episode by suite, variants included."""

@@ -34,6 +34,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from vlarl.blobs import BlobStore, open_blobs
 from vlarl.config import QueueConfig
 from vlarl.errors import FatalError
+from vlarl.invocation import invocation
 from vlarl.rollout.v1 import rollout_pb2
 
 # One hash tag: all keys live in one slot of a Redis Cluster, as the script needs.
@@ -110,6 +111,12 @@ class StreamState:
     consumers: int
 
 
+async def check_queue(config: QueueConfig) -> None:
+    """Raises QueueError at once where there is no queue now."""
+    async with RolloutQueue(config, retries=0):
+        pass
+
+
 class RolloutQueue:
     """The queue as its three users see it. Use as an async context manager.
 
@@ -117,7 +124,8 @@ class RolloutQueue:
         QueueError: Redis can't be reached, refuses the password, or evicts keys.
     """
 
-    def __init__(self, config: QueueConfig) -> None:
+    def __init__(self, config: QueueConfig, *, retries: int = 8) -> None:
+        """retries: of whatever finds no connection, some 15 seconds in all."""
         self._config = config
         password = config.password_file.read_text().strip() if config.password_file else None
         # Any: redis-py's types can't tell bytes from text, nor awaitable answers from plain ones.
@@ -125,7 +133,7 @@ class RolloutQueue:
             config.url,
             password=password,
             socket_timeout=30,
-            retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=8),
+            retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=retries),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
         )
         self._blobs: BlobStore = open_blobs(config.blobs, self._redis, f"{_PREFIX}blob:")
@@ -143,7 +151,11 @@ class RolloutQueue:
             policy = {}  # Managed services refuse CONFIG.
         except RedisError as error:
             await self._redis.aclose()
-            raise QueueError(f"no queue at {self._config.url}: {error}") from error
+            raise QueueError(
+                f"no queue at {self._config.url}: {str(error).rstrip('.')}; "
+                f"`{invocation()} up CONFIG` starts one with everything else, queue.url names "
+                "one that runs"
+            ) from error
         if policy.get("maxmemory-policy", "noeviction") != "noeviction":
             await self._redis.aclose()
             raise QueueError(

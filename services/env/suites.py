@@ -4,6 +4,7 @@ folders of BDDL files of our own.
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,23 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlarl.config import ConfigError
-from vlarl.libero import variants
-
-LIBERO_STEP_LIMITS = {
-    "libero_spatial": 220,
-    "libero_object": 280,
-    "libero_goal": 300,
-    "libero_10": 520,
-    "libero_90": 400,
-}
-"""Control steps of an episode in the protocol that published numbers follow; a variant of a suite
-has the suite's.
-"""
-
-LIBERO_SUITES = {
-    name: limit for suite, limit in LIBERO_STEP_LIMITS.items() for name in (suite, *variants(suite))
-}
-"""Control steps of an episode by suite, variants included."""
+from vlarl.libero import LIBERO_SUITES
 
 _SPEAKING_BDDL = ("_lan", "_task")
 """Variants whose instruction differs from their files' names, which are the suite's."""
@@ -126,8 +111,10 @@ class TaskCatalog:
             UnknownTaskError: no such suite.
         """
         if suite not in self._suites:
+            near = difflib.get_close_matches(suite, self._suites, n=1)
+            hint = f"did you mean {near[0]!r}? There" if near else "there"
             raise UnknownTaskError(
-                f"unknown suite {suite!r}; there are {', '.join(sorted(self._suites))}"
+                f"unknown suite {suite!r}; {hint} are {', '.join(sorted(self._suites))}"
             )
         return self._suites[suite]
 

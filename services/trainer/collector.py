@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from vlarl.errors import FatalError
+from vlarl.invocation import invocation
 from vlarl.queue import DeadLetter, Delivery, RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 
@@ -111,7 +112,7 @@ class Collector:
                 return {one: dead[one] for one in waiting & dead.keys()}
         raise RolloutError(
             f"no episode came back for {self._timeout:g} s ({len(waiting)} are out): are env "
-            "workers and a reward server running on this queue? (`vlarl queue`, "
+            f"workers and a reward server running on this queue? (`{invocation()} queue`, "
             "trainer.rollout_timeout_seconds)"
         )
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from services.trainer.evaluation import EpisodeResult, Evaluation, TaskScore
 from vlarl.config import RunConfig
 from vlarl.env.v1 import env_pb2
+from vlarl.invocation import invocation
 from vlarl.trainer.v1 import trainer_pb2
 
 _RECENT = 10
@@ -72,6 +73,11 @@ class Display:
         )
         self._bar.update(self._task, completed=done, remaining=remaining)
 
+    def evaluation_begins(self, episodes: int) -> None:
+        """Says so where no bar does: nothing else is printed for as long as it takes."""
+        if self._bar.disable:
+            self._console.print(f"a greedy evaluation begins, of {episodes} episodes")
+
     def evaluation(self, evaluation: Evaluation) -> None:
         """Prints success by task."""
         self._console.print(
@@ -86,8 +92,8 @@ class Display:
         """Says where to look."""
         self.close()
         self._console.print(
-            f"run: {run_dir}  (metrics.jsonl, checkpoints/, tensorboard --logdir "
-            f"{run_dir / 'tensorboard'}; vlarl report {run_dir})"
+            f"run: {run_dir}  (metrics.jsonl, checkpoints/; {invocation('tensorboard')} --logdir "
+            f"{run_dir / 'tensorboard'}; {invocation()} report {run_dir})"
         )
 
     def close(self) -> None:
@@ -99,9 +105,9 @@ class EvaluationDisplay:
     """An evaluation's progress on standard output."""
 
     def __init__(
-        self, tasks: Sequence[env_pb2.TaskDescription], config: RunConfig, out: Path
+        self, tasks: Sequence[env_pb2.TaskDescription], config: RunConfig, out: Path, protocol: str
     ) -> None:
-        """tasks: what is evaluated. out: where the results go."""
+        """tasks: what is evaluated. out: where the results go. protocol: which, in words."""
         self._console = Console(highlight=False, soft_wrap=True)
         self._out = out
         self._terminal = self._console.is_terminal
@@ -111,7 +117,7 @@ class EvaluationDisplay:
         self._console.print(
             f"{config.tasks.suite}: {len(tasks)} tasks, {config.evaluation.episodes_per_task} "
             f"official initial states each, greedy, at most {limit} control steps after "
-            f"{env.settle_steps} to settle, {env.profile} simulator"
+            f"{env.settle_steps} to settle, {env.profile} simulator\nprotocol: {protocol}"
         )
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),

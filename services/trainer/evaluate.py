@@ -26,7 +26,7 @@ RUN_ID = "evaluation"
 """Every evaluation has a queue of its own, so they may share a name."""
 
 
-def run(config: RunConfig, trained: Path | None, out: Path, videos: int) -> int:
+def run(config: RunConfig, trained: Path | None, out: Path, videos: int, protocol: str) -> int:
     """Evaluates a policy, or goes on with what `out` holds of it.
 
     Args:
@@ -34,6 +34,7 @@ def run(config: RunConfig, trained: Path | None, out: Path, videos: int) -> int:
         trained: see `load_subject`.
         out: the evaluation's folder.
         videos: films of each task and outcome.
+        protocol: what the configuration follows, for people.
 
     Returns:
         The exit code: 0 when every episode was counted, 1 when some were given up.
@@ -56,7 +57,7 @@ def run(config: RunConfig, trained: Path | None, out: Path, videos: int) -> int:
         film = FilmMaker(out / "videos", videos, config.env.action_repeat, values)
     names = ("policy", "env", "reward") if videos else ("policy", "env")
     stack = Stack(config, out, names, lasting_queue=False)
-    display = EvaluationDisplay(chosen, config, out)
+    display = EvaluationDisplay(chosen, config, out, protocol)
     with contextlib.closing(display):
         work = _evaluate(stack, subject, folder, film, display)
         return asyncio.run(supervise(stack, work, f"the same command with --out {out}"))

@@ -191,6 +191,7 @@ class TrainingLoop:
             return
         started = time.monotonic()
         await self._status.enter(trainer_pb2.RUN_STATE_EVALUATING)
+        self._display.evaluation_begins(len(specs))
         with self._phase("evaluation"):
             await self._collector.issue(specs)
             collected = await self._collector.collect(specs, learned=progress.iteration)

@@ -110,7 +110,7 @@ def test_a_runs_last_policy_is_published_and_evaluated(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--suite", "libero_11"], "unknown suite 'libero_11'; there are"),
+        (["--suite", "libero_11"], "unknown suite 'libero_11'; did you mean"),
         (["--suite", "approach", "--tasks", "3"], "tasks 0 to 0, so there is no number 3"),
         (["--suite", "approach", "--set", "unnorm_key=x"], "no dataset statistics named 'x'"),
     ],

@@ -27,6 +27,7 @@ def test_the_loop_closes(
     wait_for(lambda: len(run.iterations()) >= 1, process, run)
     family = descendants(process.pid)
     assert process.wait(600) == 0, run.output.read_text()
+    assert run.output.read_text().strip().endswith(f"report {run.run_dir})")
     lines = run.iterations()
     assert [line["iteration"] for line in lines] == [0, 1, 2]
     # The first iteration warms the critic up, and leaves the policy as it is.

@@ -12,6 +12,7 @@ import typer
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_section
 from vlarl.cli.report import missing_packages
 from vlarl.config import AblationConfig, ConfigError
+from vlarl.invocation import invocation
 from vlarl.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def _run(ablation: Ablation, resume: str, *, verbose: bool) -> int:
 
 def _same_command(config: Path, out: Path, overrides: list[str] | None) -> str:
     settings = [part for override in overrides or [] for part in ("--set", override)]
-    return shlex.join(["vlarl", "ablate", str(config), "--out", str(out), *settings])
+    arguments = shlex.join(["ablate", str(config), "--out", str(out), *settings])
+    return f"{invocation()} {arguments}"
 
 
 def _show(ablation: Ablation) -> None:
@@ -112,7 +114,7 @@ def _show(ablation: Ablation) -> None:
         console.print(remark, markup=False)
     typer.echo(f"{ablation.out / 'table.md'}, table.json")
     if missing := missing_packages():
-        typer.echo(f"no page: {', '.join(missing)} missing: pip install 'vlarl[report]'")
+        typer.echo(f"no page: {missing}")
     elif found.folders:
         from vlarl.report.report import write_report
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_config
+from vlarl.invocation import invocation
 
 Token = Annotated[Path | None, typer.Option("--token-file", help="File with the bearer token.")]
 
@@ -25,6 +26,8 @@ def act(
     token_file: Token = None,
 ) -> None:
     """Ask a policy server for one action."""
+    from grpc import StatusCode
+
     from vlarl.client import PolicyClient, PolicyError
 
     try:
@@ -37,7 +40,11 @@ def act(
                 unnorm_key=unnorm_key or None,
             )
     except PolicyError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        hint = ""
+        if error.code is StatusCode.UNAVAILABLE:
+            start = f"{invocation()} serve policy --checkpoint DIR"
+            hint = f"; start a server with `{start}`, or name another one with --address"
+        typer.secho(f"error: {error}{hint}", fg="red", err=True)
         raise typer.Exit(1) from error
     typer.echo(f"version   {action.policy_version}")
     typer.echo(f"tokens    {' '.join(str(token) for token in action.token_ids)}")
@@ -50,7 +57,7 @@ def queue(config: ConfigFile = None, overrides: Overrides = None) -> None:
     from vlarl.queue import DeadLetter, RolloutQueue, StreamState
 
     async def look() -> tuple[list[StreamState], list[DeadLetter]]:
-        async with RolloutQueue(read_config(config, overrides).queue) as opened:
+        async with RolloutQueue(read_config(config, overrides).queue, retries=0) as opened:
             return await opened.states(), await opened.dead_letters()
 
     with one_sentence_errors():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,11 @@ import typer
 
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_config
 from vlarl.config import ConfigError, RunConfig
+from vlarl.libero import LIBERO_SUITES
 from vlarl.logs import configure_logging
 
-# What published numbers mean, whatever a run trains with. --set comes later and wins.
-PROTOCOL = ("env.profile=faithful", "env.settle_steps=10", "tasks.max_actions=0")
+LIBERO_PROTOCOL = {"env.profile": "faithful", "env.settle_steps": 10, "tasks.max_actions": 0}
+"""What published numbers of LIBERO's suites mean, whatever a run trains with. --set wins."""
 
 ConfigArgument = Annotated[
     Path | None, typer.Argument(help="TOML file: the checkpoint, the tasks, the simulators.")
@@ -66,20 +68,21 @@ def evaluate(
 ) -> None:
     """Evaluate a policy by the benchmark's protocol, on this machine.
 
-    Greedy, from the official initial states, within the suite's step limit, after ten settling
-    steps, in the faithful simulator; --set overrides any of it. Starts the services that it needs
-    and stops them. Killed, it goes on where it stopped when the same --out is given again.
+    Greedy, from the official initial states. On LIBERO's suites within the suite's step limit,
+    after ten settling steps, in the faithful simulator, unless --set says otherwise; on other
+    suites as the configuration says. Starts the services that it needs and stops them. Killed, it
+    goes on where it stopped when the same --out is given again.
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        settings = evaluation_config(
+        settings, protocol = evaluation_config(
             config, checkpoint, run, suite, tasks, episodes_per_task, overrides
         )
         from services.trainer.evaluate import run as run_evaluation
 
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = out or Path("runs") / f"eval-{settings.tasks.suite}-{stamp}"
-        code = run_evaluation(settings, run, folder, videos)
+        code = run_evaluation(settings, run, folder, videos, protocol)
     raise typer.Exit(code)
 
 
@@ -91,8 +94,9 @@ def evaluation_config(
     tasks: str | None,
     episodes_per_task: int,
     overrides: list[str] | None,
-) -> RunConfig:
-    """The configuration of an evaluation; no task indices mean the whole suite.
+) -> tuple[RunConfig, str]:
+    """The configuration of an evaluation, and its protocol in words; no task indices mean the
+    whole suite.
 
     Raises:
         ConfigError: nothing to evaluate is named, or too much.
@@ -103,7 +107,7 @@ def evaluation_config(
         raise ConfigError("name what to evaluate: a configuration, --checkpoint DIR or --run RUN")
     if config is None and run is None and suite is None:
         raise ConfigError("name the --suite to evaluate on, e.g. --suite libero_spatial")
-    chosen = [*PROTOCOL, f"evaluation.episodes_per_task={episodes_per_task}"]
+    chosen = [f"evaluation.episodes_per_task={episodes_per_task}"]
     if checkpoint is not None:
         chosen.append(f"policy.checkpoint={json.dumps(str(checkpoint))}")
     if suite is not None:
@@ -111,7 +115,25 @@ def evaluation_config(
     if tasks is not None:
         chosen.append(f"tasks.indices={_numbers(tasks)}")
     source = config if run is None else _saved_config(run)
-    return read_config(source, [*chosen, *(overrides or [])])
+    chosen += overrides or []
+    given = read_config(source, chosen)
+    if given.tasks.suite not in LIBERO_SUITES:
+        return given, f"the configuration's own, as {given.tasks.suite} is none of LIBERO's suites"
+    protocol = [f"{key}={value}" for key, value in LIBERO_PROTOCOL.items()]
+    settings = read_config(source, [*protocol, *chosen])
+    return settings, _libero_protocol(given, settings)
+
+
+def _libero_protocol(given: RunConfig, settings: RunConfig) -> str:
+    """LIBERO's protocol: what it changes, and what --set changes of it."""
+    remarks = []
+    for key, value in LIBERO_PROTOCOL.items():
+        before, now = (attrgetter(key)(config) for config in (given, settings))
+        if now != value:
+            remarks.append(f"--set {key}={now}")
+        elif now != before:
+            remarks.append(f"{key} {now} instead of {before}")
+    return ": ".join(filter(None, ["LIBERO's", ", ".join(remarks)]))
 
 
 def _saved_config(run: Path) -> Path:

@@ -10,6 +10,7 @@ import typer
 
 from vlarl.cli.options import one_sentence_errors
 from vlarl.config import ConfigError
+from vlarl.invocation import invocation
 
 Runs = Annotated[
     list[Path],
@@ -42,7 +43,7 @@ def report(runs: Runs, out: Out = None) -> None:
     """
     with one_sentence_errors():
         if missing := missing_packages():
-            raise ConfigError(f"{', '.join(missing)} missing: pip install 'vlarl[report]'")
+            raise ConfigError(missing)
         if out is not None and out.suffix != ".html":
             raise ConfigError(f"--out {out}: name the page, e.g. {out.with_suffix('.html')}")
         from vlarl.report.report import write_report
@@ -52,6 +53,7 @@ def report(runs: Runs, out: Out = None) -> None:
         typer.echo(f"{page}  ({megabytes:.1f} MB; pictures: {pictures})")
 
 
-def missing_packages() -> list[str]:
-    """What a page needs and isn't installed."""
-    return [name for name in _NEEDED if find_spec(name) is None]
+def missing_packages() -> str:
+    """What a page needs and isn't installed, and how to; empty: nothing."""
+    missing = ", ".join(name for name in _NEEDED if find_spec(name) is None)
+    return missing and f"{missing} missing: {invocation('pip')} install 'vlarl[report]'"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vlarl.cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
-from vlarl.cli.runs import Resume, RunDirectory, choose_run
+from vlarl.cli.runs import Resume, RunDirectory, choose_run, first_rank
 from vlarl.config import RunConfig
 from vlarl.logs import configure_logging
 
@@ -45,7 +46,9 @@ def train(
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        settings, directory = choose_run(RunConfig, config, resume, run_dir, overrides)
+        settings, directory = choose_run(
+            RunConfig, config, resume, run_dir, overrides, partial(_check_trainer, places)
+        )
         if places:
             settings = read_section(RunConfig, directory / "config.toml", places)
         from services.trainer.main import run
@@ -67,8 +70,30 @@ def up(
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        settings, directory = choose_run(RunConfig, config, resume, run_dir, overrides)
+        settings, directory = choose_run(
+            RunConfig, config, resume, run_dir, overrides, _check_stack
+        )
         from vlarl.stack.supervisor import run_stack
 
         code = asyncio.run(run_stack(settings, directory))
     raise typer.Exit(code)
+
+
+def _check_stack(settings: RunConfig) -> None:
+    """Finds out what would otherwise end a service once all have been started."""
+    from vlarl.openvla.folder import check_folder
+    from vlarl.stack.tasks import choose_tasks, suite_tasks
+
+    check_folder(settings.policy.checkpoint)
+    tasks = suite_tasks(settings.env, settings.tasks.suite)
+    choose_tasks(tasks, settings.tasks.indices, episodes=0)
+
+
+def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:
+    """Looks for the checkpoint, and for the queue where nobody has just started one."""
+    from vlarl.openvla.folder import check_folder
+    from vlarl.queue import check_queue
+
+    check_folder(settings.policy.checkpoint)
+    if first_rank() and not places:
+        asyncio.run(check_queue(settings.queue))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -34,8 +35,17 @@ def choose_run(
     resume: Path | None,
     run_dir: Path | None,
     overrides: list[str] | None,
+    check: Callable[[R], object] = lambda _: None,
 ) -> tuple[R, Path]:
     """The configuration and folder of a new run, or of the one to go on with.
+
+    Args:
+        root: what kind of run.
+        config: TOML file of a new one.
+        resume: folder of one to go on with.
+        run_dir: folder of the new one.
+        overrides: of --set.
+        check: raises what is wrong with the configuration, before anything is written.
 
     Raises:
         ConfigError: there is no such run, or there is one already where a new one should begin.
@@ -49,22 +59,29 @@ def choose_run(
         settings, before = read_section(root, saved, overrides), read_section(root, saved, None)
         if (settings.name, settings.seed) != (before.name, before.seed):
             raise ConfigError("a run that goes on keeps its name and its seed; begin a new one")
-        if overrides and os.environ.get("RANK", "0") == "0":
+        check(settings)
+        if overrides and first_rank():
             # The run's processes, and whoever reads it later, know the configuration from there.
             save_config(settings, resume)
         return settings, resume
     if config is None:
         raise ConfigError("name a configuration of configs/, or --resume RUN")
     settings = read_section(root, config, overrides)
+    check(settings)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     if run_dir is None and "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError("under torchrun, name the run's folder with --run-dir")
     directory = run_dir or Path("runs") / f"{settings.name}-{stamp}"
     # The folder's name is the run's id: unique, so that runs may share a queue and policy servers.
     settings = settings.model_copy(update={"name": directory.name})
-    if os.environ.get("RANK", "0") == "0":
+    if first_rank():
         _begin(settings, directory)
     return settings, directory
+
+
+def first_rank() -> bool:
+    """Whether this is the process that speaks for all that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _begin(settings: RunConfig | SftConfig, directory: Path) -> None:

@@ -33,7 +33,20 @@ def sft(
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        settings, directory = choose_run(SftConfig, config, resume, run_dir, overrides)
+        settings, directory = choose_run(
+            SftConfig, config, resume, run_dir, overrides, _check_sources
+        )
         from services.trainer.sft.main import run
 
         run(settings, directory)
+
+
+def _check_sources(settings: SftConfig) -> None:
+    """Looks whether there are datasets, and a checkpoint to start from."""
+    from vlarl.demonstrations import dataset_files
+    from vlarl.openvla.folder import check_folder
+
+    for folder in settings.data.datasets:
+        dataset_files(folder)
+    if settings.checkpoint is not None:
+        check_folder(settings.checkpoint)

@@ -34,6 +34,7 @@ from vlarl.config.sft import (
     SftConfig,
     TinyModelConfig,
 )
+from vlarl.libero import LIBERO_SUITES
 
 __all__ = [
     "AblationConfig",
@@ -74,6 +75,7 @@ LIBERO_INIT_STATES = 50
 class RunConfig(Section):
     """A whole run."""
 
+    example = "`vlarl up` takes a run's configuration, as configs/reach.toml"
     name: str = Field(default="run", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
     """The run's id: names its folder, its queue and its weights."""
     seed: int = Field(default=7, ge=0)
@@ -102,7 +104,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _states_exist(self) -> Self:
         wanted = self.evaluation.episodes_per_task
-        if self.tasks.suite.startswith("libero_") and wanted > LIBERO_INIT_STATES:
+        if self.tasks.suite in LIBERO_SUITES and wanted > LIBERO_INIT_STATES:
             raise ValueError(
                 f"evaluation.episodes_per_task is {wanted}, but {self.tasks.suite} has "
                 f"{LIBERO_INIT_STATES} official initial states of each task"

@@ -31,6 +31,7 @@ class PaperNumber(Section):
 class AblationConfig(Section):
     """Variants of a run, each with several seeds, beside one another."""
 
+    example = "`vlarl ablate` takes a table of variants, as configs/ablations-reach.toml"
     name: str = Field(pattern=_NAME)
     """Names the folder of all runs, runs/NAME."""
     base: Path

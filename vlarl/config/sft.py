@@ -97,6 +97,7 @@ class FitConfig(Section):
 class SftConfig(Section):
     """A run of supervised fine-tuning."""
 
+    example = "`vlarl sft` takes a file of its own kind, as configs/sft-reach.toml"
     name: str = Field(default="sft", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
     """The run's name, which is its folder's."""
     seed: int = Field(default=7, ge=0)

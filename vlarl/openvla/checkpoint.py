@@ -17,16 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlarl.errors import FatalError
 from vlarl.files import share
+from vlarl.openvla.folder import INDEX, SINGLE, CheckpointError, weight_files
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _SHARD_BYTES = 5_000_000_000
-
-
-class CheckpointError(FatalError, ValueError):
-    """A checkpoint's weights are missing, broken, or don't fit its configuration."""
 
 
 class CheckpointReader:
@@ -64,24 +58,6 @@ class CheckpointReader:
         if key not in self._files:
             raise CheckpointError(f"{self.directory} has no tensor {key!r}")
         return self._files[key]
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, sorted.
-
-    Raises:
-        CheckpointError: there are none, or the index can't be read.
-    """
-    index = directory / _INDEX
-    if index.exists():
-        try:
-            weight_map = json.loads(index.read_bytes())["weight_map"]
-            return sorted(directory / Path(name).name for name in set(weight_map.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"cannot read {index}: {error!r}") from error
-    if (directory / _SINGLE).exists():
-        return [directory / _SINGLE]
-    raise CheckpointError(f"{directory} has neither {_SINGLE} nor {_INDEX}")
 
 
 def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -142,14 +118,14 @@ def save_tensors(
         weight_map.update(dict.fromkeys(shard, names[-1]))
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(names) == 1:
-        names = [_SINGLE]
+        names = [SINGLE]
     partial.replace(directory / names[-1])
-    if names == [_SINGLE]:
-        (directory / _INDEX).unlink(missing_ok=True)
+    if names == [SINGLE]:
+        (directory / INDEX).unlink(missing_ok=True)
     else:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         partial.write_text(json.dumps(index, indent=1))
-        partial.replace(directory / _INDEX)
+        partial.replace(directory / INDEX)
     for stale in {path.name for path in directory.glob("model*.safetensors")} - set(names):
         (directory / stale).unlink()
 

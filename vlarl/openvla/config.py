@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlarl.errors import FatalError
+from vlarl.invocation import invocation
 from vlarl.openvla.tokens import ACTION_BINS, ActionStats
 
 
@@ -126,7 +127,10 @@ class OpenVLAConfig:
         """
         directory = Path(directory)
         if not directory.is_dir():
-            raise ConfigError(f"there is no checkpoint folder {directory}")
+            raise ConfigError(
+                f"there is no checkpoint folder {directory}; `{invocation()} checkpoint tiny DIR` "
+                "makes an untrained one"
+            )
         raw = _read_json(directory / "config.json")
         try:
             return cls._from_json(raw, _statistics(raw, directory), directory.resolve().name)

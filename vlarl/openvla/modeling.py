@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from vlarl.openvla.checkpoint import CheckpointError, CheckpointReader
+from vlarl.openvla.checkpoint import CheckpointReader
 from vlarl.openvla.config import OpenVLAConfig, TextConfig
+from vlarl.openvla.folder import CheckpointError
 from vlarl.openvla.tokens import ACTION_BINS
 from vlarl.openvla.vit import VisionTransformer
 

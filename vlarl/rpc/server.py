@@ -174,7 +174,9 @@ class RpcServer:
         self._starter = None
         try:
             await self._until_draining(watch)
-            logger.info("%s drains", ", ".join(self._names))
+            # Not at the end of work that was waited for, which has had the last word.
+            level = logging.INFO if self._drain.is_set() else logging.DEBUG
+            logger.log(level, "%s drains", ", ".join(self._names))
             self._health.close()
             deadline = asyncio.get_running_loop().time() + self._config.drain_seconds
             if on_drain is not None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from rich.console import Console
 
 from vlarl.config import ConfigError, RunConfig
+from vlarl.invocation import invocation
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.stack.service import Service, ServiceDiedError
 from vlarl.stack.valkey import valkey_command
@@ -188,7 +189,7 @@ async def run_stack(config: RunConfig, run_dir: Path) -> int:
         The exit code: the trainer's; 1 when a service died; 130 after Ctrl-C or SIGTERM.
     """
     stack = Stack(config, run_dir)
-    return await supervise(stack, _train(stack), f"vlarl up --resume {run_dir}")
+    return await supervise(stack, _train(stack), f"{invocation()} up --resume {run_dir}")
 
 
 async def _train(stack: Stack) -> int:

@@ -12,13 +12,13 @@ from torch import Tensor
 from services.trainer.durable import durable_folder
 from services.trainer.sft.statistics import Statistics
 from vlarl.config import LoraConfig
-from vlarl.openvla.checkpoint import CheckpointReader, save_tensors, weight_files
+from vlarl.openvla.checkpoint import CheckpointReader, save_tensors
 from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.folder import INDEX, weight_files
 from vlarl.openvla.lora import lora_layers, merged_tensors
 
 _CONFIG = "config.json"
 _STATISTICS = "dataset_statistics.json"
-_INDEX = "model.safetensors.index.json"
 
 
 def export_checkpoint(
@@ -43,7 +43,7 @@ def export_checkpoint(
         center_crop: whether frames are cropped where the policy acts; none: as in `base`.
     """
     with durable_folder(target) as folder:
-        weight_names = {path.name for path in weight_files(base)} | {_INDEX}
+        weight_names = {path.name for path in weight_files(base)} | {INDEX}
         for path in base.iterdir():
             if path.is_file() and path.name not in weight_names:
                 shutil.copyfile(path, folder / path.name)

@@ -14,9 +14,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from services.env.suites import LIBERO_STEP_LIMITS
 from vlarl.config import ChannelConfig, EnvConfig, RunConfig, ServerConfig, dump_toml
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
+from vlarl.libero import LIBERO_STEP_LIMITS
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.rpc.errors import violations

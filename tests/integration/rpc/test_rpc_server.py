@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -119,6 +120,20 @@ async def test_a_drain_lets_calls_finish_and_takes_no_new_ones(serve: Serve) -> 
         assert (await call).policy_version == 3
         await asyncio.wait_for(serving, 5)
     assert not is_open(served.address)
+
+
+async def test_work_that_is_done_has_the_last_word(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trainer's summary stays the last line; whoever is told to drain says so."""
+    caplog.set_level(logging.INFO, "vlarl.rpc.server")
+    done = asyncio.create_task(asyncio.sleep(0))
+    await (await serve()).server.serve_until_terminated(watch=done)
+    assert "drains" not in caplog.text
+    told = await serve()
+    told.server.terminate()
+    await told.server.serve_until_terminated()
+    assert "drains" in caplog.text
 
 
 async def test_a_failing_drain_still_stops_the_server(serve: Serve) -> None:

@@ -94,7 +94,7 @@ async def evaluate(
         here = config.model_copy(update={"policy": section})
         subject = load_subject(here, trained)
         folder = EvaluationFolder(out, protocol_of(here, subject))
-        display = EvaluationDisplay(TASKS, here, out)
+        display = EvaluationDisplay(TASKS, here, out, "LIBERO's")
         evaluation = await Evaluator(here, subject, folder, film, display).run(queue)
         assert all(state.length == 0 for state in await queue.states())
     return evaluation, ran

@@ -78,6 +78,12 @@ def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
     [
         ("env.procesess=1", r"env.procesess: unknown key; did you mean 'processes'\?"),
         ("trainer.ppo.epoch=2", r"trainer.ppo.epoch: unknown key; did you mean 'epochs'\?"),
+        ("iterations=3", r"^configuration: iterations: unknown .* mean trainer.iterations\?$"),
+        ("trainer.iteratons=3", r"unknown key; did you mean 'iterations'\?"),
+        ("env.gamma=1", r"env.gamma: unknown key; did you mean trainer.ppo.gamma\?"),
+        ("clip_lo=1", r"did you mean trainer.ppo.clip_low\?"),
+        ("temprature=1", r"did you mean trainer.temperature\?"),
+        ("gae_lambda=1", "trainer.ppo.gae_lambda or trainer.critic.gae_lambda"),
         ("xyzzy=1", "xyzzy: unknown key; known: name, seed"),
         ("trainer.temperature=0", r"trainer.temperature: .*greater than 0 \(got 0\)"),
         ("trainer.ppo.micro_batch=100", "must not exceed ppo.mini_batch"),
@@ -88,6 +94,43 @@ def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
 def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "sentence"),
+    [
+        (
+            SftConfig,
+            "reach.toml",
+            "missing keys data; unknown keys tasks, policy, env, trainer, evaluation: "
+            "`vlarl sft` takes ",
+        ),
+        (
+            AblationConfig,
+            "reach.toml",
+            "missing keys base, seeds, variants; unknown keys seed, tasks, policy, env, trainer, "
+            "evaluation: `vlarl ablate` takes ",
+        ),
+        (
+            RunConfig,
+            "sft-reach.toml",
+            "unknown keys mode, target_sigma, input_sigma, export, model, data, augmentation, "
+            "pretrain, training: `vlarl up` takes ",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_one_sentence(kind: type, file: str, sentence: str) -> None:
+    path = ROOT / "configs" / file
+    with pytest.raises(ConfigError) as refused:
+        load_section(kind, path)
+    assert str(refused.value).startswith(f"{path}: {sentence}")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_what_a_table_lacks_is_named_without_its_content() -> None:
+    required = ["name=a", "base=b", "seeds=[1]", "variants.a.seed=1"]
+    with pytest.raises(ConfigError, match=r"paper.a.success: missing$"):
+        load_section(AblationConfig, None, [*required, "paper.a.against=3"])
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:

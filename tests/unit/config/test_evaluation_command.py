@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "configs/embedded.toml"
 
 
-def configured(**changes: object) -> RunConfig:
+def resolved(**changes: object) -> tuple[RunConfig, str]:
     arguments = {
         "config": None,
         "checkpoint": None,
@@ -29,8 +29,15 @@ def configured(**changes: object) -> RunConfig:
     return evaluation_config(**(arguments | changes))
 
 
-def test_the_protocol_wins_over_how_a_run_trains() -> None:
-    config = configured(config=EMBEDDED)
+def configured(**changes: object) -> RunConfig:
+    return resolved(**changes)[0]
+
+
+def test_liberos_protocol_wins_over_how_a_run_trains_and_says_so() -> None:
+    config, protocol = resolved(config=EMBEDDED)
+    assert protocol == (
+        "LIBERO's: env.profile faithful instead of fast, tasks.max_actions 0 instead of 12"
+    )
     assert (config.env.profile, config.env.settle_steps) == ("faithful", 10)
     assert config.tasks.max_actions == 0, "not the suite's own step limit"
     assert config.evaluation.episodes_per_task == 50
@@ -41,9 +48,20 @@ def test_the_protocol_wins_over_how_a_run_trains() -> None:
 
 def test_the_command_line_wins_over_the_protocol() -> None:
     overrides = ["env.profile=fast", "tasks.max_actions=3"]
-    config = configured(config=EMBEDDED, episodes_per_task=2, overrides=overrides)
+    config, protocol = resolved(config=EMBEDDED, episodes_per_task=2, overrides=overrides)
+    assert protocol == "LIBERO's: --set env.profile=fast, --set tasks.max_actions=3"
     assert (config.env.profile, config.tasks.max_actions) == ("fast", 3)
     assert config.evaluation.episodes_per_task == 2
+
+
+def test_on_a_suite_of_our_own_the_configuration_holds(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text((ROOT / "configs/reach.toml").read_text())
+    for source in ({"config": ROOT / "configs/reach.toml"}, {"run": tmp_path}):
+        config, protocol = resolved(**source)
+        assert (config.env.profile, config.env.settle_steps) == ("fast", 0)
+        assert config.tasks.max_actions == 6
+        assert protocol == "the configuration's own, as reach is none of LIBERO's suites"
+    assert resolved(checkpoint=Path("tiny"), suite="libero_10_swap")[1] == "LIBERO's"
 
 
 def test_more_states_than_there_are_is_an_error() -> None:
@@ -91,7 +109,8 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     arguments = ["eval", "--checkpoint", str(tmp_path / "none"), "--suite", "reach"]
     refused = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert refused.exit_code == 1
-    assert refused.output.strip() == f"error: there is no checkpoint folder {tmp_path / 'none'}"
+    missing = f"error: there is no checkpoint folder {tmp_path / 'none'}; "
+    assert refused.output.strip().startswith(missing)
     assert not (tmp_path / "out").exists()
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.env.suites import LIBERO_SUITES, TaskCatalog, UnknownTaskError
+from services.env.suites import TaskCatalog, UnknownTaskError
 from vlarl.config import ConfigError, EnvConfig
-from vlarl.libero import PERTURBED_SUITES, base_suite, variants
+from vlarl.libero import LIBERO_SUITES, PERTURBED_SUITES, base_suite, variants
 from vlarl.stack.tasks import choose_tasks, suite_tasks
 
 pytestmark = pytest.mark.sim
@@ -80,7 +80,9 @@ def test_tasks_can_be_listed_before_anything_runs() -> None:
         choose_tasks(tasks, (1, 11), episodes=50)
     with pytest.raises(ConfigError, match="50 official initial states, fewer than 51"):
         choose_tasks(tasks, (), episodes=51)
-    with pytest.raises(ConfigError, match=r"^unknown suite 'libero_11'; there are .*libero_10_lan"):
+    with pytest.raises(
+        ConfigError, match=r"^unknown suite 'libero_11'; did you mean 'libero_10'\?"
+    ):
         suite_tasks(EnvConfig(), "libero_11")
 
 
@@ -107,7 +109,9 @@ def test_tasks_stand_in_the_benchmarks_order(catalog: TaskCatalog) -> None:
 
 
 def test_what_does_not_exist_is_named(catalog: TaskCatalog) -> None:
-    with pytest.raises(UnknownTaskError, match=r"unknown suite 'libero_11'; there are .*libero_10"):
+    with pytest.raises(
+        UnknownTaskError, match=r"'libero_11'; did you mean 'libero_10'\? There are .*reach"
+    ):
         catalog.find("libero_11", 0)
     with pytest.raises(UnknownTaskError, match="tasks 0 to 9, so there is no number 10"):
         catalog.find("libero_goal", 10)

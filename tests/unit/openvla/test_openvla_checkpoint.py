@@ -12,13 +12,13 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 import torch
 
 from vlarl.openvla.checkpoint import (
-    CheckpointError,
     CheckpointReader,
     base_digest,
     save_tensors,
     tensor_bytes,
     tensors_digest,
 )
+from vlarl.openvla.folder import CheckpointError
 
 pytestmark = pytest.mark.torch
 

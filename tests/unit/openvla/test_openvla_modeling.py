@@ -12,7 +12,8 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 
 import torch
 
-from vlarl.openvla.checkpoint import CheckpointError, CheckpointReader, save_tensors
+from vlarl.openvla.checkpoint import CheckpointReader, save_tensors
+from vlarl.openvla.folder import CheckpointError
 from vlarl.openvla.images import PixelNormalizer
 from vlarl.openvla.modeling import (
     OpenVLA,

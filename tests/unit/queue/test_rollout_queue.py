@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Valkey
 from vlarl.config import QueueConfig
-from vlarl.queue import Delivery, QueueError, RolloutQueue
+from vlarl.queue import Delivery, QueueError, RolloutQueue, check_queue
 from vlarl.rollout.v1 import rollout_pb2
 
 RUN = "run-a"
@@ -187,3 +187,17 @@ async def test_no_server_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(QueueError, match="no queue at unix:"):
         async with RolloutQueue(QueueConfig(url=f"unix://{tmp_path}/nothing")):
             pass
+
+
+async def test_who_only_looks_for_a_queue_tries_once() -> None:
+    tries = []
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tries.append(writer)
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(QueueError, match=r"no queue at .* up CONFIG` starts one"):
+            await check_queue(QueueConfig(url=f"redis://127.0.0.1:{port}/0"))
+    assert len(tries) == 1

@@ -1,0 +1,75 @@
+"""What can't work is refused in one sentence before anything is started or written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vlarl.cli import app
+
+pytestmark = pytest.mark.torch
+ROOT = Path(__file__).parents[3]
+
+
+def refusal(run_dir: Path, *arguments: str) -> str:
+    """What the command says; it must leave nothing behind."""
+    refused = CliRunner().invoke(app, [*arguments, "--run-dir", str(run_dir)])
+    assert refused.exit_code == 1
+    assert not run_dir.exists()
+    assert len(refused.output.strip().splitlines()) == 1
+    return refused.output.strip()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["tasks.suite=libero_spatal"], "unknown suite 'libero_spatal'; did you mean 'libero_sp"),
+        (["tasks.indices=[0, 4]"], "suite 'reach' has tasks 0 to 0, so there is no number 4"),
+        (["policy.checkpoint=nowhere"], "there is no checkpoint folder nowhere; `"),
+    ],
+)
+def test_the_stack_is_not_started(tmp_path: Path, settings: list[str], sentence: str) -> None:
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    said = refusal(tmp_path / "run", "up", str(ROOT / "configs/reach.toml"), *overrides)
+    assert said.startswith(f"error: {sentence}")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_nor_with_half_a_checkpoint(tmp_path: Path, missing: str) -> None:
+    shutil.copytree(ROOT / "policies/reach", tmp_path / "half")
+    (tmp_path / "half" / missing).unlink()
+    checkpoint = f"policy.checkpoint={tmp_path / 'half'}"
+    arguments = ["up", str(ROOT / "configs/reach.toml"), "--set", checkpoint]
+    assert missing in refusal(tmp_path / "run", *arguments)
+
+
+def test_a_suite_of_the_users_own_is_known(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "services/env/bddl/reach", tmp_path / "mine")
+    settings = ["tasks.suite=mine", f"env.bddl_directories.mine={tmp_path / 'mine'}"]
+    overrides = [part for one in (*settings, "tasks.indices=[1]") for part in ("--set", one)]
+    said = refusal(tmp_path / "run", "up", str(ROOT / "configs/reach.toml"), *overrides)
+    assert said == "error: suite 'mine' has tasks 0 to 0, so there is no number 1"
+
+
+def test_a_trainer_without_a_queue_says_what_starts_one(tmp_path: Path) -> None:
+    url = f"queue.url=unix://{tmp_path}/nothing"
+    said = refusal(tmp_path / "run", "train", str(ROOT / "configs/reach.toml"), "--set", url)
+    assert said.startswith(f"error: no queue at unix://{tmp_path}/nothing: ")
+    assert " up CONFIG` starts one with everything else" in said
+
+
+def test_a_policy_that_nobody_serves_says_how_to_serve_one() -> None:
+    image = ROOT / "docs/pictures/reach-success.png"
+    arguments = ["--image", str(image), "--instruction", "go", "--address", "127.0.0.1:9"]
+    refused = CliRunner().invoke(app, ["act", *arguments])
+    assert refused.exit_code == 1
+    assert "serve policy --checkpoint DIR`, or name another one with --address" in refused.output
+
+
+def test_fine_tuning_looks_for_its_datasets_first(tmp_path: Path) -> None:
+    datasets = f'data.datasets=["{tmp_path / "none"}"]'
+    arguments = ["sft", str(ROOT / "configs/sft-reach.toml"), "--set", datasets]
+    assert "no dataset here" in refusal(tmp_path / "run", *arguments)

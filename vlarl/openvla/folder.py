@@ -1,0 +1,49 @@
+"""The files of a checkpoint's folder, looked for without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vlarl.errors import FatalError
+from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.images import PixelNormalizer
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class CheckpointError(FatalError, ValueError):
+    """A checkpoint's weights are missing, broken, or don't fit its configuration."""
+
+
+def check_folder(directory: Path) -> None:
+    """Makes sure that a folder holds all files of a checkpoint, for who starts processes with it.
+
+    Raises:
+        ConfigError: there is no such folder, or its settings can't be read.
+        CheckpointError: its weights or its tokenizer are missing.
+    """
+    OpenVLAConfig.from_directory(directory)
+    PixelNormalizer.from_directory(directory)
+    for path in (*weight_files(directory), directory / "tokenizer.json"):
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {directory} is incomplete: {path.name} is missing")
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, sorted.
+
+    Raises:
+        CheckpointError: there are none, or the index can't be read.
+    """
+    index = directory / INDEX
+    if index.exists():
+        try:
+            weight_map = json.loads(index.read_bytes())["weight_map"]
+            return sorted(directory / Path(name).name for name in set(weight_map.values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"cannot read {index}: {error!r}") from error
+    if (directory / SINGLE).exists():
+        return [directory / SINGLE]
+    raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}")
