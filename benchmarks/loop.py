@@ -70,6 +70,7 @@ def main() -> None:
         env, rest = cores[:half], cores[half:]
         overrides += [
             f"env.processes={SIMULATORS_A_CORE * len(env)}",
+            f"env.concurrent_steps={len(env) + 1}",  # as by default on so many cores
             f"policy.cpu_threads={len(rest)}",
         ]
         with placed({"env": set(env), "policy": set(rest), "train": set(rest)}):

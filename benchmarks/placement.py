@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import psutil
 
-_SWEEP_SECONDS = 0.2
+_SWEEP_SECONDS = 1.0
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
@@ -46,6 +47,9 @@ class SimulatorPool:
         self._config = config
         self._devices = list(egl_devices)
         self._metrics = metrics
+        self._turns = asyncio.Semaphore(
+            _concurrent_steps(config, drawing_on_gpus=bool(egl_devices))
+        )
         self._free = asyncio.Semaphore(0)
         self._idle: list[_Seat] = []
         self._seats: list[_Seat] = []
@@ -56,7 +60,7 @@ class SimulatorPool:
             self._devices[number % len(self._devices)] if self._devices else None
             for number in range(self._config.processes)
         ]
-        self._seats = [_Seat(device, self._metrics) for device in devices]
+        self._seats = [_Seat(device, self._metrics, self._turns) for device in devices]
         try:
             await asyncio.gather(*(seat.fill(self._config) for seat in self._seats))
         except SimulatorError as error:
@@ -164,9 +168,12 @@ class Slot:
 class _Seat:
     """A place in the pool, with its device, and the process that fills it."""
 
-    def __init__(self, egl_device: int | None, metrics: EnvMetrics) -> None:
+    def __init__(
+        self, egl_device: int | None, metrics: EnvMetrics, turns: asyncio.Semaphore
+    ) -> None:
         self._device = egl_device
         self._metrics = metrics
+        self._turns = turns
         self._process: SimulatorProcess | None = None
 
     @property
@@ -187,10 +194,24 @@ class _Seat:
 
     async def fill(self, config: EnvConfig) -> None:
         """Starts a process."""
-        self._process = await SimulatorProcess.spawn(config, self._device, self._metrics)
+        self._process = await SimulatorProcess.spawn(
+            config, self._device, self._metrics, self._turns
+        )
 
     async def empty(self) -> None:
         """Ends the process."""
         if self._process is not None:
             await self._process.close()
             self._process = None
+
+
+def _concurrent_steps(config: EnvConfig, *, drawing_on_gpus: bool) -> int:
+    """How many simulators compute at once.
+
+    More of them than cores would share the cores, end their steps together, ask the policy together
+    and leave the cores idle together. In turn, some compute while others wait for their action. One
+    more than cores fills the gaps between a step and the next command, and a hung one's place.
+    """
+    if config.concurrent_steps is not None:
+        return config.concurrent_steps
+    return config.processes if drawing_on_gpus else len(os.sched_getaffinity(0)) + 1

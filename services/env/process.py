@@ -48,12 +48,14 @@ class SimulatorProcess:
         self,
         config: EnvConfig,
         metrics: EnvMetrics,
+        turns: asyncio.Semaphore,
         child: subprocess.Popen[bytes],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         self._config = config
         self._metrics = metrics
+        self._turns = turns
         self._child = child
         self._reader = reader
         self._writer = writer
@@ -65,7 +67,11 @@ class SimulatorProcess:
 
     @classmethod
     async def spawn(
-        cls, config: EnvConfig, egl_device: int | None, metrics: EnvMetrics
+        cls,
+        config: EnvConfig,
+        egl_device: int | None,
+        metrics: EnvMetrics,
+        turns: asyncio.Semaphore,
     ) -> SimulatorProcess:
         """Starts a process and waits until its libraries are loaded.
 
@@ -73,6 +79,7 @@ class SimulatorProcess:
             config: Its settings.
             egl_device: GPU to draw on; none: software rendering.
             metrics: Where steps and seconds are counted.
+            turns: Held while a step is computed.
 
         Raises:
             SimulatorError: it ended or hung before.
@@ -90,7 +97,7 @@ class SimulatorProcess:
                 env=headless_environment(MappingProxyType(os.environ), egl_device),
             )
         reader, writer = await asyncio.open_connection(sock=ours)
-        simulator = cls(config, metrics, child, reader, writer)
+        simulator = cls(config, metrics, turns, child, reader, writer)
         folders = {name: path.resolve() for name, path in config.bddl_directories.items()}
         settings = config.model_copy(update={"bddl_directories": folders})
         try:
@@ -137,14 +144,15 @@ class SimulatorProcess:
         return answer
 
     async def step(self, command: env_pb2.StepEpisode) -> env_pb2.InteractResponse:
-        """Applies one action.
+        """Applies one action, when it is this simulator's turn.
 
         Raises:
             CommandRefusedError: no episode runs, or the action isn't seven finite numbers.
             SimulatorError: the simulator is lost.
         """
         request = env_pb2.InteractRequest(step=command)
-        return await self._ask(request, self._config.step_timeout_seconds)
+        async with self._turns:
+            return await self._ask(request, self._config.step_timeout_seconds)
 
     async def _ask(
         self, request: env_pb2.InteractRequest, seconds: float

@@ -38,6 +38,9 @@ class EnvConfig(Section):
 
     processes: int = Field(default=2, ge=1)
     """Simulators of this server, one process each."""
+    concurrent_steps: int | None = Field(default=None, ge=1)
+    """Simulators that compute a step at once, the others in turn; none: one more than there are
+    cores where software draws, all of them on GPUs."""
     profile: Literal["faithful", "fast"] = "faithful"
     """faithful: the published numbers' physics and pixels; fast: see docs/simulator.md."""
     cameras: tuple[str, ...] = ("agentview",)

@@ -126,6 +126,19 @@ async def test_a_hung_simulator_is_killed_and_replaced(counted: Fixture) -> None
         assert counted.value("simulator_restarts_total", cause="hung") == 1
 
 
+async def test_simulators_step_in_turn(counted: Fixture) -> None:
+    config = settings(processes=2, concurrent_steps=1)
+    async with counted.pool(config) as pool, pool.slot() as one, pool.slot() as other:
+        first, second = one.simulator(REACH), other.simulator(REACH)
+        await asyncio.gather(first.reset(reset()), second.reset(reset()))
+        os.kill(first.pid, signal.SIGSTOP)
+        steps = [asyncio.create_task(simulator.step(STEP)) for simulator in (first, second)]
+        done, _ = await asyncio.wait(steps, timeout=1.0)
+        assert not done, "the second has not waited for the first"
+        os.kill(first.pid, signal.SIGCONT)
+        assert [answer.control_steps for answer in await asyncio.gather(*steps)] == [1, 1]
+
+
 async def test_an_abandoned_call_does_not_disturb_the_next(counted: Fixture) -> None:
     async with counted.pool(settings()) as pool:
         (pid,) = pool.pids
@@ -190,7 +203,8 @@ from vlarl.config import EnvConfig
 
 async def main():
     metrics = EnvMetrics(CollectorRegistry())
-    simulator = await SimulatorProcess.spawn(EnvConfig(profile="fast"), None, metrics)
+    config, turns = EnvConfig(profile="fast"), asyncio.Semaphore()
+    simulator = await SimulatorProcess.spawn(config, None, metrics, turns)
     print(simulator.pid, flush=True)
     await asyncio.Event().wait()
 
@@ -225,5 +239,5 @@ def _gone(pid: int) -> bool:
 async def test_spawn_gives_up_on_a_process_that_never_gets_ready(counted: Fixture) -> None:
     with pytest.raises(SimulatorHungError):
         await SimulatorProcess.spawn(
-            settings(construct_timeout_seconds=0.01), None, counted.metrics
+            settings(construct_timeout_seconds=0.01), None, counted.metrics, asyncio.Semaphore()
         )
