@@ -89,8 +89,9 @@ def parts(report: Report, overrides: Sequence[str], seconds: float, mark: str = 
     report.add(policy_name, policy_alone, UNIT, note=f"{config.env.processes} clients")
     slower = env_name if env_alone < policy_alone else policy_name
     if mark == OWN:
-        loop(report, overrides, mark, slower, at_least=None)
-        loop(report, [*overrides, "trainer.staleness=1"], f"{mark}, overlapped", slower)
+        loop(report, overrides, mark, slower)
+        overlapped = [*overrides, "trainer.staleness=1"]
+        loop(report, overlapped, f"{mark}, overlapped", slower, at_least=0.8)
         return
     bound, in_turn = "parts in turn", 1 / (1 / env_alone + 1 / policy_alone)
     report.add(bound, in_turn, UNIT, against=slower, note="all that shared cores can give")
@@ -102,7 +103,7 @@ def loop(
     overrides: Sequence[str],
     mark: str,
     slower: str,
-    at_least: float | None = 0.8,
+    at_least: float | None = None,
 ) -> None:
     """Adds the whole loop, against the slower part alone, and where its time went."""
     config = load_config(CONFIG, overrides)
