@@ -15,7 +15,7 @@ trainer works where the policy does. There are four simulators a core then: one 
 action leaves the core to the others. In the last loop the next episodes are collected while the
 trainer learns (`trainer.staleness = 1`); in the others simulators stand still meanwhile.
 
-Episodes are as long as the suite lets them be.
+Episodes are as long as the suite lets them be, but for --quick.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ UNIT = "env-steps/s"
 WARM_UP_ITERATIONS = 2
 """Iterations that don't count: scenes are built, the critic warms up."""
 SUITES_OWN_LIMIT = 0
+"""What `tasks.max_actions` says for it."""
 SIMULATORS_A_CORE = 4
 """Where the policy doesn't share the simulators' cores."""
 EPISODES = 8
-OWN = ", own cores"
+"""An iteration's; twice as many as the simulators of one core."""
+ENV, POLICY, OWN = "env pool alone", "policy alone", ", own cores"
 
 
 def main() -> None:
@@ -63,7 +65,11 @@ def main() -> None:
         "evaluation.at_end=false",
     ]
     report = Report("loop", f"A whole iteration of {CONFIG.name}, task 0, against its parts alone")
-    parts(report, overrides, seconds)
+    slower = parts(report, overrides, seconds)
+    in_turn = 1 / sum(1 / report.find(name).value for name in (ENV, POLICY))
+    note = "all that shared cores can give"
+    report.add("parts in turn", in_turn, UNIT, against=slower, note=note)
+    loop(report, overrides, "", slower)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
         half = len(cores) // 2
@@ -74,28 +80,23 @@ def main() -> None:
             f"policy.cpu_threads={len(rest)}",
         ]
         with placed({"env": set(env), "policy": set(rest), "train": set(rest)}):
-            parts(report, overrides, seconds, OWN)
+            slower = parts(report, overrides, seconds, OWN)
+            loop(report, overrides, OWN, slower)
+            overlapped = [*overrides, "trainer.staleness=1"]
+            loop(report, overlapped, f"{OWN}, overlapped", slower, at_least=0.8)
     sys.exit(0 if report.finish() else 1)
 
 
-def parts(report: Report, overrides: Sequence[str], seconds: float, mark: str = "") -> None:
-    """Adds both parts alone, and then the loops of them; all names end with the mark."""
+def parts(report: Report, overrides: Sequence[str], seconds: float, mark: str = "") -> str:
+    """Adds both parts alone, their names with the mark behind; returns the slower one's name."""
     config = load_config(CONFIG, overrides)
     repeat = config.env.action_repeat
-    env_name, policy_name = f"env pool alone{mark}", f"policy alone{mark}"
+    env_name, policy_name = f"{ENV}{mark}", f"{POLICY}{mark}"
     env_alone = env_part(config, seconds) * repeat
     report.add(env_name, env_alone, UNIT, note=f"{config.env.processes} simulators")
     policy_alone = policy_part(config, seconds) * repeat
     report.add(policy_name, policy_alone, UNIT, note=f"{config.env.processes} clients")
-    slower = env_name if env_alone < policy_alone else policy_name
-    if mark == OWN:
-        loop(report, overrides, mark, slower)
-        overlapped = [*overrides, "trainer.staleness=1"]
-        loop(report, overlapped, f"{mark}, overlapped", slower, at_least=0.8)
-        return
-    bound, in_turn = "parts in turn", 1 / (1 / env_alone + 1 / policy_alone)
-    report.add(bound, in_turn, UNIT, against=slower, note="all that shared cores can give")
-    loop(report, overrides, mark, slower)
+    return env_name if env_alone < policy_alone else policy_name
 
 
 def loop(

@@ -171,26 +171,27 @@ def read_dataset(directory: Path) -> Dataset:
     Raises:
         DatasetError: no dataset is here, or a file is broken.
     """
-    files = dataset_files(directory)
-    return Dataset(_read_capture(directory / _DESCRIPTION), [_read_task(file) for file in files])
+    capture, files = find_dataset(directory)
+    return Dataset(capture, [_read_task(file) for file in files])
 
 
-def dataset_files(directory: Path) -> list[Path]:
-    """The files of a folder's tasks, by name.
+def find_dataset(directory: Path) -> tuple[Capture, list[Path]]:
+    """How a folder's dataset was captured, and the files of its tasks, by name; none is read.
 
     Raises:
         DatasetError: no dataset is here, an empty one, or one of another format.
     """
     convert = f"`{invocation()} demos convert`"
-    if not (directory / _DESCRIPTION).exists():
+    description = directory / _DESCRIPTION
+    if not description.exists():
         raise DatasetError(
             f"{directory}: no dataset here ({_DESCRIPTION} is missing); make one with {convert}"
         )
-    _read_capture(directory / _DESCRIPTION)
+    capture = _read_capture(description)
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise DatasetError(f"{directory} holds no task yet; fill it with {convert}")
-    return files
+    return capture, files
 
 
 def _read_capture(path: Path) -> Capture:

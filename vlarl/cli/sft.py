@@ -43,10 +43,10 @@ def sft(
 
 def _check_sources(settings: SftConfig) -> None:
     """Looks whether there are datasets, and a checkpoint to start from."""
-    from vlarl.demonstrations import dataset_files
+    from vlarl.demonstrations import find_dataset
     from vlarl.openvla.folder import check_folder
 
     for folder in settings.data.datasets:
-        dataset_files(folder)
+        find_dataset(folder)
     if settings.checkpoint is not None:
         check_folder(settings.checkpoint)

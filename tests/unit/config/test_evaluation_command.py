@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from vlarl.cli import app
 from vlarl.cli.evaluate import evaluation_config
 from vlarl.config import ConfigError, RunConfig
+from vlarl.invocation import invocation
 
 ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "configs/embedded.toml"
@@ -109,8 +110,10 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     arguments = ["eval", "--checkpoint", str(tmp_path / "none"), "--suite", "reach"]
     refused = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert refused.exit_code == 1
-    missing = f"error: there is no checkpoint folder {tmp_path / 'none'}; "
-    assert refused.output.strip().startswith(missing)
+    assert refused.output.strip() == (
+        f"error: there is no checkpoint folder {tmp_path / 'none'}; `{invocation()} checkpoint "
+        "tiny DIR` makes an untrained one"
+    )
     assert not (tmp_path / "out").exists()
 
 
