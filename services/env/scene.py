@@ -160,6 +160,10 @@ class Scene:
             RandomizationError: the objects don't fit into their regions.
         """
         np.random.seed(seed if seed < 2**32 else [seed % 2**32, seed >> 32])
+        # LIBERO adds the place drawn for a fixture to where its parts are in the model, so that a
+        # fixture that stands where the last draw put it would throw what belongs on it into the air.
+        model = self._env.sim.model._model
+        model.body_pos[:], model.body_quat[:] = self._env.unplaced
         for left in reversed(range(PLACEMENT_TRIES)):
             try:
                 self._env.reset()
@@ -303,13 +307,14 @@ class Scene:
 
 def _problem_class(bddl_file: Path, *, capped: bool) -> Untyped:
     base = TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]]
-    if not capped:
-        return base
 
     def initialize_sim(self: Untyped, xml_string: str | None = None) -> None:
-        cache = headless.cache_folder()
-        self.set_xml_processor(lambda xml: cap_textures(xml, cache))
+        if capped:
+            cache = headless.cache_folder()
+            self.set_xml_processor(lambda xml: cap_textures(xml, cache))
         base._initialize_sim(self, xml_string)
+        model = self.sim.model._model
+        self.unplaced = np.array(model.body_pos), np.array(model.body_quat)
 
     # LIBERO checks that the class is named as the BDDL file's problem is.
     return type(base.__name__, (base,), {"_initialize_sim": initialize_sim})
