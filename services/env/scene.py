@@ -160,8 +160,8 @@ class Scene:
             RandomizationError: the objects don't fit into their regions.
         """
         np.random.seed(seed if seed < 2**32 else [seed % 2**32, seed >> 32])
-        # LIBERO adds the place drawn for a fixture to where its parts are in the model, so that a
-        # fixture that stands where the last draw put it would throw what belongs on it into the air.
+        # LIBERO adds the place drawn for a fixture to where its parts are in the model: one that
+        # stands where the last draw put it would throw what belongs on it into the air.
         model = self._env.sim.model._model
         model.body_pos[:], model.body_quat[:] = self._env.unplaced
         for left in reversed(range(PLACEMENT_TRIES)):
