@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -50,21 +51,29 @@ class Collector:
         dead = await self._given_up()
         await self._queue.issue(spec for spec in specs if spec.episode_id not in dead)
 
-    async def collect(self, specs: Sequence[rollout_pb2.EpisodeSpec], learned: int) -> Collected:
+    async def collect(
+        self, specs: Sequence[rollout_pb2.EpisodeSpec], *, learned: int, oldest: int
+    ) -> Collected:
         """Waits until each of these episodes has come back or has been given up.
+
+        One that an older policy acted in is ordered again: where all services were restarted,
+        simulators may go on before the policy server has the run's weights back.
 
         Args:
             specs: the episodes.
             learned: trajectories of iterations before this one are durable in a checkpoint; a
                 copy that the queue still holds is acknowledged.
+            oldest: policy version that every action must have at least.
 
         Raises:
             RolloutError: nothing has come back for too long, or all was given up.
         """
         wanted = [spec.episode_id for spec in specs]
         dead: dict[str, DeadLetter] = {}
+        await self._order_again(wanted, oldest)
         while waiting := set(wanted) - self._arrived.keys() - dead.keys():
             dead |= await self._next(waiting, learned)
+            await self._order_again(wanted, oldest)
         missing = [dead[one] for one in wanted if one not in self._arrived]
         for letter in missing:
             _log_missing(letter)
@@ -74,6 +83,22 @@ class Collector:
                 f"stage: {missing[0].cause}"
             )
         return Collected([self._arrived.pop(i) for i in wanted if i in self._arrived], missing)
+
+    async def _order_again(self, wanted: Sequence[str], oldest: int) -> None:
+        outdated = [
+            self._arrived.pop(one)
+            for one in wanted
+            if one in self._arrived and _oldest_action(self._arrived[one].message) < oldest
+        ]
+        for delivery in outdated:
+            _LOG.warning(
+                "episode %s is ordered again: policy version %d acted, %d is wanted",
+                delivery.message.spec.episode_id,
+                _oldest_action(delivery.message),
+                oldest,
+            )
+        await self._queue.acknowledge(self._run_id, outdated)
+        await self._queue.issue(delivery.message.spec for delivery in outdated)
 
     async def as_they_end(
         self, specs: Sequence[rollout_pb2.EpisodeSpec]
@@ -142,6 +167,11 @@ class Collector:
         await self._queue.abandon(
             self._run_id, [letter.spec.episode_id for letter in collected.missing]
         )
+
+
+def _oldest_action(trajectory: rollout_pb2.Trajectory) -> float:
+    """The oldest policy version that acted; infinite where none did."""
+    return min((step.action.policy_version for step in trajectory.steps), default=math.inf)
 
 
 def _log_missing(letter: DeadLetter) -> None:

@@ -98,7 +98,10 @@ class TrainingLoop:
         with self._phase("rollout"):
             await self._status.enter(trainer_pb2.RUN_STATE_ROLLOUT)
             specs = await self._issue(progress.iteration)
-            collected = await self._collector.collect(specs, learned=progress.iteration)
+            oldest = progress.version - self._config.trainer.staleness
+            collected = await self._collector.collect(
+                specs, learned=progress.iteration, oldest=oldest
+            )
             replace(self._expectation, version=progress.version).check(collected.trajectories)
 
         with self._phase("learning"):
@@ -194,7 +197,9 @@ class TrainingLoop:
         self._display.evaluation_begins(len(specs))
         with self._phase("evaluation"):
             await self._collector.issue(specs)
-            collected = await self._collector.collect(specs, learned=progress.iteration)
+            collected = await self._collector.collect(
+                specs, learned=progress.iteration, oldest=progress.version
+            )
         results = [judge(trajectory, progress.version) for trajectory in collected.trajectories]
         evaluation = count(results, progress, len(collected.missing))
         # Shown before it is written down: killed in between, it is only shown twice.

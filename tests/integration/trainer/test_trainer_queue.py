@@ -1,5 +1,7 @@
 """The collector over a real queue: nothing is lost, nothing is learned twice."""
 
+import asyncio
+
 import pytest
 
 from services.trainer.collector import Collector, RolloutError
@@ -21,10 +23,14 @@ def order(iteration: int, count: int = 2) -> list[rollout_pb2.EpisodeSpec]:
     ]
 
 
-async def run_episodes(queue: RolloutQueue, count: int) -> None:
+async def run_episodes(queue: RolloutQueue, count: int, versions: tuple[int, ...] = ()) -> None:
+    """`versions`: policy version of each action."""
     for _ in range(count):
         delivery = await queue.next_episode("worker", block_seconds=5)
-        await queue.finish_episode(delivery, rollout_pb2.Trajectory(spec=delivery.message))
+        trajectory = rollout_pb2.Trajectory(spec=delivery.message)
+        for version in versions:
+            trajectory.steps.add().action.policy_version = version
+        await queue.finish_episode(delivery, trajectory)
         (trajectory,) = await queue.next_trajectories("worker", 1, block_seconds=5)
         await queue.finish_scoring(trajectory, rollout_pb2.RewardScores(model="outcome"))
 
@@ -39,12 +45,12 @@ async def test_an_interrupted_trainer_gets_everything_again(valkey: Valkey) -> N
         killed = Collector(queue, "run", 5.0)
         await killed.issue(order(0))
         await run_episodes(queue, 2)
-        first = await killed.collect(order(0), learned=0)
+        first = await killed.collect(order(0), learned=0, oldest=0)
     async with RolloutQueue(config) as queue:
         again = Collector(queue, "run", 5.0)
         await again.issue(order(0))
         assert await queue.next_episode("worker", block_seconds=0.05) is None, "ordered twice"
-        assert ids(await again.collect(order(0), learned=0)) == ids(first)
+        assert ids(await again.collect(order(0), learned=0, oldest=0)) == ids(first)
 
 
 async def test_killed_between_checkpoint_and_acknowledgement(valkey: Valkey) -> None:
@@ -54,12 +60,12 @@ async def test_killed_between_checkpoint_and_acknowledgement(valkey: Valkey) -> 
         killed = Collector(queue, "run", 5.0)
         await killed.issue(order(0))
         await run_episodes(queue, 2)
-        await killed.collect(order(0), learned=0)
+        await killed.collect(order(0), learned=0, oldest=0)
     async with RolloutQueue(config) as queue:
         resumed = Collector(queue, "run", 5.0)
         await resumed.issue(order(1))
         await run_episodes(queue, 2)
-        collected = await resumed.collect(order(1), learned=1)
+        collected = await resumed.collect(order(1), learned=1, oldest=0)
         assert ids(collected) == ["run:1:0", "run:1:1"]
         assert await queue.outstanding("run") == {"run:1:0", "run:1:1"}
         await resumed.settle(collected)
@@ -72,8 +78,26 @@ async def test_episodes_that_come_early_are_kept_for_their_iteration(queue: Roll
     await run_episodes(queue, 2)
     await collector.issue(order(0))
     await run_episodes(queue, 2)
-    assert ids(await collector.collect(order(0), learned=0)) == ["run:0:0", "run:0:1"]
-    assert ids(await collector.collect(order(1), learned=1)) == ["run:1:0", "run:1:1"]
+    assert ids(await collector.collect(order(0), learned=0, oldest=0)) == ["run:0:0", "run:0:1"]
+    assert ids(await collector.collect(order(1), learned=1, oldest=0)) == ["run:1:0", "run:1:1"]
+
+
+async def test_an_episode_of_an_older_policy_is_ordered_again(queue: RolloutQueue) -> None:
+    """As after a restart of all services: simulators went on before the weights were back."""
+    collector = Collector(queue, "run", 5.0)
+    await collector.issue(order(3))
+    await run_episodes(queue, 1, versions=(0, 3))
+    await run_episodes(queue, 1, versions=(2, 3))
+    collecting = asyncio.create_task(collector.collect(order(3), learned=3, oldest=2))
+    await run_episodes(queue, 1, versions=(3, 3))
+    collected = await collecting
+    assert ids(collected) == ["run:3:0", "run:3:1"]
+    acted = [[s.action.policy_version for s in t.steps] for t in collected.trajectories]
+    assert acted == [[3, 3], [2, 3]]
+    assert await queue.outstanding("run") == {"run:3:0", "run:3:1"}
+    await collector.settle(collected)
+    assert not await queue.outstanding("run")
+    assert await queue.next_episode("worker", block_seconds=0.05) is None
 
 
 async def test_a_given_up_episode_is_not_ordered_again(queue: RolloutQueue) -> None:
@@ -82,7 +106,7 @@ async def test_a_given_up_episode_is_not_ordered_again(queue: RolloutQueue) -> N
     delivery = await queue.next_episode("worker", block_seconds=5)
     await queue.fail_episode(delivery, "no such task", final=True)
     await run_episodes(queue, 1)
-    collected = await collector.collect(order(0), learned=0)
+    collected = await collector.collect(order(0), learned=0, oldest=0)
     assert [letter.cause for letter in collected.missing] == ["no such task"]
     await collector.settle(collected)
     await collector.issue(order(0, count=1))
@@ -95,11 +119,11 @@ async def test_an_iteration_without_any_episode_stops_the_run(queue: RolloutQueu
     delivery = await queue.next_episode("worker", block_seconds=5)
     await queue.fail_episode(delivery, "no such task", final=True)
     with pytest.raises(RolloutError, match=r"all 1 episodes .* env stage: no such task"):
-        await collector.collect(order(0, count=1), learned=0)
+        await collector.collect(order(0, count=1), learned=0, oldest=0)
 
 
 async def test_nobody_at_work_is_noticed(queue: RolloutQueue) -> None:
     collector = Collector(queue, "run", timeout_seconds=0.1)
     await collector.issue(order(0))
     with pytest.raises(RolloutError, match="are env workers and a reward server running"):
-        await collector.collect(order(0), learned=0)
+        await collector.collect(order(0), learned=0, oldest=0)
