@@ -18,7 +18,7 @@ from benchmarks.report import RESULTS
 
 PAGE = Path("docs/benchmarks.md")
 REMARKS = Path("docs/benchmarks-remarks.md")
-ORDER = ("env", "policy", "swap", "loop")
+ORDER = ("env", "policy", "swap", "loop", "blind")
 
 
 def main() -> None:

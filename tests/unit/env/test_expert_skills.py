@@ -115,6 +115,16 @@ def test_a_neighbour_on_one_side_sends_the_hand_to_the_other() -> None:
     assert best.cost < 2
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_round_thing_is_always_held_on_the_same_side(seed: int) -> None:
+    """Of two grasps that are as good, noise must not choose: a policy can't see it."""
+    round_thing = bowl([0, 0, 0])
+    uneven = round_thing + np.random.default_rng(seed).normal(0, 3e-4, round_thing.shape)
+    sideways = np.pi / 2  # the Panda's fingers close from left to right
+    best = find_grasps(uneven, NOTHING, BASE, home_yaw=sideways, own_yaw=0.0, floor=0.0)[0]
+    assert best.point[1] < -0.03
+
+
 SITUATION = Situation(
     hand=np.array([0.0, 0.0, 0.3]),
     opening=0.08,
