@@ -29,7 +29,7 @@ _PALM_HALF_LENGTH, _PALM_HALF_WIDTH = 0.10, 0.034
 _EASY_REACH = 0.70
 _TIP_CLEARANCE = 0.002
 _GAP = 0.008
-_SAME_SIDE = 1.5
+_SAME_SIDE = 0.3
 """Cost of a metre to the robot's left. A round thing can be held on either side alike, and a policy
 can't learn from a picture which one noise has chosen.
 """
