@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.report import Report
-from services.env.demonstrations.episodes import Array, Play, play, start
+from services.env.demonstrations.episodes import Array, Episode, Play, play, start
 from services.env.demonstrations.stage import Stage, Stages
 from services.env.suites import TaskCatalog
 
@@ -63,9 +63,7 @@ def record(stage: Stage) -> Sequence[Array]:
     """
     for seed in range(FIRST_PLACEMENT, FIRST_PLACEMENT + TRIES):
         start(stage.scene, stage.task, HOW.settle_steps, placement_seed=seed)
-        limit = stage.task.max_control_steps
-        episode = play(stage.scene, stage.sight, limit, HOW, np.random.default_rng(0))
-        if episode.success:
+        if (episode := expert(stage)).success:
             return list(episode.actions)
     raise RuntimeError(f"{stage.task.suite} {stage.task.index}: no recording reached the goal")
 
@@ -73,8 +71,13 @@ def record(stage: Stage) -> Sequence[Array]:
 def looks(stage: Stage, state: int) -> bool:
     """Whether the expert reaches the goal from an official state."""
     start(stage.scene, stage.task, HOW.settle_steps, init_state=state)
+    return expert(stage).success
+
+
+def expert(stage: Stage) -> Episode:
+    """The expert's episode from the scene as it is now; nothing is random in it."""
     limit = stage.task.max_control_steps
-    return play(stage.scene, stage.sight, limit, HOW, np.random.default_rng(0)).success
+    return play(stage.scene, stage.sight, limit, HOW, np.random.default_rng(0))
 
 
 def replays(stage: Stage, actions: Sequence[Array], state: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from dataclasses import dataclass
 
 from vlarl.errors import FatalError
@@ -70,10 +70,10 @@ class Collector:
         """
         wanted = [spec.episode_id for spec in specs]
         dead: dict[str, DeadLetter] = {}
-        await self._order_again(wanted, oldest)
+        await self._order_again(self._arrived.keys() & set(wanted), oldest)
         while waiting := set(wanted) - self._arrived.keys() - dead.keys():
             dead |= await self._next(waiting, learned)
-            await self._order_again(wanted, oldest)
+            await self._order_again(self._arrived.keys() & waiting, oldest)
         missing = [dead[one] for one in wanted if one not in self._arrived]
         for letter in missing:
             _log_missing(letter)
@@ -84,11 +84,12 @@ class Collector:
             )
         return Collected([self._arrived.pop(i) for i in wanted if i in self._arrived], missing)
 
-    async def _order_again(self, wanted: Sequence[str], oldest: int) -> None:
+    async def _order_again(self, arrived: Set[str], oldest: int) -> None:
+        """Orders those of the arrived episodes again that an older policy acted in."""
         outdated = [
             self._arrived.pop(one)
-            for one in wanted
-            if one in self._arrived and _oldest_action(self._arrived[one].message) < oldest
+            for one in sorted(arrived)
+            if _oldest_action(self._arrived[one].message) < oldest
         ]
         for delivery in outdated:
             _LOG.warning(
