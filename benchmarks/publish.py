@@ -18,7 +18,7 @@ from benchmarks.report import RESULTS
 
 PAGE = Path("docs/benchmarks.md")
 REMARKS = Path("docs/benchmarks-remarks.md")
-ORDER = ("env", "policy", "swap", "loop", "blind")
+ORDER = ("env", "policy", "swap", "loop", "blind", "seven_b")
 
 
 def main() -> None:
@@ -53,12 +53,13 @@ def section(result: dict[str, Any]) -> list[str]:
     """One benchmark's table."""
     machine = result["machine"]
     packages = ", ".join(f"{k} {v}" for k, v in machine["packages"].items())
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     lines = [
         "",
         f"## {result['title']}",
         "",
         f"`python -m benchmarks.{result['name']}`, {result['began'][:10]}, {machine['cpu']}, "
-        f"{machine['cores']} cores, {machine['memory_gib']} GiB; {packages}.",
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB{gpu}; {packages}.",
         "",
         "| what | value | unit | ratio | wanted | |",
         "| --- | ---: | --- | --- | --- | --- |",

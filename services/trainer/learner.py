@@ -112,7 +112,7 @@ class Learner:
             order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)
             metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
         metrics |= self._fit_critic(experience.iteration, features, returns, warming_up)
-        return metrics
+        return metrics | self._world.memory()
 
     def _advantages(self, batch: Batch, values: Tensor, gae_lambda: float) -> tuple[Floats, Floats]:
         """Advantages [N] and returns [N] by the critic's values [S]."""

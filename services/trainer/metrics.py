@@ -34,6 +34,7 @@ METRICS = {
     "explained_variance": "share of the returns' variance that the critic explained before its fit",
     "evaluation_success_rate": "share of greedy episodes on official initial states that succeeded",
     "publish_pause_seconds": "longest time for which a policy replica could start no action",
+    "gpu_memory_bytes": "most memory that rank 0's tensors took on its GPU so far; only on a GPU",
     "seconds_rollout": "wall-clock seconds of collecting the batch",
     "seconds_in_episodes": "sum over episodes of the wall-clock seconds they took",
     "seconds_waiting_for_policy": "of these, seconds in which episodes waited for an action",

@@ -61,6 +61,12 @@ class World:
         """Whether this is the rank that talks to the other services."""
         return self.rank == 0
 
+    def memory(self) -> dict[str, float]:
+        """A metric: the most memory that tensors took on this rank's GPU; {} on a CPU."""
+        if self.device.type != "cuda":
+            return {}
+        return {"gpu_memory_bytes": float(torch.cuda.max_memory_allocated(self.device))}
+
     def leave(self) -> None:
         """Parts from the other ranks."""
         if self.mesh is not None:

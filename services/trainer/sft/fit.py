@@ -176,7 +176,8 @@ class Fit:
         self._window.started = time.monotonic()
 
     def _record(self, done: int, scalars: dict[str, float]) -> None:
-        scalars = scalars | {"learning_rate": learning_rate(done - 1, self._stage.fit)}
+        rate = {"learning_rate": learning_rate(done - 1, self._stage.fit)}
+        scalars = scalars | rate | self._world.memory()
         if self._log is not None and self._display is not None:
             self._log.write(done, scalars)
             self._display.line(done, scalars)

@@ -15,6 +15,7 @@ METRICS = {
     "learning_rate": "rate of the last step",
     "grad_norm": "mean gradient norm before clipping",
     "samples_per_second": "samples learned from in a second, measuring left out",
+    "gpu_memory_bytes": "most memory that rank 0's tensors took on its GPU so far; only on a GPU",
     "held_out_loss": "the same loss on held-out samples, which are not augmented",
     "held_out_nll": "mean negative log-probability of an expert's token, whatever the targets",
     "held_out_accuracy": "share of tokens where the likeliest id, after the expert's own, is right",

@@ -1,0 +1,38 @@
+"""Tests of what differs on a GPU: `.venv/bin/python -m pytest -m gpu`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from services.trainer.world import World  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a GPU there is nothing to test."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def on_gpu() -> Iterator[World]:
+    """The world of a single process with a GPU: its model is sharded, over nccl."""
+    world = World.from_environment()
+    assert world.device.type == "cuda"
+    assert world.mesh is not None
+    yield world
+    world.leave()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small enough to learn on within a test."""
+    from vlarl.openvla.tiny import make_tiny_checkpoint
+
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    make_tiny_checkpoint(directory, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
+    return directory
