@@ -86,7 +86,7 @@ def _check_stack(settings: RunConfig) -> None:
 
     check_folder(settings.policy.checkpoint)
     tasks = suite_tasks(settings.env, settings.tasks.suite)
-    choose_tasks(tasks, settings.tasks.indices, episodes=0)
+    choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
 
 
 def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:

@@ -122,6 +122,12 @@ class EvaluationConfig(Section):
     """Evaluate also after the iteration in which the control steps of training reach another
     multiple of this; 0: never."""
 
+    @property
+    def states_needed(self) -> int:
+        """Official initial states that each task must have; 0 where a run never evaluates."""
+        ever = self.at_start or self.at_end or self.every_iterations or self.every_env_steps
+        return self.episodes_per_task if ever else 0
+
 
 class TrainerConfig(Section):
     """The training loop."""

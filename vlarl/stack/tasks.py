@@ -52,6 +52,6 @@ def choose_tasks(
         if task.init_states < episodes:
             raise ConfigError(
                 f"task {task.task.index} of suite {suite!r} has {task.init_states} official "
-                f"initial states, fewer than {episodes} episodes"
+                f"initial states, fewer than {episodes} episodes (evaluation.episodes_per_task)"
             )
     return chosen

@@ -54,6 +54,17 @@ def test_a_suite_of_the_users_own_is_known(tmp_path: Path) -> None:
     assert said == "error: suite 'mine' has tasks 0 to 0, so there is no number 1"
 
 
+def test_a_suite_without_states_to_evaluate_on_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "services/env/bddl/approach", tmp_path / "mine")
+    settings = ["tasks.suite=mine", f"env.bddl_directories.mine={tmp_path / 'mine'}"]
+    overrides = [part for one in settings for part in ("--set", one)]
+    said = refusal(tmp_path / "run", "up", str(ROOT / "configs/reach.toml"), *overrides)
+    assert said == (
+        "error: task 0 of suite 'mine' has 50 official initial states, fewer than 100 episodes "
+        "(evaluation.episodes_per_task)"
+    )
+
+
 def test_a_trainer_without_a_queue_says_what_starts_one(tmp_path: Path) -> None:
     url = f"queue.url=unix://{tmp_path}/nothing"
     said = refusal(tmp_path / "run", "train", str(ROOT / "configs/reach.toml"), "--set", url)
