@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,36 @@ class Frames(Sequence[bytes]):
 
 
 @dataclass(frozen=True)
+class Motion:
+    """How the hand moved in E episodes, at every control step: what rewards are labelled by."""
+
+    hand: NDArray[np.float32]
+    """[T, 3], the end effector's position in metres, before each control step of all episodes."""
+    opening: NDArray[np.float32]
+    """[T], metres between the fingers."""
+    offsets: NDArray[np.int64]
+    """[E + 1]: episode e is offsets[e] : offsets[e + 1]."""
+    starts: NDArray[np.int32]
+    """[N], the control step of its episode before which each sample's frame was taken."""
+
+    def fits(self, episodes: NDArray[np.int32]) -> bool:
+        """Whether this is the motion of these episodes, given as [N] numbers of the samples."""
+        steps = len(self.hand)
+        lengths = np.diff(self.offsets)
+        return bool(
+            self.hand.shape == (steps, 3)
+            and self.opening.shape == (steps,)
+            and len(self.offsets) > 0
+            and self.offsets[0] == 0
+            and self.offsets[-1] == steps
+            and (lengths >= 0).all()
+            and self.starts.shape == episodes.shape
+            and (not len(episodes) or episodes.max() < len(lengths))
+            and (self.starts < lengths[episodes]).all()
+        )
+
+
+@dataclass(frozen=True)
 class TaskSamples:
     """One task's N samples, episode by episode, in order."""
 
@@ -87,6 +118,8 @@ class TaskSamples:
     """[N, P], privileged positions in metres, for those who pretrain towers; P may be 0."""
     pose_names: tuple[str, ...]
     """[P], what each of them is."""
+    motion: Motion | None = None
+    """None: the recordings don't have it."""
 
     def __post_init__(self) -> None:
         """Raises DatasetError where the arrays don't fit together."""
@@ -104,6 +137,10 @@ class TaskSamples:
             )
         if not np.isfinite(self.actions).all():
             raise DatasetError(f"{self.suite} task {self.index}: an action is not finite")
+        if self.motion is not None and not self.motion.fits(self.episodes):
+            raise DatasetError(
+                f"{self.suite} task {self.index}: the motion isn't that of the samples' episodes"
+            )
 
 
 @dataclass(frozen=True)
@@ -153,6 +190,8 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples) -> Path:
         "episodes": samples.episodes,
         "poses": samples.poses,
     }
+    if samples.motion is not None:
+        tensors |= {f"motion_{name}": value for name, value in vars(samples.motion).items()}
     metadata = {
         "suite": samples.suite,
         "index": str(samples.index),
@@ -218,6 +257,14 @@ def _read_task(path: Path) -> TaskSamples:
                 episodes=file.get_tensor("episodes"),
                 poses=file.get_tensor("poses"),
                 pose_names=tuple(json.loads(metadata["pose_names"])),
+                motion=_read_motion(file),
             )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} can't be read: {error!r}; make it anew") from error
+
+
+def _read_motion(file: Any) -> Motion | None:  # noqa: ANN401 - safetensors' handle is untyped
+    names = [name for name in file.keys() if name.startswith("motion_")]  # noqa: SIM118
+    if not names:
+        return None
+    return Motion(**{name.removeprefix("motion_"): file.get_tensor(name) for name in names})

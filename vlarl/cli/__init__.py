@@ -9,7 +9,19 @@ import typer
 # gRPC's core writes its own lines to standard error; what matters arrives as an error of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from vlarl.cli import ablate, checkpoint, client, demos, evaluate, report, run, serve, settings, sft
+from vlarl.cli import (
+    ablate,
+    checkpoint,
+    client,
+    demos,
+    evaluate,
+    report,
+    reward,
+    run,
+    serve,
+    settings,
+    sft,
+)
 
 app = typer.Typer(
     name="vlarl",
@@ -22,6 +34,7 @@ app = typer.Typer(
 app.add_typer(serve.app, name="serve")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(demos.app, name="demos")
+app.add_typer(reward.app, name="reward")
 app.add_typer(settings.app, name="config")
 app.command("train")(run.train)
 app.command("up")(run.up)

@@ -7,7 +7,7 @@ import re
 import typer
 
 from vlarl.cli.options import ConfigFile, Overrides, read_config
-from vlarl.config import AblationConfig, RunConfig, SftConfig, dump_toml
+from vlarl.config import AblationConfig, LabelConfig, RunConfig, SftConfig, dump_toml
 from vlarl.config.base import Section, nested_section
 
 app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
@@ -41,7 +41,9 @@ def _reference() -> list[str]:
         "",
         "A file of its own, see docs/ablations.md.",
     ]
-    return lines + _section(AblationConfig, "")
+    lines += _section(AblationConfig, "")
+    lines += ["", "# Configuration of `vlarl reward label`", "", "See docs/reward.md."]
+    return lines + _section(LabelConfig, "")
 
 
 def _section(section: type[Section], path: str) -> list[str]:

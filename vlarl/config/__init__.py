@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from vlarl.config.ablation import AblationConfig, PaperNumber
 from vlarl.config.base import ConfigError, Section
 from vlarl.config.files import as_section, dump_toml, load_section, save_config
+from vlarl.config.labels import LabelConfig
 from vlarl.config.learning import (
     CriticConfig,
     CurriculumConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "EnvConfig",
     "EvaluationConfig",
     "FitConfig",
+    "LabelConfig",
     "LoraConfig",
     "PaperNumber",
     "PolicyConfig",

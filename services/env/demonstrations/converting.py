@@ -12,12 +12,13 @@ import numpy as np
 from services.env.demonstrations.crew import run_crew
 from services.env.demonstrations.hdf5 import DemoFileError, Header, demo_files, read_header
 from services.env.demonstrations.orders import Answer, RenderOrder, Settings
-from services.env.demonstrations.parts import load_rendered
+from services.env.demonstrations.parts import RenderedEpisode, load_rendered
 from services.env.demonstrations.progress import TaskBars
 from services.env.suites import SuiteTask, TaskCatalog
 from vlarl.demonstrations import (
     Capture,
     Frames,
+    Motion,
     TaskSamples,
     describe_dataset,
     task_file,
@@ -180,6 +181,21 @@ def _write(dataset: Path, capture: Capture, source: Source) -> None:
         episodes=np.repeat(np.arange(len(episodes), dtype=np.int32), lengths),
         poses=np.concatenate([episode.poses for episode in episodes]),
         pose_names=episodes[0].pose_names,
+        motion=_motion(episodes),
     )
     write_task(dataset, capture, samples)
     shutil.rmtree(_part(dataset, source, "").parent)
+
+
+def _motion(episodes: Sequence[RenderedEpisode]) -> Motion | None:
+    """None where a recording lacks it."""
+    lengths = [len(episode.robot_states) for episode in episodes]
+    if not all(lengths):
+        return None
+    states = np.concatenate([episode.robot_states for episode in episodes])
+    return Motion(
+        hand=states[:, 2:5].copy(),
+        opening=states[:, 0] - states[:, 1],  # the fingers' joints move in opposite directions
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        starts=np.concatenate([episode.starts for episode in episodes]),
+    )

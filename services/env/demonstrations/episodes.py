@@ -27,7 +27,8 @@ class Episode:
     states: Array
     """[T, 1 + nq + nv], time, positions and velocities before each control step."""
     robot_states: Array
-    """[T, 9], before each control step: finger joints, end effector's position, quaternion."""
+    """[T, 9], before each control step: finger joints, end effector's position, quaternion; [0, 9]
+    where they weren't recorded."""
     actions: Array
     """[T, 7], what was carried out."""
     expert_actions: Array

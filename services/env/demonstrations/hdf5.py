@@ -75,7 +75,8 @@ def _write_episode(demo: Group, episode: Episode) -> None:
     solved_at_end = np.zeros(length, dtype=np.uint8)
     solved_at_end[-1] = episode.success
     demo["states"] = episode.states
-    demo["robot_states"] = episode.robot_states
+    if len(episode.robot_states):
+        demo["robot_states"] = episode.robot_states
     demo["actions"] = episode.actions
     demo["expert_actions"] = episode.expert_actions
     demo["rewards"] = solved_at_end
@@ -130,11 +131,17 @@ def read_episode(path: Path, demo: str) -> Episode:
         expert = _array(group, "expert_actions", path) if "expert_actions" in group else actions
         if expert.shape != actions.shape:
             raise DemoFileError(f"{path}: {demo} has expert_actions {list(expert.shape)}")
-        robot = group["robot_states"][()] if "robot_states" in group else np.zeros((length, 9))
+        has_robot = "robot_states" in group
+        robot = _array(group, "robot_states", path) if has_robot else np.zeros((0, 9))
+        if has_robot and robot.shape != (length, 9):
+            raise DemoFileError(
+                f"{path}: {demo} has robot_states {list(robot.shape)}, not [{length}, 9]: fingers, "
+                "position and quaternion of the hand"
+            )
         seed, fixtures = (group.attrs.get(name) for name in ("placement_seed", "model_file"))
         return Episode(
             states=states,
-            robot_states=np.asarray(robot, dtype=np.float64),
+            robot_states=robot,
             actions=actions,
             expert_actions=expert,
             success=bool(group.attrs.get("success", True)),

@@ -25,6 +25,10 @@ class RenderedEpisode:
     poses: npt.NDArray[np.float32]
     """[M, P], metres."""
     pose_names: tuple[str, ...]
+    starts: npt.NDArray[np.int32]
+    """[M], the control step before which each frame is taken."""
+    robot_states: npt.NDArray[np.float32]
+    """[T, 9], at all control steps; [0, 9] where they weren't recorded."""
 
 
 def save_episode(path: Path, episode: Episode, placement_seed: int | None) -> None:
@@ -62,6 +66,8 @@ def save_rendered(path: Path, rendered: RenderedEpisode) -> None:
         actions=rendered.actions,
         poses=rendered.poses,
         pose_names=np.array(rendered.pose_names, dtype=np.str_),
+        starts=rendered.starts,
+        robot_states=rendered.robot_states,
     )
 
 
@@ -73,6 +79,8 @@ def load_rendered(path: Path) -> RenderedEpisode:
             actions=arrays["actions"],
             poses=arrays["poses"],
             pose_names=tuple(str(name) for name in arrays["pose_names"]),
+            starts=arrays["starts"],
+            robot_states=arrays["robot_states"],
         )
 
 

@@ -80,7 +80,14 @@ class Renderer:
             frames.append(encode_jpeg(crop_frame(frame, self._settings.crop)))
             poses.append(poses_now(sight))
         table = np.array(poses, dtype=np.float32).reshape(len(frames), len(names))
-        return RenderedEpisode(Frames.of(frames), steps.actions, table, names)
+        return RenderedEpisode(
+            frames=Frames.of(frames),
+            actions=steps.actions,
+            poses=table,
+            pose_names=names,
+            starts=steps.starts.astype(np.int32),
+            robot_states=episode.robot_states.astype(np.float32),
+        )
 
 
 def policy_steps(episode: Episode, recorded_repeat: int, repeat: int) -> PolicySteps:

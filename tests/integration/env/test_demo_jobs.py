@@ -161,6 +161,18 @@ def test_poses_say_where_the_goal_is(dataset: Dataset) -> None:
 
 
 @pytest.mark.slow
+def test_motion_is_the_poses_at_every_control_step(dataset: Dataset) -> None:
+    """The recording's numbers against those of the scene that was drawn."""
+    (samples,) = dataset.tasks
+    motion = samples.motion
+    assert motion is not None
+    now = motion.offsets[samples.episodes] + motion.starts
+    np.testing.assert_allclose(motion.hand[now], samples.poses[:, :3], atol=1e-6)
+    opening = samples.poses[:, samples.pose_names.index("opening")]
+    np.testing.assert_allclose(motion.opening[now], opening, atol=1e-6)
+    assert len(motion.hand) > 2 * len(samples.frames)
+
+
 def test_liberos_own_files_are_read_as_they_are(collected: Path, tmp_path: Path) -> None:
     """A file with what LIBERO's have and no more, recorded at every control step."""
     states = content(collected)["data/demo_0/states"]
@@ -184,6 +196,7 @@ def test_liberos_own_files_are_read_as_they_are(collected: Path, tmp_path: Path)
     assert samples.episodes.tolist() == [0] * len(kept) + [1] * len(kept)
     np.testing.assert_allclose(samples.actions[: len(kept), 0], recorded[kept, 0], rtol=1e-6)
     assert samples.actions[: len(kept), 6].tolist() == [1] * (len(kept) - 1) + [0]
+    assert samples.motion is None
     done = run(*conversion(file, tmp_path / "grouped"), "--action-repeat", 4)
     assert done.returncode == 0, done.stderr
     assert read_dataset(tmp_path / "grouped").capture.action_repeat == 4

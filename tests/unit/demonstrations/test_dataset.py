@@ -13,6 +13,7 @@ from vlarl.demonstrations import (
     Capture,
     DatasetError,
     Frames,
+    Motion,
     TaskSamples,
     read_dataset,
     task_file,
@@ -48,6 +49,42 @@ def test_a_dataset_comes_back_as_it_was_written(tmp_path: Path) -> None:
     for name in ("actions", "episodes", "poses"):
         np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
     assert not list(tmp_path.glob("*.partial"))
+
+
+def motion() -> Motion:
+    """Of `samples`: three episodes of 3, 2 and 4 control steps, the last with one sample."""
+    return Motion(
+        hand=np.arange(27, dtype=np.float32).reshape(9, 3),
+        opening=np.linspace(0, 0.08, 9, dtype=np.float32),
+        offsets=np.array([0, 3, 5, 9]),
+        starts=np.array([0, 2, 0, 1, 3], np.int32),
+    )
+
+
+def test_motion_comes_back_with_its_samples(tmp_path: Path) -> None:
+    write_task(tmp_path, CAPTURE, replace(samples(), motion=motion()))
+    (task,) = read_dataset(tmp_path).tasks
+    assert task.motion is not None
+    for name, value in vars(motion()).items():
+        np.testing.assert_array_equal(getattr(task.motion, name), value)
+    write_task(tmp_path, CAPTURE, samples())
+    assert read_dataset(tmp_path).tasks[0].motion is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hand": np.zeros((8, 3), np.float32)},
+        {"opening": np.zeros(8, np.float32)},
+        {"offsets": np.array([0, 3, 5])},
+        {"offsets": np.array([0, 6, 5, 9])},
+        {"starts": np.array([0, 2, 0, 1], np.int32)},
+        {"starts": np.array([0, 3, 0, 1, 3], np.int32)},
+    ],
+)
+def test_motion_must_be_that_of_the_samples(wrong: dict[str, np.ndarray]) -> None:
+    with pytest.raises(DatasetError, match="motion isn't that of"):
+        replace(samples(), motion=replace(motion(), **wrong))
 
 
 def test_frames_taken_in_another_way_do_not_mix(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_liberos_own_files_have_no_expert(written: Path) -> None:
     read = read_episode(written, "demo_0")
     np.testing.assert_array_equal(read.expert_actions, read.actions)
     assert (read.success, read.placement_seed, read.fixtures) == (True, None, "<mujoco/>")
+    assert read.robot_states.shape == (0, 9)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,7 @@ def test_what_is_missing_is_named(written: Path, removed: str, sentence: str) ->
         ({"states": np.zeros((4, 20))}, r"states \[4, 20\]"),
         ({"states": np.full((5, 20), np.nan)}, "data/demo_2/states is not finite"),
         ({"expert_actions": np.zeros((4, 7))}, r"expert_actions \[4, 7\]"),
+        ({"robot_states": np.zeros((5, 8))}, r"robot_states \[5, 8\], not \[5, 9\]"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(

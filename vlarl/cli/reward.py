@@ -1,0 +1,100 @@
+"""`vlarl reward`: labels for the process reward model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from vlarl.cli.options import Overrides, one_sentence_errors, read_section
+from vlarl.config import LabelConfig
+
+if TYPE_CHECKING:
+    from services.reward.labels import EpisodeLabels
+    from vlarl.demonstrations import TaskSamples
+
+app = typer.Typer(no_args_is_help=True, help="Label demonstrations for the process reward model.")
+
+
+@app.callback()
+def _reward() -> None:
+    """Label demonstrations for the process reward model."""
+
+
+@app.command()
+def label(
+    datasets: Annotated[list[Path], typer.Argument(help="Folders that `vlarl demos` converted.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Folder for a picture of each task's first episodes.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task to draw.")] = 2,
+    overrides: Overrides = None,
+) -> None:
+    """Label demonstrations without a person: which actions led somewhere.
+
+    Milestones are where the fingers begin to open or close, key frames where the hand comes to
+    rest between them; actions that lead to a key frame are positive. Prints what was found in
+    each task; look at pictures of it before a model learns from it:
+
+        vlarl reward label datasets/object --plot labels/ --set lead_seconds=0.75
+
+    Keys of --set are those of `LabelConfig` in docs/configuration.md.
+    """
+    with one_sentence_errors():
+        from services.reward.labels import label_task
+        from vlarl.demonstrations import read_dataset
+
+        config = read_section(LabelConfig, None, overrides)
+        tasks = [task for folder in datasets for task in read_dataset(folder).tasks]
+        labelled = [(task, label_task(task, config)) for task in tasks]
+        labels = [(task, [one for _, one in found]) for task, found in labelled]
+        Console().print(_table(labels))
+        if plot is None:
+            return
+        from services.reward.label_plot import draw_episode
+
+        drawn = [(task, *one) for task, found in labelled for one in found[:episodes]]
+        for task, samples, one in track(drawn, "drawing", transient=True):
+            number = task.episodes[samples[0]]
+            path = plot / f"{task.suite}-{task.index:02d}-{number:03d}.png"
+            draw_episode(path, task, samples, one)
+        typer.echo(f"{len(drawn)} pictures in {plot}")
+
+
+def _table(labels: list[tuple[TaskSamples, list[EpisodeLabels]]]) -> Table:
+    """A row a task, and one for all."""
+    table = Table(
+        "task", "episodes", "samples", "milestones", "key frames", "positive", "by segment"
+    )
+    for task, found in labels:
+        table.add_row(f"{task.suite} {task.index}", *_row(found))
+    if len(labels) > 1:
+        table.add_section()
+        table.add_row("all", *_row([one for _, found in labels for one in found]))
+    return table
+
+
+def _row(found: list[EpisodeLabels]) -> list[str]:
+    """Counts; milestones and key frames are means of an episode."""
+    import numpy as np
+
+    if not found:
+        return ["0", "0", "", "", "", ""]
+    positive = np.concatenate([one.positive for one in found])
+    segment = np.concatenate([one.segment for one in found])
+    shares = [
+        f"{positive[segment == number].mean():.0%} of {(segment == number).sum()}"
+        for number in np.unique(segment)
+    ]
+    return [
+        str(len(found)),
+        str(len(positive)),
+        f"{np.mean([len(one.milestones) for one in found]):.1f}",
+        f"{np.mean([len(one.key_frames) for one in found]):.1f}",
+        f"{positive.mean():.0%}",
+        ", ".join(shares),
+    ]
