@@ -1,17 +1,18 @@
-"""Demonstrations as training reads them: a frame and the expert's action, sample by sample.
+"""Demonstrations and rollouts as training reads them: a frame and an action, sample by sample.
 
     DATASET/dataset.json                  how the frames were taken
-            libero_spatial-00.safetensors one file a task
+            libero_spatial-00.safetensors one file a task, or several: libero_spatial-00.PART...
 
-`vlarl demos` writes such a folder, `vlarl sft` reads it; neither needs the other's environment. A
-file is written aside and renamed: a folder that a crash left behind holds whole tasks only.
+`vlarl demos` writes such a folder from an expert's demonstrations, `vlarl up` and `vlarl eval` from
+a policy's rollouts; `vlarl sft` reads it. None needs the others' environment. A file is written
+aside and renamed: a folder that a crash left behind holds whole tasks, or parts, only.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class Frames(Sequence[bytes]):
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> bytes:  # type: ignore[override]  # no slices
-        return self.buffer[self.offsets[index] : self.offsets[index + 1]].tobytes()
+        place = range(len(self))[index]
+        return self.buffer[self.offsets[place] : self.offsets[place + 1]].tobytes()
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ class TaskSamples:
     frames: Frames
     """What the camera saw before each action."""
     actions: NDArray[np.float32]
-    """[N, 7], what the expert would do, in the units of the environment: translation, rotation,
-    gripper (0 closed, 1 open)."""
+    """[N, 7], what the expert would do, or what the policy did, in the units of the environment:
+    translation, rotation, gripper (0 closed, 1 open)."""
     episodes: NDArray[np.int32]
     """[N], number of the episode that each sample belongs to; never decreases."""
     poses: NDArray[np.float32]
@@ -120,6 +122,11 @@ class TaskSamples:
     """[P], what each of them is."""
     motion: Motion | None = None
     """None: the recordings don't have it."""
+    placements: NDArray[np.int64] | None = None
+    """[N], what the scene of each sample's episode was drawn with: a seed of our own, or -1 - i of
+    official initial state i. None: unknown, each episode is its own."""
+    succeeded: NDArray[np.bool_] | None = None
+    """[N], whether each sample's episode reached its goal. None: all did."""
 
     def __post_init__(self) -> None:
         """Raises DatasetError where the arrays don't fit together."""
@@ -135,12 +142,31 @@ class TaskSamples:
                 f"{list(self.actions.shape)}, episodes {list(self.episodes.shape)} and poses "
                 f"{list(self.poses.shape)}"
             )
+        for name in ("placements", "succeeded"):
+            array = getattr(self, name)
+            if array is not None and array.shape != (count,):
+                shape = list(array.shape)
+                raise DatasetError(
+                    f"{self.suite} task {self.index}: {count} frames with {name} {shape}"
+                )
         if not np.isfinite(self.actions).all():
             raise DatasetError(f"{self.suite} task {self.index}: an action is not finite")
         if self.motion is not None and not self.motion.fits(self.episodes):
             raise DatasetError(
                 f"{self.suite} task {self.index}: the motion isn't that of the samples' episodes"
             )
+
+    def only(self, chosen: NDArray[np.bool_]) -> TaskSamples:
+        """Some of the samples, given as [N]."""
+        arrays = {
+            name: value[chosen]
+            for name in ("actions", "episodes", "poses", "placements", "succeeded")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.motion is not None:
+            arrays["motion"] = replace(self.motion, starts=self.motion.starts[chosen])
+        frames = Frames.of([self.frames[int(place)] for place in np.flatnonzero(chosen)])
+        return replace(self, frames=frames, **arrays)
 
 
 @dataclass(frozen=True)
@@ -151,9 +177,10 @@ class Dataset:
     tasks: list[TaskSamples]
 
 
-def task_file(directory: Path, suite: str, index: int) -> Path:
-    """Where a task's samples lie."""
-    return directory / f"{suite}-{index:02d}.safetensors"
+def task_file(directory: Path, suite: str, index: int, part: str = "") -> Path:
+    """Where a task's samples lie, or a part of them."""
+    ending = f".{part}" if part else ""
+    return directory / f"{suite}-{index:02d}{ending}.safetensors"
 
 
 def describe_dataset(directory: Path, capture: Capture) -> None:
@@ -174,14 +201,14 @@ def describe_dataset(directory: Path, capture: Capture) -> None:
         partial.replace(description)
 
 
-def write_task(directory: Path, capture: Capture, samples: TaskSamples) -> Path:
-    """Adds a task to a dataset, or replaces it.
+def write_task(directory: Path, capture: Capture, samples: TaskSamples, part: str = "") -> Path:
+    """Adds a task, or a part of one, to a dataset, or replaces it.
 
     Raises:
         DatasetError: the folder's frames were taken in another way.
     """
     describe_dataset(directory, capture)
-    target = task_file(directory, samples.suite, samples.index)
+    target = task_file(directory, samples.suite, samples.index, part)
     partial = target.with_suffix(".partial")
     tensors: dict[str, NDArray[np.generic]] = {
         "frames": samples.frames.buffer,
@@ -192,6 +219,10 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples) -> Path:
     }
     if samples.motion is not None:
         tensors |= {f"motion_{name}": value for name, value in vars(samples.motion).items()}
+    if samples.placements is not None:
+        tensors["placements"] = samples.placements
+    if samples.succeeded is not None:
+        tensors["succeeded"] = samples.succeeded
     metadata = {
         "suite": samples.suite,
         "index": str(samples.index),
@@ -205,7 +236,7 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples) -> Path:
 
 
 def read_dataset(directory: Path) -> Dataset:
-    """All tasks of a folder, by name.
+    """All tasks of a folder, by name; one in several parts comes in as many.
 
     Raises:
         DatasetError: no dataset is here, or a file is broken.
@@ -248,6 +279,7 @@ def _read_task(path: Path) -> TaskSamples:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata()
+            further = {"placements", "succeeded"} & set(file.keys())
             return TaskSamples(
                 suite=metadata["suite"],
                 index=int(metadata["index"]),
@@ -258,6 +290,7 @@ def _read_task(path: Path) -> TaskSamples:
                 poses=file.get_tensor("poses"),
                 pose_names=tuple(json.loads(metadata["pose_names"])),
                 motion=_read_motion(file),
+                **{name: file.get_tensor(name) for name in further},
             )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} can't be read: {error!r}; make it anew") from error

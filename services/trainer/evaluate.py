@@ -15,6 +15,7 @@ from services.trainer.display import EvaluationDisplay
 from services.trainer.evaluation_folder import EvaluationFolder
 from services.trainer.evaluator import Evaluator, protocol_of
 from services.trainer.film import FilmMaker, Values
+from services.trainer.recording import RolloutRecorder
 from services.trainer.subject import Subject, load_subject
 from vlarl.config import RunConfig, load_config
 from vlarl.env.v1 import env_pb2
@@ -26,7 +27,15 @@ RUN_ID = "evaluation"
 """Every evaluation has a queue of its own, so they may share a name."""
 
 
-def run(config: RunConfig, trained: Path | None, out: Path, videos: int, protocol: str) -> int:
+def run(
+    config: RunConfig,
+    trained: Path | None,
+    out: Path,
+    *,
+    videos: int,
+    record: bool,
+    protocol: str,
+) -> int:
     """Evaluates a policy, or goes on with what `out` holds of it.
 
     Args:
@@ -34,6 +43,7 @@ def run(config: RunConfig, trained: Path | None, out: Path, videos: int, protoco
         trained: see `load_subject`.
         out: the evaluation's folder.
         videos: films of each task and outcome.
+        record: whether OUT/rollouts becomes a dataset of the episodes.
         protocol: what the configuration follows, for people.
 
     Returns:
@@ -59,7 +69,8 @@ def run(config: RunConfig, trained: Path | None, out: Path, videos: int, protoco
     stack = Stack(config, out, names, lasting_queue=False)
     display = EvaluationDisplay(chosen, config, out, protocol)
     with contextlib.closing(display):
-        work = _evaluate(stack, subject, folder, film, display)
+        recorder = RolloutRecorder(out / "rollouts", config.env) if record else None
+        work = _evaluate(stack, subject, folder, film, recorder, display)
         return asyncio.run(supervise(stack, work, f"the same command with --out {out}"))
 
 
@@ -68,11 +79,12 @@ async def _evaluate(
     subject: Subject,
     folder: EvaluationFolder,
     film: FilmMaker | None,
+    recorder: RolloutRecorder | None,
     display: EvaluationDisplay,
 ) -> int:
     await stack.start()
     here = load_config(folder.path / "config.toml", stack.overrides)
-    evaluator = Evaluator(here, subject, folder, film, display)
+    evaluator = Evaluator(here, subject, folder, film, display, recorder)
     async with RolloutQueue(here.queue) as queue:
         evaluation = await stack.watching(evaluator.run(queue))
     display.finish(evaluation)

@@ -4,6 +4,7 @@ OUT/evaluation.json   what was evaluated, how, and the score so far
     episodes.jsonl    one line an episode, in the order in which they ended
     config.toml       the resolved configuration
     videos/           where they were asked for
+    rollouts/         likewise, a dataset of all episodes
     logs/             a log a service
 """
 

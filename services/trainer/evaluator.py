@@ -13,6 +13,7 @@ from services.trainer.evaluation import Evaluation, count, judge
 from services.trainer.evaluation_folder import EvaluationFolder
 from services.trainer.film import FilmMaker
 from services.trainer.publisher import Publisher, check_policy
+from services.trainer.recording import RolloutRecorder
 from services.trainer.subject import Subject
 from vlarl.config import RunConfig
 from vlarl.queue import RolloutQueue
@@ -29,13 +30,17 @@ class Evaluator:
         folder: EvaluationFolder,
         film: FilmMaker | None,
         display: EvaluationDisplay,
+        recorder: RolloutRecorder | None = None,
     ) -> None:
-        """film: where episodes are filmed, which takes their frames and a reward server."""
+        """film: where episodes are filmed, which takes their frames and a reward server.
+        recorder: where they are kept, which takes their frames.
+        """
         self._config = config
         self._subject = subject
         self._folder = folder
         self._film = film
         self._display = display
+        self._recorder = recorder
 
     async def run(self, queue: RolloutQueue) -> Evaluation:
         """Runs the episodes that the folder doesn't have.
@@ -77,6 +82,7 @@ class Evaluator:
         )
         missing = [s for s in specs if not self._folder.has(s.task.index, s.init_state)]
         for spec in missing:
+            spec.record_frames = self._recorder is not None
             if self._film is not None and self._film.wants(spec.task.index):
                 spec.record_frames, spec.unscored = True, False
         return missing
@@ -86,6 +92,10 @@ class Evaluator:
             result = judge(trajectory, self._subject.progress.version)
             if self._film is not None:
                 await asyncio.to_thread(self._film.take, trajectory)
+            if self._recorder is not None:
+                # Before the episode counts as done: one that a crash cuts short is run again.
+                part = f"init-{result.init_state:03d}"
+                await asyncio.to_thread(self._recorder.write, part, [trajectory])
             self._folder.add(result)
             self._display.episode(result)
 

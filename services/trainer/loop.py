@@ -34,6 +34,7 @@ from services.trainer.learner import Snapshot
 from services.trainer.metrics import MetricsLog
 from services.trainer.publisher import Publisher, published_adapter
 from services.trainer.ranks import LeadingRank
+from services.trainer.recording import RolloutRecorder
 from services.trainer.status import RunStatus
 from vlarl.config import RunConfig
 from vlarl.rollout.v1 import rollout_pb2
@@ -72,6 +73,9 @@ class TrainingLoop:
         self._display = display
         self._evaluations = EvaluationLog(run_dir)
         self._actions = ActionLog(run_dir)
+        self._recorder = None
+        if config.trainer.record_rollouts:
+            self._recorder = RolloutRecorder(run_dir / "rollouts", config.env)
         self._curriculum = Curriculum(config.tasks.indices, config.curriculum)
         self._seconds: dict[str, float] = defaultdict(float)
 
@@ -111,6 +115,9 @@ class TrainingLoop:
 
         with self._phase("checkpoint"):
             self._actions.write(progress.iteration, collected.trajectories)
+            if self._recorder is not None:
+                part = f"{progress.iteration:05d}"
+                await asyncio.to_thread(self._recorder.write, part, collected.trajectories)
             progress = self._advance(progress, collected, learned)
             await self._save(progress, snapshot)
 

@@ -16,6 +16,8 @@ import pytest
 from tests.e2e.stack import ROOT, descendants, survivors
 from tests.integration.trainer.test_evaluator import config_for, trained_run
 from vlarl.config import TasksConfig, save_config
+from vlarl.demonstrations import read_dataset
+from vlarl.openvla.images import decode_image
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -61,7 +63,7 @@ def test_killed_and_gone_on_with_it_gives_what_an_undisturbed_one_gives(
 ) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     arguments = ["--checkpoint", str(checkpoint), "--suite", "approach", "--episodes-per-task", "8"]
-    process = start(calm, *arguments)
+    process = start(calm, *arguments, "--record")
     started.append(process)
     assert process.wait(300) == 0, said(calm)
 
@@ -92,6 +94,15 @@ def test_killed_and_gone_on_with_it_gives_what_an_undisturbed_one_gives(
     assert score["complete"]
     assert score["protocol"]["profile"] == "fast"
     assert "95 % interval" in said(killed)
+
+    recorded = {
+        -1 - int(task.placements[0]): task for task in read_dataset(calm / "rollouts").tasks
+    }
+    for row in rows(calm):
+        task = recorded[row["init_state"]]
+        assert len(task.frames) == row["actions"]
+        assert task.succeeded.tolist() == [row["success"]] * row["actions"]
+        assert {decode_image(frame).shape for frame in task.frames} == {(84, 84, 3)}
 
 
 def test_a_runs_last_policy_is_published_and_evaluated(

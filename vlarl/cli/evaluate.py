@@ -63,6 +63,9 @@ def evaluate(
     episodes_per_task: Episodes = 50,
     out: Out = None,
     videos: Videos = 0,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep all episodes as a dataset, OUT/rollouts.")
+    ] = False,
     overrides: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
@@ -82,7 +85,9 @@ def evaluate(
 
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = out or Path("runs") / f"eval-{settings.tasks.suite}-{stamp}"
-        code = run_evaluation(settings, run, folder, videos, protocol)
+        code = run_evaluation(
+            settings, run, folder, videos=videos, record=record, protocol=protocol
+        )
     raise typer.Exit(code)
 
 

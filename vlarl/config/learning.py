@@ -159,6 +159,8 @@ class TrainerConfig(Section):
     """Compute activations again in the backward pass instead of keeping them: less memory."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
+    record_rollouts: bool = False
+    """Keep all training episodes, failures too, as a dataset in RUN/rollouts."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of torch on a CPU; none: all cores."""
     ranks: int = Field(default=1, ge=1)

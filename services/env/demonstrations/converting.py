@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from services.env.demonstrations.crew import run_crew
 from services.env.demonstrations.hdf5 import DemoFileError, Header, demo_files, read_header
@@ -182,9 +183,18 @@ def _write(dataset: Path, capture: Capture, source: Source) -> None:
         poses=np.concatenate([episode.poses for episode in episodes]),
         pose_names=episodes[0].pose_names,
         motion=_motion(episodes),
+        placements=_placements(episodes),
     )
     write_task(dataset, capture, samples)
     shutil.rmtree(_part(dataset, source, "").parent)
+
+
+def _placements(episodes: Sequence[RenderedEpisode]) -> npt.NDArray[np.int64] | None:
+    """[samples], seeds; None where one is unknown."""
+    seeds = [episode.placement_seed for episode in episodes if episode.placement_seed is not None]
+    if len(seeds) < len(episodes):
+        return None
+    return np.repeat(np.array(seeds, dtype=np.int64), [len(one.frames) for one in episodes])
 
 
 def _motion(episodes: Sequence[RenderedEpisode]) -> Motion | None:

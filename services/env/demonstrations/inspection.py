@@ -15,7 +15,7 @@ from services.env.demonstrations.orders import Settings
 from services.env.demonstrations.rendering import Renderer
 from services.env.demonstrations.steps import in_dataset_units
 from services.env.suites import TaskCatalog
-from vlarl.demonstrations import Dataset, read_dataset
+from vlarl.demonstrations import Dataset, TaskSamples, read_dataset
 from vlarl.openvla.images import Frame, decode_image
 
 _CONTROL_RATE = 20.0
@@ -69,11 +69,17 @@ def _of_dataset(dataset: Dataset) -> list[Summary]:
             Summary(
                 name=f"{task.suite} {task.index}: {task.instruction}",
                 lengths=lengths.astype(np.int64),
-                succeeded=len(lengths),
+                succeeded=_successes(task),
                 actions=task.actions.astype(np.float64),
             )
         )
     return found
+
+
+def _successes(task: TaskSamples) -> int:
+    """Number of the episodes that reached their goal."""
+    chosen = slice(None) if task.succeeded is None else task.succeeded
+    return len(np.unique(task.episodes[chosen]))
 
 
 def filmed(

@@ -29,6 +29,8 @@ class RenderedEpisode:
     """[M], the control step before which each frame is taken."""
     robot_states: npt.NDArray[np.float32]
     """[T, 9], at all control steps; [0, 9] where they weren't recorded."""
+    placement_seed: int | None
+    """None: unknown."""
 
 
 def save_episode(path: Path, episode: Episode, placement_seed: int | None) -> None:
@@ -59,6 +61,7 @@ def load_episode(path: Path) -> Episode:
 
 def save_rendered(path: Path, rendered: RenderedEpisode) -> None:
     """Keeps a rendered episode."""
+    seed = [] if rendered.placement_seed is None else [rendered.placement_seed]
     _save(
         path,
         frames=rendered.frames.buffer,
@@ -68,6 +71,7 @@ def save_rendered(path: Path, rendered: RenderedEpisode) -> None:
         pose_names=np.array(rendered.pose_names, dtype=np.str_),
         starts=rendered.starts,
         robot_states=rendered.robot_states,
+        placement_seed=np.array(seed, dtype=np.int64),
     )
 
 
@@ -81,6 +85,7 @@ def load_rendered(path: Path) -> RenderedEpisode:
             pose_names=tuple(str(name) for name in arrays["pose_names"]),
             starts=arrays["starts"],
             robot_states=arrays["robot_states"],
+            placement_seed=next(iter(arrays["placement_seed"].tolist()), None),
         )
 
 

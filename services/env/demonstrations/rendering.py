@@ -87,6 +87,7 @@ class Renderer:
             pose_names=names,
             starts=steps.starts.astype(np.int32),
             robot_states=episode.robot_states.astype(np.float32),
+            placement_seed=episode.placement_seed,
         )
 
 

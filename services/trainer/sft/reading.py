@@ -131,7 +131,10 @@ def _read_tasks(data: DataConfig, seed: int) -> list[_Task]:
     tasks: list[_Task] = []
     for folder in data.datasets:
         dataset = read_dataset(folder)
-        for samples in dataset.tasks:
+        for recorded in dataset.tasks:
+            samples = recorded
+            if recorded.succeeded is not None:
+                samples = recorded.only(recorded.succeeded)  # nobody imitates a failure
             held_out = _held_out(samples, folder.name, data.held_out, seed)
             tasks.append(_Task(folder, dataset.capture.action_repeat, samples, held_out))
     first: dict[str, _Task] = {}

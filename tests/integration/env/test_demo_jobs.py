@@ -173,6 +173,16 @@ def test_motion_is_the_poses_at_every_control_step(dataset: Dataset) -> None:
     assert len(motion.hand) > 2 * len(samples.frames)
 
 
+def test_each_demonstration_says_which_placement_it_is_of(
+    collected: Path, dataset: Dataset
+) -> None:
+    (samples,) = dataset.tasks
+    assert samples.placements is not None
+    with h5py.File(collected) as file:
+        for episode, placement in zip(samples.episodes, samples.placements, strict=True):
+            assert file[f"data/demo_{episode}"].attrs["placement_seed"] == placement
+
+
 def test_liberos_own_files_are_read_as_they_are(collected: Path, tmp_path: Path) -> None:
     """A file with what LIBERO's have and no more, recorded at every control step."""
     states = content(collected)["data/demo_0/states"]
@@ -197,6 +207,7 @@ def test_liberos_own_files_are_read_as_they_are(collected: Path, tmp_path: Path)
     np.testing.assert_allclose(samples.actions[: len(kept), 0], recorded[kept, 0], rtol=1e-6)
     assert samples.actions[: len(kept), 6].tolist() == [1] * (len(kept) - 1) + [0]
     assert samples.motion is None
+    assert samples.placements is None
     done = run(*conversion(file, tmp_path / "grouped"), "--action-repeat", 4)
     assert done.returncode == 0, done.stderr
     assert read_dataset(tmp_path / "grouped").capture.action_repeat == 4

@@ -22,6 +22,7 @@ from services.trainer.evaluation_folder import EvaluationFolder  # noqa: E402
 from services.trainer.evaluator import Evaluator, protocol_of  # noqa: E402
 from services.trainer.film import FilmMaker  # noqa: E402
 from services.trainer.learner import Learner  # noqa: E402
+from services.trainer.recording import RolloutRecorder  # noqa: E402
 from services.trainer.subject import load_subject  # noqa: E402
 from services.trainer.world import World  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
@@ -35,9 +36,10 @@ from vlarl.config import (  # noqa: E402
     RunConfig,
     TasksConfig,
 )
+from vlarl.demonstrations import read_dataset  # noqa: E402
 from vlarl.env.v1 import env_pb2  # noqa: E402
 from vlarl.openvla.checkpoint import base_digest  # noqa: E402
-from vlarl.openvla.images import encode_jpeg  # noqa: E402
+from vlarl.openvla.images import decode_image, encode_jpeg  # noqa: E402
 from vlarl.queue import RolloutQueue  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -80,11 +82,13 @@ async def evaluate(
     valkey: Valkey,
     trained: Path | None = None,
     videos: int = 0,
+    record: bool = False,
     give_up: frozenset[str] = frozenset(),
 ) -> tuple[Evaluation, list[str]]:
     """An evaluation on a queue and policy of its own; also the episodes that were run for it."""
     policy = StandInPolicy(config.policy.checkpoint)
     film = FilmMaker(out / "videos", videos, config.env.action_repeat) if videos else None
+    recorder = RolloutRecorder(out / "rollouts", config.env) if record else None
     async with (
         RolloutQueue(QueueConfig(url=valkey.url)) as queue,
         serving(policy) as address,
@@ -95,7 +99,8 @@ async def evaluate(
         subject = load_subject(here, trained)
         folder = EvaluationFolder(out, protocol_of(here, subject))
         display = EvaluationDisplay(TASKS, here, out, "LIBERO's")
-        evaluation = await Evaluator(here, subject, folder, film, display).run(queue)
+        evaluator = Evaluator(here, subject, folder, film, display, recorder)
+        evaluation = await evaluator.run(queue)
         assert all(state.length == 0 for state in await queue.states())
     return evaluation, ran
 
@@ -180,6 +185,24 @@ async def test_filmed_episodes_have_frames_and_rewards(
     ends = [path.stem.split("_")[-1] for path in (tmp_path / "videos").glob("*.mp4")]
     assert ends.count("success") == sum(s.successes > 0 for s in evaluation.tasks.values())
     assert ends.count("failure") == sum(s.successes < 3 for s in evaluation.tasks.values())
+
+
+async def test_recorded_episodes_are_a_dataset_that_knows_its_failures(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    fewer = config_for(checkpoint, evaluation=EvaluationConfig(episodes_per_task=1))
+    await evaluate(fewer, tmp_path, valkey, record=True)
+    await evaluate(config_for(checkpoint), tmp_path, valkey, record=True)
+    dataset = read_dataset(tmp_path / "rollouts")
+    assert dataset.capture.action_repeat == fewer.env.action_repeat
+    recorded = sorted(dataset.tasks, key=lambda task: (task.index, -int(task.placements[0])))
+    assert len(recorded) == len(rows(tmp_path)) == 6
+    for task, row in zip(recorded, rows(tmp_path), strict=True):
+        assert (task.index, task.placements[0]) == (row["task"], -1 - row["init_state"])
+        assert task.succeeded.tolist() == [row["success"]] * row["actions"]
+        assert task.instruction == row["instruction"]
+        assert decode_image(task.frames[-1]).shape == (28, 28, 3)
+    assert {bool(task.succeeded[0]) for task in recorded} == {True, False}
 
 
 def test_a_runs_critic_judges_what_is_filmed(checkpoint: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from vlarl.config import (  # noqa: E402
     TasksConfig,
     dump_toml,
 )
+from vlarl.demonstrations import read_dataset  # noqa: E402
 from vlarl.openvla.checkpoint import base_digest  # noqa: E402
 from vlarl.queue import RolloutQueue  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
@@ -95,7 +96,8 @@ async def test_a_run_from_start_to_end(
     run_dir = tmp_path / "whole"
     policy = StandInPolicy(checkpoint)
     async with serving(policy) as address:
-        config = write_config(run_dir, checkpoint, valkey.url, address)
+        recording = {"record_rollouts": True}
+        config = write_config(run_dir, checkpoint, valkey.url, address, **recording)
         training = asyncio.create_task(train_to_the_end(run_dir))
         async with open_channel(config.trainer.address) as channel:
             await wait_until_serving(channel, "", 60)
@@ -118,6 +120,15 @@ async def test_a_run_from_start_to_end(
     assert not await queue.outstanding("whole")
     assert all(state.length == 0 for state in await queue.states())
     assert list((run_dir / "tensorboard").iterdir())
+    recorded = read_dataset(run_dir / "rollouts").tasks
+    assert sum(len(task.frames) for task in recorded) == sum(row["samples"] for row in rows)
+    successes = [
+        bool(task.succeeded[task.episodes == number][0])
+        for task in recorded
+        for number in set(task.episodes)
+    ]
+    assert len(successes) == 3 * 4
+    assert sum(successes) == sum(4 * row["success_rate"] for row in rows)
 
 
 async def test_a_killed_trainer_goes_on_as_if_nothing_had_happened(

@@ -61,6 +61,15 @@ def motion() -> Motion:
     )
 
 
+def test_frames_are_a_sequence() -> None:
+    frames = Frames.of([b"a", b"bc", b"def"])
+    assert (frames[-1], frames[-3]) == (b"def", b"a")
+    assert list(reversed(frames)) == [b"def", b"bc", b"a"]
+    for beyond in (3, -4):
+        with pytest.raises(IndexError):
+            frames[beyond]
+
+
 def test_motion_comes_back_with_its_samples(tmp_path: Path) -> None:
     write_task(tmp_path, CAPTURE, replace(samples(), motion=motion()))
     (task,) = read_dataset(tmp_path).tasks
@@ -85,6 +94,38 @@ def test_motion_comes_back_with_its_samples(tmp_path: Path) -> None:
 def test_motion_must_be_that_of_the_samples(wrong: dict[str, np.ndarray]) -> None:
     with pytest.raises(DatasetError, match="motion isn't that of"):
         replace(samples(), motion=replace(motion(), **wrong))
+
+
+def test_a_task_may_come_in_parts_with_failures(tmp_path: Path) -> None:
+    first = replace(
+        samples(),
+        placements=np.array([7, 7, -3, -3, 9]),
+        succeeded=np.array([True, True, False, False, True]),
+    )
+    write_task(tmp_path, CAPTURE, first, "00000")
+    write_task(tmp_path, CAPTURE, samples(), "00001")
+    there, second = read_dataset(tmp_path).tasks
+    assert there.placements is not None
+    assert there.succeeded is not None
+    np.testing.assert_array_equal(there.placements, [7, 7, -3, -3, 9])
+    np.testing.assert_array_equal(there.succeeded, [True, True, False, False, True])
+    assert second.placements is second.succeeded is None
+    with pytest.raises(DatasetError, match=r"5 frames with succeeded \[4\]"):
+        replace(samples(), succeeded=np.ones(4, np.bool_))
+
+
+def test_some_of_the_samples_stay_what_they_were() -> None:
+    chosen = np.array([False, True, True, False, True])
+    whole = replace(samples(), motion=motion(), placements=np.arange(5))
+    some = whole.only(chosen)
+    assert list(some.frames) == [b"\1" * 2, b"\2" * 3, b"\4" * 5]
+    np.testing.assert_array_equal(some.actions, whole.actions[chosen])
+    np.testing.assert_array_equal(some.episodes, [0, 1, 2])
+    np.testing.assert_array_equal(some.placements, [1, 2, 4])
+    assert some.motion is not None
+    np.testing.assert_array_equal(some.motion.starts, [2, 0, 3])
+    np.testing.assert_array_equal(some.motion.hand, motion().hand)
+    assert some.succeeded is None
 
 
 def test_frames_taken_in_another_way_do_not_mix(tmp_path: Path) -> None:

@@ -83,6 +83,19 @@ def test_held_out_episodes_are_whole_and_stay_the_same(tiny: Path, tmp_path: Pat
     assert np.array_equal(frame, prepare_image(decode_image(first), 28, True))
 
 
+def test_failures_are_not_imitated(tiny: Path, tmp_path: Path) -> None:
+    few = task_samples(episodes=6, length=3)
+    marked = replace(
+        few,
+        poses=np.stack([few.episodes, few.episodes], 1).astype(np.float32),
+        succeeded=np.isin(few.episodes, [1, 2, 5]),
+    )
+    read_in = read(tiny, write_dataset(tmp_path, marked))
+    seen = {*read_in.train.poses[:, 0], *read_in.held_out.poses[:, 0]}
+    assert seen == {1, 2, 5}
+    assert read_in.statistics["squares"]["num_trajectories"] == 3
+
+
 def test_each_suite_has_statistics_of_its_own(tiny: Path, tmp_path: Path) -> None:
     large = task_samples(suite="large")
     large = replace(large, actions=large.actions * np.float32(10))
