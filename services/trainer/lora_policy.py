@@ -9,7 +9,7 @@ the critic's backbone, at no further copy of the weights.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import peft
@@ -72,13 +72,18 @@ class LoraPolicy:
         logits = self.logits(observations, token_ids)
         return token_logprobs(logits, token_ids - self._first_action_id, temperature)
 
-    def logits(self, observations: ObservationBatch, token_ids: Tensor) -> Tensor:
-        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K])."""
+    def logits(
+        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
+    ) -> Tensor:
+        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
+        0 to K of them, over the answers [B, K + 1, A].
+        """
         output = self._model(
             observations.pixel_values,
             observations.prompt_ids,
             observations.prompt_lengths,
             token_ids,
+            answer_ids,
         )
         logits: Tensor = output.logits
         return logits

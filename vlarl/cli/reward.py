@@ -1,4 +1,4 @@
-"""`vlarl reward`: labels for the process reward model."""
+"""`vlarl reward`: labels for the process reward model, and its training."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vlarl.cli.options import Overrides, one_sentence_errors, read_section
-from vlarl.config import LabelConfig
+from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_section
+from vlarl.cli.runs import Resume, RunDirectory, choose_run
+from vlarl.config import LabelConfig, RewardModelConfig
+from vlarl.logs import configure_logging
 
 if TYPE_CHECKING:
-    from services.reward.labels import EpisodeLabels
+    from services.trainer.rprm.labels import EpisodeLabels
     from vlarl.demonstrations import TaskSamples
 
-app = typer.Typer(no_args_is_help=True, help="Label demonstrations for the process reward model.")
-
-
-@app.callback()
-def _reward() -> None:
-    """Label demonstrations for the process reward model."""
+app = typer.Typer(
+    no_args_is_help=True, help="Label demonstrations and train the process reward model."
+)
 
 
 @app.command()
@@ -45,7 +44,7 @@ def label(
     Keys of --set are those of `LabelConfig` in docs/configuration.md.
     """
     with one_sentence_errors():
-        from services.reward.labels import label_task
+        from services.trainer.rprm.labels import label_task
         from vlarl.demonstrations import read_dataset
 
         config = read_section(LabelConfig, None, overrides)
@@ -55,7 +54,7 @@ def label(
         Console().print(_table(labels))
         if plot is None:
             return
-        from services.reward.label_plot import draw_episode
+        from services.trainer.rprm.label_plot import draw_episode
 
         drawn = [(task, *one) for task, found in labelled for one in found[:episodes]]
         for task, samples, one in track(drawn, "drawing", transient=True):
@@ -63,6 +62,42 @@ def label(
             path = plot / f"{task.suite}-{task.index:02d}-{number:03d}.png"
             draw_episode(path, task, samples, one)
         typer.echo(f"{len(drawn)} pictures in {plot}")
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(help="The run's TOML file, e.g. configs/reward-object.toml.")
+    ] = None,
+    resume: Resume = None,
+    run_dir: RunDirectory = None,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train a process reward model; writes RUN/checkpoint with a model card.
+
+    It starts from a policy's checkpoint and learns to say, after a frame, an instruction and an
+    action's tokens, whether the action leads somewhere. Killed at any moment, it goes on with
+    --resume RUN. Under torchrun every process runs this command.
+    """
+    configure_logging(verbose)
+    with one_sentence_errors():
+        settings, directory = choose_run(
+            RewardModelConfig, config, resume, run_dir, overrides, _check_sources
+        )
+        from services.trainer.rprm.main import run
+
+        run(settings, directory)
+
+
+def _check_sources(settings: RewardModelConfig) -> None:
+    """Looks whether there are datasets, and a checkpoint to start from."""
+    from vlarl.demonstrations import find_dataset
+    from vlarl.openvla.folder import check_folder
+
+    for folder in settings.data.datasets:
+        find_dataset(folder)
+    check_folder(settings.checkpoint)
 
 
 def _table(labels: list[tuple[TaskSamples, list[EpisodeLabels]]]) -> Table:

@@ -11,9 +11,9 @@ from typing import Annotated, TypeVar
 import typer
 
 from vlarl.cli.options import read_section
-from vlarl.config import ConfigError, RunConfig, SftConfig, save_config
+from vlarl.config import ConfigError, RewardModelConfig, RunConfig, SftConfig, save_config
 
-R = TypeVar("R", RunConfig, SftConfig)
+R = TypeVar("R", RunConfig, SftConfig, RewardModelConfig)
 
 Resume = Annotated[
     Path | None,
@@ -84,7 +84,7 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _begin(settings: RunConfig | SftConfig, directory: Path) -> None:
+def _begin(settings: RunConfig | SftConfig | RewardModelConfig, directory: Path) -> None:
     """Makes a new run's folder, with its configuration."""
     if (directory / "config.toml").exists():
         raise ConfigError(f"{directory} holds a run already; go on with --resume {directory}")

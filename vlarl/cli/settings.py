@@ -7,7 +7,7 @@ import re
 import typer
 
 from vlarl.cli.options import ConfigFile, Overrides, read_config
-from vlarl.config import AblationConfig, LabelConfig, RunConfig, SftConfig, dump_toml
+from vlarl.config import AblationConfig, RewardModelConfig, RunConfig, SftConfig, dump_toml
 from vlarl.config.base import Section, nested_section
 
 app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
@@ -42,8 +42,13 @@ def _reference() -> list[str]:
         "A file of its own, see docs/ablations.md.",
     ]
     lines += _section(AblationConfig, "")
-    lines += ["", "# Configuration of `vlarl reward label`", "", "See docs/reward.md."]
-    return lines + _section(LabelConfig, "")
+    lines += [
+        "",
+        "# Configuration of `vlarl reward train`",
+        "",
+        "A file of its own, see docs/reward.md. `vlarl reward label` takes the keys of `[labels]`.",
+    ]
+    return lines + _section(RewardModelConfig, "")
 
 
 def _section(section: type[Section], path: str) -> list[str]:

@@ -27,6 +27,7 @@ from vlarl.config.learning import (
     TrainerConfig,
 )
 from vlarl.config.network import ChannelConfig, QueueConfig, SecurityConfig, ServerConfig
+from vlarl.config.reward_model import RewardDataConfig, RewardModelConfig
 from vlarl.config.services import EnvConfig, PolicyConfig, RewardConfig
 from vlarl.config.sft import (
     AugmentationConfig,
@@ -55,6 +56,8 @@ __all__ = [
     "PpoConfig",
     "QueueConfig",
     "RewardConfig",
+    "RewardDataConfig",
+    "RewardModelConfig",
     "RunConfig",
     "Section",
     "SecurityConfig",

@@ -36,7 +36,9 @@ class ActionForward(NamedTuple):
     """
 
     logits: Tensor
-    """Over the 256 action ids, ascending, for each action token: float32[B, tokens, 256]."""
+    """Over the 256 action ids, ascending, for each action token: float32[B, tokens, 256]. Where
+    answers were asked for: over these, after 0, 1, ... action tokens: float32[B, tokens + 1, A].
+    """
     feature: Tensor
     """Final-norm hidden state at "▁", where the first action token is predicted: [B, d]."""
     image_tokens: Tensor | None
@@ -113,6 +115,7 @@ class OpenVLA(nn.Module):
         prompt_ids: Tensor,
         prompt_lengths: Tensor,
         action_ids: Tensor | None = None,
+        answer_ids: Sequence[int] = (),
     ) -> ActionForward:
         """Teacher-forced action logits and what a critic may look at.
 
@@ -125,7 +128,13 @@ class OpenVLA(nn.Module):
             prompt_lengths: int64[B], each prompt's own length, BOS and "▁" included.
             action_ids: int64[B, action_dim]; the last one is predicted, never read. Absent, only
                 the first token's logits are computed, which is enough for a critic.
+            answer_ids: A ids of the vocabulary that might come next instead of an action token.
+                Given, logits are over them and all action tokens are read: what a reward model
+                says of an action.
         """
+        if answer_ids and action_ids is not None:
+            # An answer is predicted after the last one, too.
+            action_ids = F.pad(action_ids, (0, 1))
         tokens = 1 if action_ids is None else action_ids.shape[1]
         text_ids = prompt_ids
         if action_ids is not None and tokens > 1:
@@ -140,9 +149,14 @@ class OpenVLA(nn.Module):
         places = first + torch.arange(tokens, device=prompt_ids.device)
         rows = torch.arange(len(prompt_ids), device=prompt_ids.device)[:, None]
         predicting = hidden[rows, places]
+        if answer_ids:
+            head = self.language_model.lm_head.weight[list(answer_ids)]
+            logits = F.linear(predicting, head).float()
+        else:
+            logits = self.action_logits(predicting)
         # A copy: FSDP's hooks do not survive on a view that somebody changes in place.
         return ActionForward(
-            self.action_logits(predicting),
+            logits,
             predicting[:, 0].clone(),
             image if action_ids is None else None,
         )

@@ -13,6 +13,8 @@ _VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 _SPACE = "▁"
+_VERDICTS = (("▁no", "▁yes"), ("<0x00>", "<0x01>"))
+"""Words where the vocabulary has them whole, else bytes that no prompt holds."""
 
 
 class PromptBuilder:
@@ -48,6 +50,19 @@ class PromptBuilder:
         if ids[0] != self.bos_id:
             ids = [self.bos_id, *ids]
         return ids if ids[-1] == self.space_id else [*ids, self.space_id]
+
+    @property
+    def verdict_ids(self) -> tuple[int, int]:
+        """The ids by which a reward model says that an action leads nowhere, or somewhere.
+
+        Raises:
+            ConfigError: the vocabulary has neither these words nor single bytes.
+        """
+        for names in _VERDICTS:
+            negative, positive = map(self._tokenizer.token_to_id, names)
+            if negative is not None and positive is not None:
+                return negative, positive
+        raise ConfigError(f"the tokenizer has none of the pairs {_VERDICTS} for verdicts")
 
     def _special_id(self, token: str, path: Path) -> int:
         token_id: int | None = self._tokenizer.token_to_id(token)

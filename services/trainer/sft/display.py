@@ -52,6 +52,7 @@ class StageDisplay:
                 ("held_out_loss", "held-out loss", 3),
                 ("held_out_accuracy", "accuracy", 3),
                 ("held_out_l1", "L1", 4),
+                ("held_out_auc", "AUC", 3),
                 ("held_out_mm", "error in mm", 2),
             )
             if name in scalars

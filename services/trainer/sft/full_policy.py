@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,13 +39,18 @@ class FullPolicy:
         """The trained parameters by their keys in the checkpoint."""
         return trained_parameters(self._model)
 
-    def logits(self, observations: ObservationBatch, token_ids: Tensor) -> Tensor:
-        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K])."""
+    def logits(
+        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
+    ) -> Tensor:
+        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
+        0 to K of them, over the answers [B, K + 1, A].
+        """
         output = self._model(
             observations.pixel_values,
             observations.prompt_ids,
             observations.prompt_lengths,
             token_ids,
+            answer_ids,
         )
         logits: Tensor = output.logits
         return logits

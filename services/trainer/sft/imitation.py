@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from services.trainer.lora_policy import LoraPolicy
 from services.trainer.observations import ObservationBatch
 from services.trainer.sft.augmentation import IMAGE_DRAWS
-from services.trainer.sft.full_policy import FullPolicy
+from services.trainer.sft.learners import load_learner
 from services.trainer.sft.losses import action_loss, jittered, label_logprobs, soft_targets
 from services.trainer.sft.pixels import Pixels
 from services.trainer.sft.reading import Demonstrations
 from services.trainer.sft.samples import SampleBatch
-from services.trainer.sharding import compute_dtype
 from services.trainer.world import World
 from vlarl.config import SftConfig
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.tokens import ActionTokenizer
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-
-
-class Policy(Protocol):
-    """What imitation needs of a policy, whichever part of it learns."""
-
-    def logits(self, observations: ObservationBatch, token_ids: Tensor) -> Tensor:
-        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K])."""
-
-    def synchronise_gradients(self, on: bool) -> None:
-        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
 
 
 class Imitation:
@@ -54,7 +41,7 @@ class Imitation:
         sigmas = [config.target_sigma if one else 0.0 for one in varies]
         self._targets = soft_targets(sigmas).to(world.device)
         self._pixels = Pixels(checkpoint, config.augmentation, world.device)
-        self._policy, self._parameters = _load_policy(config, checkpoint, world)
+        self._policy, self._parameters = load_learner(config, checkpoint, world)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return self._parameters
@@ -107,26 +94,3 @@ class Imitation:
 
     def _observations(self, batch: SampleBatch, pixels: Tensor) -> ObservationBatch:
         return ObservationBatch(pixels, batch.prompt_ids, batch.prompt_lengths)
-
-
-def _load_policy(
-    config: SftConfig, checkpoint: Path, world: World
-) -> tuple[Policy, dict[str, nn.Parameter]]:
-    dtype = compute_dtype(config.dtype, world.device)
-    if config.mode == "full":
-        full = FullPolicy(
-            checkpoint,
-            dtype=dtype,
-            world=world,
-            activation_checkpointing=config.activation_checkpointing,
-        )
-        return full, full.named_parameters()
-    adapted = LoraPolicy(
-        checkpoint,
-        config.lora,
-        dtype=dtype,
-        seed=config.seed,
-        world=world,
-        activation_checkpointing=config.activation_checkpointing,
-    )
-    return adapted, adapted.named_factors()

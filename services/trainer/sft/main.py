@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from services.trainer.durable import durable_folder, read_state
+from services.trainer.durable import durable_folder
 from services.trainer.sft.export import export_checkpoint
 from services.trainer.sft.fit import Fit, Stage
 from services.trainer.sft.imitation import Imitation
 from services.trainer.sft.objective import Objective
 from services.trainer.sft.perception import Perception
-from services.trainer.sft.progress import StageProgress, checkpoint_path
+from services.trainer.sft.progress import StageProgress, stage_weights
 from services.trainer.sft.reading import Demonstrations, read_demonstrations
 from services.trainer.world import World
 from vlarl.config import FitConfig, SftConfig
@@ -82,7 +81,7 @@ class _Stages:
         stage = self._stage("pretrain", 0, fit, base)
         progress = self._fit(stage, Perception(self.config, base, self.demonstrations, self.world))
         if self.world.first:
-            export_checkpoint(base, target, _weights(stage, progress.best_step))
+            export_checkpoint(base, target, stage_weights(stage.checkpoints, progress.best_step))
         _wait_for_the_first(self.world)
         return target
 
@@ -98,7 +97,7 @@ class _Stages:
         export_checkpoint(
             base,
             target,
-            _weights(stage, step),
+            stage_weights(stage.checkpoints, step),
             lora=config.lora if config.mode == "lora" else None,
             statistics=self.demonstrations.statistics,
             center_crop=config.augmentation.random_crop,
@@ -119,17 +118,6 @@ class _Stages:
     def _fit(self, stage: Stage, objective: Objective) -> StageProgress:
         with contextlib.closing(Fit(stage, objective, self.world)) as fit:
             return fit.run()
-
-
-def _weights(stage: Stage, step: int) -> dict[str, Tensor]:
-    """The trained tensors after a step, from its checkpoint."""
-    _, tensors = read_state(checkpoint_path(stage.checkpoints, step))
-    prefix = "weights."
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 def _wait_for_the_first(world: World) -> None:

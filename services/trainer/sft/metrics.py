@@ -21,6 +21,7 @@ METRICS = {
     "held_out_accuracy": "share of tokens where the likeliest id, after the expert's own, is right",
     "held_out_l1": "mean distance of the greedy policy's action from the expert's, in [-1, 1]",
     "held_out_bins": "with `/NAME`: the same distance in bins, of one action dimension",
+    "held_out_auc": "reward model: how often a positive sample has the higher score",
     "held_out_mm": "pretraining: mean error of a position in millimetres",
 }
 """Every scalar of a line, and what it means. With `/NAME`: of one action dimension or position."""

@@ -80,3 +80,18 @@ def load_stage(directory: Path, fresh: StageProgress) -> tuple[StageProgress, di
             f"{fresh.samples}: go on with the same checkpoint and datasets"
         )
     return progress, tensors
+
+
+def stage_weights(directory: Path, step: int) -> dict[str, Tensor]:
+    """The trained tensors after so many steps, from their checkpoint.
+
+    Raises:
+        CheckpointError: it isn't there.
+    """
+    _, tensors = read_state(checkpoint_path(directory, step))
+    prefix = "weights."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -41,12 +41,16 @@ class Demonstrations:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
+    """A dataset's samples of one task."""
+
     folder: Path
     action_repeat: int
     samples: TaskSamples
     held_out: NDArray[np.bool_]
-    """[N], whether a sample belongs to a held-out episode."""
+    """[N], whether a sample is measured on and never learned from."""
+    labels: NDArray[np.float32]
+    """[N], NaN where there are none."""
 
 
 def read_demonstrations(
@@ -69,10 +73,10 @@ def read_demonstrations(
     statistics: dict[str, Statistics] = {}
     if data.statistics == "dataset":
         statistics = _suite_statistics(tasks, data.range_floor)
-    pool = _Pool(tasks, config, statistics)
+    pool = Pool(tasks, config, statistics)
     cropped = Preparation(checkpoint, config, center_crop=center_crop)
     cache = int(data.cache_gib * 2**30)
-    held_out = pool.gather(_measured(tasks, data.held_out_samples), cropped, cache)
+    held_out = pool.gather(measured(tasks, data.held_out_samples), cropped, cache)
     learned = [np.flatnonzero(~task.held_out) for task in tasks]
     plain = Preparation(checkpoint, config, center_crop=False)
     train = pool.gather(learned, plain, cache - held_out.frames.kept_bytes)
@@ -96,18 +100,20 @@ class _Encoded(Sequence[bytes]):
         return self._frames[int(self._task[index])][int(self._place[index])]
 
 
-class _Pool:
+class Pool:
     """All samples of all tasks, of which some are gathered."""
 
     def __init__(
-        self, tasks: list[_Task], config: OpenVLAConfig, statistics: dict[str, Statistics]
+        self, tasks: Sequence[Task], config: OpenVLAConfig, statistics: dict[str, Statistics]
     ) -> None:
+        """statistics: of suites; where there are none, the checkpoint's own normalise actions."""
         samples = [task.samples for task in tasks]
         self.pose_names = tuple(dict.fromkeys(name for one in samples for name in one.pose_names))
         self._frames = [one.frames for one in samples]
         self._instructions = [one.instruction for one in samples]
         self._token_ids = [_token_ids(one, config, statistics) for one in samples]
         self._poses = [_poses(one, self.pose_names) for one in samples]
+        self._labels = [task.labels for task in tasks]
         self._config = config
 
     def gather(self, chosen: list[Indices], preparation: Preparation, cache_bytes: int) -> Samples:
@@ -120,6 +126,7 @@ class _Pool:
             tasks=np.repeat(np.arange(len(chosen)), [len(one) for one in chosen]),
             token_ids=_picked(self._token_ids, chosen),
             poses=_picked(self._poses, chosen),
+            labels=_picked(self._labels, chosen),
         )
 
 
@@ -127,8 +134,8 @@ def _picked(arrays: list[NDArray[N]], chosen: list[Indices]) -> NDArray[N]:
     return np.concatenate([array[one] for array, one in zip(arrays, chosen, strict=True)])
 
 
-def _read_tasks(data: DataConfig, seed: int) -> list[_Task]:
-    tasks: list[_Task] = []
+def _read_tasks(data: DataConfig, seed: int) -> list[Task]:
+    tasks: list[Task] = []
     for folder in data.datasets:
         dataset = read_dataset(folder)
         for recorded in dataset.tasks:
@@ -136,8 +143,9 @@ def _read_tasks(data: DataConfig, seed: int) -> list[_Task]:
             if recorded.succeeded is not None:
                 samples = recorded.only(recorded.succeeded)  # nobody imitates a failure
             held_out = _held_out(samples, folder.name, data.held_out, seed)
-            tasks.append(_Task(folder, dataset.capture.action_repeat, samples, held_out))
-    first: dict[str, _Task] = {}
+            labels = np.full(len(samples.frames), np.nan, np.float32)
+            tasks.append(Task(folder, dataset.capture.action_repeat, samples, held_out, labels))
+    first: dict[str, Task] = {}
     for task in tasks:
         other = first.setdefault(task.samples.suite, task)
         if other.action_repeat != task.action_repeat:
@@ -165,14 +173,14 @@ def _held_out(task: TaskSamples, folder: str, share: float, seed: int) -> NDArra
     return np.isin(task.episodes, sorted(episodes, key=rank)[:count])
 
 
-def _measured(tasks: list[_Task], most: int) -> list[Indices]:
+def measured(tasks: Sequence[Task], most: int) -> list[Indices]:
     """Held-out samples of each task, evenly thinned to about so many of all tasks together."""
     total = sum(int(task.held_out.sum()) for task in tasks)
     stride = max(1, -(-total // most))
     return [np.flatnonzero(task.held_out)[::stride] for task in tasks]
 
 
-def _suite_statistics(tasks: list[_Task], range_floor: float) -> dict[str, Statistics]:
+def _suite_statistics(tasks: list[Task], range_floor: float) -> dict[str, Statistics]:
     suites: dict[str, list[TaskSamples]] = {}
     for task in tasks:
         suites.setdefault(task.samples.suite, []).append(task.samples)
@@ -204,7 +212,7 @@ def _poses(task: TaskSamples, names: tuple[str, ...]) -> NDArray[np.float32]:
     return poses
 
 
-def _describe(tasks: list[_Task]) -> str:
+def _describe(tasks: list[Task]) -> str:
     suites = ", ".join(dict.fromkeys(task.samples.suite for task in tasks))
     samples = sum(len(task.held_out) for task in tasks)
     episodes = sum(len(np.unique(task.samples.episodes)) for task in tasks)

@@ -1,4 +1,4 @@
-"""Samples of demonstrations as batches of tensors: frames, prompts, action tokens, poses."""
+"""Samples as batches of tensors: frames, prompts, action tokens, poses, labels."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class SampleBatch:
     """int64 [B, 7], the expert's action."""
     poses: Tensor
     """float32 [B, P] in metres, NaN where a sample's task has no such pose."""
+    labels: Tensor
+    """float32 [B], 1 where the action leads somewhere, 0 where it doesn't; NaN: nobody asked."""
 
     def to(self, device: torch.device) -> SampleBatch:
         """The same on a device."""
@@ -45,11 +47,13 @@ class Samples:
         tasks: Indices,
         token_ids: NDArray[np.int64],
         poses: NDArray[np.float32],
+        labels: NDArray[np.float32],
     ) -> None:
         """prompts: every task's, padded, and their lengths; tasks: [N], the row of each sample."""
         self.frames = frames
         self.token_ids = token_ids
         self.poses = poses
+        self.labels = labels
         self._prompts = prompts
         self._tasks = torch.from_numpy(tasks)
 
@@ -75,4 +79,5 @@ class Samples:
             prompt_lengths=lengths,
             token_ids=torch.from_numpy(self.token_ids[chosen]),
             poses=torch.from_numpy(self.poses[chosen]),
+            labels=torch.from_numpy(self.labels[chosen]),
         )

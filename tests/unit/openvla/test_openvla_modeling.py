@@ -77,6 +77,21 @@ def test_the_whole_vocabularys_logits_are_the_originals(golden: Golden) -> None:
         torch.testing.assert_close(ours, golden.logits[row], atol=1e-4, rtol=0)
 
 
+@torch.inference_mode()
+def test_answers_are_predicted_after_each_action_token(golden: Golden) -> None:
+    """The vocabulary's logits of a plain Llama over the same sequence, one prompt at a time."""
+    answers = (5, 300)
+    ids, lengths = pad_prompts(golden.prompts, golden.model.config.pad_token_id)
+    ours = golden.model(golden.pixel_values, ids, lengths, golden.tokens, answers).logits
+    assert ours.shape == (6, 8, 2)
+    for row, prompt in enumerate(golden.prompts):
+        text = torch.tensor([prompt + golden.tokens[row].tolist()])
+        image = golden.model.image_tokens(golden.pixel_values[row : row + 1])
+        inputs = golden.model.embed(image, text)
+        whole = golden.model.language_model(inputs_embeds=inputs).logits[0, -8:]
+        torch.testing.assert_close(ours[row], whole[:, list(answers)], atol=1e-4, rtol=0)
+
+
 def test_greedy_tokens_and_actions_are_the_originals(golden: Golden) -> None:
     config = golden.model.config
     tokenizer = ActionTokenizer(config.action_vocab_size)

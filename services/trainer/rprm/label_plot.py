@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from services.reward.labels import CONTROL_RATE, EpisodeLabels, Floats, Indices, speed
+from services.trainer.rprm.labels import CONTROL_RATE, EpisodeLabels, Floats, Indices, speed
 from vlarl.demonstrations import TaskSamples
 from vlarl.openvla.images import decode_image
 from vlarl.report.theme import BLUE, GREEN, INK, MUTED, ORANGE, PICTURE

@@ -10,7 +10,7 @@ pytest.importorskip("safetensors")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.reward.labels import (
+from services.trainer.rprm.labels import (
     CONTROL_RATE,
     key_frames,
     label_episode,

@@ -1,0 +1,157 @@
+"""What a trained judge is worth, beside its weights: numbers, a picture, and a page to read.
+
+CHECKPOINT/reward_model.json   version, how it was made, the numbers
+           reliability.png     how far its probabilities can be taken at their word
+           README.md           the model card
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from services.trainer.rprm.measures import Bools, Floats, Reliability, auc, reliability
+from services.trainer.rprm.reading import FAILURE, Labelled
+from services.trainer.sft.samples import Samples
+from vlarl.config import RewardModelConfig
+from vlarl.openvla.checkpoint import base_digest
+from vlarl.openvla.images import PixelNormalizer
+from vlarl.openvla.modeling import OpenVLA
+from vlarl.openvla.prompt import PromptBuilder
+from vlarl.report.theme import BLUE, GREY, PICTURE
+
+FILE = "reward_model.json"
+
+_BATCH = 64
+
+
+@torch.inference_mode()
+def probabilities(model: OpenVLA, checkpoint: Path, samples: Samples) -> Floats:
+    """P(the action leads somewhere) of each sample: [N].
+
+    Args:
+        model: the judge, on any device.
+        checkpoint: what it was loaded from.
+        samples: N of them.
+    """
+    device = next(model.parameters()).device
+    normalize = PixelNormalizer.from_directory(checkpoint)
+    answers = PromptBuilder(checkpoint).verdict_ids
+    found = []
+    for start in range(0, len(samples), _BATCH):
+        batch = samples[np.arange(start, min(start + _BATCH, len(samples)))]
+        logits = model(
+            torch.from_numpy(normalize(batch.frames.numpy())).to(device),
+            batch.prompt_ids.to(device),
+            batch.prompt_lengths.to(device),
+            batch.token_ids.to(device),
+            answers,
+        ).logits[:, -1]
+        found.append(logits.softmax(dim=-1)[:, 1].double().cpu().numpy())
+    return np.concatenate([*found, np.zeros(0)])
+
+
+def describe(
+    checkpoint: Path, config: RewardModelConfig, labelled: Labelled, scores: Floats
+) -> dict[str, Any]:
+    """What `reward_model.json` holds.
+
+    Args:
+        checkpoint: the judge's.
+        config: what it was made by.
+        labelled: what it was made from.
+        scores: `probabilities` of all held-out samples.
+    """
+    labels = labelled.all_held_out.labels == 1
+    spread = reliability(scores, labels) if len(scores) else None
+    return {
+        "version": base_digest(checkpoint)[:12],
+        "data": labelled.description,
+        "samples": {"learned": len(labelled.train), "held_out": len(labels)},
+        "held_out": _numbers(scores, labels),
+        "calibration_error": None if spread is None else round(spread.error, 4),
+        "by_task": {
+            name: _numbers(scores[chosen], labels[chosen])
+            for name, chosen in _parts(labelled.tasks, labelled.origin)
+        },
+        "by_segment": {
+            _segment_name(number): _numbers(
+                scores[labelled.segment == number], labels[labelled.segment == number]
+            )
+            for number in np.unique(labelled.segment).tolist()
+        },
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def write_card(folder: Path, content: dict[str, Any], labelled: Labelled, scores: Floats) -> None:
+    """Writes the three files."""
+    (folder / FILE).write_text(json.dumps(content, indent=1) + "\n")
+    if len(scores):
+        spread = reliability(scores, labelled.all_held_out.labels == 1)
+        _draw(folder / "reliability.png", spread)
+    (folder / "README.md").write_text(_page(content))
+
+
+def _parts(names: Sequence[str], origin: NDArray[np.int64]) -> Iterator[tuple[str, Bools]]:
+    for number, name in enumerate(names):
+        yield name, origin == number
+
+
+def _segment_name(number: int) -> str:
+    return "failures" if number == FAILURE else f"segment {number}"
+
+
+def _numbers(scores: Floats, labels: Bools) -> dict[str, float | int | None]:
+    """None where there is nothing to say: too few, or of one kind only."""
+    area = auc(scores, labels)
+    return {
+        "samples": len(scores),
+        "positive": round(float(labels.mean()), 4) if len(scores) else None,
+        "accuracy": round(float(((scores > 0.5) == labels).mean()), 4) if len(scores) else None,
+        "auc": None if np.isnan(area) else round(area, 4),
+        "mean_score": round(float(scores.mean()), 4) if len(scores) else None,
+    }
+
+
+def _draw(path: Path, spread: Reliability) -> None:
+    with mpl.rc_context(PICTURE):
+        figure = Figure(figsize=(4.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        axes.plot(spread.predicted, spread.observed, "o-", color=BLUE)
+        for x, y, count in zip(spread.predicted, spread.observed, spread.count, strict=True):
+            axes.annotate(f"{count:,}", (x, y), (5, -9), textcoords="offset points", fontsize=7)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability", ylabel="share that is positive")
+        axes.set_title(f"reliability; calibration error {spread.error:.3f}")
+        figure.savefig(path, dpi=110)
+
+
+def _page(content: dict[str, Any]) -> str:
+    rows = {"all": content["held_out"]} | content["by_task"] | content["by_segment"]
+    lines = [
+        f"# Process reward model {content['version']}",
+        "",
+        f"Says of an action whether it leads somewhere. {content['data']}.",
+        "Whole placements are held out. Negatives are also actions that are right, but far from",
+        "any key frame, so an accuracy of 1 is not to be had. `vlarl reward train` made it;",
+        f"`{FILE}` has its configuration.",
+        "",
+        "| held out | samples | positive | accuracy | AUC | mean score |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in rows.items():
+        cells = [row[key] for key in ("positive", "accuracy", "auc", "mean_score")]
+        shown = ["–" if cell is None else f"{cell:.3f}" for cell in cells]
+        lines.append(f"| {name} | {row['samples']:,} | {' | '.join(shown)} |")
+    if content["calibration_error"] is not None:
+        lines += ["", "![reliability](reliability.png)"]
+    return "\n".join(lines) + "\n"

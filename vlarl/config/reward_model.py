@@ -1,0 +1,65 @@
+"""Training of the process reward model: `vlarl reward train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from vlarl.config.base import Section
+from vlarl.config.labels import LabelConfig
+from vlarl.config.learning import LoraConfig
+from vlarl.config.sft import AugmentationConfig, FitConfig
+
+
+class RewardDataConfig(Section):
+    """What the judge learns from."""
+
+    datasets: tuple[Path, ...] = Field(min_length=1)
+    """Datasets of demonstrations (`vlarl demos convert`), whose actions are labelled, and rollouts
+    (`trainer.record_rollouts`), of which the tails of failures are negatives."""
+    held_out: float = Field(default=0.2, ge=0, lt=1)
+    """Share of each task's placements that is measured on and never learned from."""
+    held_out_samples: int = Field(default=4000, ge=1)
+    """Most held-out samples behind one measurement while training, evenly spread."""
+    tail_seconds: float = Field(default=3.0, gt=0)
+    """The last actions of a failed episode that are negatives."""
+    perturbed: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the positives that are shown with a wrong action, as negatives, each time anew."""
+    cache_gib: float = Field(default=4.0, ge=0)
+    """Memory for decoded frames; frames beyond it are decoded anew each time."""
+
+
+class RewardModelConfig(Section):
+    """A run of `vlarl reward train`."""
+
+    example = "`vlarl reward train` takes a file of its own kind, as configs/reward-object.toml"
+    name: str = Field(default="reward", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
+    """The run's name, which is its folder's."""
+    seed: int = Field(default=7, ge=0)
+    """Seed of the held-out placements, the order of samples and what is drawn for them."""
+    checkpoint: Path
+    """OpenVLA checkpoint to start from: best the policy that has imitated the demonstrations."""
+    mode: Literal["full", "lora"] = "full"
+    """What learns: all weights, or LoRA factors that are merged into the checkpoint written."""
+    export: Literal["best", "last"] = "best"
+    """Which weights become RUN/checkpoint: those of the lowest held-out loss, or the last."""
+    dtype: Literal["auto", "float32"] = "auto"
+    """Data type of the passes; auto: bfloat16 on a GPU, float32 otherwise."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """Newest checkpoints that are kept, beside the best."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of torch on a CPU; none: all cores."""
+    data: RewardDataConfig
+    """What is learned from."""
+    labels: LabelConfig = LabelConfig()
+    """What makes an action of a demonstration positive."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """Changes of the frames that are learned from."""
+    training: FitConfig = FitConfig()
+    """The optimisation."""
+    lora: LoraConfig = LoraConfig()
+    """The factors, where `mode` is lora."""
