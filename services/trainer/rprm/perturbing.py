@@ -37,7 +37,7 @@ def perturbed(bins: Tensor, labels: Tensor, draws: Tensor, share: float) -> Pert
     3. the gripper does the opposite;
     4. x, y and z are shuffled, or 2. where that is nearly the same.
 
-    What becomes of a sample doesn't depend on those beside it, so neither on micro-batches and ranks.
+    What becomes of a sample doesn't depend on those beside it, so not on micro-batches or ranks.
 
     Args:
         bins: int64 [B, K], bins of action tokens: x, y, z first, the gripper last.
