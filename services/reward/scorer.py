@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from services.reward.outcome import OutcomeScorer
 from vlarl.config import RewardConfig
 from vlarl.rollout.v1 import rollout_pb2
+
+
+@dataclass(frozen=True)
+class Unscorable:
+    """What keeps a trajectory from being scored."""
+
+    problems: list[tuple[str, str]]
+    """(field, description) pairs, at least one."""
 
 
 class Scorer(Protocol):
@@ -27,13 +36,31 @@ class Scorer(Protocol):
 
     def score(
         self, trajectories: Sequence[rollout_pb2.Trajectory]
-    ) -> list[rollout_pb2.RewardScores]:
+    ) -> Sequence[rollout_pb2.RewardScores | Unscorable]:
         """Scores of each trajectory; every list in a score has one entry for each step."""
 
 
 def build_scorer(config: RewardConfig) -> Scorer:
-    """The scorer that `reward.model` names."""
+    """The scorer that `reward.model` names.
+
+    Raises:
+        FatalError: its checkpoint can't be used.
+    """
+    if config.model == "rprm":
+        from services.reward.rprm import RprmScorer
+
+        return RprmScorer(config)
     return OutcomeScorer(config.success_reward)
+
+
+def score_all(
+    scorer: Scorer, trajectories: Sequence[rollout_pb2.Trajectory]
+) -> list[rollout_pb2.RewardScores | Unscorable]:
+    """Scores of those trajectories that are whole, and what is wrong with the others, in order."""
+    found = [trajectory_problems(one, scorer.needs_frames) for one in trajectories]
+    pairs = zip(trajectories, found, strict=True)
+    scores = iter(scorer.score([trajectory for trajectory, problems in pairs if not problems]))
+    return [Unscorable(problems) if problems else next(scores) for problems in found]
 
 
 def trajectory_problems(

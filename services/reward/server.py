@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from services.reward.metrics import RewardMetrics
-from services.reward.scorer import build_scorer, trajectory_problems
+from services.reward.scorer import Unscorable, build_scorer
 from services.reward.worker import RewardWorker, ScoringDesk
 from vlarl.config import QueueConfig, RewardConfig, ServerConfig
 from vlarl.queue import RolloutQueue
@@ -36,12 +36,10 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> reward_pb2.ScoreTrajectoryResponse:
         """Scores one trajectory, in turn with those of the queue."""
-        problems = trajectory_problems(request.trajectory, self._desk.scorer.needs_frames)
-        if problems:
-            self._desk.metrics.failures.labels("client").inc()
-            raise InvalidRequest(problems)
-        (scores,) = await self._desk.score([request.trajectory], "client")
-        return reward_pb2.ScoreTrajectoryResponse(scores=scores)
+        (result,) = await self._desk.score([request.trajectory], "client")
+        if isinstance(result, Unscorable):
+            raise InvalidRequest(result.problems)
+        return reward_pb2.ScoreTrajectoryResponse(scores=result)
 
     async def GetRewardModel(
         self, request: reward_pb2.GetRewardModelRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from services.reward.metrics import RewardMetrics
-from services.reward.scorer import Scorer, trajectory_problems
+from services.reward.scorer import Scorer, Unscorable, score_all
 from vlarl.queue import Delivery, RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 
@@ -24,16 +24,20 @@ class ScoringDesk:
 
     async def score(
         self, trajectories: Sequence[rollout_pb2.Trajectory], source: str
-    ) -> list[rollout_pb2.RewardScores]:
+    ) -> list[rollout_pb2.RewardScores | Unscorable]:
         """Scores a batch off the event loop; `source` is where it came from, for the metrics."""
         async with self._turn:
             with self.metrics.score_seconds.time():
-                scores = await asyncio.to_thread(self.scorer.score, trajectories)
+                results = await asyncio.to_thread(score_all, self.scorer, trajectories)
         self.metrics.batch.observe(len(trajectories))
         labels = (source, self.scorer.name)
-        self.metrics.trajectories.labels(*labels).inc(len(trajectories))
-        self.metrics.steps.labels(*labels).inc(sum(len(t.steps) for t in trajectories))
-        return scores
+        for trajectory, result in zip(trajectories, results, strict=True):
+            if isinstance(result, Unscorable):
+                self.metrics.failures.labels(source).inc()
+            else:
+                self.metrics.trajectories.labels(*labels).inc()
+                self.metrics.steps.labels(*labels).inc(len(trajectory.steps))
+        return results
 
 
 class RewardWorker:
@@ -61,21 +65,14 @@ class RewardWorker:
                 await self._score(deliveries)
 
     async def _score(self, deliveries: list[Delivery[rollout_pb2.Trajectory]]) -> None:
-        sound = []
-        for delivery in deliveries:
-            problems = trajectory_problems(delivery.message, self._desk.scorer.needs_frames)
-            if problems:
-                field, description = problems[0]
-                await self._fail(delivery, f"{field} {description}")
+        results = await self._desk.score([delivery.message for delivery in deliveries], "queue")
+        for delivery, result in zip(deliveries, results, strict=True):
+            if isinstance(result, Unscorable):
+                field, description = result.problems[0]
+                cause = f"{field} {description}"
+                log.warning(
+                    "episode %s can't be scored: %s", delivery.message.spec.episode_id, cause
+                )
+                await self._queue.fail_scoring(delivery, cause)
             else:
-                sound.append(delivery)
-        if not sound:
-            return
-        scores = await self._desk.score([delivery.message for delivery in sound], "queue")
-        for delivery, score in zip(sound, scores, strict=True):
-            await self._queue.finish_scoring(delivery, score)
-
-    async def _fail(self, delivery: Delivery[rollout_pb2.Trajectory], cause: str) -> None:
-        log.warning("episode %s can't be scored: %s", delivery.message.spec.episode_id, cause)
-        self._desk.metrics.failures.labels("queue").inc()
-        await self._queue.fail_scoring(delivery, cause)
+                await self._queue.finish_scoring(delivery, result)

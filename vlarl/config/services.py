@@ -94,9 +94,35 @@ class EnvConfig(Section):
 class RewardConfig(Section):
     """The reward server."""
 
-    model: Literal["outcome"] = "outcome"
-    """outcome: 1 at the step that solved the task, 0 elsewhere."""
+    model: Literal["outcome", "rprm"] = "outcome"
+    """outcome: 1 at the step that solved the task, 0 elsewhere. rprm: that, and what a process
+    reward model says of each step."""
     success_reward: float = 1.0
     """Reward of success."""
     batch_trajectories: int = Field(default=8, ge=1)
     """Most trajectories scored at once."""
+    checkpoint: Path | None = None
+    """The process reward model, a folder that `vlarl reward train` wrote. Another one put in its
+    place is taken up between two batches."""
+    coefficient: float = Field(default=0.1, ge=0)
+    """c of r = sparse + c * dense."""
+    form: Literal["additive", "potential"] = "additive"
+    """What dense is. additive: P(the action leads somewhere), the paper's; potential:
+    gamma * P of the next step - P of this one, which no loitering can farm (Ng et al., 1999)."""
+    gamma: float = Field(default=0.99, gt=0, le=1)
+    """Of the potential form: the trainer's discount."""
+    batch_steps: int = Field(default=64, ge=1)
+    """Steps, of any trajectories, in one forward pass."""
+    dtype: Literal["auto", "float32"] = "auto"
+    """Data type of the passes; auto: bfloat16 on a GPU, float32 otherwise."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of torch on a CPU; none: all cores."""
+
+    @model_validator(mode="after")
+    def _model_has_a_checkpoint(self) -> Self:
+        if self.model == "rprm" and self.checkpoint is None:
+            raise ValueError(
+                'reward.model = "rprm" needs reward.checkpoint, a folder that `vlarl reward train` '
+                "wrote"
+            )
+        return self

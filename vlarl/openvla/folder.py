@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 from vlarl.errors import FatalError
-from vlarl.openvla.config import OpenVLAConfig
+from vlarl.invocation import invocation
+from vlarl.openvla.config import ConfigError, OpenVLAConfig
 from vlarl.openvla.images import PixelNormalizer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+REWARD_CARD = "reward_model.json"
+"""Makes a checkpoint a process reward model: its version, how it was made, what it is worth."""
 
 
 class CheckpointError(FatalError, ValueError):
@@ -47,3 +50,21 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / SINGLE).exists():
         return [directory / SINGLE]
     raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}")
+
+
+def reward_model_version(directory: Path) -> str:
+    """The version that a reward model's card names.
+
+    Raises:
+        ConfigError: the folder holds no reward model.
+    """
+    card = directory / REWARD_CARD
+    try:
+        return str(json.loads(card.read_bytes())["version"])
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{directory} is no reward model ({REWARD_CARD} is missing): `{invocation()} reward "
+            "train` makes one"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{card} can't be read: {error!r}") from error

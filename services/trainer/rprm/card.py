@@ -14,7 +14,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -23,39 +22,23 @@ from services.trainer.rprm.reading import FAILURE, Labelled
 from services.trainer.sft.samples import Samples
 from vlarl.config import RewardModelConfig
 from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.images import PixelNormalizer
-from vlarl.openvla.modeling import OpenVLA
-from vlarl.openvla.prompt import PromptBuilder
+from vlarl.openvla.folder import REWARD_CARD
+from vlarl.openvla.judge import Judge
 from vlarl.report.theme import BLUE, GREY, PICTURE
-
-FILE = "reward_model.json"
 
 _BATCH = 64
 
 
-@torch.inference_mode()
-def probabilities(model: OpenVLA, checkpoint: Path, samples: Samples) -> Floats:
-    """P(the action leads somewhere) of each sample: [N].
-
-    Args:
-        model: the judge, on any device.
-        checkpoint: what it was loaded from.
-        samples: N of them.
-    """
-    device = next(model.parameters()).device
-    normalize = PixelNormalizer.from_directory(checkpoint)
-    answers = PromptBuilder(checkpoint).verdict_ids
+def probabilities(judge: Judge, samples: Samples) -> Floats:
+    """P(the action leads somewhere) of each sample: [N]."""
     found = []
     for start in range(0, len(samples), _BATCH):
         batch = samples[np.arange(start, min(start + _BATCH, len(samples)))]
-        logits = model(
-            torch.from_numpy(normalize(batch.frames.numpy())).to(device),
-            batch.prompt_ids.to(device),
-            batch.prompt_lengths.to(device),
-            batch.token_ids.to(device),
-            answers,
-        ).logits[:, -1]
-        found.append(logits.softmax(dim=-1)[:, 1].double().cpu().numpy())
+        prompts = [
+            ids[:length].tolist()
+            for ids, length in zip(batch.prompt_ids, batch.prompt_lengths, strict=True)
+        ]
+        found.append(judge.probabilities(batch.frames.numpy(), prompts, batch.token_ids.numpy()))
     return np.concatenate([*found, np.zeros(0)])
 
 
@@ -94,7 +77,7 @@ def describe(
 
 def write_card(folder: Path, content: dict[str, Any], labelled: Labelled, scores: Floats) -> None:
     """Writes the three files."""
-    (folder / FILE).write_text(json.dumps(content, indent=1) + "\n")
+    (folder / REWARD_CARD).write_text(json.dumps(content, indent=1) + "\n")
     if len(scores):
         spread = reliability(scores, labelled.all_held_out.labels == 1)
         _draw(folder / "reliability.png", spread)
@@ -143,7 +126,7 @@ def _page(content: dict[str, Any]) -> str:
         f"Says of an action whether it leads somewhere. {content['data']}.",
         "Whole placements are held out. Negatives are also actions that are right, but far from",
         "any key frame, so an accuracy of 1 is not to be had. `vlarl reward train` made it;",
-        f"`{FILE}` has its configuration.",
+        f"`{REWARD_CARD}` has its configuration.",
         "",
         "| held out | samples | positive | accuracy | AUC | mean score |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -19,7 +19,7 @@ from services.trainer.sft.progress import StageProgress, stage_weights
 from services.trainer.world import World
 from vlarl.config import RewardModelConfig
 from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.modeling import load_model
+from vlarl.openvla.judge import Judge
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _export(
         lora=config.lora if config.mode == "lora" else None,
         center_crop=config.augmentation.random_crop,
     )
-    scores = probabilities(load_model(bare, device=device), bare, labelled.all_held_out)
+    scores = probabilities(Judge(bare, device=str(device)), labelled.all_held_out)
     content = describe(bare, config, labelled, scores)
     target = run_dir / "checkpoint"
     with durable_folder(target) as folder:

@@ -26,7 +26,7 @@ from vlarl.cli import app  # noqa: E402
 from vlarl.config import RewardModelConfig, dump_toml  # noqa: E402
 from vlarl.demonstrations import DatasetError, Frames, Motion, TaskSamples  # noqa: E402
 from vlarl.openvla.images import encode_jpeg  # noqa: E402
-from vlarl.openvla.modeling import load_model  # noqa: E402
+from vlarl.openvla.judge import Judge  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -138,7 +138,7 @@ def test_a_judge_learns_what_leads_on_and_comes_with_a_card(
     assert not (tmp_path / "run/weights").exists()
     # The card's numbers are those of the checkpoint that lies beside it.
     labelled = read_labelled(config)
-    scores = probabilities(load_model(made), made, labelled.all_held_out)
+    scores = probabilities(Judge(made), labelled.all_held_out)
     assert float(scores.mean()) == pytest.approx(card["held_out"]["mean_score"], abs=1e-4)
     lines = list(read_lines(tmp_path / "run/metrics.jsonl"))
     assert [line["step"] for line in lines if "held_out_auc" in line] == [40, 80]
@@ -147,7 +147,7 @@ def test_a_judge_learns_what_leads_on_and_comes_with_a_card(
     right = held_out.labels == 1
     first_and_last = 512 + 767
     held_out.token_ids[:, :3] = first_and_last - held_out.token_ids[:, :3]
-    turned = probabilities(load_model(made), made, held_out)
+    turned = probabilities(Judge(made), held_out)
     assert turned[right].mean() < scores[right].mean() - 0.2
 
 

@@ -29,6 +29,10 @@ def refusal(run_dir: Path, *arguments: str) -> str:
         (["tasks.suite=libero_spatal"], "unknown suite 'libero_spatal'; did you mean 'libero_sp"),
         (["tasks.indices=[0, 4]"], "suite 'reach' has tasks 0 to 0, so there is no number 4"),
         (["policy.checkpoint=nowhere"], "there is no checkpoint folder nowhere; `"),
+        (
+            ["reward.model=rprm", "reward.checkpoint=policies/reach"],
+            "policies/reach is no reward model (reward_model.json is missing): `",
+        ),
     ],
 )
 def test_the_stack_is_not_started(tmp_path: Path, settings: list[str], sentence: str) -> None:

@@ -1,0 +1,229 @@
+"""What the learned reward model makes of trajectories, and how it is replaced while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from services.reward.rprm import RprmScorer, dense_rewards  # noqa: E402
+from services.reward.scorer import Unscorable, build_scorer, score_all  # noqa: E402
+from tests.conftest import Valkey  # noqa: E402
+from vlarl.config import RewardConfig  # noqa: E402
+from vlarl.openvla.config import ConfigError  # noqa: E402
+from vlarl.openvla.images import (  # noqa: E402
+    PixelNormalizer,
+    decode_image,
+    encode_jpeg,
+    prepare_image,
+)
+from vlarl.openvla.modeling import load_model, pad_prompts  # noqa: E402
+from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.policy.v1 import policy_pb2  # noqa: E402
+from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc  # noqa: E402
+from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
+from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
+from vlarl.rpc.errors import violations  # noqa: E402
+
+pytestmark = pytest.mark.torch
+FIRST_ACTION = 512
+
+
+def reward_model(folder: Path, seed: int, version: str) -> Path:
+    """An untrained judge; its verdicts are a function of the seed."""
+    make_tiny_checkpoint(folder, seed, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
+    (folder / "reward_model.json").write_text(json.dumps({"version": version}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reward_model(tmp_path_factory.mktemp("judge") / "model", 1, "one")
+
+
+def trajectory(
+    steps: int, *, seed: int = 0, success: bool = True, instruction: str = "Open the drawer"
+) -> rollout_pb2.Trajectory:
+    drawn = np.random.default_rng(seed)
+    return rollout_pb2.Trajectory(
+        instruction=instruction,
+        steps=[
+            rollout_pb2.Step(
+                image=encode_jpeg(drawn.integers(256, size=(40, 40, 3), dtype=np.uint8)),
+                action=policy_pb2.Action(
+                    token_ids=FIRST_ACTION + drawn.integers(256, size=7, dtype=np.int64)
+                ),
+            )
+            for _ in range(steps)
+        ],
+        outcome=rollout_pb2.OUTCOME_SUCCESS if success else rollout_pb2.OUTCOME_TIME_LIMIT,
+    )
+
+
+def config_for(checkpoint: Path, **changes: object) -> RewardConfig:
+    values = {"model": "rprm", "checkpoint": checkpoint, "coefficient": 0.5, "dtype": "float32"}
+    return RewardConfig.model_validate(values | changes)
+
+
+def by_hand(checkpoint: Path, one: rollout_pb2.Trajectory) -> list[float]:
+    """A step at a time: the share of the positive word among the two, in the next token."""
+    model, prompts = load_model(checkpoint), PromptBuilder(checkpoint)
+    normalize = PixelNormalizer.from_directory(checkpoint)
+    ids, _ = pad_prompts([prompts.token_ids(one.instruction)], model.config.pad_token_id)
+    found = []
+    for step in one.steps:
+        frame = prepare_image(decode_image(step.image), 28, model.config.center_crop)
+        pixels = torch.from_numpy(normalize(frame[None]))
+        text = torch.cat([ids, torch.tensor([list(step.action.token_ids)])], dim=1)
+        with torch.inference_mode():
+            inputs = model.embed(model.image_tokens(pixels), text)
+            logits = model.language_model(inputs_embeds=inputs).logits[0, -1]
+        no, yes = (float(logits[token].exp()) for token in prompts.verdict_ids)
+        found.append(yes / (yes + no))
+    return found
+
+
+def test_scores_are_the_probabilities_of_the_next_token(checkpoint: Path) -> None:
+    solved, failed = trajectory(4), trajectory(3, seed=1, success=False, instruction="go")
+    first, second = RprmScorer(config_for(checkpoint)).score([solved, failed])
+    assert isinstance(first, rollout_pb2.RewardScores)
+    assert isinstance(second, rollout_pb2.RewardScores)
+    for one, scores in ((solved, first), (failed, second)):
+        assert list(scores.dense) == pytest.approx(by_hand(checkpoint, one), abs=1e-5)
+        assert (scores.model, scores.version) == ("rprm", "one")
+    assert list(first.sparse) == [0, 0, 0, 1]
+    assert list(first.total) == pytest.approx(
+        [*(0.5 * p for p in first.dense[:3]), 1 + 0.5 * first.dense[3]]
+    )
+    assert list(second.total) == pytest.approx([0.5 * p for p in second.dense])
+    assert max(first.dense) - min(first.dense) > 1e-4, "it sees no difference between steps"
+
+
+def test_batches_do_not_change_what_is_said(checkpoint: Path) -> None:
+    many = [trajectory(2 + number, seed=number) for number in range(4)]
+    together = RprmScorer(config_for(checkpoint)).score(many)
+    apart = [RprmScorer(config_for(checkpoint, batch_steps=3)).score([one])[0] for one in many]
+    for one, other in zip(together, apart, strict=True):
+        assert isinstance(one, rollout_pb2.RewardScores)
+        assert isinstance(other, rollout_pb2.RewardScores)
+        assert list(one.dense) == pytest.approx(list(other.dense), abs=1e-6)
+
+
+def test_both_forms_by_hand(checkpoint: Path) -> None:
+    said = np.array([0.2, 0.6, 0.5])
+    assert dense_rewards(said, config_for(checkpoint)).tolist() == said.tolist()
+    shaped = config_for(checkpoint, form="potential", gamma=0.9)
+    expected = [0.9 * 0.6 - 0.2, 0.9 * 0.5 - 0.6, -0.5]
+    assert dense_rewards(said, shaped).tolist() == pytest.approx(expected)
+
+
+def test_shaping_pays_the_same_whatever_happens_on_the_way(checkpoint: Path) -> None:
+    """The discounted sum telescopes to minus the first potential: loitering earns nothing."""
+    config = config_for(checkpoint, form="potential", gamma=0.97)
+    drawn = np.random.default_rng(0)
+    for steps in (1, 5, 50):
+        said = np.concatenate([[0.3], drawn.uniform(size=steps)])
+        rewards = dense_rewards(said, config)
+        assert (0.97 ** np.arange(len(said)) * rewards).sum() == pytest.approx(-0.3)
+
+
+def test_what_cannot_be_judged_is_named_and_the_rest_is_scored(checkpoint: Path) -> None:
+    scorer = RprmScorer(config_for(checkpoint))
+    other, broken, silent, bare = (trajectory(2, seed=n) for n in range(4))
+    other.steps[1].action.token_ids[3] = 31744
+    broken.steps[0].image = broken.steps[0].image[:100]
+    silent.instruction = " "
+    bare.steps[1].image = b""
+    good = trajectory(3)
+    results = score_all(scorer, [other, good, broken, silent, bare])
+    fields = [[f for f, _ in r.problems] if isinstance(r, Unscorable) else None for r in results]
+    assert fields == [
+        ["trajectory.steps[1].action.token_ids"],
+        None,
+        ["trajectory.steps[0].image"],
+        ["trajectory.instruction"],
+        ["trajectory.steps[1].image"],
+    ]
+    (first, *_) = results
+    assert isinstance(first, Unscorable)
+    assert first.problems[0][1] == "must be 7 ids from 512 to 767, the reward model's own"
+    assert score_all(scorer, [other, broken])[1] == results[2]
+
+
+def test_another_model_is_taken_up_between_two_batches(tmp_path: Path) -> None:
+    here = reward_model(tmp_path / "here", 1, "one")
+    scorer = RprmScorer(config_for(here))
+    one = trajectory(3)
+    (before,) = scorer.score([one])
+    assert scorer.score([one]) == [before]
+    shutil.rmtree(here)
+    assert scorer.score([one]) == [before], "nothing there yet: the old one goes on"
+    reward_model(here, 2, "two")
+    (after,) = scorer.score([one])
+    assert isinstance(after, rollout_pb2.RewardScores)
+    assert after.version == "two"
+    assert list(after.dense) == pytest.approx(by_hand(here, one), abs=1e-5)
+    (here / "reward_model.json").unlink()
+    (here / "reward_model.json").write_text("{")
+    (still,) = scorer.score([one])
+    assert still == after, "a broken one is left alone"
+
+
+def test_a_policy_is_no_reward_model(tmp_path: Path) -> None:
+    folder = reward_model(tmp_path / "policy", 1, "one")
+    (folder / "reward_model.json").unlink()
+    with pytest.raises(ConfigError, match="is no reward model"):
+        build_scorer(config_for(folder))
+    with pytest.raises(ValueError, match=r"needs reward\.checkpoint"):
+        RewardConfig(model="rprm")
+
+
+@pytest.mark.slow
+async def test_it_serves_as_a_process_of_its_own(
+    checkpoint: Path, valkey: Valkey, tmp_path: Path
+) -> None:
+    settings = {
+        "queue.url": valkey.url,
+        "reward.model": "rprm",
+        "reward.checkpoint": str(checkpoint),
+        "reward.threads": "1",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "vlarl", "serve", "reward", "--listen", "127.0.0.1:0"),
+        *("--address-file", str(tmp_path / "address")),
+        *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
+    )
+    try:
+        while not (tmp_path / "address").exists():
+            assert process.returncode is None
+            await asyncio.sleep(0.05)
+        async with open_channel((tmp_path / "address").read_text().strip()) as channel:
+            await wait_until_serving(channel, "vlarl.reward.v1.RewardService", 60)
+            stub = reward_pb2_grpc.RewardServiceStub(channel)
+            model = await stub.GetRewardModel(reward_pb2.GetRewardModelRequest())
+            assert (model.model, model.version, model.needs_frames) == ("rprm", "one", True)
+            one = trajectory(3)
+            request = reward_pb2.ScoreTrajectoryRequest(trajectory=one)
+            answer = await stub.ScoreTrajectory(request)
+            assert list(answer.scores.dense) == pytest.approx(by_hand(checkpoint, one), abs=1e-5)
+            one.steps[2].action.token_ids[0] = 3
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.ScoreTrajectory(reward_pb2.ScoreTrajectoryRequest(trajectory=one))
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert [f for f, _ in violations(refused.value)] == ["trajectory.steps[2].action.token_ids"]
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

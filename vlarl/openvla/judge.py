@@ -1,0 +1,79 @@
+"""A process reward model: an OpenVLA whose vocabulary says whether an action leads somewhere.
+
+CHECKPOINT/reward_model.json, beside the files of any OpenVLA checkpoint, makes one of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.images import Frame, PixelNormalizer, decode_image, prepare_image
+from vlarl.openvla.modeling import load_model, pad_prompts
+from vlarl.openvla.prompt import PromptBuilder
+from vlarl.openvla.tokens import ACTION_BINS
+
+
+class Judge:
+    """The model, and the way from encoded frames, instructions and action tokens to it."""
+
+    def __init__(
+        self, checkpoint: Path, dtype: torch.dtype = torch.float32, device: str | None = None
+    ) -> None:
+        """Loads a checkpoint, with or without a card; device: a GPU where there is one.
+
+        Raises:
+            ConfigError, CheckpointError: it can't be used.
+        """
+        self.config = OpenVLAConfig.from_directory(checkpoint)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._prompts = PromptBuilder(checkpoint)
+        self._verdicts = self._prompts.verdict_ids
+        self._normalize = PixelNormalizer.from_directory(checkpoint)
+        self._model = load_model(checkpoint, dtype, self._device)
+
+    @property
+    def action_ids(self) -> range:
+        """The ids of the vocabulary that are actions."""
+        return range(self.config.action_vocab_size - ACTION_BINS, self.config.action_vocab_size)
+
+    def frame(self, encoded: bytes) -> Frame:
+        """Decodes and prepares a frame: uint8 [S, S, 3].
+
+        Raises:
+            ImageError: the bytes are no image.
+        """
+        return prepare_image(decode_image(encoded), self.config.image_size, self.config.center_crop)
+
+    def prompt(self, instruction: str) -> list[int]:
+        """Prompt ids, "▁" last."""
+        return self._prompts.token_ids(instruction)
+
+    @torch.inference_mode()
+    def probabilities(
+        self, frames: Frame, prompts: Sequence[Sequence[int]], token_ids: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """P(the action leads somewhere), [B], in one forward pass.
+
+        Args:
+            frames: prepared, uint8 [B, S, S, 3].
+            prompts: B of them, of any lengths.
+            token_ids: [B, K], whole actions.
+        """
+        ids, lengths = pad_prompts(prompts, self.config.pad_token_id, self._device)
+        logits = self._model(
+            torch.from_numpy(self._normalize(frames)).to(self._device),
+            ids,
+            lengths,
+            torch.from_numpy(token_ids).to(self._device),
+            self._verdicts,
+        ).logits
+        probabilities: NDArray[np.float64] = (
+            logits[:, -1].softmax(dim=-1)[:, 1].double().cpu().numpy()
+        )
+        return probabilities
