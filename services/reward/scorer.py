@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.reward.outcome import OutcomeScorer
-from vlarl.config import RewardConfig
+from vlarl.config import ConfigError, RewardConfig
 from vlarl.rollout.v1 import rollout_pb2
 
 
@@ -47,8 +47,13 @@ def build_scorer(config: RewardConfig) -> Scorer:
         FatalError: its checkpoint can't be used.
     """
     if config.model == "rprm":
-        from services.reward.rprm import RprmScorer
-
+        try:
+            from services.reward.rprm import RprmScorer
+        except ImportError as error:
+            raise ConfigError(
+                f'reward.model = "rprm" needs a package that isn\'t installed ({error}): '
+                "pip install 'vlarl[reward]'"
+            ) from error
         return RprmScorer(config)
     return OutcomeScorer(config.success_reward)
 

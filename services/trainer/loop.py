@@ -35,6 +35,7 @@ from services.trainer.metrics import MetricsLog
 from services.trainer.publisher import Publisher, published_adapter
 from services.trainer.ranks import LeadingRank
 from services.trainer.recording import RolloutRecorder
+from services.trainer.reward_watch import RewardWatch
 from services.trainer.status import RunStatus
 from vlarl.config import RunConfig
 from vlarl.rollout.v1 import rollout_pb2
@@ -77,6 +78,7 @@ class TrainingLoop:
         if config.trainer.record_rollouts:
             self._recorder = RolloutRecorder(run_dir / "rollouts", config.env)
         self._curriculum = Curriculum(config.tasks.indices, config.curriculum)
+        self._watch = RewardWatch(config.reward)
         self._seconds: dict[str, float] = defaultdict(float)
 
     async def run(self, progress: Progress, snapshot: Snapshot) -> None:
@@ -107,11 +109,13 @@ class TrainingLoop:
                 specs, learned=progress.iteration, oldest=oldest
             )
             replace(self._expectation, version=progress.version).check(collected.trajectories)
+            watched = self._watch.record(collected.trajectories)
 
         with self._phase("learning"):
             await self._status.enter(trainer_pb2.RUN_STATE_LEARNING)
             experience = Experience(progress.iteration, progress.version, collected.trajectories)
             learned, snapshot = await self._learner.learn(experience)
+            learned |= watched
 
         with self._phase("checkpoint"):
             self._actions.write(progress.iteration, collected.trajectories)

@@ -16,6 +16,7 @@ from vlarl.config import LabelConfig, RewardModelConfig
 from vlarl.logs import configure_logging
 
 if TYPE_CHECKING:
+    from services.trainer.rprm.judging import JudgedTask
     from services.trainer.rprm.labels import EpisodeLabels
     from vlarl.demonstrations import TaskSamples
 
@@ -88,6 +89,58 @@ def train(
         from services.trainer.rprm.main import run
 
         run(settings, directory)
+
+
+@app.command()
+def judge(
+    checkpoint: Annotated[Path, typer.Argument(help="The reward model.")],
+    rollouts: Annotated[
+        list[Path],
+        typer.Argument(help="Folders that `vlarl eval --record` or a run's recording wrote."),
+    ],
+) -> None:
+    """Judge recorded episodes: does the model's mean tell successes from failures?
+
+    The AUC is how often a success has the higher mean. Use rollouts of a policy that the model
+    hasn't seen, from the official initial states:
+
+        vlarl eval --run runs/mine --record --out runs/seen
+        vlarl reward judge runs/reward/checkpoint runs/seen/rollouts
+    """
+    with one_sentence_errors():
+        from services.trainer.rprm.judging import judge_rollouts
+        from vlarl.demonstrations import read_dataset
+        from vlarl.openvla.folder import reward_model_version
+        from vlarl.openvla.judge import Judge
+
+        version = reward_model_version(checkpoint)
+        datasets = [(folder, read_dataset(folder)) for folder in rollouts]
+        judged = judge_rollouts(Judge(checkpoint), checkpoint, track(datasets, "judging", transient=True))
+        Console().print(_verdicts(judged, version))
+
+
+def _verdicts(judged: list[JudgedTask], version: str) -> Table:
+    """A row a task, and one for all."""
+    import numpy as np
+
+    from services.trainer.rprm.judging import JudgedTask
+
+    table = Table("task", "episodes", "succeeded", "mean of successes", "of failures", "AUC")
+    table.caption = f"reward model {version}"
+    everything = JudgedTask(
+        "all",
+        np.concatenate([one.scores for one in judged]),
+        np.concatenate([one.succeeded for one in judged]),
+    )
+    for one in [*judged, everything] if len(judged) > 1 else judged:
+        means = [
+            f"{one.scores[chosen].mean():.3f}" if chosen.any() else "–"
+            for chosen in (one.succeeded, ~one.succeeded)
+        ]
+        area = "–" if np.isnan(one.auc) else f"{one.auc:.3f}"
+        counts = (str(len(one.scores)), str(one.succeeded.sum()))
+        table.add_row(one.name, *counts, *means, area)
+    return table
 
 
 def _check_sources(settings: RewardModelConfig) -> None:

@@ -111,6 +111,13 @@ class RewardConfig(Section):
     gamma * P of the next step - P of this one, which no loitering can farm (Ng et al., 1999)."""
     gamma: float = Field(default=0.99, gt=0, le=1)
     """Of the potential form: the trainer's discount."""
+    watch_episodes: int = Field(default=200, ge=30)
+    """Latest training episodes over which the trainer correlates sums of dense rewards with
+    success: where they part, the policy farms the model."""
+    warn_below: float = Field(default=0.1, ge=-1, le=1)
+    """Correlation below which the run's log warns."""
+    stop_below: float | None = Field(default=None, ge=-1, le=1)
+    """Correlation below which the run stops; none: it goes on."""
     batch_steps: int = Field(default=64, ge=1)
     """Steps, of any trajectories, in one forward pass."""
     dtype: Literal["auto", "float32"] = "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,19 +15,29 @@ torch = pytest.importorskip("torch")
 from typer.testing import CliRunner  # noqa: E402
 
 from services.trainer.rprm.card import probabilities  # noqa: E402
+from services.trainer.rprm.judging import judge_rollouts  # noqa: E402
 from services.trainer.rprm.main import run  # noqa: E402
 from services.trainer.rprm.reading import FAILURE, read_labelled  # noqa: E402
 from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
+    CAPTURE,
     square_frame,
     task_samples,
     write_dataset,
 )
 from vlarl.cli import app  # noqa: E402
 from vlarl.config import RewardModelConfig, dump_toml  # noqa: E402
-from vlarl.demonstrations import DatasetError, Frames, Motion, TaskSamples  # noqa: E402
+from vlarl.demonstrations import (  # noqa: E402
+    DatasetError,
+    Frames,
+    Motion,
+    TaskSamples,
+    read_dataset,
+    write_task,
+)
 from vlarl.openvla.images import encode_jpeg  # noqa: E402
 from vlarl.openvla.judge import Judge  # noqa: E402
+from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -149,6 +160,42 @@ def test_a_judge_learns_what_leads_on_and_comes_with_a_card(
     held_out.token_ids[:, :3] = first_and_last - held_out.token_ids[:, :3]
     turned = probabilities(Judge(made), held_out)
     assert turned[right].mean() < scores[right].mean() - 0.2
+
+
+def test_episodes_are_judged_by_their_mean(checkpoint: Path, tmp_path: Path) -> None:
+    made = tmp_path / "judge"
+    shutil.copytree(checkpoint, made)
+    (made / "reward_model.json").write_text('{"version": "abc"}')
+    folder = tmp_path / "rollouts"
+    write_dataset(folder, failures([True, False, False, True]))
+    write_task(folder, CAPTURE, failures([False, True]), "00001")
+    judge = Judge(made)
+    (task,) = judge_rollouts(judge, made, [(folder, read_dataset(folder))])
+    assert task.name == "libero_spatial 0"
+    assert task.succeeded.tolist() == [False, True, True, False, False, True]
+    # The first part comes last by name; its first episode's steps, one by one.
+    tokenizer = ActionTokenizer(judge.config.action_vocab_size)
+    stats = judge.config.statistics("libero_spatial")
+    few = failures([True, False, False, True])
+    said = [
+        judge.probabilities(
+            judge.frame(few.frames[step])[None],
+            [judge.prompt(few.instruction)],
+            tokenizer.encode(stats.normalize(few.actions[step]))[None],
+        )[0]
+        for step in range(8)
+    ]
+    assert task.scores[2] == pytest.approx(np.mean(said), abs=1e-6)
+    output = CliRunner(env={"COLUMNS": "120"}).invoke(
+        app, ["reward", "judge", str(made), str(folder)]
+    )
+    assert output.exit_code == 0, output.output
+    assert "reward model abc" in output.output
+    assert f"{task.auc:.3f}" in output.output
+    shown = write_dataset(tmp_path / "shown", demonstrations())
+    refused = CliRunner().invoke(app, ["reward", "judge", str(made), str(shown)])
+    assert refused.exit_code == 1
+    assert "holds demonstrations, not rollouts" in refused.output
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
