@@ -115,7 +115,8 @@ def judge(
 
         version = reward_model_version(checkpoint)
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]
-        judged = judge_rollouts(Judge(checkpoint), checkpoint, track(datasets, "judging", transient=True))
+        shown = track(datasets, "judging", transient=True)
+        judged = judge_rollouts(Judge(checkpoint), checkpoint, shown)
         Console().print(_verdicts(judged, version))
 
 
