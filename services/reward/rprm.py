@@ -155,17 +155,15 @@ class RprmScorer:
         return (found.st_ino, found.st_mtime_ns)
 
     def _take_up_another(self) -> None:
-        """Loads the model anew where another one lies in its place; one that can't be loaded is
-        left, and said so, and the old one goes on.
+        """Loads the model anew where another one lies in its place. While that can't be loaded,
+        perhaps because it is still being copied, the old one goes on.
         """
-        state = self._state()
-        if state in (self._seen, (0, 0)):
+        if self._state() in (self._seen, (0, 0)):
             return
         try:
             version, judge, seen = self._load()
         except FatalError as error:
             _LOG.warning("reward model %s stays: %s", self.version, error)
-            self._seen = state
             return
         _LOG.info("reward model %s takes over from %s", version, self.version)
         self.version, self._judge, self._seen = version, judge, seen

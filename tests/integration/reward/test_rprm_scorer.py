@@ -177,6 +177,14 @@ def test_another_model_is_taken_up_between_two_batches(tmp_path: Path) -> None:
     (here / "reward_model.json").write_text("{")
     (still,) = scorer.score([one])
     assert still == after, "a broken one is left alone"
+    whole = (here / "model.safetensors").read_bytes()
+    (here / "model.safetensors").unlink()
+    (here / "reward_model.json").write_text('{"version": "three"}')
+    assert scorer.score([one]) == [after], "as one that is still being copied"
+    (here / "model.safetensors").write_bytes(whole)
+    (third,) = scorer.score([one])
+    assert isinstance(third, rollout_pb2.RewardScores)
+    assert third.version == "three"
 
 
 def test_a_policy_is_no_reward_model(tmp_path: Path) -> None:
