@@ -1,0 +1,139 @@
+"""Steps a second that the process reward model scores, against bare passes of the same model.
+
+    python -m benchmarks.reward [--quick] [--checkpoint DIR]
+
+The bare loop gets prepared frames, prompts and tokens, and does nothing but pass them through the
+model, in batches of `reward.batch_steps`. The scorer gets trajectories as they come from the queue:
+it decodes, resizes, looks prompts up, passes, and answers rewards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.report import Report
+from services.reward.rprm import RprmScorer
+from vlarl.config import RewardConfig
+from vlarl.openvla.images import PixelNormalizer, encode_jpeg
+from vlarl.openvla.judge import Judge
+from vlarl.openvla.modeling import load_model, pad_prompts
+from vlarl.openvla.prompt import PromptBuilder
+from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.policy.v1 import policy_pb2
+from vlarl.rollout.v1 import rollout_pb2
+
+INSTRUCTION = "pick up the black bowl on the cookie box and place it on the plate"
+STEPS = 32
+"""Of an episode."""
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few episodes: does it run at all?")
+    parser.add_argument("--checkpoint", type=Path, help="default: an untrained tiny one, 84 px")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="vlarl-bench-") as directory:
+        checkpoint = arguments.checkpoint
+        if checkpoint is None:
+            checkpoint = Path(directory) / "tiny"
+            make_tiny_checkpoint(checkpoint)
+            (checkpoint / "reward_model.json").write_text(json.dumps({"version": "bench"}))
+        met = measure(checkpoint, 2 if arguments.quick else 8, 2 if arguments.quick else 7)
+    sys.exit(0 if met else 1)
+
+
+def measure(checkpoint: Path, episodes: int, repeats: int) -> bool:
+    """Measures and prints the table."""
+    config = RewardConfig(model="rprm", checkpoint=checkpoint)
+    scorer, judge = RprmScorer(config), Judge(checkpoint)
+    size, ids = judge.config.image_size, judge.action_ids
+    drawn = np.random.default_rng(0)
+    trajectories = []
+    for _ in range(episodes):
+        frames = drawn.integers(256, size=(STEPS, size, size, 3), dtype=np.uint8)
+        tokens = drawn.integers(ids[0], ids[-1], size=(STEPS, 7), endpoint=True)
+        trajectories.append(episode(frames, tokens))
+    bare = bare_loop(checkpoint, trajectories, config.batch_steps, judge)
+    # In turns, so that a busy machine is busy for both.
+    alone, whole = [], []
+    for _ in range(repeats):
+        alone.append(seconds(bare))
+        whole.append(seconds(lambda: scorer.score(trajectories)))
+    table = Report("reward", f"Steps judged a second, {size} px, batches of {config.batch_steps}")
+    steps = episodes * STEPS
+    table.add("bare forward passes", steps / statistics.median(alone), "steps/s")
+    table.add(
+        "the scorer, from encoded frames to rewards",
+        steps / statistics.median(whole),
+        "steps/s",
+        against="bare forward passes",
+        at_least=0.9,
+        note=f"median of {repeats}, {episodes} episodes of {STEPS} steps at once",
+    )
+    return table.finish()
+
+
+def episode(frames: np.ndarray, tokens: np.ndarray) -> rollout_pb2.Trajectory:
+    """An episode of random frames and actions."""
+    return rollout_pb2.Trajectory(
+        instruction=INSTRUCTION,
+        steps=[
+            rollout_pb2.Step(
+                image=encode_jpeg(frame), action=policy_pb2.Action(token_ids=row.tolist())
+            )
+            for frame, row in zip(frames, tokens, strict=True)
+        ],
+        outcome=rollout_pb2.OUTCOME_SUCCESS,
+    )
+
+
+def bare_loop(
+    checkpoint: Path, trajectories: list[rollout_pb2.Trajectory], batch: int, judge: Judge
+) -> Callable[[], object]:
+    """The model alone, over inputs that lie ready."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(
+        checkpoint, torch.float32 if device.type == "cpu" else torch.bfloat16, device
+    )
+    normalize = PixelNormalizer.from_directory(checkpoint)
+    prompts = PromptBuilder(checkpoint)
+    steps = [step for one in trajectories for step in one.steps]
+    pixels = torch.from_numpy(normalize(np.stack([judge.frame(step.image) for step in steps])))
+    tokens = torch.tensor([list(step.action.token_ids) for step in steps])
+    ids, lengths = pad_prompts(
+        [prompts.token_ids(INSTRUCTION)] * batch, model.config.pad_token_id, device
+    )
+    inputs = [
+        (pixels[start : start + batch].to(device), tokens[start : start + batch].to(device))
+        for start in range(0, len(steps), batch)
+    ]
+
+    def passes() -> None:
+        with torch.inference_mode():
+            for frames, actions in inputs:
+                few = len(frames)
+                model(frames, ids[:few], lengths[:few], actions, prompts.verdict_ids).logits.cpu()
+
+    return passes
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
