@@ -28,8 +28,8 @@ class RewardHackedError(FatalError):
 
 
 class RewardWatch:
-    """The latest episodes' dense returns, successes and lengths. Says nothing where no reward model
-    gives dense rewards.
+    """The latest episodes' dense returns, successes and lengths, from the trainer's start on. Says
+    nothing where no reward model gives dense rewards.
     """
 
     def __init__(self, config: RewardConfig) -> None:
