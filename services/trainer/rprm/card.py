@@ -8,14 +8,12 @@ CHECKPOINT/reward_model.json   version, how it was made, the numbers
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from services.trainer.rprm.measures import Bools, Floats, Reliability, auc, reliability
 from services.trainer.rprm.reading import FAILURE, Labelled
@@ -63,13 +61,13 @@ def describe(
         "calibration_error": None if spread is None else round(spread.error, 4),
         "by_task": {
             name: _numbers(scores[chosen], labels[chosen])
-            for name, chosen in _parts(labelled.tasks, labelled.origin)
+            for number, name in enumerate(labelled.tasks)
+            for chosen in [labelled.origin == number]
         },
         "by_segment": {
-            _segment_name(number): _numbers(
-                scores[labelled.segment == number], labels[labelled.segment == number]
-            )
+            _segment_name(number): _numbers(scores[chosen], labels[chosen])
             for number in np.unique(labelled.segment).tolist()
+            for chosen in [labelled.segment == number]
         },
         "config": config.model_dump(mode="json"),
     }
@@ -82,11 +80,6 @@ def write_card(folder: Path, content: dict[str, Any], labelled: Labelled, scores
         spread = reliability(scores, labelled.all_held_out.labels == 1)
         _draw(folder / "reliability.png", spread)
     (folder / "README.md").write_text(_page(content))
-
-
-def _parts(names: Sequence[str], origin: NDArray[np.int64]) -> Iterator[tuple[str, Bools]]:
-    for number, name in enumerate(names):
-        yield name, origin == number
 
 
 def _segment_name(number: int) -> str:
