@@ -56,7 +56,7 @@ def main() -> None:
 def measure(checkpoint: Path, episodes: int, repeats: int) -> bool:
     """Measures and prints the table."""
     config = RewardConfig(model="rprm", checkpoint=checkpoint)
-    scorer, judge = RprmScorer(config), Judge(checkpoint)
+    scorer, judge = RprmScorer(config, gamma=0.99), Judge(checkpoint)
     size, ids = judge.config.image_size, judge.action_ids
     drawn = np.random.default_rng(0)
     trajectories = []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,14 +47,15 @@ class RprmScorer:
     name = "rprm"
     needs_frames = True
 
-    def __init__(self, config: RewardConfig) -> None:
-        """Loads the model.
+    def __init__(self, config: RewardConfig, gamma: float) -> None:
+        """Loads the model; gamma: the trainer's discount.
 
         Raises:
             ConfigError, CheckpointError: the checkpoint can't be used, or is no reward model.
         """
         assert config.checkpoint is not None  # noqa: S101 - RewardConfig has made sure
         self._config = config
+        self._gamma = gamma
         self._checkpoint: Path = config.checkpoint
         self._outcome = OutcomeScorer(config.success_reward)
         # Decoding and resizing release the interpreter's lock for most of their time.
@@ -129,7 +131,7 @@ class RprmScorer:
     def _scores(
         self, outcome: rollout_pb2.RewardScores, probabilities: Floats
     ) -> rollout_pb2.RewardScores:
-        dense = dense_rewards(probabilities, self._config)
+        dense = dense_rewards(probabilities, self._config.form, self._gamma)
         total = np.array(outcome.sparse) + self._config.coefficient * dense
         return rollout_pb2.RewardScores(
             model=self.name,
@@ -169,10 +171,12 @@ class RprmScorer:
         self.version, self._judge, self._seen = version, judge, seen
 
 
-def dense_rewards(probabilities: Floats, config: RewardConfig) -> Floats:
+def dense_rewards(
+    probabilities: Floats, form: Literal["additive", "potential"], gamma: float
+) -> Floats:
     """r_rprm [T] from P(the action leads somewhere) [T]; after the last step P is 0."""
-    if config.form == "additive":
+    if form == "additive":
         return probabilities
     following = np.append(probabilities[1:], 0.0)
-    shaped: Floats = config.gamma * following - probabilities
+    shaped: Floats = gamma * following - probabilities
     return shaped

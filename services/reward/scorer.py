@@ -40,8 +40,8 @@ class Scorer(Protocol):
         """Scores of each trajectory; every list in a score has one entry for each step."""
 
 
-def build_scorer(config: RewardConfig) -> Scorer:
-    """The scorer that `reward.model` names.
+def build_scorer(config: RewardConfig, gamma: float) -> Scorer:
+    """The scorer that `reward.model` names; gamma: the trainer's discount.
 
     Raises:
         FatalError: its checkpoint can't be used.
@@ -54,7 +54,7 @@ def build_scorer(config: RewardConfig) -> Scorer:
                 f'reward.model = "rprm" needs a package that isn\'t installed ({error}): '
                 "pip install 'vlarl[reward]'"
             ) from error
-        return RprmScorer(config)
+        return RprmScorer(config, gamma)
     return OutcomeScorer(config.success_reward)
 
 

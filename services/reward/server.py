@@ -51,10 +51,14 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         )
 
 
-async def serve(config: RewardConfig, queue_config: QueueConfig, server: ServerConfig) -> None:
-    """Serves until SIGTERM; what is in work then is finished, the rest handed back."""
+async def serve(
+    config: RewardConfig, gamma: float, queue_config: QueueConfig, server: ServerConfig
+) -> None:
+    """Serves until SIGTERM; what is in work then is finished, the rest handed back. gamma: the
+    trainer's discount.
+    """
     rpc = RpcServer(server, [SERVICE])
-    desk = ScoringDesk(build_scorer(config), RewardMetrics(rpc.registry))
+    desk = ScoringDesk(build_scorer(config, gamma), RewardMetrics(rpc.registry))
     reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(desk), rpc.grpc)
     name = f"{socket.gethostname()}-{os.getpid()}"
     async with RolloutQueue(queue_config) as queue:

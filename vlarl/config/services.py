@@ -108,9 +108,8 @@ class RewardConfig(Section):
     """c of r = sparse + c * dense."""
     form: Literal["additive", "potential"] = "additive"
     """What dense is. additive: P(the action leads somewhere), the paper's; potential:
-    gamma * P of the next step - P of this one, which no loitering can farm (Ng et al., 1999)."""
-    gamma: float = Field(default=0.99, gt=0, le=1)
-    """Of the potential form: the trainer's discount."""
+    gamma * P of the next step - P of this one, gamma the trainer's discount, which no loitering can
+    farm (Ng et al., 1999)."""
     watch_episodes: int = Field(default=200, ge=30)
     """Latest training episodes over which the trainer correlates sums of dense rewards with
     success: where they part, the policy farms the model."""

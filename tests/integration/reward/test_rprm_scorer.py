@@ -37,6 +37,7 @@ from vlarl.rpc.errors import violations  # noqa: E402
 
 pytestmark = pytest.mark.torch
 FIRST_ACTION = 512
+GAMMA = 0.97
 
 
 def reward_model(folder: Path, seed: int, version: str) -> Path:
@@ -95,7 +96,7 @@ def by_hand(checkpoint: Path, one: rollout_pb2.Trajectory) -> list[float]:
 
 def test_scores_are_the_probabilities_of_the_next_token(checkpoint: Path) -> None:
     solved, failed = trajectory(4), trajectory(3, seed=1, success=False, instruction="go")
-    first, second = RprmScorer(config_for(checkpoint)).score([solved, failed])
+    first, second = RprmScorer(config_for(checkpoint), GAMMA).score([solved, failed])
     assert isinstance(first, rollout_pb2.RewardScores)
     assert isinstance(second, rollout_pb2.RewardScores)
     for one, scores in ((solved, first), (failed, second)):
@@ -111,8 +112,10 @@ def test_scores_are_the_probabilities_of_the_next_token(checkpoint: Path) -> Non
 
 def test_batches_do_not_change_what_is_said(checkpoint: Path) -> None:
     many = [trajectory(2 + number, seed=number) for number in range(4)]
-    together = RprmScorer(config_for(checkpoint)).score(many)
-    apart = [RprmScorer(config_for(checkpoint, batch_steps=3)).score([one])[0] for one in many]
+    together = RprmScorer(config_for(checkpoint), GAMMA).score(many)
+    apart = [
+        RprmScorer(config_for(checkpoint, batch_steps=3), GAMMA).score([one])[0] for one in many
+    ]
     for one, other in zip(together, apart, strict=True):
         assert isinstance(one, rollout_pb2.RewardScores)
         assert isinstance(other, rollout_pb2.RewardScores)
@@ -121,24 +124,29 @@ def test_batches_do_not_change_what_is_said(checkpoint: Path) -> None:
 
 def test_both_forms_by_hand(checkpoint: Path) -> None:
     said = np.array([0.2, 0.6, 0.5])
-    assert dense_rewards(said, config_for(checkpoint)).tolist() == said.tolist()
-    shaped = config_for(checkpoint, form="potential", gamma=0.9)
+    assert dense_rewards(said, "additive", 0.9).tolist() == said.tolist()
     expected = [0.9 * 0.6 - 0.2, 0.9 * 0.5 - 0.6, -0.5]
-    assert dense_rewards(said, shaped).tolist() == pytest.approx(expected)
+    assert dense_rewards(said, "potential", 0.9).tolist() == pytest.approx(expected)
+    one = trajectory(3)
+    (plain,) = RprmScorer(config_for(checkpoint), GAMMA).score([one])
+    (shaped,) = RprmScorer(config_for(checkpoint, form="potential"), GAMMA).score([one])
+    assert isinstance(plain, rollout_pb2.RewardScores)
+    assert isinstance(shaped, rollout_pb2.RewardScores)
+    wanted = dense_rewards(np.array(plain.dense), "potential", GAMMA)
+    assert list(shaped.dense) == pytest.approx(wanted.tolist(), abs=1e-6)
 
 
-def test_shaping_pays_the_same_whatever_happens_on_the_way(checkpoint: Path) -> None:
+def test_shaping_pays_the_same_whatever_happens_on_the_way() -> None:
     """The discounted sum telescopes to minus the first potential: loitering earns nothing."""
-    config = config_for(checkpoint, form="potential", gamma=0.97)
     drawn = np.random.default_rng(0)
     for steps in (1, 5, 50):
         said = np.concatenate([[0.3], drawn.uniform(size=steps)])
-        rewards = dense_rewards(said, config)
+        rewards = dense_rewards(said, "potential", 0.97)
         assert (0.97 ** np.arange(len(said)) * rewards).sum() == pytest.approx(-0.3)
 
 
 def test_what_cannot_be_judged_is_named_and_the_rest_is_scored(checkpoint: Path) -> None:
-    scorer = RprmScorer(config_for(checkpoint))
+    scorer = RprmScorer(config_for(checkpoint), GAMMA)
     other, broken, silent, bare = (trajectory(2, seed=n) for n in range(4))
     other.steps[1].action.token_ids[3] = 31744
     broken.steps[0].image = broken.steps[0].image[:100]
@@ -162,7 +170,7 @@ def test_what_cannot_be_judged_is_named_and_the_rest_is_scored(checkpoint: Path)
 
 def test_another_model_is_taken_up_between_two_batches(tmp_path: Path) -> None:
     here = reward_model(tmp_path / "here", 1, "one")
-    scorer = RprmScorer(config_for(here))
+    scorer = RprmScorer(config_for(here), GAMMA)
     one = trajectory(3)
     (before,) = scorer.score([one])
     assert scorer.score([one]) == [before]
@@ -191,7 +199,7 @@ def test_a_policy_is_no_reward_model(tmp_path: Path) -> None:
     folder = reward_model(tmp_path / "policy", 1, "one")
     (folder / "reward_model.json").unlink()
     with pytest.raises(ConfigError, match="is no reward model"):
-        build_scorer(config_for(folder))
+        build_scorer(config_for(folder), GAMMA)
     with pytest.raises(ValueError, match=r"needs reward\.checkpoint"):
         RewardConfig(model="rprm")
 

@@ -11,6 +11,7 @@ from vlarl.cli import app
 from vlarl.config import (
     AblationConfig,
     ConfigError,
+    RewardModelConfig,
     RunConfig,
     SftConfig,
     dump_toml,
@@ -61,7 +62,7 @@ def test_mistakes_in_fine_tuning_are_named(override: str, message: str) -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.name)
 def test_the_shipped_configurations_are_valid(file: Path) -> None:
-    kinds = {"sft": SftConfig, "ablations": AblationConfig}
+    kinds = {"sft": SftConfig, "ablations": AblationConfig, "reward": RewardModelConfig}
     load_section(kinds.get(file.name.partition("-")[0], RunConfig), file)
 
 
