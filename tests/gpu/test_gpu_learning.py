@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
 
 from services.trainer.batch import Experience  # noqa: E402
 from services.trainer.learner import Learner  # noqa: E402

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
 
 from vlarl.openvla.images import PixelNormalizer  # noqa: E402
 from vlarl.openvla.modeling import generate_actions, load_model, pad_prompts  # noqa: E402

@@ -218,6 +218,9 @@ async def test_pause_status_weights_and_an_orderly_end(
             async with open_channel(config.trainer.address) as channel:
                 await wait_until_serving(channel, "", 60)
                 stub = trainer_pb2_grpc.TrainerServiceStub(channel)
+                # Paused before its first iteration has begun, it would begin none.
+                while (await get_status(stub)).state != trainer_pb2.RUN_STATE_ROLLOUT:
+                    await asyncio.sleep(0.02)
                 await stub.Pause(trainer_pb2.PauseRequest())
                 async with working(queue, policy) as ran:
                     answer = await stub.Checkpoint(trainer_pb2.CheckpointRequest(), timeout=60)
