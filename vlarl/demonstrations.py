@@ -27,6 +27,8 @@ from vlarl.invocation import invocation
 
 FORMAT = 1
 _DESCRIPTION = "dataset.json"
+_MAY_LACK = ("placements", "succeeded")
+"""Arrays of a task, one value a sample, that not every recording has."""
 
 
 class DatasetError(FatalError):
@@ -142,7 +144,7 @@ class TaskSamples:
                 f"{list(self.actions.shape)}, episodes {list(self.episodes.shape)} and poses "
                 f"{list(self.poses.shape)}"
             )
-        for name in ("placements", "succeeded"):
+        for name in _MAY_LACK:
             array = getattr(self, name)
             if array is not None and array.shape != (count,):
                 shape = list(array.shape)
@@ -160,7 +162,7 @@ class TaskSamples:
         """Some of the samples, given as [N]."""
         arrays = {
             name: value[chosen]
-            for name in ("actions", "episodes", "poses", "placements", "succeeded")
+            for name in ("actions", "episodes", "poses", *_MAY_LACK)
             if (value := getattr(self, name)) is not None
         }
         if self.motion is not None:
@@ -219,10 +221,8 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples, part: st
     }
     if samples.motion is not None:
         tensors |= {f"motion_{name}": value for name, value in vars(samples.motion).items()}
-    if samples.placements is not None:
-        tensors["placements"] = samples.placements
-    if samples.succeeded is not None:
-        tensors["succeeded"] = samples.succeeded
+    found = {name: getattr(samples, name) for name in _MAY_LACK}
+    tensors |= {name: array for name, array in found.items() if array is not None}
     metadata = {
         "suite": samples.suite,
         "index": str(samples.index),
@@ -279,7 +279,7 @@ def _read_task(path: Path) -> TaskSamples:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata()
-            further = {"placements", "succeeded"} & set(file.keys())
+            further = {*_MAY_LACK} & {*file.keys()}
             return TaskSamples(
                 suite=metadata["suite"],
                 index=int(metadata["index"]),

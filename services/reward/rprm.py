@@ -116,17 +116,8 @@ class RprmScorer:
         frames = np.concatenate([one.frames for one in prepared])
         token_ids = np.concatenate([one.token_ids for one in prepared])
         prompts = [one.prompt for one in prepared for _ in one.frames]
-        size = self._config.batch_steps
-        found = [
-            self._judge.probabilities(
-                frames[start : start + size],
-                prompts[start : start + size],
-                token_ids[start : start + size],
-            )
-            for start in range(0, len(frames), size)
-        ]
         stops = np.cumsum([len(one.frames) for one in prepared])
-        return np.split(np.concatenate(found), stops[:-1])
+        return np.split(self._judge.probabilities(frames, prompts, token_ids), stops[:-1])
 
     def _scores(
         self, outcome: rollout_pb2.RewardScores, probabilities: Floats
@@ -144,9 +135,8 @@ class RprmScorer:
     def _load(self) -> tuple[str, Judge, tuple[int, int]]:
         seen = self._state()
         version = reward_model_version(self._checkpoint)
-        automatic = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        dtype = torch.float32 if self._config.dtype == "float32" else automatic
-        return version, Judge(self._checkpoint, dtype), seen
+        judge = Judge(self._checkpoint, self._config.dtype, self._config.batch_steps)
+        return version, judge, seen
 
     def _state(self) -> tuple[int, int]:
         """What changes when another model is put in place; (0, 0) where there is none."""

@@ -48,10 +48,7 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
         FatalError: the run can't go on; the message says why and what to do.
         KeyboardInterrupt: SIGTERM or SIGINT came before the end.
     """
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    world = World.from_environment()
-    try:
+    with World.joined(config.trainer.threads) as world:
         model = OpenVLAConfig.from_directory(config.policy.checkpoint)
         crop = config.policy.center_crop
         learner = Learner(
@@ -65,8 +62,6 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
             asyncio.run(_lead(config, run_dir, model, learner, world, metrics_listen))
         else:
             follow(learner, world)
-    finally:
-        world.leave()
 
 
 async def _lead(

@@ -6,6 +6,7 @@ rank computes on its share of the samples, and rows are gathered everywhere. Onl
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
@@ -55,6 +56,21 @@ class World:
         else:
             dist.init_process_group(backend, timeout=_PATIENCE)
         return cls(rank, size, device, init_device_mesh(device.type, (size,)))
+
+    @classmethod
+    @contextlib.contextmanager
+    def joined(cls, threads: int | None) -> Iterator[World]:
+        """The ranks of `from_environment`, until the block ends.
+
+        threads: of torch on a CPU; none: all cores.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        world = cls.from_environment()
+        try:
+            yield world
+        finally:
+            world.leave()
 
     @property
     def first(self) -> bool:

@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_section
-from vlarl.cli.runs import Resume, RunDirectory, choose_run
+from vlarl.cli.runs import Resume, RunDirectory, check_sources, choose_run
 from vlarl.config import LabelConfig, RewardModelConfig
 from vlarl.logs import configure_logging
 
@@ -84,7 +84,7 @@ def train(
     configure_logging(verbose)
     with one_sentence_errors():
         settings, directory = choose_run(
-            RewardModelConfig, config, resume, run_dir, overrides, _check_sources
+            RewardModelConfig, config, resume, run_dir, overrides, check_sources
         )
         from services.trainer.rprm.main import run
 
@@ -116,7 +116,7 @@ def judge(
         version = reward_model_version(checkpoint)
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]
         shown = track(datasets, "judging", transient=True)
-        judged = judge_rollouts(Judge(checkpoint), checkpoint, shown)
+        judged = judge_rollouts(Judge(checkpoint), shown)
         Console().print(_verdicts(judged, version))
 
 
@@ -142,16 +142,6 @@ def _verdicts(judged: list[JudgedTask], version: str) -> Table:
         counts = (str(len(one.scores)), str(one.succeeded.sum()))
         table.add_row(one.name, *counts, *means, area)
     return table
-
-
-def _check_sources(settings: RewardModelConfig) -> None:
-    """Looks whether there are datasets, and a checkpoint to start from."""
-    from vlarl.demonstrations import find_dataset
-    from vlarl.openvla.folder import check_folder
-
-    for folder in settings.data.datasets:
-        find_dataset(folder)
-    check_folder(settings.checkpoint)
 
 
 def _table(labels: list[tuple[TaskSamples, list[EpisodeLabels]]]) -> Table:

@@ -79,6 +79,21 @@ def choose_run(
     return settings, directory
 
 
+def check_sources(settings: SftConfig | RewardModelConfig) -> None:
+    """Looks whether there are datasets, and a checkpoint to start from where one is named.
+
+    Raises:
+        FatalError: something is missing.
+    """
+    from vlarl.demonstrations import find_dataset
+    from vlarl.openvla.folder import check_folder
+
+    for folder in settings.data.datasets:
+        find_dataset(folder)
+    if settings.checkpoint is not None:
+        check_folder(settings.checkpoint)
+
+
 def first_rank() -> bool:
     """Whether this is the process that speaks for all that torchrun has started."""
     return os.environ.get("RANK", "0") == "0"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors
-from vlarl.cli.runs import Resume, RunDirectory, choose_run
+from vlarl.cli.runs import Resume, RunDirectory, check_sources, choose_run
 from vlarl.config import SftConfig
 from vlarl.logs import configure_logging
 
@@ -34,19 +34,8 @@ def sft(
     configure_logging(verbose)
     with one_sentence_errors():
         settings, directory = choose_run(
-            SftConfig, config, resume, run_dir, overrides, _check_sources
+            SftConfig, config, resume, run_dir, overrides, check_sources
         )
         from services.trainer.sft.main import run
 
         run(settings, directory)
-
-
-def _check_sources(settings: SftConfig) -> None:
-    """Looks whether there are datasets, and a checkpoint to start from."""
-    from vlarl.demonstrations import find_dataset
-    from vlarl.openvla.folder import check_folder
-
-    for folder in settings.data.datasets:
-        find_dataset(folder)
-    if settings.checkpoint is not None:
-        check_folder(settings.checkpoint)

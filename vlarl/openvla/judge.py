@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,19 +24,30 @@ class Judge:
     """The model, and the way from encoded frames, instructions and action tokens to it."""
 
     def __init__(
-        self, checkpoint: Path, dtype: torch.dtype = torch.float32, device: str | None = None
+        self,
+        checkpoint: Path,
+        dtype: Literal["auto", "float32"] = "float32",
+        batch: int = 64,
     ) -> None:
-        """Loads a checkpoint, with or without a card; device: a GPU where there is one.
+        """Loads a checkpoint, with or without a card, onto a GPU where there is one.
+
+        Args:
+            checkpoint: the model.
+            dtype: of the passes; auto: bfloat16 on a GPU, float32 otherwise.
+            batch: actions in one forward pass.
 
         Raises:
             ConfigError, CheckpointError: it can't be used.
         """
         self.config = OpenVLAConfig.from_directory(checkpoint)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        on_gpu = torch.cuda.is_available()
+        self._device = torch.device("cuda" if on_gpu else "cpu")
+        self._batch = batch
         self._prompts = PromptBuilder(checkpoint)
         self._verdicts = self._prompts.verdict_ids
         self._normalize = PixelNormalizer.from_directory(checkpoint)
-        self._model = load_model(checkpoint, dtype, self._device)
+        precision = torch.bfloat16 if on_gpu and dtype == "auto" else torch.float32
+        self._model = load_model(checkpoint, precision, self._device)
 
     @property
     def action_ids(self) -> range:
@@ -58,13 +70,22 @@ class Judge:
     def probabilities(
         self, frames: Frame, prompts: Sequence[Sequence[int]], token_ids: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """P(the action leads somewhere), [B], in one forward pass.
+        """P(the action leads somewhere), [N].
 
         Args:
-            frames: prepared, uint8 [B, S, S, 3].
-            prompts: B of them, of any lengths.
-            token_ids: [B, K], whole actions.
+            frames: prepared, uint8 [N, S, S, 3].
+            prompts: N of them, of any lengths.
+            token_ids: [N, K], whole actions.
         """
+        found = [np.zeros(0)]
+        for start in range(0, len(frames), self._batch):
+            some = slice(start, start + self._batch)
+            found.append(self._pass(frames[some], prompts[some], token_ids[some]))
+        return np.concatenate(found)
+
+    def _pass(
+        self, frames: Frame, prompts: Sequence[Sequence[int]], token_ids: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         ids, lengths = pad_prompts(prompts, self.config.pad_token_id, self._device)
         logits = self._model(
             torch.from_numpy(self._normalize(frames)).to(self._device),

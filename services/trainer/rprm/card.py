@@ -8,6 +8,7 @@ CHECKPOINT/reward_model.json   version, how it was made, the numbers
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.folder import REWARD_CARD
 from vlarl.openvla.judge import Judge
 from vlarl.report.theme import BLUE, GREY, PICTURE
+
+_LOG = logging.getLogger(__name__)
 
 _BATCH = 64
 
@@ -40,20 +43,18 @@ def probabilities(judge: Judge, samples: Samples) -> Floats:
     return np.concatenate([*found, np.zeros(0)])
 
 
-def describe(
-    checkpoint: Path, config: RewardModelConfig, labelled: Labelled, scores: Floats
-) -> dict[str, Any]:
-    """What `reward_model.json` holds.
+def write_card(checkpoint: Path, config: RewardModelConfig, labelled: Labelled) -> None:
+    """Judges all held-out samples with a new checkpoint, and writes the three files into it.
 
     Args:
         checkpoint: the judge's.
         config: what it was made by.
         labelled: what it was made from.
-        scores: `probabilities` of all held-out samples.
     """
+    scores = probabilities(Judge(checkpoint), labelled.all_held_out)
     labels = labelled.all_held_out.labels == 1
     spread = reliability(scores, labels) if len(scores) else None
-    return {
+    content = {
         "version": base_digest(checkpoint)[:12],
         "data": labelled.description,
         "samples": {"learned": len(labelled.train), "held_out": len(labels)},
@@ -71,15 +72,16 @@ def describe(
         },
         "config": config.model_dump(mode="json"),
     }
-
-
-def write_card(folder: Path, content: dict[str, Any], labelled: Labelled, scores: Floats) -> None:
-    """Writes the three files."""
-    (folder / REWARD_CARD).write_text(json.dumps(content, indent=1) + "\n")
-    if len(scores):
-        spread = reliability(scores, labelled.all_held_out.labels == 1)
-        _draw(folder / "reliability.png", spread)
-    (folder / "README.md").write_text(_page(content))
+    (checkpoint / REWARD_CARD).write_text(json.dumps(content, indent=1) + "\n")
+    (checkpoint / "README.md").write_text(_page(content))
+    if spread is not None:
+        _draw(checkpoint / "reliability.png", spread)
+        _LOG.info(
+            "reward model %s, held out: AUC %.3f, calibration error %.3f",
+            content["version"],
+            auc(scores, labels),
+            spread.error,
+        )
 
 
 def _segment_name(number: int) -> str:

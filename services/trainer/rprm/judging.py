@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.trainer.observations import Preparation
-from services.trainer.rprm.card import probabilities
 from services.trainer.rprm.measures import Floats, auc
-from services.trainer.sft.reading import Pool, Task
+from services.trainer.sft.reading import token_ids
 from vlarl.demonstrations import Dataset, DatasetError, TaskSamples
+from vlarl.openvla.images import ImageError
 from vlarl.openvla.judge import Judge
 
 
@@ -34,18 +33,16 @@ class JudgedTask:
         return auc(self.scores, self.succeeded)
 
 
-def judge_rollouts(
-    judge: Judge, checkpoint: Path, datasets: Iterable[tuple[Path, Dataset]]
-) -> list[JudgedTask]:
+def judge_rollouts(judge: Judge, datasets: Iterable[tuple[Path, Dataset]]) -> list[JudgedTask]:
     """Judges every episode of recorded rollouts.
 
     Args:
         judge: the model.
-        checkpoint: what it was loaded from.
         datasets: folders and their content.
 
     Raises:
-        DatasetError: a dataset holds demonstrations, whose failures nobody kept.
+        DatasetError: a dataset holds demonstrations, whose failures nobody kept, or a frame that
+            is no image.
     """
     found: dict[str, list[tuple[Floats, NDArray[np.bool_]]]] = {}
     for folder, dataset in datasets:
@@ -55,22 +52,18 @@ def judge_rollouts(
                     f"{folder} holds demonstrations, not rollouts: `vlarl eval --record` and "
                     "trainer.record_rollouts keep those"
                 )
-            steps = _scores(judge, checkpoint, folder, dataset.capture.action_repeat, task)
+            try:
+                frames = np.stack([judge.frame(frame) for frame in task.frames])
+            except ImageError as error:
+                raise DatasetError(f"{folder}: a frame is no image: {error}") from error
+            prompts = [judge.prompt(task.instruction)] * len(frames)
+            steps = judge.probabilities(frames, prompts, token_ids(task, judge.config, {}))
             name = f"{task.suite} {task.index}"
             found.setdefault(name, []).append(_episodes(task, steps))
     return [
         JudgedTask(name, *(np.concatenate(parts) for parts in zip(*episodes, strict=True)))
         for name, episodes in found.items()
     ]
-
-
-def _scores(judge: Judge, checkpoint: Path, folder: Path, repeat: int, task: TaskSamples) -> Floats:
-    count = len(task.frames)
-    labels = np.full(count, np.nan, np.float32)
-    whole = Task(folder, repeat, task, np.zeros(count, np.bool_), labels)
-    preparation = Preparation(checkpoint, judge.config, judge.config.center_crop)
-    samples = Pool([whole], judge.config, {}).gather([np.arange(count)], preparation, 0)
-    return probabilities(judge, samples)
 
 
 def _episodes(task: TaskSamples, steps: Floats) -> tuple[Floats, NDArray[np.bool_]]:

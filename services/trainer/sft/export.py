@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -29,6 +29,7 @@ def export_checkpoint(
     lora: LoraConfig | None = None,
     statistics: Mapping[str, Statistics] | None = None,
     center_crop: bool | None = None,
+    finish: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Writes `base` with other weights; the folder is whole under its name, or not there.
 
@@ -41,6 +42,7 @@ def export_checkpoint(
         lora: the factors' scaling; none: `weights` are the weights.
         statistics: new ``norm_stats``, as OpenVLA replaces them; none: those of `base` stay.
         center_crop: whether frames are cropped where the policy acts; none: as in `base`.
+        finish: adds to the folder before it appears under its name.
     """
     with durable_folder(target) as folder:
         weight_names = {path.name for path in weight_files(base)} | {INDEX}
@@ -56,6 +58,7 @@ def export_checkpoint(
         (folder / _CONFIG).write_text(json.dumps(raw, indent=1) + "\n")
         tensors = _replaced(base, weights) if lora is None else _merged(base, weights, lora)
         save_tensors(folder, tensors)
+        finish(folder)
 
 
 def _replaced(base: Path, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

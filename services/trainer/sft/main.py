@@ -7,8 +7,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from services.trainer.durable import durable_folder
 from services.trainer.sft.export import export_checkpoint
 from services.trainer.sft.fit import Fit, Stage
@@ -33,10 +31,7 @@ def run(config: SftConfig, run_dir: Path) -> None:
     Raises:
         FatalError: the run can't go on; the message says why and what to do.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    world = World.from_environment()
-    try:
+    with World.joined(config.threads) as world:
         base = _starting_checkpoint(config, run_dir, world)
         demonstrations = read_demonstrations(
             config.data, base, center_crop=config.augmentation.random_crop, seed=config.seed
@@ -47,8 +42,6 @@ def run(config: SftConfig, run_dir: Path) -> None:
         if config.pretrain is not None:
             base = stages.pretrain(base, config.pretrain)
         stages.train(base)
-    finally:
-        world.leave()
 
 
 def _starting_checkpoint(config: SftConfig, run_dir: Path, world: World) -> Path:

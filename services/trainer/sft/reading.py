@@ -111,7 +111,7 @@ class Pool:
         self.pose_names = tuple(dict.fromkeys(name for one in samples for name in one.pose_names))
         self._frames = [one.frames for one in samples]
         self._instructions = [one.instruction for one in samples]
-        self._token_ids = [_token_ids(one, config, statistics) for one in samples]
+        self._token_ids = [token_ids(one, config, statistics) for one in samples]
         self._poses = [_poses(one, self.pose_names) for one in samples]
         self._labels = [task.labels for task in tasks]
         self._config = config
@@ -194,7 +194,7 @@ def _suite_statistics(tasks: list[Task], range_floor: float) -> dict[str, Statis
     }
 
 
-def _token_ids(
+def token_ids(
     task: TaskSamples, config: OpenVLAConfig, statistics: dict[str, Statistics]
 ) -> NDArray[np.int64]:
     """The expert's actions as ids [N, 7]."""

@@ -79,8 +79,14 @@ def sft_config(dataset: Path, **changes: object) -> SftConfig:
             "log_every": 1,
         },
     }
+    return SftConfig.model_validate(merged(values, changes))
+
+
+def merged(values: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
+    """Keys of a configuration, tables key by key."""
+    found = dict(values)
     for name, value in changes.items():
         before = values.get(name)
         merges = isinstance(before, dict) and isinstance(value, dict)
-        values[name] = {**before, **value} if merges else value
-    return SftConfig.model_validate(values)
+        found[name] = {**before, **value} if merges else value
+    return found

@@ -21,6 +21,7 @@ from services.trainer.rprm.reading import FAILURE, read_labelled  # noqa: E402
 from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     CAPTURE,
+    merged,
     square_frame,
     task_samples,
     write_dataset,
@@ -90,11 +91,7 @@ def config_for(checkpoint: Path, *datasets: Path, **changes: object) -> RewardMo
             "evaluate_every": 40,
         },
     }
-    for name, value in changes.items():
-        before = values.get(name)
-        merges = isinstance(before, dict) and isinstance(value, dict)
-        values[name] = {**before, **value} if merges else value
-    return RewardModelConfig.model_validate(values)
+    return RewardModelConfig.model_validate(merged(values, changes))
 
 
 def train(config: RewardModelConfig, run_dir: Path) -> None:
@@ -170,7 +167,7 @@ def test_episodes_are_judged_by_their_mean(checkpoint: Path, tmp_path: Path) -> 
     write_dataset(folder, failures([True, False, False, True]))
     write_task(folder, CAPTURE, failures([False, True]), "00001")
     judge = Judge(made)
-    (task,) = judge_rollouts(judge, made, [(folder, read_dataset(folder))])
+    (task,) = judge_rollouts(judge, [(folder, read_dataset(folder))])
     assert task.name == "libero_spatial 0"
     assert task.succeeded.tolist() == [False, True, True, False, False, True]
     # The first part comes last by name; its first episode's steps, one by one.
