@@ -24,8 +24,8 @@ import torch
 from benchmarks.report import Report
 from services.reward.rprm import RprmScorer
 from vlarl.config import RewardConfig
+from vlarl.judge import Judge
 from vlarl.openvla.images import PixelNormalizer, encode_jpeg
-from vlarl.openvla.judge import Judge
 from vlarl.openvla.modeling import load_model, pad_prompts
 from vlarl.openvla.prompt import PromptBuilder
 from vlarl.openvla.tiny import make_tiny_checkpoint

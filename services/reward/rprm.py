@@ -17,9 +17,9 @@ from services.reward.outcome import OutcomeScorer
 from services.reward.scorer import Unscorable
 from vlarl.config import RewardConfig
 from vlarl.errors import FatalError
+from vlarl.judge import Judge
 from vlarl.openvla.folder import REWARD_CARD, reward_model_version
 from vlarl.openvla.images import Frame, ImageError
-from vlarl.openvla.judge import Judge
 from vlarl.rollout.v1 import rollout_pb2
 
 _LOG = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ def durable_folder(final: Path) -> Iterator[Path]:
     partial = final.with_name(f".{final.name}.partial")
     partial.mkdir()
     yield partial
-    for path in (*partial.iterdir(), partial):
+    for path in (*partial.rglob("*"), partial):
         _force_to_disk(path)
     if final.exists():
         replaced = final.with_name(f".{final.name}.replaced.partial")

@@ -51,7 +51,7 @@ class LoraPolicy:
         self._world = world
         self._first_action_id = self.config.action_vocab_size - 256
         self._model = load_model(checkpoint, dtype, world.device).requires_grad_(False)
-        self._layers = _add_factors(self._model, lora, seed, list(lora_layers(self.config)))
+        self._layers = add_factors(self._model, lora, seed, list(lora_layers(self.config)))
         if activation_checkpointing:
             checkpoint_blocks(self._model)
         if world.mesh is not None:
@@ -59,11 +59,7 @@ class LoraPolicy:
 
     def named_factors(self) -> dict[str, nn.Parameter]:
         """The trained parameters, float32, sharded where the model is: "LAYER.A", "LAYER.B"."""
-        named = {}
-        for name, layer in self._layers.items():
-            named[f"{name}.A"] = layer.lora_A["default"].weight
-            named[f"{name}.B"] = layer.lora_B["default"].weight
-        return named
+        return named_factors(self._layers)
 
     def logprobs(
         self, observations: ObservationBatch, token_ids: Tensor, temperature: float
@@ -122,9 +118,19 @@ class LoraPolicy:
         return {layer: (named[f"{layer}.A"], named[f"{layer}.B"]) for layer in self._layers}
 
 
-def _add_factors(
+def named_factors(layers: dict[str, LoraLayer]) -> dict[str, nn.Parameter]:
+    """The factors of what `add_factors` returned: "LAYER.A", "LAYER.B"."""
+    named = {}
+    for name, layer in layers.items():
+        named[f"{name}.A"] = layer.lora_A["default"].weight
+        named[f"{name}.B"] = layer.lora_B["default"].weight
+    return named
+
+
+def add_factors(
     model: nn.Module, lora: LoraConfig, seed: int, wanted: list[str]
 ) -> dict[str, LoraLayer]:
+    """Puts factors, float32 and drawn with the seed, beside these layers of a model, by name."""
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

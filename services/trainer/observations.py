@@ -43,7 +43,7 @@ class Preparation:
 
     def __init__(self, checkpoint: Path, config: OpenVLAConfig, center_crop: bool) -> None:
         self._size = config.image_size
-        self._pad_id = config.pad_token_id
+        self.pad_id = config.pad_token_id
         self._center_crop = center_crop
         self._prompts = PromptBuilder(checkpoint)
         self._normalize = PixelNormalizer.from_directory(checkpoint)
@@ -65,7 +65,7 @@ class Preparation:
     ) -> ObservationBatch:
         """Inputs from prepared frames [B, S, S, 3] and prompt ids."""
         pixels = torch.from_numpy(self._normalize(frames)).to(device)
-        ids, lengths = pad_prompts(prompts, self._pad_id, device)
+        ids, lengths = pad_prompts(prompts, self.pad_id, device)
         return ObservationBatch(pixels, ids, lengths)
 
 

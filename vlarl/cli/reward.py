@@ -110,8 +110,8 @@ def judge(
     with one_sentence_errors():
         from services.trainer.rprm.judging import judge_rollouts
         from vlarl.demonstrations import read_dataset
+        from vlarl.judge import Judge
         from vlarl.openvla.folder import reward_model_version
-        from vlarl.openvla.judge import Judge
 
         version = reward_model_version(checkpoint)
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]

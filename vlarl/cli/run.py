@@ -81,13 +81,13 @@ def up(
 
 def _check_stack(settings: RunConfig) -> None:
     """Finds out what would otherwise end a service once all have been started."""
-    from vlarl.openvla.folder import check_folder, reward_model_version
+    from vlarl.openvla.folder import check_folder, check_whole, reward_model_version
     from vlarl.stack.tasks import choose_tasks, suite_tasks
 
     check_folder(settings.policy.checkpoint)
     if settings.reward.checkpoint is not None:
         reward_model_version(settings.reward.checkpoint)
-        check_folder(settings.reward.checkpoint)
+        check_whole(settings.reward.checkpoint)
     tasks = suite_tasks(settings.env, settings.tasks.suite)
     choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
 

@@ -83,15 +83,28 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
     """Looks whether there are datasets, and a checkpoint to start from where one is named.
 
     Raises:
-        FatalError: something is missing.
+        FatalError: something is missing, or doesn't go together.
     """
     from vlarl.demonstrations import find_dataset
-    from vlarl.openvla.folder import check_folder
+    from vlarl.openvla.folder import check_folder, check_whole, is_openvla
 
     for folder in settings.data.datasets:
         find_dataset(folder)
-    if settings.checkpoint is not None:
-        check_folder(settings.checkpoint)
+    if isinstance(settings, SftConfig):
+        if settings.checkpoint is not None:
+            check_folder(settings.checkpoint)
+        return
+    check_whole(settings.checkpoint)
+    openvla = is_openvla(settings.checkpoint)
+    if openvla and settings.policy is not None:
+        raise ConfigError("policy: an OpenVLA judges its own action tokens; leave it out")
+    if not openvla:
+        if settings.policy is None or settings.mode != "lora":
+            raise ConfigError(
+                f"{settings.checkpoint} is no OpenVLA: name the one whose actions are judged in "
+                '`policy`, and set mode = "lora"'
+            )
+        check_folder(settings.policy)
 
 
 def first_rank() -> bool:

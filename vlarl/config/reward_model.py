@@ -40,7 +40,12 @@ class RewardModelConfig(Section):
     seed: int = Field(default=7, ge=0)
     """Seed of the held-out placements, the order of samples and what is drawn for them."""
     checkpoint: Path
-    """OpenVLA checkpoint to start from: best the policy that has imitated the demonstrations."""
+    """What to start from: an OpenVLA checkpoint, best the policy that has imitated the
+    demonstrations; or any image-text-to-text model of the Hugging Face library, as it saves them,
+    of which `mode` lora trains the language model."""
+    policy: Path | None = None
+    """OpenVLA checkpoint whose frames and action tokens are judged, where `checkpoint` is a model
+    of another kind; what is served must be its policy, or one that was trained from it."""
     mode: Literal["full", "lora"] = "full"
     """What learns: all weights, or LoRA factors that are merged into the checkpoint written."""
     export: Literal["best", "last"] = "best"
@@ -63,3 +68,8 @@ class RewardModelConfig(Section):
     """The optimisation."""
     lora: LoraConfig = LoraConfig()
     """The factors, where `mode` is lora."""
+
+    @property
+    def judged(self) -> Path:
+        """The OpenVLA checkpoint whose actions are judged."""
+        return self.policy or self.checkpoint

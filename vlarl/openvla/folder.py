@@ -20,6 +20,22 @@ class CheckpointError(FatalError, ValueError):
     """A checkpoint's weights are missing, broken, or don't fit its configuration."""
 
 
+def is_openvla(directory: Path) -> bool:
+    """Whether a folder's model is an OpenVLA; False: it is a model of another kind.
+
+    Raises:
+        ConfigError: there is no such folder, or it doesn't say.
+    """
+    path = directory / "config.json"
+    if directory.is_dir():
+        try:
+            return bool(json.loads(path.read_bytes())["model_type"] == "openvla")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} can't be read: {error!r}") from error
+    OpenVLAConfig.from_directory(directory)  # says what is to be done
+    raise AssertionError
+
+
 def check_folder(directory: Path) -> None:
     """Makes sure that a folder holds all files of a checkpoint, for who starts processes with it.
 
@@ -30,6 +46,19 @@ def check_folder(directory: Path) -> None:
     OpenVLAConfig.from_directory(directory)
     PixelNormalizer.from_directory(directory)
     for path in (*weight_files(directory), directory / "tokenizer.json"):
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {directory} is incomplete: {path.name} is missing")
+
+
+def check_whole(directory: Path) -> None:
+    """`check_folder` for an OpenVLA; of a model of another kind, whether it has weights at all.
+
+    Raises:
+        ConfigError, CheckpointError: something is missing.
+    """
+    if is_openvla(directory):
+        check_folder(directory)
+    for path in weight_files(directory):
         if not path.is_file():
             raise CheckpointError(f"checkpoint {directory} is incomplete: {path.name} is missing")
 

@@ -20,9 +20,9 @@ from services.trainer.rprm.measures import Bools, Floats, Reliability, auc, reli
 from services.trainer.rprm.reading import FAILURE, Labelled
 from services.trainer.sft.samples import Samples
 from vlarl.config import RewardModelConfig
+from vlarl.judge import Judge
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.folder import REWARD_CARD
-from vlarl.openvla.judge import Judge
 from vlarl.report.theme import BLUE, GREY, PICTURE
 
 _LOG = logging.getLogger(__name__)

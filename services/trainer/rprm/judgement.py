@@ -8,25 +8,21 @@ kinds weigh alike however many samples there are of each.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from services.trainer.observations import ObservationBatch
+from services.trainer.rprm.backbones import load_backbone
 from services.trainer.rprm.measures import auc
 from services.trainer.rprm.perturbing import DRAWS, perturbed
 from services.trainer.rprm.reading import Labelled
 from services.trainer.sft.augmentation import IMAGE_DRAWS
-from services.trainer.sft.learners import load_learner
-from services.trainer.sft.pixels import Pixels
 from services.trainer.sft.samples import SampleBatch
 from services.trainer.world import World
 from vlarl.config import RewardModelConfig
 from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.prompt import PromptBuilder
 from vlarl.openvla.tokens import ActionTokenizer
 
 
@@ -35,34 +31,31 @@ class Judgement:
 
     def __init__(self, config: RewardModelConfig, labelled: Labelled, world: World) -> None:
         """Loads the checkpoint."""
-        checkpoint: Path = config.checkpoint
-        model = OpenVLAConfig.from_directory(checkpoint)
+        policy = OpenVLAConfig.from_directory(config.judged)
         self.train = labelled.train
         self.held_out = labelled.held_out
-        self._first_id = ActionTokenizer(model.action_vocab_size).first_id
-        self._answers = PromptBuilder(checkpoint).verdict_ids
+        self._first_id = ActionTokenizer(policy.action_vocab_size).first_id
         self._perturbed = config.data.perturbed
         self._weights = class_weights(self.train.labels, config.data.perturbed)
-        self._pixels = Pixels(checkpoint, config.augmentation, world.device)
-        self._model, self._parameters = load_learner(config, checkpoint, world)
+        self._backbone = load_backbone(config, world)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        return self._parameters
+        return self._backbone.named_parameters()
 
     def synchronise_gradients(self, on: bool) -> None:
-        self._model.synchronise_gradients(on)
+        self._backbone.synchronise_gradients(on)
 
     def losses(self, batch: SampleBatch, draws: Tensor) -> Tensor:
         own = draws[:, IMAGE_DRAWS : IMAGE_DRAWS + DRAWS]
         bins = batch.token_ids - self._first_id
         shown = perturbed(bins, batch.labels, own, self._perturbed)
-        pixels = self._pixels.augmented(batch.frames, draws)
+        pixels = self._backbone.pixels.augmented(batch.frames, draws)
         odds = self._odds(batch, pixels, shown.bins + self._first_id)
         return self._weighed(verdict_loss(odds, shown.labels, shown.counts), shown.labels)
 
     def measure(self, batch: SampleBatch) -> Tensor:
         """Rows of the loss, the log-odds after the whole action, and the label."""
-        odds = self._odds(batch, self._pixels.plain(batch.frames), batch.token_ids)
+        odds = self._odds(batch, self._backbone.pixels.plain(batch.frames), batch.token_ids)
         counts = torch.ones_like(odds, dtype=torch.bool)
         loss = self._weighed(verdict_loss(odds, batch.labels, counts), batch.labels)
         return torch.stack([loss, odds[:, -1], batch.labels], dim=1)
@@ -77,7 +70,7 @@ class Judgement:
 
     def _odds(self, batch: SampleBatch, pixels: Tensor, token_ids: Tensor) -> Tensor:
         observations = ObservationBatch(pixels, batch.prompt_ids, batch.prompt_lengths)
-        negative, positive = self._model.logits(observations, token_ids, self._answers).unbind(-1)
+        negative, positive = self._backbone.verdicts(observations, token_ids).unbind(-1)
         return positive - negative
 
     def _weighed(self, losses: Tensor, labels: Tensor) -> Tensor:

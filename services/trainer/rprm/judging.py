@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from services.trainer.rprm.measures import Floats, auc
 from services.trainer.sft.reading import token_ids
 from vlarl.demonstrations import Dataset, DatasetError, TaskSamples
+from vlarl.judge import Judge
 from vlarl.openvla.images import ImageError
-from vlarl.openvla.judge import Judge
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import contextlib
 import logging
 from pathlib import Path
 
+from services.trainer.rprm.backbones import export
 from services.trainer.rprm.card import write_card
 from services.trainer.rprm.judgement import Judgement
 from services.trainer.rprm.reading import Labelled, read_labelled
-from services.trainer.sft.export import export_checkpoint
 from services.trainer.sft.fit import Fit, Stage
 from services.trainer.sft.progress import StageProgress, stage_weights
 from services.trainer.world import World
@@ -20,8 +20,8 @@ _LOG = logging.getLogger(__name__)
 
 
 def run(config: RewardModelConfig, run_dir: Path) -> None:
-    """Trains from the run's last checkpoint, or from the start, and writes RUN/checkpoint: an
-    OpenVLA checkpoint with the card of `card.py`.
+    """Trains from the run's last checkpoint, or from the start, and writes RUN/checkpoint: one of
+    the kind it began with, and the card of `card.py`.
 
     Under torchrun every rank calls it; all see the same folders.
 
@@ -56,12 +56,10 @@ def _export(
 ) -> None:
     step = progress.best_step if config.export == "best" else progress.step
     target = run_dir / "checkpoint"
-    export_checkpoint(
-        config.checkpoint,
+    export(
+        config,
         target,
         stage_weights(stage.checkpoints, step),
-        lora=config.lora if config.mode == "lora" else None,
-        center_crop=config.augmentation.random_crop,
         finish=lambda folder: write_card(folder, config, labelled),
     )
     _LOG.info("%s holds the weights after step %d of %d", target, step, progress.step)

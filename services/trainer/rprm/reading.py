@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.trainer.observations import Preparation
+from services.trainer.rprm.backbones import reading
 from services.trainer.rprm.labels import CONTROL_RATE, label_task
 from services.trainer.sft.reading import Pool, Task, measured
 from services.trainer.sft.samples import Samples
@@ -56,13 +56,12 @@ def read_labelled(config: RewardModelConfig) -> Labelled:
             is nothing of one kind.
         ConfigError: the checkpoint has no statistics for a suite.
     """
-    model = OpenVLAConfig.from_directory(config.checkpoint)
+    model = OpenVLAConfig.from_directory(config.judged)
     data, crop = config.data, config.augmentation.random_crop
     sources = [source for folder in data.datasets for source in _read(folder, config)]
     tasks = [source.task for source in sources]
     pool = Pool(tasks, model, {})
-    cropped = Preparation(config.checkpoint, model, center_crop=crop)
-    plain = Preparation(config.checkpoint, model, center_crop=False)
+    cropped, plain = (reading(config, center_crop=one) for one in (crop, False))
     away = [np.flatnonzero(task.held_out) for task in tasks]
     here = [np.flatnonzero(~task.held_out) for task in tasks]
     cache = int(data.cache_gib * 2**30)

@@ -24,6 +24,7 @@ from services.trainer.sharding import checkpoint_blocks, compute_dtype, shard
 from services.trainer.world import World
 from vlarl.config import SftConfig
 from vlarl.demonstrations import DatasetError
+from vlarl.openvla.images import PixelNormalizer
 from vlarl.openvla.modeling import OpenVLA
 
 _CHANNELS = 16
@@ -70,7 +71,8 @@ class Perception:
         self.train = demonstrations.train
         self.held_out = demonstrations.held_out
         self._names = demonstrations.pose_names
-        self._pixels = Pixels(checkpoint, config.augmentation, world.device)
+        normalizer = PixelNormalizer.from_directory(checkpoint)
+        self._pixels = Pixels(normalizer, config.augmentation, world.device)
         mean = torch.from_numpy(np.nanmean(self.train.poses, axis=0))
         deviation = torch.from_numpy(np.nanstd(self.train.poses, axis=0))
         self._mean = mean.to(world.device)

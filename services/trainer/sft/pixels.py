@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -13,19 +11,25 @@ from vlarl.openvla.images import PixelNormalizer
 
 
 class Pixels:
-    """A checkpoint's normalisation, and the augmentation before it, on the model's device."""
+    """The augmentation, and a checkpoint's normalisation after it, on the model's device."""
 
     def __init__(
-        self, checkpoint: Path, augmentation: AugmentationConfig, device: torch.device
+        self,
+        normalizer: PixelNormalizer | None,
+        augmentation: AugmentationConfig,
+        device: torch.device,
     ) -> None:
-        """Raises ConfigError where the checkpoint's preprocessor can't be read."""
-        normalizer = PixelNormalizer.from_directory(checkpoint)
-        self._mean = torch.from_numpy(normalizer.mean).to(device)
-        self._std = torch.from_numpy(normalizer.std).to(device)
+        """normalizer: the checkpoint's; none: frames stay levels, for a processor to come."""
+        self._moments: tuple[Tensor, Tensor] | None = None
+        if normalizer is not None:
+            mean, std = (torch.from_numpy(one) for one in (normalizer.mean, normalizer.std))
+            self._moments = mean.to(device), std.to(device)
         self._augmentation = augmentation
 
     def plain(self, frames: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] -> float32 [B, 3 * towers, S, S], as `PixelNormalizer` computes."""
+        """uint8 [B, S, S, 3] -> float32 [B, 3 * towers, S, S], as `PixelNormalizer` computes; as
+        it is where there is none.
+        """
         return self._normalized(frames.permute(0, 3, 1, 2).float())
 
     def augmented(self, frames: Tensor, draws: Tensor) -> Tensor:
@@ -35,4 +39,7 @@ class Pixels:
         return self._normalized(to_levels(augmented))
 
     def _normalized(self, levels: Tensor) -> Tensor:
-        return ((levels[:, None] / 255 - self._mean) / self._std).flatten(1, 2)
+        if self._moments is None:
+            return levels.byte().permute(0, 2, 3, 1)
+        mean, std = self._moments
+        return ((levels[:, None] / 255 - mean) / std).flatten(1, 2)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from services.trainer.world import Indices
 from vlarl.config import DataConfig
 from vlarl.demonstrations import DatasetError, Frames, TaskSamples, read_dataset
 from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.images import Frame
 from vlarl.openvla.modeling import pad_prompts
 from vlarl.openvla.tokens import ActionStats, ActionTokenizer
 
@@ -51,6 +52,23 @@ class Task:
     """[N], whether a sample is measured on and never learned from."""
     labels: NDArray[np.float32]
     """[N], NaN where there are none."""
+
+
+class Reading(Protocol):
+    """How a model reads frames and instructions."""
+
+    pad_id: int
+    """Fills prompts up on the right."""
+
+    def frame(self, encoded: bytes) -> Frame:
+        """Decodes and prepares a frame: uint8 [S, S, 3].
+
+        Raises:
+            ImageError: the bytes are no image.
+        """
+
+    def prompt(self, instruction: str) -> list[int]:
+        """Prompt ids."""
 
 
 def read_demonstrations(
@@ -116,13 +134,13 @@ class Pool:
         self._labels = [task.labels for task in tasks]
         self._config = config
 
-    def gather(self, chosen: list[Indices], preparation: Preparation, cache_bytes: int) -> Samples:
+    def gather(self, chosen: list[Indices], preparation: Reading, cache_bytes: int) -> Samples:
         """The chosen samples of each task."""
         prompts = [preparation.prompt(instruction) for instruction in self._instructions]
         size = self._config.image_size
         return Samples(
             FrameStore(_Encoded(self._frames, chosen), preparation.frame, size, cache_bytes),
-            pad_prompts(prompts, self._config.pad_token_id),
+            pad_prompts(prompts, preparation.pad_id),
             tasks=np.repeat(np.arange(len(chosen)), [len(one) for one in chosen]),
             token_ids=_picked(self._token_ids, chosen),
             poses=_picked(self._poses, chosen),

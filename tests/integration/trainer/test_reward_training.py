@@ -36,8 +36,8 @@ from vlarl.demonstrations import (  # noqa: E402
     read_dataset,
     write_task,
 )
+from vlarl.judge import Judge  # noqa: E402
 from vlarl.openvla.images import encode_jpeg  # noqa: E402
-from vlarl.openvla.judge import Judge  # noqa: E402
 from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]

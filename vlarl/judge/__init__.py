@@ -1,23 +1,48 @@
-"""A process reward model: an OpenVLA whose vocabulary says whether an action leads somewhere.
+"""A process reward model: a network whose vocabulary says whether an action leads somewhere.
 
-CHECKPOINT/reward_model.json, beside the files of any OpenVLA checkpoint, makes one of it.
+CHECKPOINT/reward_model.json, beside the files of an OpenVLA checkpoint or of a Hugging Face
+image-text-to-text model, makes one of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from vlarl.judge.image_text import ImageTextJudge
 from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.folder import is_openvla
 from vlarl.openvla.images import Frame, PixelNormalizer, decode_image, prepare_image
 from vlarl.openvla.modeling import load_model, pad_prompts
 from vlarl.openvla.prompt import PromptBuilder
 from vlarl.openvla.tokens import ACTION_BINS
+
+
+class _Network(Protocol):
+    """What a judge asks."""
+
+    policy: OpenVLAConfig
+    """The policy whose frames and action tokens it knows."""
+
+    def prompt(self, instruction: str) -> list[int]:
+        """Ids of the prompt."""
+
+    def verdicts(
+        self, frames: Frame, prompts: Sequence[Sequence[int]], token_ids: NDArray[np.int64]
+    ) -> Tensor:
+        """Logits [B, K + 1, 2] that 0 to K tokens of an action lead nowhere, and somewhere.
+
+        Args:
+            frames: prepared, uint8 [B, S, S, 3].
+            prompts: B of them, of any lengths.
+            token_ids: [B, K], the policy's.
+        """
 
 
 class Judge:
@@ -39,19 +64,17 @@ class Judge:
         Raises:
             ConfigError, CheckpointError: it can't be used.
         """
-        self.config = OpenVLAConfig.from_directory(checkpoint)
         on_gpu = torch.cuda.is_available()
-        self._device = torch.device("cuda" if on_gpu else "cpu")
-        self._batch = batch
-        self._prompts = PromptBuilder(checkpoint)
-        self._verdicts = self._prompts.verdict_ids
-        self._normalize = PixelNormalizer.from_directory(checkpoint)
+        device = torch.device("cuda" if on_gpu else "cpu")
         precision = torch.bfloat16 if on_gpu and dtype == "auto" else torch.float32
-        self._model = load_model(checkpoint, precision, self._device)
+        load = _OpenVLAJudge if is_openvla(checkpoint) else ImageTextJudge.load
+        self._network: _Network = load(checkpoint, precision, device)
+        self._batch = batch
+        self.config = self._network.policy
 
     @property
     def action_ids(self) -> range:
-        """The ids of the vocabulary that are actions."""
+        """The ids of the policy's vocabulary that are actions."""
         return range(self.config.action_vocab_size - ACTION_BINS, self.config.action_vocab_size)
 
     def frame(self, encoded: bytes) -> Frame:
@@ -63,8 +86,8 @@ class Judge:
         return prepare_image(decode_image(encoded), self.config.image_size, self.config.center_crop)
 
     def prompt(self, instruction: str) -> list[int]:
-        """Prompt ids, "▁" last."""
-        return self._prompts.token_ids(instruction)
+        """Ids of the prompt."""
+        return self._network.prompt(instruction)
 
     @torch.inference_mode()
     def probabilities(
@@ -80,21 +103,34 @@ class Judge:
         found = [np.zeros(0)]
         for start in range(0, len(frames), self._batch):
             some = slice(start, start + self._batch)
-            found.append(self._pass(frames[some], prompts[some], token_ids[some]))
+            verdicts = self._network.verdicts(frames[some], prompts[some], token_ids[some])
+            found.append(verdicts[:, -1].float().softmax(dim=-1)[:, 1].double().cpu().numpy())
         return np.concatenate(found)
 
-    def _pass(
+
+class _OpenVLAJudge:
+    """An OpenVLA with a card: the policy's own architecture, and its own vocabulary."""
+
+    def __init__(self, checkpoint: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.policy = OpenVLAConfig.from_directory(checkpoint)
+        self._device = device
+        self._prompts = PromptBuilder(checkpoint)
+        self._answers = self._prompts.verdict_ids
+        self._normalize = PixelNormalizer.from_directory(checkpoint)
+        self._model = load_model(checkpoint, dtype, device)
+
+    def prompt(self, instruction: str) -> list[int]:
+        return self._prompts.token_ids(instruction)
+
+    def verdicts(
         self, frames: Frame, prompts: Sequence[Sequence[int]], token_ids: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        ids, lengths = pad_prompts(prompts, self.config.pad_token_id, self._device)
-        logits = self._model(
+    ) -> Tensor:
+        ids, lengths = pad_prompts(prompts, self.policy.pad_token_id, self._device)
+        logits: Tensor = self._model(
             torch.from_numpy(self._normalize(frames)).to(self._device),
             ids,
             lengths,
             torch.from_numpy(token_ids).to(self._device),
-            self._verdicts,
+            self._answers,
         ).logits
-        probabilities: NDArray[np.float64] = (
-            logits[:, -1].softmax(dim=-1)[:, 1].double().cpu().numpy()
-        )
-        return probabilities
+        return logits
