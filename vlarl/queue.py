@@ -88,6 +88,18 @@ class Delivery(Generic[M]):
     """How often its episode has been delivered at this stage, this time included."""
     fields: dict[bytes, bytes]
 
+    @property
+    def added(self) -> float:
+        """When the entry was added: Unix time in seconds, by the queue's clock."""
+        return int(self.entry_id.partition("-")[0]) / 1000
+
+    @property
+    def ended(self) -> float:
+        """When a trajectory began to wait for its rewards, by the same clock; `added` of one that
+        needs none.
+        """
+        return float(self.fields.get(b"ended", self.added))
+
 
 @dataclass(frozen=True)
 class DeadLetter:
@@ -245,7 +257,12 @@ class RolloutQueue:
     ) -> bool:
         """Passes the trajectory on to its trainer; the blob stays where it is."""
         spec = delivery.message.spec
-        fields = {"id": spec.episode_id, "scores": scores.SerializeToString(), "failures": 0}
+        fields = {
+            "id": spec.episode_id,
+            "scores": scores.SerializeToString(),
+            "ended": delivery.added,
+            "failures": 0,
+        }
         return await self._move(delivery, scored_stream(spec.run_id), fields)
 
     async def fail_scoring(self, delivery: Delivery[rollout_pb2.Trajectory], cause: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,17 +24,6 @@ from vlarl.rollout.v1 import rollout_pb2
 _LOG = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """T steps of a trajectory."""
-
-    frames: Frame
-    """uint8 [T, S, S, 3]."""
-    prompt: list[int]
-    token_ids: NDArray[np.int64]
-    """[T, K]."""
 
 
 class RprmScorer:
@@ -69,19 +57,20 @@ class RprmScorer:
     ) -> list[rollout_pb2.RewardScores | Unscorable]:
         """Scores of each trajectory, in order, all by one version of the model."""
         self._take_up_another()
-        prepared = [self._prepared(trajectory) for trajectory in trajectories]
-        whole = [one for one in prepared if not isinstance(one, Unscorable)]
-        judged = iter(self._judged(whole))
+        problems = [self._problems(trajectory) for trajectory in trajectories]
+        pairs = zip(trajectories, problems, strict=True)
+        sound = [trajectory for trajectory, found in pairs if not found]
+        judged = iter(self._judged(sound))
         outcomes = self._outcome.score(trajectories)
-        return [
-            one if isinstance(one, Unscorable) else self._scores(outcome, next(judged))
-            for one, outcome in zip(prepared, outcomes, strict=True)
-        ]
+        scores: list[rollout_pb2.RewardScores | Unscorable] = []
+        for outcome, found in zip(outcomes, problems, strict=True):
+            one = Unscorable(found) if found else next(judged)
+            scores.append(one if isinstance(one, Unscorable) else self._scores(outcome, one))
+        return scores
 
-    def _prepared(self, trajectory: rollout_pb2.Trajectory) -> _Prepared | Unscorable:
-        """A trajectory as the model's inputs, each frame decoded once."""
-        judge = self._judge
-        ids, width = judge.action_ids, judge.config.action_dim
+    def _problems(self, trajectory: rollout_pb2.Trajectory) -> list[tuple[str, str]]:
+        """What can be told without its frames."""
+        ids, width = self._judge.action_ids, self._judge.config.action_dim
         problems = []
         if not trajectory.instruction.strip():
             problems.append(("trajectory.instruction", "must say what is to be done"))
@@ -91,33 +80,45 @@ class RprmScorer:
                 field = f"trajectory.steps[{number}].action.token_ids"
                 wanted = f"must be {width} ids from {ids[0]} to {ids[-1]}, the reward model's own"
                 problems.append((field, wanted))
-        frames = list(self._threads.map(self._frame, [step.image for step in trajectory.steps]))
-        for number, frame in enumerate(frames):
-            if isinstance(frame, ImageError):
-                problems.append((f"trajectory.steps[{number}].image", str(frame)))
-        if problems:
-            return Unscorable(problems)
-        return _Prepared(
-            frames=np.stack([frame for frame in frames if not isinstance(frame, ImageError)]),
-            prompt=judge.prompt(trajectory.instruction),
-            token_ids=np.array([step.action.token_ids for step in trajectory.steps], np.int64),
-        )
+        return problems
+
+    def _judged(self, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Floats | Unscorable]:
+        """P(the action leads somewhere) of each trajectory's steps, batch by batch of all of them;
+        the frames of the batches to come are decoded meanwhile, each once.
+        """
+        if not trajectories:
+            return []
+        judge, batch = self._judge, self._config.batch_steps
+        steps = [step for one in trajectories for step in one.steps]
+        coming = [self._threads.submit(self._frame, step.image) for step in steps]
+        token_ids = np.array([step.action.token_ids for step in steps], np.int64)
+        prompts = [
+            ids for one in trajectories for ids in [judge.prompt(one.instruction)] * len(one.steps)
+        ]
+        frames: list[Frame | ImageError] = []
+        parts = []
+        blank = np.zeros((judge.config.image_size, judge.config.image_size, 3), np.uint8)
+        for start in range(0, len(steps), batch):
+            some = slice(start, start + batch)
+            decoded = [frame.result() for frame in coming[some]]
+            frames += decoded
+            pixels = [blank if isinstance(frame, ImageError) else frame for frame in decoded]
+            parts.append(judge.probabilities(np.stack(pixels), prompts[some], token_ids[some]))
+        stops = np.cumsum([len(one.steps) for one in trajectories])
+        said = np.split(np.concatenate(parts), stops[:-1])
+        broken = [
+            _broken(frames[stop - len(one.steps) : stop])
+            for one, stop in zip(trajectories, stops, strict=True)
+        ]
+        return [
+            Unscorable(found) if found else each for found, each in zip(broken, said, strict=True)
+        ]
 
     def _frame(self, encoded: bytes) -> Frame | ImageError:
         try:
             return self._judge.frame(encoded)
         except ImageError as error:
             return error
-
-    def _judged(self, prepared: Sequence[_Prepared]) -> list[Floats]:
-        """P(the action leads somewhere) of each trajectory's steps."""
-        if not prepared:
-            return []
-        frames = np.concatenate([one.frames for one in prepared])
-        token_ids = np.concatenate([one.token_ids for one in prepared])
-        prompts = [one.prompt for one in prepared for _ in one.frames]
-        stops = np.cumsum([len(one.frames) for one in prepared])
-        return np.split(self._judge.probabilities(frames, prompts, token_ids), stops[:-1])
 
     def _scores(
         self, outcome: rollout_pb2.RewardScores, probabilities: Floats
@@ -159,6 +160,15 @@ class RprmScorer:
             return
         _LOG.info("reward model %s takes over from %s", version, self.version)
         self.version, self._judge, self._seen = version, judge, seen
+
+
+def _broken(frames: Sequence[Frame | ImageError]) -> list[tuple[str, str]]:
+    """Which of a trajectory's frames are no images."""
+    return [
+        (f"trajectory.steps[{number}].image", str(frame))
+        for number, frame in enumerate(frames)
+        if isinstance(frame, ImageError)
+    ]
 
 
 def dense_rewards(

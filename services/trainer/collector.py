@@ -35,6 +35,12 @@ class Collected:
         """The trajectories alone."""
         return [delivery.message for delivery in self.deliveries]
 
+    @property
+    def reward_seconds(self) -> float:
+        """How long the last rewards were waited for once all episodes had ended."""
+        ended = max((delivery.ended for delivery in self.deliveries), default=0.0)
+        return max((delivery.added for delivery in self.deliveries), default=0.0) - ended
+
 
 class Collector:
     """Orders episodes and waits for their trajectories."""

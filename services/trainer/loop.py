@@ -247,6 +247,7 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         "samples": float(sum(lengths)),
         "seconds_in_episodes": sum(t.seconds for t in trajectories),
         "seconds_waiting_for_policy": sum(t.policy_seconds for t in trajectories),
+        "seconds_waiting_for_reward": collected.reward_seconds,
     } | {f"success_rate/task_{task}": float(np.mean(one)) for task, one in successes.items()}
 
 

@@ -44,6 +44,7 @@ METRICS = {
     "seconds_rollout": "wall-clock seconds of collecting the batch",
     "seconds_in_episodes": "sum over episodes of the wall-clock seconds they took",
     "seconds_waiting_for_policy": "of these, seconds in which episodes waited for an action",
+    "seconds_waiting_for_reward": "seconds from the end of the last episode to the last reward",
     "seconds_learning": "wall-clock seconds of the update, inference included",
     "seconds_inference": "of these, seconds for features and old log-probs",
     "seconds_checkpoint": "wall-clock seconds of writing the checkpoint",

@@ -18,7 +18,8 @@ class RewardDataConfig(Section):
 
     datasets: tuple[Path, ...] = Field(min_length=1)
     """Datasets of demonstrations (`vlarl demos convert`), whose actions are labelled, and rollouts
-    (`trainer.record_rollouts`), of which the tails of failures are negatives."""
+    (`trainer.record_rollouts`): the last actions of successes, which lead to the goal, are positive
+    (`labels.lead_seconds`), those of failures negative."""
     held_out: float = Field(default=0.2, ge=0, lt=1)
     """Share of each task's placements that is measured on and never learned from."""
     held_out_samples: int = Field(default=4000, ge=1)

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from services.trainer.rprm.measures import Bools, Floats, Reliability, auc, reliability
-from services.trainer.rprm.reading import FAILURE, Labelled
+from services.trainer.rprm.reading import ROLLOUT, Labelled
 from services.trainer.sft.samples import Samples
 from vlarl.config import RewardModelConfig
 from vlarl.judge import Judge
@@ -85,7 +85,7 @@ def write_card(checkpoint: Path, config: RewardModelConfig, labelled: Labelled) 
 
 
 def _segment_name(number: int) -> str:
-    return "failures" if number == FAILURE else f"segment {number}"
+    return "rollouts" if number == ROLLOUT else f"segment {number}"
 
 
 def _numbers(scores: Floats, labels: Bools) -> dict[str, float | int | None]:

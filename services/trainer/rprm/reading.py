@@ -15,12 +15,12 @@ from services.trainer.rprm.labels import CONTROL_RATE, label_task
 from services.trainer.sft.reading import Pool, Task, measured
 from services.trainer.sft.samples import Samples
 from services.trainer.world import Indices
-from vlarl.config import RewardDataConfig, RewardModelConfig
+from vlarl.config import RewardModelConfig
 from vlarl.demonstrations import DatasetError, TaskSamples, read_dataset
 from vlarl.openvla.config import OpenVLAConfig
 
-FAILURE = -1
-"""The segment of samples from a failed episode."""
+ROLLOUT = -1
+"""The segment of samples from a rollout, whose milestones nobody looks for."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Labelled:
     origin: NDArray[np.int64]
     """[all held out], number of each sample's task, in `tasks`."""
     segment: NDArray[np.int64]
-    """[all held out], its segment between milestones, or `FAILURE`."""
+    """[all held out], its segment between milestones, or `ROLLOUT`."""
     tasks: tuple[str, ...]
     """SUITE INDEX."""
     description: str
@@ -99,12 +99,13 @@ def _labelled(task: TaskSamples, folder: Path, repeat: int, config: RewardModelC
             "for judging: record rollouts in training instead (trainer.record_rollouts)"
         )
     labels = np.full(len(task.frames), np.nan, np.float32)
-    segment = np.full(len(task.frames), FAILURE, np.int64)
+    segment = np.full(len(task.frames), ROLLOUT, np.int64)
     if task.succeeded is None:
         for samples, found in label_task(task, config.labels):
             labels[samples], segment[samples] = found.positive, found.segment
     else:
-        labels[_tails(task, repeat, config.data)] = 0
+        labels[_ends(task, task.succeeded, config.labels.lead_seconds, repeat)] = 1
+        labels[_ends(task, ~task.succeeded, config.data.tail_seconds, repeat)] = 0
     known = np.isfinite(labels)
     kept = task.only(known)
     held_out = _held_out(kept, config.data.held_out, config.seed)
@@ -125,13 +126,12 @@ def _held_out(task: TaskSamples, share: float, seed: int) -> NDArray[np.bool_]:
     return np.isin(placements, away)
 
 
-def _tails(task: TaskSamples, repeat: int, data: RewardDataConfig) -> Indices:
-    """The last samples of each failed episode."""
-    assert task.succeeded is not None  # noqa: S101 - a rollout says so
-    most = max(1, round(data.tail_seconds * CONTROL_RATE / repeat))
-    failed = np.unique(task.episodes[~task.succeeded])
-    tails = [np.flatnonzero(task.episodes == number)[-most:] for number in failed]
-    return np.concatenate([*tails, np.zeros(0, np.int64)])
+def _ends(task: TaskSamples, chosen: NDArray[np.bool_], seconds: float, repeat: int) -> Indices:
+    """The last samples of each episode whose samples are chosen [N]."""
+    most = max(1, round(seconds * CONTROL_RATE / repeat))
+    numbers = np.unique(task.episodes[chosen])
+    ends = [np.flatnonzero(task.episodes == number)[-most:] for number in numbers]
+    return np.concatenate([*ends, np.zeros(0, np.int64)])
 
 
 def _name(task: TaskSamples) -> str:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner  # noqa: E402
 from services.trainer.rprm.card import probabilities  # noqa: E402
 from services.trainer.rprm.judging import judge_rollouts  # noqa: E402
 from services.trainer.rprm.main import run  # noqa: E402
-from services.trainer.rprm.reading import FAILURE, read_labelled  # noqa: E402
+from services.trainer.rprm.reading import ROLLOUT, read_labelled  # noqa: E402
 from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     CAPTURE,
@@ -103,13 +103,14 @@ def test_what_is_learned_from_and_what_is_held_out(checkpoint: Path, tmp_path: P
     shown = write_dataset(tmp_path / "shown", demonstrations())
     failed = write_dataset(tmp_path / "failed", failures([True, False, False]))
     labelled = read_labelled(config_for(checkpoint, shown, failed, data={"tail_seconds": 0.6}))
-    # Two of six actions are in the last second; of each failure the last 0.6 s are three actions.
+    # Two of six actions are in the last second; of each failure the last 0.6 s are three actions,
+    # of the success the last second are five.
     everything = np.concatenate([labelled.train.labels, labelled.all_held_out.labels])
-    assert len(everything) == 12 * 6 + 2 * 3
-    assert everything.sum() == 12 * 2
+    assert len(everything) == 12 * 6 + 2 * 3 + 5
+    assert everything.sum() == 12 * 2 + 5
     assert labelled.tasks == ("libero_spatial 0",)
-    assert set(labelled.segment.tolist()) <= {0, FAILURE}
-    assert len(labelled.all_held_out) % 6 in (0, 3), "episodes are held out whole"
+    assert set(labelled.segment.tolist()) <= {0, ROLLOUT}
+    assert len(labelled.all_held_out) % 6 in (0, 3, 5, 2), "episodes are held out whole"
     assert 0 < len(labelled.all_held_out) < len(labelled.train)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.trainer.collector import Collected
 from tests.conftest import Valkey
 from vlarl.config import QueueConfig
 from vlarl.queue import Delivery, QueueError, RolloutQueue, check_queue
@@ -53,6 +54,26 @@ async def test_an_episode_goes_round_and_leaves_nothing_behind(queue: RolloutQue
     assert await queue.outstanding(RUN) == set()
     assert all(state.length == state.pending == 0 for state in await queue.states())
     assert await queue._blobs.get("a") is None
+
+
+async def test_waiting_for_rewards_is_measured_by_the_queues_clock(queue: RolloutQueue) -> None:
+    order = spec("b")
+    order.unscored = True
+    await queue.issue([spec("a"), order])
+    await roll_out(queue)
+    (ready,) = await queue.next_trajectories("r", 8, block_seconds=2)
+    await asyncio.sleep(0.3)
+    await queue.finish_scoring(ready, rollout_pb2.RewardScores(model="outcome", total=[1.0]))
+    await roll_out(queue)
+    scored, counted = await queue.next_scored(RUN, 8)
+    assert scored.ended == ready.added
+    # The clock is the queue's, of whole milliseconds.
+    assert scored.added - scored.ended >= 0.299
+    assert counted.ended == counted.added
+    # "a" has had its rewards before "b" ended.
+    assert Collected([scored, counted], []).reward_seconds == 0
+    assert Collected([scored], []).reward_seconds == scored.added - scored.ended
+    assert Collected([], []).reward_seconds == 0
 
 
 async def test_an_unscored_episode_skips_the_reward_servers(queue: RolloutQueue) -> None:
