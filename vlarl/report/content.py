@@ -11,6 +11,7 @@ from vlarl.report.figures.curriculum import curriculum_panels
 from vlarl.report.figures.dynamics import dynamics_panels
 from vlarl.report.figures.health import health_of, health_panels
 from vlarl.report.figures.phases import phase_panels
+from vlarl.report.figures.reward import reward_panels
 from vlarl.report.figures.success import success_panels
 from vlarl.report.films import choose, clip_of
 from vlarl.report.groups import Group, differences, flattened
@@ -27,6 +28,7 @@ def sections_of(groups: Sequence[Group]) -> list[Section]:
         headline(groups),
         _success(groups),
         _dynamics(groups),
+        _reward(groups),
         _tasks(groups),
         _films(groups),
         _curriculum(groups),
@@ -69,6 +71,22 @@ def _dynamics(groups: Sequence[Group]) -> Section:
         "returns. The policy's own curves begin after the critic's warm-up. Faint lines are single "
         f"{'runs, bands their range' if _seeds(groups) else 'iterations, bold ones are smoothed'}.",
         panels=dynamics_panels(groups),
+    )
+
+
+def _reward(groups: Sequence[Group]) -> Section | None:
+    panels = reward_panels(groups)
+    if not panels:
+        return None
+    return Section(
+        "reward",
+        "The process reward",
+        "An episode's sum of dense rewards, before their coefficient. Successes should earn more "
+        "than failures, and the correlation stay well above 0; where it falls while the return "
+        "rises, the policy pleases the reward model instead of solving tasks. Sums that grow with "
+        "length pay for loitering.",
+        panels=panels,
+        columns=2,
     )
 
 

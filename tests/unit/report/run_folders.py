@@ -101,6 +101,8 @@ def _write_iterations(path: Path, config: RunConfig, iterations: int) -> None:
             "entropy": 5.5 - 0.1 * number + 0.01 * generator.random(),
             "completed_timestamp_seconds": 1.75e9 + SECONDS * number,
         }
+        if config.reward.model == "outcome":
+            metrics = {name: one for name, one in metrics.items() if "dense" not in name}
         if number == 0:  # the critic's warm-up
             for name in ("approximate_kl", "largest_kl", "clip_fraction"):
                 del metrics[name]

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tests.unit.report.run_folders import make_run
 from vlarl.cli import app
+from vlarl.config import RewardConfig
 
 pytestmark = pytest.mark.torch
 VOID = {"meta", "link", "img", "source", "br", "hr"}
@@ -104,6 +105,16 @@ def test_a_page_needs_nothing_beside_it(shown: str) -> None:
         "Configuration",
     ]
     assert len(shown) < 3e6
+
+
+def test_a_reward_models_rewards_have_a_section(tmp_path: Path) -> None:
+    reward = RewardConfig(model="rprm", checkpoint=tmp_path, warn_below=0.25)
+    run = make_run(tmp_path / "run", config={"reward": reward})
+    report(run, make_run(tmp_path / "plain"), "--out", tmp_path / "both.html")
+    content = (tmp_path / "both.html").read_text()
+    assert check_self_contained(content).headings[2] == "The process reward"
+    assert len(list((tmp_path / "both").glob("dense-*"))) == 4
+    assert "warns below" in content
 
 
 def test_a_page_says_from_where_to_where(shown: str) -> None:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from vlarl.report.curves import over_runs, smoothed, window_of
-from vlarl.report.figures.panel import Panel, draw, share_axis, steps_axis
+from vlarl.report.figures.panel import Panel, bound_line, draw, share_axis, steps_axis
+from vlarl.report.figures.scalars import paint_scalar
 from vlarl.report.groups import Group
-from vlarl.report.run_folder import Run
-from vlarl.report.theme import GREY, PALE, SERIES
+from vlarl.report.theme import PALE, SERIES
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def dynamics_panels(groups: Sequence[Group]) -> list[Panel]:
 def _panel(scalar: Scalar, groups: Sequence[Group]) -> Panel:
     def paint(axes: Axes) -> None:
         for number, group in enumerate(groups):
-            _paint(axes, group, scalar.metric, SERIES[number % len(SERIES)])
+            paint_scalar(axes, group, scalar.metric, SERIES[number % len(SERIES)])
         steps_axis(axes)
         axes.set_ylabel(scalar.unit)
         _bound(axes, scalar.metric, groups)
@@ -69,25 +68,6 @@ def _panel(scalar: Scalar, groups: Sequence[Group]) -> Panel:
     return draw(scalar.metric.replace("_", "-"), scalar.title, paint)
 
 
-def _paint(axes: Axes, group: Group, metric: str, colour: str) -> None:
-    """One run: its points, and a smoothed curve. Several: each faint, their mean and range."""
-    curves = [(run.env_steps, smoothed(run.metric(metric), _window(run))) for run in group.runs]
-    if len(curves) == 1:
-        ((x, y),) = curves
-        axes.plot(x, group.first.metric(metric), color=colour, alpha=0.35, linewidth=0.9)
-        axes.plot(x, y, color=colour, marker="o" if len(x) < 3 else "", markersize=4)
-        return
-    for x, y in curves:
-        axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
-    if band := over_runs(curves):
-        axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(band.x, band.middle, color=colour)
-
-
-def _window(run: Run) -> int:
-    return window_of(run.metric("episodes"))
-
-
 def _bound(axes: Axes, metric: str, groups: Sequence[Group]) -> None:
     """KL's bound, where all runs have the same."""
     bounds = {run.config.trainer.ppo.kl_stop for group in groups for run in group.runs}
@@ -95,18 +75,7 @@ def _bound(axes: Axes, metric: str, groups: Sequence[Group]) -> None:
         return
     (bound,) = bounds
     if 0 < bound < 4 * axes.get_ylim()[1]:
-        axes.axhline(bound, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(
-            "an update ends here",
-            (1, bound),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            xytext=(0, 2),
-            textcoords="offset points",
-            fontsize=7.5,
-            color=GREY,
-        )
+        bound_line(axes, bound, "an update ends here")
 
 
 def _from_zero(axes: Axes) -> None:

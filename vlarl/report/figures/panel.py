@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from vlarl.report.theme import PICTURE, VARIABLES
+from vlarl.report.theme import GREY, PICTURE, VARIABLES
 
 SMALL, NARROW, WIDE = (3.1, 2.1), (4.2, 2.55), (4.7, 2.9)
 """Sizes in inches: four, three or two stand side by side on a desktop, and one on a phone."""
@@ -130,6 +130,22 @@ def decades_axis(axes: Axes) -> None:
 
 def _power(value: float) -> str:
     return "10" + str(round(math.log10(value))).translate(_SUPERSCRIPTS)
+
+
+def bound_line(axes: Axes, bound: float, says: str) -> None:
+    """A dashed line at a height, and what it means."""
+    axes.axhline(bound, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate(
+        says,
+        (1, bound),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        xytext=(0, 2),
+        textcoords="offset points",
+        fontsize=7.5,
+        color=GREY,
+    )
 
 
 def legend_below(axes: Axes, columns: int = 3) -> None:
