@@ -15,6 +15,7 @@ from vlarl.config import (
     AblationConfig,
     ConfigError,
     RunConfig,
+    TrainerConfig,
     load_config,
     load_section,
     save_config,
@@ -95,21 +96,33 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
         standing(run)
 
 
-def test_the_shipped_table_changes_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    file = Path("configs/ablations-reach.toml")
+def shipped(name: str) -> tuple[TrainerConfig, dict[str, RunConfig]]:
+    """The base's trainer, and each variant's run."""
+    file = Path(f"configs/{name}.toml")
     ablation = make_plan(load_section(AblationConfig, file), file, Path("runs/none"))
-    assert len(ablation.runs) == 24
-    base = load_config(file.parent / "reach.toml")
-    trainers = {run.variant: run.config.trainer for run in ablation.runs}
-    assert trainers["full"] == base.trainer.model_copy(update={"iterations": 9})
-    assert trainers["hidden-critic"].critic.patch_channels == 0 < base.trainer.critic.patch_channels
+    assert {run.config.seed for run in ablation.runs} == {7, 8, 9}
+    base = load_config(file.parent / "reach.toml").trainer
+    return base, {run.variant: run.config for run in ablation.runs}
+
+
+def test_the_shipped_tables_change_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    base, runs = shipped("ablations-critic")
+    trainers = {name: run.trainer for name, run in runs.items()}
+    assert trainers["full"] == base.model_copy(update={"iterations": 9})
+    assert trainers["hidden-critic"].critic.patch_channels == 0 < base.critic.patch_channels
     critic, ppo = trainers["lambda-095"].critic, trainers["lambda-095"].ppo
-    assert (critic, ppo.gae_lambda) == (base.trainer.critic, 0.95)
+    assert (critic, ppo.gae_lambda) == (base.critic, 0.95)
+    _, runs = shipped("ablations-curriculum")
+    kinds = {name: run.curriculum.kind for name, run in runs.items()}
+    assert kinds == {"full": "paper", "no-curriculum": "uniform", "frontier": "frontier"}
+    base, runs = shipped("ablations-reach")
+    trainers = {name: run.trainer for name, run in runs.items()}
+    assert trainers["full"] == base.model_copy(update={"iterations": 9})
     warmups = [
         trainers[name].critic.warmup_iterations for name in ("no-warmup", "full", "warmup-5")
     ]
     assert warmups == [0, 1, 5]
     assert [trainers[name].temperature for name in ("cold", "full", "hot")] == [0.7, 1.0, 1.5]
     rate = trainers["learning-rate-x10"].ppo.learning_rate
-    assert rate == pytest.approx(10 * base.trainer.ppo.learning_rate), "the base has moved on"
+    assert rate == pytest.approx(10 * base.ppo.learning_rate), "the base has moved on"
