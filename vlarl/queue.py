@@ -355,23 +355,33 @@ class RolloutQueue:
                 )
         return letters
 
+    async def dead_count(self) -> int:
+        """How many episodes of all runs were given up."""
+        return int(await self._redis.xlen(DEAD))
+
     async def states(self) -> list[StreamState]:
-        """Every stream's length, pending entries and lag (None: unknown to Redis)."""
+        """Every stream's length, pending entries and lag (None: unknown to Redis). A stream that
+        nobody has read from yet has no consumers.
+        """
         streams = [EPISODES, TRAJECTORIES]
         streams += sorted([key.decode() async for key in self._redis.scan_iter(scored_stream("*"))])
         states = []
         for stream in streams:
-            with contextlib.suppress(ResponseError):  # A stream that nobody has used yet.
-                for group in await self._redis.xinfo_groups(stream):
-                    states.append(
-                        StreamState(
-                            stream=stream.removeprefix(_PREFIX),
-                            length=await self._redis.xlen(stream),
-                            pending=group["pending"],
-                            lag=group["lag"],
-                            consumers=group["consumers"],
-                        )
-                    )
+            length, groups = await self._redis.xlen(stream), []
+            with contextlib.suppress(ResponseError):  # There is no such stream yet.
+                groups = await self._redis.xinfo_groups(stream)
+            if length and not groups:
+                groups = [{"pending": 0, "lag": length, "consumers": 0}]
+            states += [
+                StreamState(
+                    stream=stream.removeprefix(_PREFIX),
+                    length=length,
+                    pending=group["pending"],
+                    lag=group["lag"],
+                    consumers=group["consumers"],
+                )
+                for group in groups
+            ]
         return states
 
     # ---- entries -----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from services.trainer.learner import Learner
 from services.trainer.loop import TrainingLoop, iteration_message
 from services.trainer.metrics import MetricsLog
 from services.trainer.publisher import Publisher, check_policy
+from services.trainer.queue_gauges import watched
 from services.trainer.ranks import LeadingRank, follow
 from services.trainer.server import SERVICE, TrainerServicer
 from services.trainer.starts import record_start
@@ -76,7 +77,7 @@ async def _lead(
     rpc = RpcServer(_server_config(config, metrics_listen), [SERVICE])
     status = RunStatus(config.name, config.trainer.iterations)
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerServicer(status), rpc.grpc)
-    async with rpc, RolloutQueue(config.queue) as queue:
+    async with rpc, RolloutQueue(config.queue) as queue, watched(queue, rpc.registry):
         rpc.set_serving(True)
         training = asyncio.create_task(
             _train(config, run_dir, model, learner, world, rpc, status, queue)

@@ -54,6 +54,20 @@ METRICS = {
 }
 """Every scalar of an iteration, and what it means."""
 
+TASK_METRICS = {
+    "success_rate": "share of the batch's episodes of a task that solved it",
+    "task_success": "share of a task's latest episodes that solved it, for the curriculum",
+    "task_probability": "probability with which the curriculum draws a task",
+    "evaluation_success_rate": "share of a task's greedy evaluation episodes that succeeded",
+}
+"""Scalars that each task has, NAME/task_INDEX."""
+
+
+def gauge_name(name: str) -> str:
+    """A scalar's name in Prometheus, where the unit comes last."""
+    seconds = name.removeprefix("seconds_")
+    return f"vlarl_trainer_{name if seconds == name else f'{seconds}_seconds'}"
+
 
 class MetricsLog:
     """RUN/metrics.jsonl, one line an iteration; TensorBoard; Prometheus gauges."""
@@ -73,8 +87,17 @@ class MetricsLog:
             "vlarl_trainer_env_steps", "Control steps since the run began.", registry=registry
         )
         self._gauges = {
-            name: Gauge(f"vlarl_trainer_{name}", meaning.capitalize() + ".", registry=registry)
+            name: Gauge(gauge_name(name), f"{_upper(meaning)}.", registry=registry)
             for name, meaning in METRICS.items()
+        }
+        self._task_gauges = {
+            name: Gauge(
+                f"vlarl_trainer_task_{name.removeprefix('task_')}",
+                f"{_upper(meaning)}.",
+                ["task"],
+                registry=registry,
+            )
+            for name, meaning in TASK_METRICS.items()
         }
 
     def resume(self, latest: trainer_pb2.Iteration | None) -> list[trainer_pb2.Iteration]:
@@ -131,8 +154,11 @@ class MetricsLog:
         for name, value in metrics.items():
             if board is not None:
                 board.add_scalar(name, value, step)
+            of_all, _, task = name.partition("/task_")
             if name in self._gauges:
                 self._gauges[name].set(value)
+            elif task and of_all in self._task_gauges:
+                self._task_gauges[of_all].labels(task).set(value)
         if board is not None:
             board.flush()
 
@@ -141,6 +167,10 @@ class MetricsLog:
         for board in (self._board, self._evaluation_board):
             if board is not None:
                 board.close()
+
+
+def _upper(meaning: str) -> str:
+    return meaning[0].upper() + meaning[1:]
 
 
 def _line(iteration: trainer_pb2.Iteration) -> str:

@@ -52,7 +52,7 @@ def test_the_compose_file_is_valid_and_a_wrong_key_is_not(tmp_path: Path) -> Non
 
 
 def test_every_container_is_confined(stack: dict[str, Any]) -> None:
-    assert set(stack["services"]) == {"redis", "prometheus", *SERVERS}
+    assert set(stack["services"]) == {"redis", "prometheus", "grafana", *SERVERS}
     for name, service in stack["services"].items():
         assert not service.get("privileged"), name
         assert service["read_only"], name
@@ -90,7 +90,8 @@ def test_the_run_finds_what_the_stack_offers(stack: dict[str, Any]) -> None:
     assert run.policy.addresses == f"dns:///policy:{SERVERS['policy']}"
     assert run.trainer.address == run.policy.trainer_address == f"trainer:{SERVERS['trainer']}"
     secrets = {f"/run/secrets/{name}" for name in stack["secrets"]}
-    assert {str(run.security.token_file), str(run.queue.password_file)} == secrets
+    ours = {str(run.security.token_file), str(run.queue.password_file)}
+    assert secrets == ours | {"/run/secrets/grafana-password"}
     targets = {volume["target"] for volume in stack["services"]["policy"]["volumes"]}
     assert str(run.policy.checkpoint.parent) in targets
     for name in ("policy", "env", "reward"):

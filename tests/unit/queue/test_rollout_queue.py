@@ -6,8 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from services.trainer.collector import Collected
+from services.trainer.queue_gauges import QueueGauges
 from tests.conftest import Valkey
 from vlarl.config import QueueConfig
 from vlarl.queue import Delivery, QueueError, RolloutQueue, check_queue
@@ -74,6 +76,30 @@ async def test_waiting_for_rewards_is_measured_by_the_queues_clock(queue: Rollou
     assert Collected([scored, counted], []).reward_seconds == 0
     assert Collected([scored], []).reward_seconds == scored.added - scored.ended
     assert Collected([], []).reward_seconds == 0
+
+
+async def test_prometheus_sees_what_waits_and_what_is_in_work(queue: RolloutQueue) -> None:
+    registry = CollectorRegistry()
+    gauges = QueueGauges(registry)
+    await queue.issue([spec(name) for name in "abcd"])
+    await roll_out(queue)
+    held = await take(queue)
+    lost = await take(queue)
+    await queue.fail_episode(lost, "broken", final=True)
+    await gauges.look(queue)
+    shown = {
+        (name, stream): registry.get_sample_value(f"vlarl_queue_{name}", {"stream": stream})
+        for name in ("waiting", "in_work")
+        for stream in ("episodes", "trajectories")
+    }
+    assert shown == {
+        ("waiting", "episodes"): 1,
+        ("in_work", "episodes"): 1,
+        ("waiting", "trajectories"): 1,
+        ("in_work", "trajectories"): 0,
+    }
+    assert registry.get_sample_value("vlarl_queue_dead_letters") == 1
+    await queue.release_episode(held)
 
 
 async def test_an_unscored_episode_skips_the_reward_servers(queue: RolloutQueue) -> None:

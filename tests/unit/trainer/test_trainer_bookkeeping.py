@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # noqa: E4
 from services.trainer.actions import ActionLog  # noqa: E402
 from services.trainer.curriculum import Curriculum  # noqa: E402
 from services.trainer.episodes import evaluation_episodes, training_episodes  # noqa: E402
-from services.trainer.metrics import METRICS, MetricsLog  # noqa: E402
+from services.trainer.metrics import METRICS, TASK_METRICS, MetricsLog, gauge_name  # noqa: E402
 from services.trainer.minibatches import mini_batches  # noqa: E402
 from services.trainer.starts import record_start  # noqa: E402
 from services.trainer.world import World  # noqa: E402
@@ -161,12 +161,16 @@ def test_prometheus_shows_every_metric(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     log = MetricsLog(tmp_path, registry)
     log.resume(None)
-    log.write(iteration(0, **dict.fromkeys(METRICS, 0.25)))
+    by_task = {f"{name}/task_3": 0.75 for name in TASK_METRICS}
+    log.write(iteration(0, **dict.fromkeys(METRICS, 0.25), **by_task))
     log.close()
     shown = generate_latest(registry).decode()
     for name in METRICS:
-        assert f"vlarl_trainer_{name} 0.25" in shown
+        assert f"{gauge_name(name)} 0.25" in shown
     assert "vlarl_trainer_iteration 1.0" in shown
+    assert "vlarl_trainer_rollout_seconds 0.25" in shown, "the unit comes last"
+    assert 'vlarl_trainer_task_success_rate{task="3"} 0.75' in shown
+    assert 'vlarl_trainer_task_probability{task="3"} 0.75' in shown
 
 
 def test_every_metric_is_documented() -> None:
