@@ -14,13 +14,13 @@ from torch.distributed.fsdp import FSDPModule
 from services.trainer.durable import durable_folder
 from services.trainer.lora_policy import add_factors, named_factors
 from services.trainer.observations import ObservationBatch
+from services.trainer.sft.export import copy_but_weights
 from services.trainer.sft.pixels import Pixels
 from services.trainer.sharding import checkpoint_blocks, compute_dtype, shard
 from services.trainer.world import World
 from vlarl.config import LoraConfig, RewardModelConfig
 from vlarl.judge.image_text import POLICY, ImageTextReader, ImageTextVerdicts, load_image_text
 from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.folder import INDEX, weight_files
 from vlarl.openvla.images import Frame, decode_image, prepare_image
 
 
@@ -111,10 +111,7 @@ def export_image_text(
     model = load_image_text(base, "auto")
     merge(model, factors, config.lora)
     with durable_folder(target) as folder:
-        weights = {path.name for path in weight_files(base)} | {INDEX}
-        for path in base.iterdir():
-            if path.is_file() and path.name not in weights:
-                shutil.copyfile(path, folder / path.name)
+        copy_but_weights(base, folder)
         model.save_pretrained(folder)
         (folder / POLICY).mkdir()
         policy = json.loads((config.judged / "config.json").read_bytes())

@@ -45,10 +45,7 @@ def export_checkpoint(
         finish: adds to the folder before it appears under its name.
     """
     with durable_folder(target) as folder:
-        weight_names = {path.name for path in weight_files(base)} | {INDEX}
-        for path in base.iterdir():
-            if path.is_file() and path.name not in weight_names:
-                shutil.copyfile(path, folder / path.name)
+        copy_but_weights(base, folder)
         if statistics:
             # It would win over config.json.
             (folder / _STATISTICS).unlink(missing_ok=True)
@@ -59,6 +56,14 @@ def export_checkpoint(
         tensors = _replaced(base, weights) if lora is None else _merged(base, weights, lora)
         save_tensors(folder, tensors)
         finish(folder)
+
+
+def copy_but_weights(base: Path, folder: Path) -> None:
+    """Copies a checkpoint's files, its weights apart."""
+    weight_names = {path.name for path in weight_files(base)} | {INDEX}
+    for path in base.iterdir():
+        if path.is_file() and path.name not in weight_names:
+            shutil.copyfile(path, folder / path.name)
 
 
 def _replaced(base: Path, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
