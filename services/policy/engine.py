@@ -70,6 +70,8 @@ def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
         max_model_len=max_model_len,
         max_num_seqs=config.max_batch,
         kv_cache_memory_bytes=_kv_cache_bytes(config, model, dtype, max_model_len),
+        # Not used beside that, and yet the engine asks for so much free memory when it starts.
+        gpu_memory_utilization=0.01,
         enforce_eager=not on_gpu,
         # A request's own seed together with chunked prefill kills the engine on a CPU.
         enable_chunked_prefill=False,

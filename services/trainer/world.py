@@ -102,6 +102,10 @@ class World:
         dist.broadcast(buffer, src=0)
         return buffer.numpy().tobytes()
 
+    def wait_for_first(self) -> None:
+        """Until rank 0 is here, too, and what it wrote is there."""
+        self.broadcast_bytes(b"here")
+
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor (on the CPU), on every rank; shape and data type must agree."""
         if self.size > 1:

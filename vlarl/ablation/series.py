@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -95,7 +96,8 @@ class Series:
         self._console.print(f"{planned.name} {verb}; its log: {log}")
         command = [*self._command, "--resume", str(planned.folder)]
         # Unbuffered, or the log's lines would come long after what they tell of.
-        service = Service(planned.name, command, log, {"PYTHONUNBUFFERED": "1"})
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        service = Service(planned.name, command, log, environment)
         started = time.monotonic()
         self._current = service
         await service.start()

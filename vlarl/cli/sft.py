@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from vlarl.cli.evaluate import evaluation_config
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors
-from vlarl.cli.runs import Resume, RunDirectory, check_sources, choose_run
+from vlarl.cli.runs import Resume, RunDirectory, check_sources, choose_run, first_rank
 from vlarl.config import SftConfig
 from vlarl.logs import configure_logging
 
@@ -33,9 +34,21 @@ def sft(
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        settings, directory = choose_run(
-            SftConfig, config, resume, run_dir, overrides, check_sources
-        )
+        settings, directory = choose_run(SftConfig, config, resume, run_dir, overrides, _check)
         from services.trainer.sft.main import run
 
         run(settings, directory)
+
+
+def _check(settings: SftConfig) -> None:
+    """Looks whether what the run needs is there: datasets, a checkpoint, tasks to evaluate on."""
+    check_sources(settings)
+    simulation = settings.simulation
+    if simulation is None or not first_rank():
+        return
+    from vlarl.stack.tasks import choose_tasks, suite_tasks
+
+    # As `vlarl eval CONFIG` reads it.
+    episodes, overrides = simulation.episodes_per_task, list(simulation.overrides)
+    run, _ = evaluation_config(simulation.config, None, None, None, None, episodes, overrides)
+    choose_tasks(suite_tasks(run.env, run.tasks.suite), run.tasks.indices, episodes)

@@ -34,6 +34,7 @@ from vlarl.config.sft import (
     DataConfig,
     FitConfig,
     SftConfig,
+    SimulationConfig,
     TinyModelConfig,
 )
 from vlarl.libero import LIBERO_SUITES
@@ -63,6 +64,7 @@ __all__ = [
     "SecurityConfig",
     "ServerConfig",
     "SftConfig",
+    "SimulationConfig",
     "TasksConfig",
     "TinyModelConfig",
     "TrainerConfig",

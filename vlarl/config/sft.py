@@ -94,6 +94,21 @@ class FitConfig(Section):
         return self
 
 
+class SimulationConfig(Section):
+    """The policy in the simulator while it is being fine-tuned, as `vlarl eval` would run it."""
+
+    config: Path
+    """A run's TOML file, e.g. configs/reach.toml: its tasks, simulators and policy server are
+    taken; its checkpoint is not."""
+    every_steps: int = Field(default=1000, ge=1)
+    """Steps of the training between two evaluations, a multiple of `training.evaluate_every`;
+    there is one after the last step, too."""
+    episodes_per_task: int = Field(default=10, ge=1, le=100)
+    """Official initial states of a task."""
+    overrides: tuple[str, ...] = ()
+    """KEY=VALUE changes of that configuration, as `--set` takes them: `["env.profile=fast"]`."""
+
+
 class SftConfig(Section):
     """A run of supervised fine-tuning."""
 
@@ -134,6 +149,18 @@ class SftConfig(Section):
     """The fine-tuning itself."""
     lora: LoraConfig = LoraConfig()
     """The factors, where `mode` is lora."""
+    simulation: SimulationConfig | None = None
+    """Successes in the simulator now and then, through the real services. None: no such thing."""
+
+    @model_validator(mode="after")
+    def _is_simulated_where_it_is_saved(self) -> Self:
+        measured = self.training.evaluate_every
+        if self.simulation is not None and self.simulation.every_steps % measured:
+            raise ValueError(
+                f"simulation.every_steps ({self.simulation.every_steps}) must be a multiple of "
+                f"training.evaluate_every ({measured}): a checkpoint is what is evaluated"
+            )
+        return self
 
     @model_validator(mode="after")
     def _starts_from_one_model(self) -> Self:

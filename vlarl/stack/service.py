@@ -47,7 +47,7 @@ class Service:
         self.name = name
         self._command = command
         self._log = log
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = environment
         self._foreground = foreground
         self._tail: deque[str] = deque(maxlen=8)
         self._reader: asyncio.Task[None] | None = None

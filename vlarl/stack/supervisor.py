@@ -18,6 +18,7 @@ from rich.console import Console
 from vlarl.config import ConfigError, RunConfig
 from vlarl.invocation import invocation
 from vlarl.rpc.channel import open_channel, wait_until_serving
+from vlarl.stack.ranks import ranks_command
 from vlarl.stack.service import Service, ServiceDiedError
 from vlarl.stack.valkey import valkey_command
 
@@ -111,10 +112,8 @@ class Stack:
         Raises:
             ServiceDiedError: another service ended before.
         """
-        command = [sys.executable, "-m", "vlarl", "train", "--resume", str(self._run_dir)]
-        if (ranks := self._config.trainer.ranks) > 1:
-            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-            command[1:1] = torchrun
+        command = ranks_command(self._config.trainer.ranks)
+        command += ["-m", "vlarl", "train", "--resume", str(self._run_dir)]
         # Not --set, which would save with the run what holds for this start alone.
         command += ["--metrics-listen", self._metrics["trainer"], *self._settings("--here")]
         trainer = await self._start("trainer", command, foreground=True)

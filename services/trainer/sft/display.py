@@ -65,6 +65,17 @@ class StageDisplay:
             + f"  samples/s {scalars['samples_per_second']:.0f}  {self._remaining(done)}"
         )
 
+    def success(self, done: int, scalars: Mapping[str, float]) -> None:
+        """Prints what an evaluation in the simulator came to."""
+        by_task = [
+            f"{name.removeprefix('success_rate/task_')}: {rate:.0%}"
+            for name, rate in scalars.items()
+            if "/" in name
+        ]
+        tasks = f"  (task {', '.join(by_task)})" if len(by_task) > 1 else ""
+        news = f"success in the simulator {scalars['success_rate']:.0%}{tasks}"
+        self._console.print(f"[bold]{self._stage} {done}/{self._steps}[/]  {news}")
+
     def close(self) -> None:
         """Gives the terminal back."""
         self._bar.stop()

@@ -1,6 +1,7 @@
 """One stage of training, from its last checkpoint to its end.
 
     accumulate ──▶ clip ──▶ step ──▶ ... ──▶ measure on held-out samples ──▶ line ──▶ checkpoint
+                                                           now and then: evaluate in the simulator
 
 A stage that was killed, at whatever moment, ends with the weights of one that ran through: what is
 random is a function of the step (order.py), the checkpoint holds the rest, and lines of metrics
@@ -28,6 +29,7 @@ from services.trainer.sft.order import Order, Piece
 from services.trainer.sft.progress import StageProgress, load_stage, save_stage
 from services.trainer.sft.samples import SampleBatch
 from services.trainer.sft.schedule import learning_rate
+from services.trainer.sft.simulation import Simulation
 from services.trainer.sharding import like, whole
 from services.trainer.world import World
 from vlarl.config import FitConfig
@@ -75,7 +77,13 @@ class _Window:
 class Fit:
     """A stage's optimizer, and what happens around its steps. Every rank runs one."""
 
-    def __init__(self, stage: Stage, objective: Objective, world: World) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        objective: Objective,
+        world: World,
+        simulation: Simulation | None = None,
+    ) -> None:
         """Takes the stage's last checkpoint over, where there is one.
 
         Raises:
@@ -84,6 +92,7 @@ class Fit:
         self._stage = stage
         self._objective = objective
         self._world = world
+        self._simulation = simulation
         self._parameters = objective.named_parameters()
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), weight_decay=stage.fit.weight_decay
@@ -110,6 +119,8 @@ class Fit:
             DivergedError: the loss is no number any more.
             DatasetError: a frame is no image.
         """
+        if self._progress.step:
+            self._simulate()  # which may be what the stage was killed in
         train = self._objective.train
         pieces = self._order.pieces(self._progress.step)
         for piece, batch in prefetched(pieces, lambda piece: train[piece.samples]):
@@ -173,7 +184,18 @@ class Fit:
         if self._world.first:
             keep = self._stage.keep_checkpoints
             save_stage(self._stage.checkpoints, self._progress, weights | moments, keep)
+        self._simulate()
         self._window.started = time.monotonic()
+
+    def _simulate(self) -> None:
+        """Evaluates the checkpoint just written, if it is one to evaluate."""
+        if self._simulation is None:
+            return
+        done = self._progress.step
+        success = self._simulation.success(done)
+        if success and self._log is not None and self._display is not None:
+            self._log.write(done, success)
+            self._display.success(done, success)
 
     def _record(self, done: int, scalars: dict[str, float]) -> None:
         rate = {"learning_rate": learning_rate(done - 1, self._stage.fit)}

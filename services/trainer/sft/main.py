@@ -15,6 +15,7 @@ from services.trainer.sft.objective import Objective
 from services.trainer.sft.perception import Perception
 from services.trainer.sft.progress import StageProgress, stage_weights
 from services.trainer.sft.reading import Demonstrations, read_demonstrations
+from services.trainer.sft.simulation import Simulation
 from services.trainer.world import World
 from vlarl.config import FitConfig, SftConfig
 from vlarl.openvla.checkpoint import base_digest
@@ -53,7 +54,7 @@ def _starting_checkpoint(config: SftConfig, run_dir: Path, world: World) -> Path
     if world.first and not directory.exists():
         with durable_folder(directory) as folder:
             make_tiny_checkpoint(folder, seed=config.seed, **config.model.model_dump())
-    _wait_for_the_first(world)
+    world.wait_for_first()
     return directory
 
 
@@ -75,26 +76,35 @@ class _Stages:
         progress = self._fit(stage, Perception(self.config, base, self.demonstrations, self.world))
         if self.world.first:
             export_checkpoint(base, target, stage_weights(stage.checkpoints, progress.best_step))
-        _wait_for_the_first(self.world)
+        self.world.wait_for_first()
         return target
 
     def train(self, base: Path) -> None:
         """Fine-tunes, and writes RUN/checkpoint."""
         config = self.config
         stage = self._stage("training", 1, config.training, base)
-        progress = self._fit(stage, Imitation(config, base, self.demonstrations, self.world))
+
+        def export(step: int, target: Path) -> None:
+            export_checkpoint(
+                base,
+                target,
+                stage_weights(stage.checkpoints, step),
+                lora=config.lora if config.mode == "lora" else None,
+                statistics=self.demonstrations.statistics,
+                center_crop=config.augmentation.random_crop,
+            )
+
+        simulation = None
+        if config.simulation is not None:
+            steps = config.training.steps
+            simulation = Simulation(config.simulation, self.run_dir, steps, export, self.world)
+        imitation = Imitation(config, base, self.demonstrations, self.world)
+        progress = self._fit(stage, imitation, simulation)
         if not self.world.first:
             return
         step = progress.best_step if config.export == "best" else progress.step
         target = self.run_dir / "checkpoint"
-        export_checkpoint(
-            base,
-            target,
-            stage_weights(stage.checkpoints, step),
-            lora=config.lora if config.mode == "lora" else None,
-            statistics=self.demonstrations.statistics,
-            center_crop=config.augmentation.random_crop,
-        )
+        export(step, target)
         _LOG.info("%s holds the weights after step %d of %d", target, step, progress.step)
 
     def _stage(self, name: str, number: int, fit: FitConfig, base: Path) -> Stage:
@@ -108,11 +118,8 @@ class _Stages:
             keep_checkpoints=self.config.keep_checkpoints,
         )
 
-    def _fit(self, stage: Stage, objective: Objective) -> StageProgress:
-        with contextlib.closing(Fit(stage, objective, self.world)) as fit:
+    def _fit(
+        self, stage: Stage, objective: Objective, simulation: Simulation | None = None
+    ) -> StageProgress:
+        with contextlib.closing(Fit(stage, objective, self.world, simulation)) as fit:
             return fit.run()
-
-
-def _wait_for_the_first(world: World) -> None:
-    """Until rank 0 is here, too, and what it wrote is there."""
-    world.broadcast_bytes(b"here")

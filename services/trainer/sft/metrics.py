@@ -23,6 +23,7 @@ METRICS = {
     "held_out_bins": "with `/NAME`: the same distance in bins, of one action dimension",
     "held_out_auc": "reward model: how often a positive sample has the higher score",
     "held_out_mm": "pretraining: mean error of a position in millimetres",
+    "success_rate": "with `[simulation]`: of greedy episodes; with `/task_N`: of one task's",
 }
 """Every scalar of a line, and what it means. With `/NAME`: of one action dimension or position."""
 
@@ -36,10 +37,11 @@ class StageLog:
         """step: where the stage goes on from; its lines of later steps go, to be written again."""
         self._path = run_dir / FILE
         self._stage = stage
-        self._forget_after(step)
+        self._last = self._forget_after(step)
         self._board = SummaryWriter(str(run_dir / "tensorboard" / stage), purge_step=step + 1)
 
-    def _forget_after(self, step: int) -> None:
+    def _forget_after(self, step: int) -> dict[str, Any]:
+        """Returns the last line that stays; {} if none does."""
         kept = [
             line
             for line in read_lines(self._path)
@@ -48,10 +50,14 @@ class StageLog:
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self._path)
+        return kept[-1] if kept else {}
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Records scalars after so many steps."""
+        """Records scalars after so many steps; once, though a resumed stage may say them again."""
         line = {"stage": self._stage, "step": step, **scalars}
+        if line == self._last:
+            return
+        self._last = line
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()

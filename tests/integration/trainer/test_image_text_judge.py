@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from vlarl.judge.image_text import ImageTextReader, load_image_text  # noqa: E40
 from vlarl.openvla.checkpoint import CheckpointReader  # noqa: E402
 from vlarl.openvla.config import ConfigError  # noqa: E402
 from vlarl.openvla.folder import CheckpointError  # noqa: E402
+from vlarl.stack.ranks import ranks_command  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 FIRST_ACTION = 512
@@ -126,9 +126,8 @@ def test_two_ranks_learn_what_one_learns(llava: Path, checkpoint: Path, tmp_path
             llava, checkpoint, shown, training=fit, activation_checkpointing=True
         )
         save_config(config, directory)  # type: ignore[arg-type]
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         program = ["-m", "vlarl", "reward", "train", "--resume", str(directory)]
-        subprocess.run([sys.executable, *launcher, *program], check=True, timeout=200)
+        subprocess.run([*ranks_command(ranks), *program], check=True, timeout=200)
         lines.append(list(read_lines(directory / "metrics.jsonl")))
     alone, together = lines
     for name in ("loss", "grad_norm", "held_out_loss"):

@@ -32,6 +32,7 @@ from vlarl.openvla.lora import lora_layers  # noqa: E402
 from vlarl.openvla.modeling import generate_actions, load_model  # noqa: E402
 from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.stack.ranks import ranks_command  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
@@ -41,12 +42,10 @@ def start(config: SftConfig, run_dir: Path, ranks: int = 1) -> subprocess.Popen[
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.toml").write_text(dump_toml(config))
     program = [str(Path(__file__).with_name("sft_program.py")), str(run_dir)]
-    if ranks > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        program = [*launcher, *program]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (run_dir / "log.txt").open("ab") as log:
-        return subprocess.Popen([sys.executable, *program], env=environment, stdout=log, stderr=log)
+        command = [*ranks_command(ranks), *program]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
 def run_to_the_end(config: SftConfig, run_dir: Path, ranks: int = 1) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import sys
 from pathlib import Path
 
 import grpc
@@ -27,6 +26,7 @@ from vlarl.demonstrations import read_dataset  # noqa: E402
 from vlarl.openvla.checkpoint import base_digest  # noqa: E402
 from vlarl.queue import RolloutQueue  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
+from vlarl.stack.ranks import ranks_command  # noqa: E402
 from vlarl.stack.supervisor import free_address  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc  # noqa: E402
 
@@ -64,13 +64,10 @@ def write_config(
 
 async def start_trainer(run_dir: Path, ranks: int = 1) -> asyncio.subprocess.Process:
     program = [str(Path(__file__).with_name("trainer_program.py")), str(run_dir)]
-    if ranks > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        program = [*launcher, *program]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = (run_dir / "log.txt").open("ab")
     return await asyncio.create_subprocess_exec(
-        sys.executable, *program, env=environment, stdout=log, stderr=log
+        *ranks_command(ranks), *program, env=environment, stdout=log, stderr=log
     )
 
 

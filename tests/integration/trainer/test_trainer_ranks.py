@@ -3,10 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from vlarl.stack.ranks import ranks_command
 
 torch = pytest.importorskip("torch")
 
@@ -28,10 +29,9 @@ ROOT = Path(__file__).parents[3]
 
 def run_two_ranks(*arguments: str) -> None:
     program = str(Path(__file__).with_name("rank_program.py"))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *launcher, program, *arguments],
+        [*ranks_command(2), program, *arguments],
         env=environment,
         capture_output=True,
         text=True,

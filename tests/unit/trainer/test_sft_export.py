@@ -130,6 +130,22 @@ def test_lines_newer_than_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     assert lines == [("pretrain", 9), ("training", 2), ("training", 4)]
 
 
+def test_a_resumed_stage_may_say_its_last_line_again(tmp_path: Path) -> None:
+    log = StageLog(tmp_path, "training", 0)
+    log.write(2, {"loss": 1.0})
+    log.write(2, {"success_rate": 0.1})
+    log.close()
+    for _ in range(2):
+        log = StageLog(tmp_path, "training", 2)
+        log.write(2, {"success_rate": 0.1})
+        log.close()
+    log = StageLog(tmp_path, "training", 2)
+    log.write(4, {"success_rate": 0.1})
+    log.close()
+    lines = [(line["step"], "loss" in line) for line in read_lines(tmp_path / "metrics.jsonl")]
+    assert lines == [(2, True), (2, False), (4, False)]
+
+
 def test_every_scalar_is_documented() -> None:
     documented = (ROOT / "docs/sft.md").read_text()
     for name, meaning in METRICS.items():
