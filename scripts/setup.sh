@@ -44,4 +44,17 @@ install() {
 }
 install .venv requirements/torch-cpu.txt requirements/test.txt requirements/dev.txt
 install .venv-sim requirements/sim.txt requirements/test.txt
+
+# Prometheus and promtool judge deploy/prometheus in the tests; unpacked, not installed: no daemon of
+# the system's is to start. Where Debian's package can't be had, these tests are skipped.
+bring_prometheus() {
+    local folder
+    folder=$(mktemp -d)
+    (cd "$folder" && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb .) \
+        >/dev/null 2>&1 && cp "$folder"/usr/bin/prom* .venv/bin/
+    rm -rf "$folder"
+}
+if ! [ -x .venv/bin/promtool ] && ! command -v promtool >/dev/null; then
+    bring_prometheus || echo "no promtool here (apt-get install prometheus): its tests are skipped"
+fi
 echo "environments are ready"

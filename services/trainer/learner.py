@@ -154,6 +154,11 @@ class Learner:
         logprobs, entropy = self._world.gather(torch.cat(parts), len(samples)).unbind(dim=-1)
         return logprobs, entropy
 
+    @property
+    def logprob_gap_bound(self) -> float:
+        """Largest difference of a token's log-prob between server and trainer that is no error."""
+        return self._config.logprob_gap_bound or (1e-4 if self.dtype == torch.float32 else 0.3)
+
     def _check_parity(self, batch: Batch, logprobs: Tensor) -> float:
         """Largest difference of a token's log-prob between server and trainer, over the actions
         that the trainer's own version took.
@@ -162,7 +167,7 @@ class Learner:
             return 0.0
         difference = np.abs(batch.server_logprobs - logprobs.numpy())[batch.fresh]
         gap = float(difference.max())
-        bound = self._config.logprob_gap_bound or (1e-4 if self.dtype == torch.float32 else 0.3)
+        bound = self.logprob_gap_bound
         if not gap <= bound:
             raise ParityError(
                 f"policy server and trainer disagree about the log-prob of a token by {gap:.3g}, "

@@ -112,6 +112,7 @@ async def _train(
     snapshot = await leading.start(tensors)
     record_start(run_dir, progress.iteration, world)
     log = MetricsLog(run_dir, rpc.registry)
+    log.show_bound(learner.logprob_gap_bound)
     status.history = log.resume(iteration_message(progress) if progress.iteration else None)
     display = Display(config.name, trainer.iterations, progress.iteration)
     with contextlib.closing(log), contextlib.closing(display):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -86,6 +88,16 @@ class MetricsLog:
         self._env_steps = Gauge(
             "vlarl_trainer_env_steps", "Control steps since the run began.", registry=registry
         )
+        self._bound = Gauge(
+            "vlarl_trainer_logprob_gap_bound",
+            "Log-prob gap above which the run stops.",
+            registry=registry,
+        )
+        Gauge(
+            "vlarl_trainer_disk_free_bytes",
+            "Bytes that are free where the run's folder lies.",
+            registry=registry,
+        ).set_function(lambda: shutil.disk_usage(run_dir).free)
         self._gauges = {
             name: Gauge(gauge_name(name), f"{_upper(meaning)}.", registry=registry)
             for name, meaning in METRICS.items()
@@ -99,6 +111,14 @@ class MetricsLog:
             )
             for name, meaning in TASK_METRICS.items()
         }
+
+        # What hasn't been measured is no number, least of all 0: alerts and curves leave it out.
+        for unknown in (*self._gauges.values(), self._bound):
+            unknown.set(math.nan)
+
+    def show_bound(self, logprob_gap: float) -> None:
+        """Sets the bound that stands beside the gap."""
+        self._bound.set(logprob_gap)
 
     def resume(self, latest: trainer_pb2.Iteration | None) -> list[trainer_pb2.Iteration]:
         """Brings the file in step with the checkpoint: lines of iterations that have to be done

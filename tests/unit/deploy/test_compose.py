@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.unit.deploy.tools import tool
 from vlarl.config import load_config
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILES = sorted(ROOT.glob("services/*/Dockerfile"))
 SERVERS = {"policy": 50051, "env": 50052, "reward": 50053, "trainer": 50054}
-
-
-def tool(name: str) -> str:
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed here (requirements/dev.txt has it)")
-    return found
 
 
 def compose(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -10,17 +10,8 @@ from types import ModuleType
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
 pytest.importorskip("grafana_foundation_sdk", reason="requirements/dev.txt has it")
-pytest.importorskip("torch")
-
-from services.env.metrics import EnvMetrics
-from services.policy.metrics import PolicyMetrics
-from services.reward.metrics import RewardMetrics
-from services.trainer.metrics import MetricsLog
-from services.trainer.queue_gauges import QueueGauges
-from vlarl.rpc.metrics import metrics_guard, new_registry
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
@@ -39,25 +30,6 @@ def code() -> ModuleType:
     sys.modules["dashboards"] = module
     specification.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """Every series that a service shows, and its labels."""
-    registries = [new_registry()]
-    for make in (EnvMetrics, PolicyMetrics, RewardMetrics, QueueGauges, metrics_guard):
-        registries.append(CollectorRegistry())
-        make(registries[-1])
-    registries.append(CollectorRegistry())
-    MetricsLog(tmp_path_factory.mktemp("run"), registries[-1])
-    found: dict[str, set[str]] = {"up": set()}
-    for registry in registries:
-        found |= {sample.name: set() for one in registry.collect() for sample in one.samples}
-        for collector in registry._collector_to_names:
-            labels = set(getattr(collector, "_labelnames", ()))
-            for name in registry._collector_to_names[collector]:
-                found[name] = labels | ({"le"} if name.endswith("_bucket") else set())
-    return found
 
 
 def test_the_files_are_what_the_code_makes(code: ModuleType) -> None:

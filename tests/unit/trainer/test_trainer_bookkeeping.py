@@ -173,6 +173,22 @@ def test_prometheus_shows_every_metric(tmp_path: Path) -> None:
     assert 'vlarl_trainer_task_probability{task="3"} 0.75' in shown
 
 
+def test_what_was_never_measured_is_no_number(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    log = MetricsLog(tmp_path, registry)
+    log.resume(None)
+    log.write(iteration(0, success_rate=0.5))
+    log.show_bound(1e-4)
+    log.close()
+    shown = generate_latest(registry).decode()
+    assert "vlarl_trainer_success_rate 0.5" in shown
+    assert "vlarl_trainer_dense_success_correlation NaN" in shown
+    assert "vlarl_trainer_logprob_gap_bound 0.0001" in shown
+    free = registry.get_sample_value("vlarl_trainer_disk_free_bytes")
+    assert free is not None
+    assert free > 0
+
+
 def test_every_metric_is_documented() -> None:
     page = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
     for name in METRICS:
