@@ -30,16 +30,20 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _FACTORS = (pb.LORA_FACTOR_A, pb.LORA_FACTOR_B)
 
 
+CAUSES = ("header", "layer", "shape", "order", "checksum", "value", "truncated", "size", "base")
+"""What can be wrong with an adapter, a word each: a metric's label."""
+
+
 class AdapterError(ValueError):
     """An adapter that must not be used.
 
     Attributes:
-        cause: one word for a metric's label: header, layer, shape, order, checksum, value,
-            truncated, size or base.
+        cause: one of `CAUSES`.
     """
 
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
+        assert cause in CAUSES, cause  # noqa: S101 - our own words
         self.cause = cause
 
 

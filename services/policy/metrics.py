@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from vlarl.adapter import CAUSES
+
+_FAILURES = {
+    "PredictActions": ("invalid", "engine"),
+    "UpdateWeights": (*CAUSES, "version", "swap", "engine", "cancelled"),
+}
+
 
 class PolicyMetrics:
     """The server's metrics, in the registry that its `/metrics` port shows."""
@@ -53,3 +60,7 @@ class PolicyMetrics:
             ["method", "cause"],
             registry=registry,
         )
+        # Known ones appear from the start, so that a rate over them has no gap.
+        for method, causes in _FAILURES.items():
+            for cause in causes:
+                self.failures.labels(method, cause)

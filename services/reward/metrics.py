@@ -20,6 +20,9 @@ class RewardMetrics:
             ["source"],
             registry=registry,
         )
+        # Both appear from the start, so that a rate over them has no gap.
+        for source in ("queue", "client"):
+            self.failures.labels(source)
         self.batch = Histogram(
             "vlarl_reward_batch_trajectories",
             "Trajectories scored at once.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,18 +19,20 @@ ROOT = Path(__file__).parents[3]
 GRAFANA = ROOT / "deploy/grafana"
 
 
-@pytest.fixture(scope="module")
-def code() -> ModuleType:
+def dashboards_code() -> ModuleType:
+    """deploy/grafana/build.py, which lies in no package."""
     specification = importlib.util.spec_from_file_location("dashboards", GRAFANA / "build.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    # Its dataclasses look their module up.
-    import sys
-
-    sys.modules["dashboards"] = module
+    sys.modules["dashboards"] = module  # its dataclasses look their module up
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def code() -> ModuleType:
+    return dashboards_code()
 
 
 def test_the_files_are_what_the_code_makes(code: ModuleType) -> None:

@@ -1,0 +1,125 @@
+"""A real Prometheus beside a real run: every panel of every dashboard has something to show."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("grafana_foundation_sdk", reason="requirements/dev.txt has it")
+
+from tests.e2e.stack import ROOT, Run, wait_for
+from tests.unit.deploy.test_dashboards import dashboards_code
+from tests.unit.deploy.tools import tool
+from vlarl.stack.supervisor import free_address
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
+
+# Of these a run of minutes in which nothing goes wrong, and nothing succeeds, has no number.
+NOTHING_YET = {
+    "vlarl_trainer_gpu_memory_bytes",
+    "vlarl_trainer_dense_return_success",
+    "vlarl_trainer_dense_success_correlation",
+    "vlarl_trainer_dense_length_correlation",
+}
+
+
+class Prometheus:
+    """A server that scrapes a run's services once a second."""
+
+    def __init__(self, folder: Path, addresses: dict[str, str]) -> None:
+        self._folder = folder
+        self._address = free_address()
+        jobs = [
+            {"targets": [address], "labels": {"service": name}}
+            for name, address in addresses.items()
+        ]
+        shutil.copy(ROOT / "deploy/prometheus/alerts.yml", folder)
+        config = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "2s"},
+            "rule_files": ["alerts.yml"],
+            "scrape_configs": [{"job_name": "vlarl", "static_configs": jobs}],
+        }
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        command = [tool("prometheus"), f"--web.listen-address={self._address}"]
+        command += [f"--config.file={folder / 'prometheus.yml'}"]
+        command += [f"--storage.tsdb.path={folder / 'data'}"]
+        with (folder / "log.txt").open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def ask(self, what: str, **parameters: object) -> dict[str, Any]:
+        """The `data` of an answer of its HTTP interface."""
+        url = f"http://{self._address}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            data: dict[str, Any] = json.loads(answer.read())["data"]
+        return data
+
+
+@pytest.fixture
+def stopped() -> Iterator[list[subprocess.Popen[bytes]]]:
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def metrics_addresses(run: Run) -> dict[str, str]:
+    """HOST:PORT of each service's metrics."""
+    found = {}
+    for line in (run.run_dir / "addresses.txt").read_text().splitlines():
+        name, _, *metrics = line.split()
+        if metrics:
+            found[name] = metrics[1].removeprefix("http://").removesuffix("/metrics")
+    return found
+
+
+def test_every_panel_has_something_to_show(
+    tmp_path: Path,
+    checkpoint: Path,
+    started: list[subprocess.Popen[bytes]],
+    stopped: list[subprocess.Popen[bytes]],
+) -> None:
+    judge, folder = tmp_path / "judge", tmp_path / "prometheus"
+    shutil.copytree(checkpoint, judge)
+    (judge / "reward_model.json").write_text('{"version": "untrained"}')
+    folder.mkdir()
+    settings = {"reward.model": "rprm", "reward.checkpoint": str(judge), "reward.threads": "1"}
+    run = Run(tmp_path / "run", checkpoint, **settings, **{"evaluation.every_iterations": "1"})
+    process = run.start()
+    started.append(process)
+    wait_for((run.run_dir / "addresses.txt").exists, process, run)
+    begun = time.time()
+    addresses = metrics_addresses(run)
+    assert set(addresses) == {"policy", "env", "reward", "trainer"}
+    prometheus = Prometheus(folder, addresses)
+    stopped.append(prometheus.process)
+    assert process.wait(600) == 0, run.output.read_text()
+
+    code = dashboards_code()
+    empty, silent = [], []
+    for board in code.BOARDS:
+        for graph in code.graphs(board):
+            for legend, query in graph.queries.items():
+                span = {"start": begun, "end": time.time(), "step": 1}
+                series = prometheus.ask("query_range", query=query, **span)["result"]
+                where = f"{board.title}, {graph.title}, {legend}: {query}"
+                values = [float(value) for one in series for _, value in one["values"]]
+                if not series:
+                    empty.append(where)
+                elif query not in NOTHING_YET and not any(map(math.isfinite, values)):
+                    silent.append(where)
+    assert not empty, "\n".join(empty)
+    assert not silent, "\n".join(silent)
+    rules = prometheus.ask("rules")["groups"][0]["rules"]
+    assert {rule["health"] for rule in rules} == {"ok"}, rules
