@@ -37,8 +37,9 @@ protos: setup ## Regenerate the stubs from protos/
 	    --mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/vlarl/*/v1/*.proto
 	rm -f vlarl/rollout/v1/*_grpc.py*  # rollout has messages only
 
-docs: setup ## Regenerate docs/configuration.md
+docs: setup ## Regenerate docs/configuration.md and docs/prometheus.md
 	$(BIN)/vlarl config reference > docs/configuration.md
+	PYTHONPATH=. $(BIN)/python scripts/prometheus_reference.py > docs/prometheus.md
 
 bench: setup $(CHECKPOINT)/config.json ## Run the benchmarks and print their tables
 	@scripts/bench.sh

@@ -10,26 +10,9 @@ from prometheus_client import CollectorRegistry
 def registries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[CollectorRegistry]]:
     """What each service shows at its Prometheus port."""
     pytest.importorskip("torch")
-    from services.env.metrics import EnvMetrics
-    from services.policy.metrics import PolicyMetrics
-    from services.reward.metrics import RewardMetrics
-    from services.trainer.metrics import MetricsLog
-    from services.trainer.queue_gauges import QueueGauges
-    from vlarl.rpc.metrics import metrics_guard, new_registry
+    from scripts.prometheus_reference import registries
 
-    run = tmp_path_factory.mktemp("run")
-    made: dict[str, list[CollectorRegistry]] = {}
-    for service, makers in {
-        "env": [EnvMetrics],
-        "policy": [PolicyMetrics],
-        "reward": [RewardMetrics],
-        "trainer": [lambda registry: MetricsLog(run, registry), QueueGauges],
-    }.items():
-        made[service] = [new_registry()]
-        for make in (metrics_guard, *makers):
-            made[service].append(CollectorRegistry())
-            make(made[service][-1])
-    return made
+    return registries(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="session")

@@ -63,11 +63,19 @@ def test_alerts_watch_what_there_is(known: dict[str, set[str]]) -> None:
         assert set(names) <= known.keys(), alert["alert"]
 
 
+def test_the_page_of_metrics_is_what_the_code_shows(tmp_path: Path) -> None:
+    from scripts.prometheus_reference import reference
+
+    page = FOLDER.parents[1] / "docs/prometheus.md"
+    assert page.read_text() == reference(tmp_path), "run `make docs`"
+
+
 @pytest.mark.parametrize("service", ["env", "policy", "reward", "trainer"])
 def test_metrics_follow_the_conventions(
     registries: dict[str, list[CollectorRegistry]], service: str
 ) -> None:
-    shown = b"".join(generate_latest(one) for one in registries[service])
+    both = [*registries[service], *registries["all"]]
+    shown = b"".join(generate_latest(one) for one in both)
     assert b"process_" in shown
     code, said = promtool("check", "metrics", given=shown)
     assert (code, said) == (0, "")
