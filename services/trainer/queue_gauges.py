@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import AsyncIterator
 
 from prometheus_client import CollectorRegistry, Gauge
 from redis.exceptions import RedisError
 
+from vlarl.backlog import backlog
 from vlarl.queue import QueueError, RolloutQueue
 
 _SECONDS = 5.0
@@ -34,17 +34,12 @@ class QueueGauges:
         )
 
     async def look(self, queue: RolloutQueue) -> None:
-        """Looks at the queue once; the trainers' streams of all runs count as one."""
-        length, pending = Counter[str](), Counter[str]()
-        for state in await queue.states():
-            stream = state.stream.partition(":")[0]
-            length[stream] += state.length
-            pending[stream] += state.pending
-        for stream in length:
-            # Not Redis's own lag, which it loses count of where entries are deleted.
-            self._waiting.labels(stream).set(length[stream] - pending[stream])
-            self._in_work.labels(stream).set(pending[stream])
-        self._dead.set(await queue.dead_count())
+        """Looks at the queue once."""
+        found = await backlog(queue)
+        for stream, waiting in found.waiting.items():
+            self._waiting.labels(stream).set(waiting)
+            self._in_work.labels(stream).set(found.in_work[stream])
+        self._dead.set(found.dead_letters)
 
 
 @contextlib.asynccontextmanager

@@ -7,16 +7,24 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import Run, descendants, survivors, wait_for
+from tests.e2e.stack import ROOT, Run, descendants, survivors, wait_for
 from vlarl.config import PolicyConfig, QueueConfig, load_config
 from vlarl.report.report import write_report
 from vlarl.report.run_folder import read_run
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def status(run: Run) -> tuple[int, str]:
+    """What `vlarl status RUN` says, and its exit code."""
+    command = [sys.executable, "-m", "vlarl", "status", str(run.run_dir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_the_loop_closes(
@@ -27,7 +35,13 @@ def test_the_loop_closes(
     started.append(process)
     wait_for(lambda: len(run.iterations()) >= 1, process, run)
     family = descendants(process.pid)
+    code, said = status(run)
+    assert code == 0, said
+    assert "of 3 iterations" in said
+    assert said.count("serving") == 4
     assert process.wait(600) == 0, run.output.read_text()
+    code, said = status(run)
+    assert (code, "nothing of" in said) == (1, True), said
     assert run.output.read_text().strip().endswith(f"report {run.run_dir})")
     lines = run.iterations()
     assert [line["iteration"] for line in lines] == [0, 1, 2]

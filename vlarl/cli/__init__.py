@@ -21,6 +21,7 @@ from vlarl.cli import (
     serve,
     settings,
     sft,
+    status,
 )
 
 app = typer.Typer(
@@ -43,5 +44,6 @@ app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("sft")(sft.sft)
 app.command("act")(client.act)
+app.command("status")(status.status)
 app.command("queue")(client.queue)
 app.command("health")(client.health)
