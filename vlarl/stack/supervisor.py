@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ from vlarl.stack.valkey import valkey_command
 _START_SECONDS = 300.0
 _STOP_SECONDS = 20.0
 _INTERRUPTED = 130
+_LOWEST_PORT = 10_000
 
 T = TypeVar("T")
 
@@ -46,10 +48,23 @@ def simulator_python() -> Path:
 
 
 def free_address() -> str:
-    """A loopback HOST:PORT that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    """A loopback HOST:PORT that nobody listens on now. It is none of the ports that the kernel
+    gives to outgoing connections, one of which might take it before the server is there.
+    """
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", _LOWEST_PORT + secrets.randbelow(_ports())))
+            except OSError:
+                continue
+            return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def _ports() -> int:
+    """How many ports lie between the lowest that is taken here and those of the kernel."""
+    setting = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(setting.read_text().split()[0]) if setting.exists() else 32768
+    return max(1000, first - _LOWEST_PORT)
 
 
 class Stack:
