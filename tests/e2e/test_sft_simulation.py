@@ -51,7 +51,7 @@ def test_two_ranks_are_evaluated_as_they_go_and_a_resumed_run_not_again(tmp_path
     dataset = write_dataset(tmp_path / "data", task_samples(suite="approach", size=84))
     simulation = {
         "config": tasks,
-        "every_steps": 2,
+        "every_steps": 3,
         "episodes_per_task": 3,
         "overrides": ["env.processes=1"],
     }
@@ -60,7 +60,7 @@ def test_two_ranks_are_evaluated_as_they_go_and_a_resumed_run_not_again(tmp_path
     file = tmp_path / "sft.toml"
     file.write_text(dump_toml(config))
     said = vlarl("sft", str(file), "--run-dir", str(run_dir), ranks=2)
-    assert said.count("success in the simulator") == 2
+    assert said.count("success in the simulator") == 1
 
     evaluated = tmp_path / "eval"
     arguments = ["--checkpoint", str(run_dir / "checkpoint"), "--episodes-per-task", "3"]
@@ -77,8 +77,7 @@ def test_two_ranks_are_evaluated_as_they_go_and_a_resumed_run_not_again(tmp_path
     lines = list(read_lines(run_dir / "metrics.jsonl"))
     found = [(line["step"], line["success_rate"]) for line in lines if "success_rate" in line]
     total = json.loads((last / "evaluation.json").read_text())["total"]
-    assert [step for step, _ in found] == [2, 3]
-    assert found[1][1] == total["success_rate"]
+    assert found == [(3, total["success_rate"])]
 
     before = (last / "evaluation.json").stat().st_mtime_ns
     vlarl("sft", "--resume", str(run_dir))

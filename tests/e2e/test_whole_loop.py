@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -57,26 +56,6 @@ def test_the_loop_closes(
     page, pictures = write_report([run.run_dir], out=None)
     assert "3 of 3 iterations complete" in page.read_text()
     assert (pictures / "actions-plane-0.png").exists(), "no actions of two policies"
-
-
-def test_a_learned_reward_takes_part(
-    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
-) -> None:
-    judge = tmp_path / "judge"
-    shutil.copytree(checkpoint, judge)
-    (judge / "reward_model.json").write_text('{"version": "untrained"}')
-    settings = {"reward.model": "rprm", "reward.checkpoint": str(judge), "reward.threads": "1"}
-    once = {"trainer.iterations": "1", "evaluation.episodes_per_task": "0"}
-    run = Run(tmp_path / "run", checkpoint, **settings, **once)
-    process = run.start()
-    started.append(process)
-    assert process.wait(600) == 0, run.output.read_text()
-    (line,) = run.iterations()
-    # Nine steps of nothing solved: all that was paid is a tenth of what the judge said.
-    assert line["success_rate"] == 0
-    assert 0 < line["dense_return"] < 3
-    assert line["episode_return"] == pytest.approx(0.1 * line["dense_return"], rel=1e-5)
-    assert line["dense_share"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", ["policy", "env", "reward", "queue"])
