@@ -141,13 +141,12 @@ async def _train(
 
 
 def _server_config(config: RunConfig, metrics_listen: str | None) -> ServerConfig:
-    return ServerConfig(
-        listen=config.trainer.address,
-        metrics_listen=metrics_listen,
-        token_file=config.security.token_file,
-        tls_certificate=config.security.tls_certificate,
-        tls_key=config.security.tls_key,
-        drain_seconds=_DRAIN_SECONDS,
+    return config.security.secured(
+        ServerConfig(
+            listen=config.trainer.address,
+            metrics_listen=metrics_listen,
+            drain_seconds=_DRAIN_SECONDS,
+        )
     )
 
 

@@ -88,16 +88,14 @@ def server_config(
     drain_seconds: float,
 ) -> ServerConfig:
     """A server with the run's credentials."""
-    return ServerConfig(
-        listen=listen,
-        metrics_listen=metrics_listen,
-        address_file=address_file,
-        reflection=reflection,
-        drain_seconds=drain_seconds,
-        token_file=config.security.token_file,
-        tls_certificate=config.security.tls_certificate,
-        tls_key=config.security.tls_key,
-        tls_client_ca=config.security.tls_client_ca,
+    return config.security.secured(
+        ServerConfig(
+            listen=listen,
+            metrics_listen=metrics_listen,
+            address_file=address_file,
+            reflection=reflection,
+            drain_seconds=drain_seconds,
+        )
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlarl.config.base import Section
 
@@ -21,7 +22,9 @@ class ServerConfig(Section):
     metrics_address_file: Path | None = None
     """File that receives the bound HOST:PORT of the Prometheus endpoint."""
     token_file: Path | None = None
-    """File with the bearer token that clients must send; read again when it changes."""
+    """File with the bearer token that callers must send; read again when it changes."""
+    client_token_file: Path | None = None
+    """File with further tokens, which let their callers ask and change nothing."""
     tls_certificate: Path | None = None
     """Certificate chain (PEM). TLS is on when certificate and key are given."""
     tls_key: Path | None = None
@@ -81,6 +84,9 @@ class SecurityConfig(Section):
 
     token_file: Path | None = None
     """Bearer token that every call carries and every server demands."""
+    client_token_file: Path | None = None
+    """Further tokens, one a line, for clients from outside: they may ask for actions, tasks,
+    episodes, rewards and the run's state, and change neither weights nor the run."""
     tls_certificate: Path | None = None
     """The servers' certificate chain (PEM)."""
     tls_key: Path | None = None
@@ -93,6 +99,26 @@ class SecurityConfig(Section):
     """The clients' certificate chain (PEM), for mutual TLS."""
     tls_client_key: Path | None = None
     """The clients' private key (PEM), for mutual TLS."""
+
+    @model_validator(mode="after")
+    def _clients_are_told_from_services(self) -> Self:
+        if self.client_token_file is not None and self.token_file is None:
+            raise ValueError(
+                "client_token_file needs token_file: without it everybody may do everything"
+            )
+        return self
+
+    def secured(self, server: ServerConfig) -> ServerConfig:
+        """The server with these credentials."""
+        return server.model_copy(
+            update={
+                "token_file": self.token_file,
+                "client_token_file": self.client_token_file,
+                "tls_certificate": self.tls_certificate,
+                "tls_key": self.tls_key,
+                "tls_client_ca": self.tls_client_ca,
+            }
+        )
 
     def channel(self, timeout_seconds: float = 30.0) -> ChannelConfig:
         """Channel settings that fit these credentials."""

@@ -2,6 +2,9 @@
 
 Several lines make rotation gapless: add the new token below the old one everywhere, then move it
 to the top, then remove the old one. The file is read again whenever it changes.
+
+There are two kinds of callers. The run's own services may do everything; clients, whose tokens are
+in a file of their own, may ask and look on: `CLIENT_METHODS`.
 """
 
 from __future__ import annotations
@@ -12,11 +15,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from vlarl.config.base import ConfigError
-from vlarl.rpc.errors import Unauthenticated
+from vlarl.rpc.errors import PermissionDenied, Unauthenticated
 from vlarl.rpc.interception import Context, Guard, Method
 
 OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
 """Services that answer without a token: probes have none."""
+
+
+CLIENT_METHODS = {
+    "vlarl.policy.v1.PolicyService": {"PredictActions", "GetPolicy"},
+    "vlarl.env.v1.EnvService": {"ListTasks", "Interact"},
+    "vlarl.reward.v1.RewardService": {"ScoreTrajectory", "GetRewardModel"},
+    "vlarl.trainer.v1.TrainerService": {"GetStatus", "WatchIterations"},
+    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo"},
+}
+"""What a client's token is good for, by service."""
 
 
 class TokenError(ConfigError):
@@ -63,8 +76,13 @@ class TokenFile:
         return any(matches)
 
 
-def token_guard(token_file: TokenFile) -> Guard:
-    """Refuses calls without a valid token, except to health."""
+def token_guard(own: TokenFile, clients: TokenFile | None = None) -> Guard:
+    """Refuses calls without a valid token, except to health.
+
+    Args:
+        own: tokens of the run's services, good for every method.
+        clients: tokens that are good for `CLIENT_METHODS`.
+    """
 
     @contextlib.asynccontextmanager
     async def guard(method: Method, context: Context) -> AsyncIterator[None]:
@@ -73,8 +91,13 @@ def token_guard(token_file: TokenFile) -> Guard:
             sent = metadata.get("authorization")
             if not isinstance(sent, str) or not sent:
                 raise Unauthenticated("a bearer token is needed", reason="TOKEN_MISSING")
-            if not token_file.accepts(sent):
-                raise Unauthenticated("the bearer token is wrong", reason="TOKEN_WRONG")
+            if not own.accepts(sent):
+                if clients is None or not clients.accepts(sent):
+                    raise Unauthenticated("the bearer token is wrong", reason="TOKEN_WRONG")
+                if method.name not in CLIENT_METHODS.get(method.service, ()):
+                    raise PermissionDenied(
+                        f"a client's token isn't good for {method.name}", reason="SERVICES_ONLY"
+                    )
         yield
 
     return guard

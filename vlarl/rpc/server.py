@@ -98,7 +98,13 @@ class RpcServer:
     def _guards(self) -> list[Guard]:
         guards: list[Guard] = [metrics_guard(self.registry), error_guard]
         if self._config.token_file is not None:
-            guards.append(token_guard(TokenFile(self._config.token_file)))
+            clients = self._config.client_token_file
+            guards.append(
+                token_guard(
+                    TokenFile(self._config.token_file),
+                    None if clients is None else TokenFile(clients),
+                )
+            )
         return [*guards, limits_guard(self._config)]
 
     def _enable_reflection(self) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pool
 
 from tests.integration.rpc.conftest import Certificates
 from tests.integration.rpc.servicers import POLICY, Serve
 from vlarl.client import AsyncPolicyClient, PolicyClient, PolicyError
 from vlarl.config.network import ChannelConfig
-from vlarl.rpc.auth import TokenError
+from vlarl.env.v1 import env_pb2  # noqa: F401 - its descriptors
+from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
+from vlarl.reward.v1 import reward_pb2  # noqa: F401
+from vlarl.rpc.auth import CLIENT_METHODS, TokenError
 from vlarl.rpc.channel import check_health, open_channel, wait_until_serving
 from vlarl.rpc.server import ListenError
+from vlarl.trainer.v1 import trainer_pb2  # noqa: F401
 
 IMAGE, WISH = b"image", "lift the bowl"
-SECRET, WRONG = "secret", "wrong"
+SECRET, WRONG, ALICE = "secret", "wrong", "alice"
 
 
 def token(path: Path, text: str = SECRET) -> Path:
@@ -62,6 +68,44 @@ async def test_a_token_is_rotated_without_a_gap(serve: Serve, tmp_path: Path) ->
         assert served.policy.metadata["authorization"] == "Bearer fresh"
         token(at_server, "other")
         assert (await refused(client)).code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def update_weights(address: str, token: str) -> grpc.StatusCode:
+    """The code with which an update of the weights ends."""
+
+    async def parts() -> AsyncIterator[policy_pb2.UpdateWeightsRequest]:
+        yield policy_pb2.UpdateWeightsRequest(header=policy_pb2.AdapterHeader(version=4))
+
+    async with open_channel(address, token=token) as channel:
+        try:
+            await policy_pb2_grpc.PolicyServiceStub(channel).UpdateWeights(parts())
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+async def test_a_clients_token_is_good_for_asking_only(serve: Serve, tmp_path: Path) -> None:
+    clients = token(tmp_path / "clients", f"{ALICE}\nbob")
+    served = await serve(token_file=token(tmp_path / "token"), client_token_file=clients)
+    for name in (ALICE, "bob", SECRET):
+        async with AsyncPolicyClient(served.address, token=name) as client:
+            assert (await client.predict(IMAGE, WISH, seed=1)).policy_version == 3
+    assert await update_weights(served.address, ALICE) is grpc.StatusCode.PERMISSION_DENIED
+    assert await update_weights(served.address, "mallory") is grpc.StatusCode.UNAUTHENTICATED
+    assert await update_weights(served.address, SECRET) is grpc.StatusCode.OK
+    token(clients, "bob")
+    async with AsyncPolicyClient(served.address, token=ALICE) as client:
+        assert (await refused(client)).code is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_clients_are_told_what_there_is_and_nothing_that_changes_it() -> None:
+    pool = descriptor_pool.Default()
+    for service, methods in CLIENT_METHODS.items():
+        if service.startswith("vlarl."):
+            known = {method.name for method in pool.FindServiceByName(service).methods}
+            assert methods <= known
+    every = {name for methods in CLIENT_METHODS.values() for name in methods}
+    assert not every & {"UpdateWeights", "GetWeights", "Pause", "Resume", "Checkpoint"}
 
 
 async def test_a_missing_token_file_is_said_at_the_start(serve: Serve, tmp_path: Path) -> None:

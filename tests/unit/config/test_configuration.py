@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from vlarl.cli import app
@@ -13,6 +14,8 @@ from vlarl.config import (
     ConfigError,
     RewardModelConfig,
     RunConfig,
+    SecurityConfig,
+    ServerConfig,
     SftConfig,
     dump_toml,
     load_config,
@@ -167,3 +170,16 @@ def test_a_mistake_on_the_command_line_is_one_sentence() -> None:
     result = CliRunner().invoke(app, ["config", "show", "--set", "trainer.iteration=3"])
     assert result.exit_code == 2
     assert "did you mean 'iterations'?" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_server_gets_all_of_a_runs_credentials(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in SecurityConfig.model_fields}
+    secured = SecurityConfig(**files).secured(ServerConfig(listen="127.0.0.1:1", drain_seconds=3))
+    shared = SecurityConfig.model_fields.keys() & ServerConfig.model_fields.keys()
+    assert shared >= {"token_file", "client_token_file", "tls_key", "tls_client_ca"}
+    assert {name: getattr(secured, name) for name in shared} == {
+        name: files[name] for name in shared
+    }
+    assert (secured.listen, secured.drain_seconds) == ("127.0.0.1:1", 3)
+    with pytest.raises(ValidationError, match="client_token_file needs token_file"):
+        SecurityConfig(client_token_file=tmp_path / "clients")
