@@ -169,7 +169,7 @@ def _iteration(row: dict[str, object], place: str) -> Iteration:
 
 def _read_actions(path: Path) -> Actions:
     try:
-        with np.load(path) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             values = np.asarray(arrays["values"], dtype=np.float64)
         if values.ndim != 2 or not values.size:
             raise ValueError(f"actions of shape {values.shape}")
