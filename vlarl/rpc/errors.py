@@ -20,7 +20,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from vlarl.rpc.interception import Context, Method
+from vlarl.rpc.interception import Context, MalformedRequest, Method
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,9 @@ async def error_guard(method: Method, context: Context) -> AsyncIterator[None]:
         yield
     except ServiceError as error:
         await _abort(context, error)
+    except MalformedRequest:
+        text = f"these bytes are no message of {method.name}"
+        await _abort(context, InvalidRequest([("request", text)], reason="MALFORMED"))
     except grpc.aio.AbortError:
         raise
     except NotImplementedError as error:  # from the generated base class

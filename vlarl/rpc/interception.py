@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
+
+
+class MalformedRequest(ValueError):  # noqa: N818 - what it is, not what went wrong
+    """Bytes that are no message of the method, in the message's place."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,13 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         _, service, name = handler_call_details.method.split("/", 2)
         method = Method(service, name, handler.request_streaming or handler.response_streaming)
         kind, behaviour = _behaviour(handler)
+        behaviour = (_whole_stream if handler.request_streaming else _whole)(behaviour)
         wrapped = self._streaming if handler.response_streaming else self._single
         constructor: Any = getattr(grpc, f"{kind}_rpc_method_handler")
         return constructor(  # type: ignore[no-any-return]
-            wrapped(method, behaviour), handler.request_deserializer, handler.response_serializer
+            wrapped(method, behaviour),
+            _tolerant(handler.request_deserializer),
+            handler.response_serializer,
         )
 
     @contextlib.asynccontextmanager
@@ -97,3 +105,41 @@ def _behaviour(handler: Any) -> tuple[str, Any]:
     responses = "stream" if handler.response_streaming else "unary"
     kind = f"{requests}_{responses}"
     return kind, getattr(handler, kind)
+
+
+def _tolerant(deserialize: Any) -> Callable[[bytes], Any]:
+    """Bytes that can't be read become a `MalformedRequest`, which is raised inside the guards: gRPC
+    itself would answer INTERNAL, as if it were the server's fault, and no guard would count it.
+    """
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return MalformedRequest(str(error))
+
+    return read
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, MalformedRequest):
+        raise request
+    return request
+
+
+def _whole(behaviour: Any) -> Any:
+    def call(request: Any, context: Context) -> Any:
+        return behaviour(_checked(request), context)
+
+    return call
+
+
+def _whole_stream(behaviour: Any) -> Any:
+    async def checked(requests: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield _checked(request)
+
+    def call(requests: Any, context: Context) -> Any:
+        return behaviour(checked(requests), context)
+
+    return call

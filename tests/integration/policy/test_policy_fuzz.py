@@ -1,0 +1,74 @@
+"""Thousands of damaged requests: each is answered, with the right code, and the server lives."""
+
+from __future__ import annotations
+
+import os
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.fuzzing import bombard, bombard_stream, damaged
+from tests.integration.policy.policy_harness import KEY, PolicyProcess, frames
+from vlarl.client import AsyncPolicyClient
+from vlarl.policy.v1 import policy_pb2 as pb
+from vlarl.policy.v1 import policy_pb2_grpc
+from vlarl.rpc.channel import open_channel
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+SERVICE = "/vlarl.policy.v1.PolicyService"
+REQUESTS = int(os.environ.get("VLARL_FUZZ_REQUESTS", "2000"))
+"""CI's share; 10,000 were sent for THREATS.md."""
+STREAMS = REQUESTS // 10
+CODE = grpc.StatusCode
+
+
+async def test_damaged_requests_for_actions(
+    server: PolicyProcess,
+    stub: policy_pb2_grpc.PolicyServiceAsyncStub,
+    client: AsyncPolicyClient,
+) -> None:
+    image = frames(1)[0]
+    observation = pb.Observation(image=image, instruction="turn on the stove", seed=3)
+    good = [
+        pb.PredictActionsRequest(observations=[observation] * count, unnorm_key=KEY, temperature=t)
+        for count, t in ((1, 0.0), (2, 1.0))
+    ]
+    # Without the image, what is damaged is the message and not a pixel.
+    slight = pb.PredictActionsRequest(
+        observations=[pb.Observation(image=b"\xff\xd8", instruction="a")], unnorm_key=KEY
+    )
+    sources = [one.SerializeToString() for one in (*good, slight, slight, slight)]
+    rng = np.random.default_rng(11)
+    payloads = [damaged(rng, sources) for _ in range(REQUESTS)]
+    before = await client.predict(image, "turn on the stove", unnorm_key=KEY)
+    async with open_channel(server.address) as channel:
+        codes = await bombard(channel, f"{SERVICE}/PredictActions", payloads)
+    # A damaged pixel is a picture still.
+    assert set(codes) <= {CODE.INVALID_ARGUMENT, CODE.OK}, codes
+    assert codes[CODE.INVALID_ARGUMENT] > REQUESTS / 2, codes
+    after = await client.predict(image, "turn on the stove", unnorm_key=KEY)
+    assert after.token_ids.tolist() == before.token_ids.tolist()
+
+
+async def test_damaged_weights(
+    server: PolicyProcess, stub: policy_pb2_grpc.PolicyServiceAsyncStub
+) -> None:
+    header = pb.AdapterHeader(run_id="fuzz", version=10**6, dtype="float32", scaling=1.0)
+    header.tensors.add(layer="language_model.model.layers.0.self_attn.q_proj", shape=[4, 128])
+    parts = [
+        pb.UpdateWeightsRequest(header=header).SerializeToString(),
+        pb.UpdateWeightsRequest(chunk=pb.AdapterChunk(data=bytes(2048))).SerializeToString(),
+    ]
+    rng = np.random.default_rng(12)
+    streams = [
+        [damaged(rng, parts) if rng.random() < 0.7 else parts[place % 2] for place in range(3)]
+        for _ in range(STREAMS)
+    ]
+    before = await stub.GetPolicy(pb.GetPolicyRequest())
+    async with open_channel(server.address) as channel:
+        codes = await bombard_stream(channel, f"{SERVICE}/UpdateWeights", streams, answers=False)
+    assert set(codes) <= {CODE.INVALID_ARGUMENT, CODE.FAILED_PRECONDITION}, codes
+    after = await stub.GetPolicy(pb.GetPolicyRequest())
+    assert (after.run_id, after.policy_version) == (before.run_id, before.policy_version)
