@@ -19,6 +19,7 @@ from services.trainer.recording import RolloutRecorder
 from services.trainer.subject import Subject, load_subject
 from vlarl.config import RunConfig, load_config
 from vlarl.env.v1 import env_pb2
+from vlarl.libero import base_suite
 from vlarl.queue import RolloutQueue
 from vlarl.stack.supervisor import Stack, supervise
 from vlarl.stack.tasks import choose_tasks, suite_tasks
@@ -58,6 +59,8 @@ def run(
         config.tasks.indices,
         config.evaluation.episodes_per_task,
     )
+    if not subject.unnorm_key.startswith(base_suite(config.tasks.suite)):
+        protocol += f"; actions in the units of {subject.unnorm_key}, the only ones it has"
     config = _settled(config, chosen)
     folder = EvaluationFolder(out, protocol_of(config, subject))
     folder.save_config(config)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vlarl.cli.options import one_sentence_errors
+
 app = typer.Typer(help="Make and inspect OpenVLA checkpoints.", no_args_is_help=True)
 
 
@@ -18,8 +20,8 @@ def tiny(
     """Make a tiny untrained checkpoint: OpenVLA's format and code path, about a million weights."""
     from vlarl.openvla.tiny import make_tiny_checkpoint
 
-    if directory.exists() and any(directory.iterdir()):
-        raise typer.BadParameter(f"{directory} exists and is not empty")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise typer.BadParameter(f"{directory} exists and is no empty folder")
     make_tiny_checkpoint(directory, seed=seed)
     typer.echo(f"{directory}: an untrained OpenVLA of {_size(directory):,} parameters")
 
@@ -31,13 +33,16 @@ def show(
     """Show what a checkpoint holds, as the policy server reads it."""
     from vlarl.openvla.checkpoint import base_digest
     from vlarl.openvla.config import OpenVLAConfig
+    from vlarl.openvla.folder import check_folder
 
-    config = OpenVLAConfig.from_directory(directory)
-    typer.echo(f"parameters    {_size(directory):,}")
-    typer.echo(f"image size    {config.image_size}")
-    typer.echo(f"centre crop   {config.center_crop}")
-    typer.echo(f"un-norm keys  {', '.join(config.norm_stats)}")
-    typer.echo(f"digest        {base_digest(directory)}")
+    with one_sentence_errors():
+        check_folder(directory)
+        config = OpenVLAConfig.from_directory(directory)
+        typer.echo(f"parameters    {_size(directory):,}")
+        typer.echo(f"image size    {config.image_size}")
+        typer.echo(f"centre crop   {config.center_crop}")
+        typer.echo(f"un-norm keys  {', '.join(config.norm_stats)}")
+        typer.echo(f"digest        {base_digest(directory)}")
 
 
 def _size(directory: Path) -> int:

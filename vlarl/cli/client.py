@@ -14,6 +14,12 @@ from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_c
 from vlarl.invocation import invocation
 
 Token = Annotated[Path | None, typer.Option("--token-file", help="File with the bearer token.")]
+TlsCa = Annotated[Path | None, typer.Option("--tls-ca", help="Certificates (PEM) to trust.")]
+TlsCertificate = Annotated[
+    Path | None,
+    typer.Option("--tls-certificate", help="The client's own certificate, for mutual TLS."),
+]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="The client's own key.")]
 
 
 def act(
@@ -24,6 +30,9 @@ def act(
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     unnorm_key: Annotated[str, typer.Option(help="Dataset whose units are wanted.")] = "",
     token_file: Token = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Ask a policy server for one action."""
     from grpc import StatusCode
@@ -31,7 +40,13 @@ def act(
     from vlarl.client import PolicyClient, PolicyError
 
     try:
-        with PolicyClient(address, token_file=token_file) as policy:
+        with PolicyClient(
+            address,
+            token_file=token_file,
+            tls_ca=tls_ca,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+        ) as policy:
             action = policy.predict(
                 image.read_bytes(),
                 instruction,
@@ -75,11 +90,9 @@ def queue(config: ConfigFile = None, overrides: Overrides = None) -> None:
 def health(
     address: Annotated[str, typer.Argument(help="HOST:PORT of a server.")],
     timeout_seconds: Annotated[float, typer.Option(help="Time to wait for an answer.")] = 5.0,
-    tls_ca: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust.")] = None,
-    tls_certificate: Annotated[
-        Path | None, typer.Option(help="The client's own certificate, for mutual TLS.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The client's own key.")] = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Exit 0 if the server is ready, 1 if not: for container health checks."""
     from vlarl.config import ChannelConfig

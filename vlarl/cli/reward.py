@@ -42,7 +42,7 @@ def label(
 
         vlarl reward label datasets/object --plot labels/ --set lead_seconds=0.75
 
-    Keys of --set are those of `LabelConfig` in docs/configuration.md.
+    Keys of --set are those of [labels] in docs/configuration.md, without its name.
     """
     with one_sentence_errors():
         from services.trainer.rprm.labels import label_task

@@ -88,8 +88,16 @@ def _check_stack(settings: RunConfig) -> None:
     if settings.reward.checkpoint is not None:
         reward_model_version(settings.reward.checkpoint)
         check_whole(settings.reward.checkpoint)
+    _check_unnorm_key(settings)
     tasks = suite_tasks(settings.env, settings.tasks.suite)
     choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
+
+
+def _check_unnorm_key(settings: RunConfig) -> None:
+    from services.trainer.episodes import chosen_unnorm_key
+    from vlarl.openvla.config import OpenVLAConfig
+
+    chosen_unnorm_key(settings, OpenVLAConfig.from_directory(settings.policy.checkpoint))
 
 
 def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:
@@ -98,5 +106,6 @@ def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:
     from vlarl.queue import check_queue
 
     check_folder(settings.policy.checkpoint)
+    _check_unnorm_key(settings)
     if first_rank() and not places:
         asyncio.run(check_queue(settings.queue))

@@ -64,10 +64,13 @@ def policy(
     }
     section = run.policy.model_copy(update={k: v for k, v in chosen.items() if v is not None})
     configure_logging(verbose)
-    from services.policy.server import serve
-
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
+        from vlarl.openvla.folder import check_folder
+
+        check_folder(section.checkpoint)  # before vLLM is loaded, which takes a while
+        from services.policy.server import serve
+
         asyncio.run(serve(section, server, run.security.channel()))
 
 

@@ -52,7 +52,7 @@ def _reference() -> list[str]:
 
 
 def _section(section: type[Section], path: str) -> list[str]:
-    summary = (section.__doc__ or "").splitlines()[0]
+    summary = " ".join((section.__doc__ or "").partition("\n\n")[0].split())
     title = f"`[{path}]`" if path else "Top level"
     lines = ["", f"## {title}", "", summary, "", "| key | type | default | meaning |"]
     lines.append("| --- | --- | --- | --- |")

@@ -72,7 +72,8 @@ def explain(root: type[Section], error: ValidationError, source: str) -> ConfigE
             said = str(problem["ctx"]["error"])
             lines.append(f"{key}: {said}" if key else said)
         else:
-            lines.append(f"{key}: {problem['msg']} (got {problem['input']!r})")
+            hint = "; write a list as [0, 1]" if problem["type"] == "tuple_type" else ""
+            lines.append(f"{key}: {problem['msg']} (got {problem['input']!r}){hint}")
     return ConfigError(f"{source}: " + "\n  ".join(["", *lines]).strip())
 
 

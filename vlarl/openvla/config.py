@@ -128,9 +128,11 @@ class OpenVLAConfig:
         directory = Path(directory)
         if not directory.is_dir():
             raise ConfigError(
-                f"there is no checkpoint folder {directory}; `{invocation()} checkpoint tiny DIR` "
-                "makes an untrained one"
+                f"there is no checkpoint folder {directory} (seen from {Path.cwd()}); "
+                f"`{invocation()} checkpoint tiny DIR` makes an untrained one"
             )
+        if not (directory / "config.json").exists():
+            raise ConfigError(f"{directory} is no checkpoint: config.json is missing")
         raw = _read_json(directory / "config.json")
         try:
             return cls._from_json(raw, _statistics(raw, directory), directory.resolve().name)
