@@ -59,7 +59,7 @@ def run(
         config.tasks.indices,
         config.evaluation.episodes_per_task,
     )
-    if not subject.unnorm_key.startswith(base_suite(config.tasks.suite)):
+    if not config.unnorm_key and not subject.unnorm_key.startswith(base_suite(config.tasks.suite)):
         protocol += f"; actions in the units of {subject.unnorm_key}, the only ones it has"
     config = _settled(config, chosen)
     folder = EvaluationFolder(out, protocol_of(config, subject))

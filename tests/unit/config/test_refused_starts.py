@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from tests.integration.trainer.demonstrated import sft_config, write_dataset
 from vlarl.cli import app
+from vlarl.config import dump_toml
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
@@ -28,7 +31,8 @@ def refusal(run_dir: Path, *arguments: str) -> str:
     [
         (["tasks.suite=libero_spatal"], "unknown suite 'libero_spatal'; did you mean 'libero_sp"),
         (["tasks.indices=[0, 4]"], "suite 'reach' has tasks 0 to 0, so there is no number 4"),
-        (["policy.checkpoint=nowhere"], "there is no checkpoint folder nowhere; `"),
+        (["policy.checkpoint=nowhere"], "there is no checkpoint folder nowhere (seen from "),
+        (["unnorm_key=bridge"], "no dataset statistics named 'bridge'; the checkpoint has: reach"),
         (
             ["reward.model=rprm", "reward.checkpoint=policies/reach"],
             "policies/reach is no reward model (reward_model.json is missing): `",
@@ -39,6 +43,31 @@ def test_the_stack_is_not_started(tmp_path: Path, settings: list[str], sentence:
     overrides = [part for setting in settings for part in ("--set", setting)]
     said = refusal(tmp_path / "run", "up", str(ROOT / "configs/reach.toml"), *overrides)
     assert said.startswith(f"error: {sentence}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["checkpoint", "show"], ["serve", "policy", "--checkpoint"], ["status"]],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_a_folder_that_is_something_else_is_named(arguments: list[str]) -> None:
+    refused = CliRunner().invoke(app, [*arguments, str(ROOT / "docs")])
+    assert refused.exit_code == 1
+    assert " is missing" in refused.output
+    assert len(refused.output.strip().splitlines()) == 1
+
+
+def test_fine_tuning_looks_at_what_it_shall_simulate(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data")
+    tasks = tmp_path / "tasks.toml"
+    tasks.write_text('[tasks]\nsuite = "reach"\nindices = [3]\n')
+    simulation = {"config": tasks, "every_steps": 2}
+    file = tmp_path / "sft.toml"
+    file.write_text(dump_toml(sft_config(tmp_path / "data", simulation=simulation)))
+    said = refusal(tmp_path / "run", "sft", str(file))
+    assert said == "error: suite 'reach' has tasks 0 to 0, so there is no number 3"
+    with pytest.raises(ValidationError, match="must be a multiple"):
+        sft_config(tmp_path / "data", simulation={**simulation, "every_steps": 3})
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
