@@ -111,8 +111,8 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert refused.exit_code == 1
     assert refused.output.strip() == (
-        f"error: there is no checkpoint folder {tmp_path / 'none'}; `{invocation()} checkpoint "
-        "tiny DIR` makes an untrained one"
+        f"error: there is no checkpoint folder {tmp_path / 'none'} (seen from {Path.cwd()}); "
+        f"`{invocation()} checkpoint tiny DIR` makes an untrained one"
     )
     assert not (tmp_path / "out").exists()
 
