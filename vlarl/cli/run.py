@@ -81,31 +81,31 @@ def up(
 
 def _check_stack(settings: RunConfig) -> None:
     """Finds out what would otherwise end a service once all have been started."""
-    from vlarl.openvla.folder import check_folder, check_whole, reward_model_version
+    from vlarl.openvla.folder import check_whole, reward_model_version
     from vlarl.stack.tasks import choose_tasks, suite_tasks
 
-    check_folder(settings.policy.checkpoint)
+    _check_policy(settings)
     if settings.reward.checkpoint is not None:
         reward_model_version(settings.reward.checkpoint)
         check_whole(settings.reward.checkpoint)
-    _check_unnorm_key(settings)
     tasks = suite_tasks(settings.env, settings.tasks.suite)
     choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
 
 
-def _check_unnorm_key(settings: RunConfig) -> None:
+def _check_policy(settings: RunConfig) -> None:
+    """Looks for the checkpoint, and in it for the statistics that actions are in."""
     from services.trainer.episodes import chosen_unnorm_key
     from vlarl.openvla.config import OpenVLAConfig
+    from vlarl.openvla.folder import check_folder
 
+    check_folder(settings.policy.checkpoint)
     chosen_unnorm_key(settings, OpenVLAConfig.from_directory(settings.policy.checkpoint))
 
 
 def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:
-    """Looks for the checkpoint, and for the queue where nobody has just started one."""
-    from vlarl.openvla.folder import check_folder
+    """Looks for the policy, and for the queue where nobody has just started one."""
     from vlarl.queue import check_queue
 
-    check_folder(settings.policy.checkpoint)
-    _check_unnorm_key(settings)
+    _check_policy(settings)
     if first_rank() and not places:
         asyncio.run(check_queue(settings.queue))

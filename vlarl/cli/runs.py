@@ -53,9 +53,7 @@ def choose_run(
     if resume is not None:
         if config is not None or run_dir is not None:
             raise ConfigError("--resume takes the run's own configuration; use --set to change it")
-        saved = resume / "config.toml"
-        if not saved.exists():
-            raise ConfigError(f"{resume}: no run here (config.toml is missing)")
+        saved = saved_config(resume)
         settings, before = read_section(root, saved, overrides), read_section(root, saved, None)
         if (settings.name, settings.seed) != (before.name, before.seed):
             raise ConfigError("a run that goes on keeps its name and its seed; begin a new one")
@@ -77,6 +75,18 @@ def choose_run(
     if first_rank():
         _begin(settings, directory)
     return settings, directory
+
+
+def saved_config(run: Path) -> Path:
+    """The configuration that a run's folder holds.
+
+    Raises:
+        ConfigError: it is no run's folder.
+    """
+    saved = run / "config.toml"
+    if not saved.exists():
+        raise ConfigError(f"{run}: no run here (config.toml is missing)")
+    return saved
 
 
 def check_sources(settings: SftConfig | RewardModelConfig) -> None:

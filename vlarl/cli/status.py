@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_config
+from vlarl.cli.runs import saved_config
 from vlarl.config import ConfigError
 from vlarl.invocation import invocation
 
@@ -80,9 +81,7 @@ def _look(run: Path | None, file: Path | None, overrides: list[str] | None) -> O
     """Everything anew: replicas come and go, and a run that is resumed has other addresses."""
     from vlarl.status import addresses_of_config, addresses_of_run, look
 
-    if run is not None and not (run / "config.toml").exists():
-        raise ConfigError(f"{run}: no run here (config.toml is missing)")
-    config = read_config(run / "config.toml" if run is not None else file, overrides)
+    config = read_config(file if run is None else saved_config(run), overrides)
     try:
         found = addresses_of_config(config) if run is None else addresses_of_run(run)
     except OSError as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,20 +12,11 @@ import yaml
 
 pytest.importorskip("grafana_foundation_sdk", reason="requirements/dev.txt has it")
 
+from tests.unit.deploy.tools import dashboards_code
+
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
 GRAFANA = ROOT / "deploy/grafana"
-
-
-def dashboards_code() -> ModuleType:
-    """deploy/grafana/build.py, which lies in no package."""
-    specification = importlib.util.spec_from_file_location("dashboards", GRAFANA / "build.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["dashboards"] = module  # its dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
