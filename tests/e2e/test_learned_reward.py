@@ -11,7 +11,6 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ import yaml
 pytest.importorskip("grafana_foundation_sdk", reason="requirements/dev.txt has it")
 
 from tests.e2e.stack import ROOT, Run, wait_for
-from tests.unit.deploy.test_dashboards import dashboards_code
-from tests.unit.deploy.tools import find_tool
+from tests.unit.deploy.tools import dashboards_code, find_tool
 from vlarl.stack.supervisor import free_address
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -56,7 +54,7 @@ class Prometheus:
         command += [f"--config.file={folder / 'prometheus.yml'}"]
         command += [f"--storage.tsdb.path={folder / 'data'}"]
         with (folder / "log.txt").open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def ask(self, what: str, **parameters: object) -> dict[str, Any]:
         """The `data` of an answer of its HTTP interface."""
@@ -64,15 +62,6 @@ class Prometheus:
         with urllib.request.urlopen(url, timeout=20) as answer:
             data: dict[str, Any] = json.loads(answer.read())["data"]
         return data
-
-
-@pytest.fixture
-def stopped() -> Iterator[list[subprocess.Popen[bytes]]]:
-    processes: list[subprocess.Popen[bytes]] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.wait()
 
 
 def metrics_addresses(run: Run) -> dict[str, str]:
@@ -86,17 +75,16 @@ def metrics_addresses(run: Run) -> dict[str, str]:
 
 
 def test_it_takes_part_and_every_panel_has_something_to_show(
-    tmp_path: Path,
-    checkpoint: Path,
-    started: list[subprocess.Popen[bytes]],
-    stopped: list[subprocess.Popen[bytes]],
+    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
 ) -> None:
     judge, folder = tmp_path / "judge", tmp_path / "prometheus"
     shutil.copytree(checkpoint, judge)
     (judge / "reward_model.json").write_text('{"version": "untrained"}')
     folder.mkdir()
     settings = {"reward.model": "rprm", "reward.checkpoint": str(judge), "reward.threads": "1"}
-    run = Run(tmp_path / "run", checkpoint, **settings, **{"trainer.iterations": "2"})
+    # What only the last evaluation says, the trainer may take along before it has been scraped.
+    course = {"trainer.iterations": "2", "evaluation.every_iterations": "1"}
+    run = Run(tmp_path / "run", checkpoint, **settings, **course)
     process = run.start()
     started.append(process)
     wait_for((run.run_dir / "addresses.txt").exists, process, run)
@@ -106,7 +94,7 @@ def test_it_takes_part_and_every_panel_has_something_to_show(
     prometheus = None
     if found := find_tool("prometheus"):
         prometheus = Prometheus(found, folder, addresses)
-        stopped.append(prometheus.process)
+        started.append(prometheus.process)
     assert process.wait(600) == 0, run.output.read_text()
 
     for line in run.iterations():
