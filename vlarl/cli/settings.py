@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
+from typing import Annotated
 
 import typer
 
-from vlarl.cli.options import ConfigFile, Overrides, read_config
+from vlarl.cli.options import ConfigFile, Overrides, read_section
 from vlarl.config import AblationConfig, RewardModelConfig, RunConfig, SftConfig, dump_toml
 from vlarl.config.base import Section, nested_section
 
 app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
 
 
+class Kind(StrEnum):
+    """Which command a configuration is for."""
+
+    RUN = "run"
+    SFT = "sft"
+    ABLATE = "ablate"
+    REWARD = "reward"
+
+
+_ROOTS: dict[Kind, type[Section]] = {
+    Kind.RUN: RunConfig,
+    Kind.SFT: SftConfig,
+    Kind.ABLATE: AblationConfig,
+    Kind.REWARD: RewardModelConfig,
+}
+
+
 @app.command()
-def show(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def show(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            "--of", help="What the file configures: vlarl up, sft, ablate, or reward train."
+        ),
+    ] = Kind.RUN,
+) -> None:
     """Print the resolved configuration: the file, its overrides, and every default."""
-    typer.echo(dump_toml(read_config(config, overrides)), nl=False)
+    typer.echo(dump_toml(read_section(_ROOTS[kind], config, overrides)), nl=False)
 
 
 @app.command()

@@ -80,6 +80,17 @@ def save_config(config: Section, directory: Path) -> None:
     partial.replace(directory / "config.toml")
 
 
+def runs_inside(directory: Path) -> str:
+    """What to add to "not a run's folder": the runs that `vlarl ablate` or a user keeps in it, as a
+    further half-sentence; empty where there are none.
+    """
+    names = sorted(found.parent.name for found in directory.glob("*/config.toml"))
+    if not names:
+        return ""
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    return f"; the runs inside it are {shown}"
+
+
 def dump_toml(config: Section) -> str:
     """The section as TOML that `load_section` reads back equal; unset keys are left out."""
     return "\n".join(_toml_lines(config.model_dump(mode="json", exclude_none=True), ())) + "\n"

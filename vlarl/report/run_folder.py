@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from vlarl import __version__
 from vlarl.config import ConfigError, RunConfig, SftConfig, load_config, load_section
+from vlarl.config.files import runs_inside
 from vlarl.report.lines import ReportError, read_lines
 from vlarl.report.records import (
     Actions,
@@ -140,7 +141,7 @@ def _read_config(path: Path) -> RunConfig:
             "evaluations are found"
         )
     if not saved.exists():
-        raise ReportError(f"{path}: not a run's folder (config.toml is missing)")
+        raise ReportError(f"{path}: not a run's folder (config.toml is missing){runs_inside(path)}")
     try:
         return load_config(saved)
     except ConfigError as error:

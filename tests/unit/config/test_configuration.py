@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,19 @@ def test_every_key_is_explained() -> None:
 def test_the_reference_is_up_to_date() -> None:
     shown = CliRunner().invoke(app, ["config", "reference"])
     assert shown.output == (ROOT / "docs/configuration.md").read_text(), "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [("sft", "sft-reach"), ("ablate", "ablations-reach"), ("reward", "reward-reach")],
+)
+def test_other_commands_configurations_are_shown(kind: str, file: str) -> None:
+    path = str(ROOT / f"configs/{file}.toml")
+    shown = CliRunner().invoke(app, ["config", "show", "--config", path, "--of", kind])
+    assert shown.exit_code == 0, shown.output
+    values = tomllib.loads(shown.output)
+    assert values["name"] == file
+    assert CliRunner().invoke(app, ["config", "show", "--config", path]).exit_code == 2
 
 
 def test_a_mistake_on_the_command_line_is_one_sentence() -> None:
