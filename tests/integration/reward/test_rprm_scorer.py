@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -18,7 +20,7 @@ pytest.importorskip("transformers")
 from services.reward.rprm import RprmScorer, dense_rewards  # noqa: E402
 from services.reward.scorer import Unscorable, build_scorer, score_all  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
-from vlarl.config import RewardConfig  # noqa: E402
+from vlarl.config import QueueConfig, RewardConfig  # noqa: E402
 from vlarl.openvla.config import ConfigError  # noqa: E402
 from vlarl.openvla.images import (  # noqa: E402
     PixelNormalizer,
@@ -30,6 +32,7 @@ from vlarl.openvla.modeling import load_model, pad_prompts  # noqa: E402
 from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
+from vlarl.queue import Delivery, RolloutQueue  # noqa: E402
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
@@ -204,11 +207,12 @@ def test_a_policy_is_no_reward_model(tmp_path: Path) -> None:
         RewardConfig(model="rprm")
 
 
-@pytest.mark.slow
-async def test_it_serves_as_a_process_of_its_own(
-    checkpoint: Path, valkey: Valkey, tmp_path: Path
-) -> None:
-    settings = {
+@contextlib.asynccontextmanager
+async def started(
+    checkpoint: Path, valkey: Valkey, address: Path, **settings: object
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A reward server as a process, once it has written down where it listens."""
+    settings |= {
         "queue.url": valkey.url,
         "reward.model": "rprm",
         "reward.checkpoint": str(checkpoint),
@@ -216,14 +220,27 @@ async def test_it_serves_as_a_process_of_its_own(
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "vlarl", "serve", "reward", "--listen", "127.0.0.1:0"),
-        *("--address-file", str(tmp_path / "address")),
+        *("--address-file", str(address)),
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
     )
     try:
-        while not (tmp_path / "address").exists():
+        while not address.exists():
             assert process.returncode is None
             await asyncio.sleep(0.05)
-        async with open_channel((tmp_path / "address").read_text().strip()) as channel:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.slow
+async def test_it_serves_as_a_process_of_its_own(
+    checkpoint: Path, valkey: Valkey, tmp_path: Path
+) -> None:
+    address = tmp_path / "address"
+    async with started(checkpoint, valkey, address) as process:
+        async with open_channel(address.read_text().strip()) as channel:
             await wait_until_serving(channel, "vlarl.reward.v1.RewardService", 60)
             stub = reward_pb2_grpc.RewardServiceStub(channel)
             model = await stub.GetRewardModel(reward_pb2.GetRewardModelRequest())
@@ -239,7 +256,48 @@ async def test_it_serves_as_a_process_of_its_own(
         assert [f for f, _ in violations(refused.value)] == ["trajectory.steps[2].action.token_ids"]
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 30) == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+
+
+@pytest.mark.slow
+async def test_what_a_killed_server_had_in_hand_is_scored_by_two_others(
+    checkpoint: Path, valkey: Valkey, tmp_path: Path
+) -> None:
+    settings = {
+        "queue.claim_after_seconds": 1,
+        "reward.batch_trajectories": 1,
+        "reward.batch_steps": 1,  # slow, so that both others get some
+    }
+    names = [f"e{number}" for number in range(12)]
+    async with RolloutQueue(QueueConfig(url=valkey.url)) as queue, contextlib.AsyncExitStack() as s:
+        await queue.issue(rollout_pb2.EpisodeSpec(episode_id=name, run_id="r") for name in names)
+        for seed, _ in enumerate(names):
+            episode = await queue.next_episode("worker")
+            assert episode is not None
+            one = trajectory(20, seed=seed)
+            one.spec.CopyFrom(episode.message)
+            await queue.finish_episode(episode, one)
+
+        async def in_work() -> int:
+            return {state.stream: state.pending for state in await queue.states()}["trajectories"]
+
+        dying = await s.enter_async_context(
+            started(checkpoint, valkey, tmp_path / "dying", **settings)
+        )
+        while not await in_work():
+            await asyncio.sleep(0.005)
+        dying.kill()
+        await dying.wait()
+        assert await in_work() == 1
+        for name in "one", "other":
+            await s.enter_async_context(started(checkpoint, valkey, tmp_path / name, **settings))
+        scored: list[Delivery[rollout_pb2.Trajectory]] = []
+        while len(scored) < len(names):
+            scored += await queue.next_scored("r", len(names))
+        assert await queue.next_scored("r", 1, block_seconds=0.5) == []
+        consumers = {state.stream: state.consumers for state in await queue.states()}
+    assert consumers["trajectories"] == 3
+    assert sorted(found.message.spec.episode_id for found in scored) == sorted(names)
+    assert {found.message.scores.version for found in scored} == {"one"}
+    last = next(found.message for found in scored if found.message.spec.episode_id == names[-1])
+    expected = by_hand(checkpoint, last)
+    assert list(last.scores.dense) == pytest.approx(expected, abs=1e-5)
