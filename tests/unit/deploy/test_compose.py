@@ -1,6 +1,5 @@
-"""docker-compose.yml, the Dockerfiles and their lock files, judged by the real tools.
-
-tests/e2e/test_compose_engine.py starts containers.
+"""docker-compose.yml, the Dockerfiles and their lock files, judged by the real tools. No container
+is started.
 """
 
 from __future__ import annotations
