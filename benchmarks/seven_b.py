@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import Report
+from benchmarks.sizing import original_sizes
 from services.trainer.batch import Experience, build_batch
 from services.trainer.learner import Learner
 from services.trainer.observations import Observations, Preparation
@@ -106,15 +106,8 @@ def now() -> float:
 def make_checkpoint(directory: Path, *, full_size: bool) -> None:
     """A tiny checkpoint, then the original's sizes and random weights of theirs."""
     make_tiny_checkpoint(directory, image_size=224)
-    if not full_size:
-        return
-    path = directory / "config.json"
-    raw = json.loads(path.read_text())
-    del raw["timm_model_kwargs"]
-    raw["pad_token_id"] = 32000
-    raw["text_config"] = {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 32000}
-    path.write_text(json.dumps(raw))
-    save_tensors(directory, random_tensors(OpenVLAConfig.from_directory(directory)))
+    if full_size:
+        save_tensors(directory, random_tensors(original_sizes(directory)))
 
 
 def random_tensors(config: OpenVLAConfig) -> Iterator[tuple[str, Tensor]]:

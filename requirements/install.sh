@@ -10,8 +10,9 @@ shift
 pip=("$python" -m pip --quiet --disable-pip-version-check)
 quiet() { "$@" 2> >(grep -v 'is ignored: it is neither' >&2 || true); }
 
-torch=$(cat "$@" | grep '^torch==')
-if ! "${pip[@]}" install --no-deps ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$torch" 2>/dev/null; then
+torch=$(cat "$@" | grep '^torch==' || true)
+if [ -n "$torch" ] &&
+    ! "${pip[@]}" install --no-deps ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$torch" 2>/dev/null; then
     echo "no CPU build of torch in the configured indexes; taking the default build" >&2
     quiet "${pip[@]}" install "${torch%+cpu}"
 fi

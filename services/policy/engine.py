@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import multiprocessing
 import os
 import tempfile
@@ -24,18 +23,16 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from services.policy.kv_cache import MAX_BATCHED_TOKENS, kv_cache_bytes, longest_sequence
 from services.policy.metrics import PolicyMetrics
 from services.policy.processing import engine_input
 from vlarl.config import PolicyConfig
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.tokens import ActionTokenizer
 
-MAX_PROMPT_TOKENS = 240
-"""Most tokens of an instruction's whole prompt, image tokens aside."""
-_MAX_BATCHED_TOKENS = 8192
 _SHUTDOWN_SECONDS = 1.0
 
-__all__ = ["MAX_PROMPT_TOKENS", "EngineDeadError", "PolicyEngine", "SampledAction", "engine_args"]
+__all__ = ["EngineDeadError", "PolicyEngine", "SampledAction", "engine_args"]
 
 
 @dataclass(frozen=True)
@@ -60,22 +57,21 @@ def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if on_gpu else "float32"
-    max_model_len = model.num_patches + MAX_PROMPT_TOKENS + model.action_dim
     return AsyncEngineArgs(
         model=str(config.checkpoint),
         dtype=dtype,
         skip_tokenizer_init=True,
         generation_config="vllm",
         seed=0,
-        max_model_len=max_model_len,
+        max_model_len=longest_sequence(model),
         max_num_seqs=config.max_batch,
-        kv_cache_memory_bytes=_kv_cache_bytes(config, model, dtype, max_model_len),
+        kv_cache_memory_bytes=kv_cache_bytes(config, model, 4 if dtype == "float32" else 2),
         # Not used beside that, and yet the engine asks for so much free memory when it starts.
         gpu_memory_utilization=0.01,
         enforce_eager=not on_gpu,
         # A request's own seed together with chunked prefill kills the engine on a CPU.
         enable_chunked_prefill=False,
-        max_num_batched_tokens=_MAX_BATCHED_TOKENS,
+        max_num_batched_tokens=MAX_BATCHED_TOKENS,
         # Nothing computed with old weights may outlive a swap.
         enable_prefix_caching=False,
         mm_processor_cache_gb=0,
@@ -87,20 +83,6 @@ def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
         distributed_executor_backend=UniProcExecutor,
         disable_log_stats=True,
     )
-
-
-def _kv_cache_bytes(
-    config: PolicyConfig, model: OpenVLAConfig, dtype: str, max_model_len: int
-) -> int:
-    if config.kv_cache_mib is not None:
-        return config.kv_cache_mib << 20
-    text = model.text
-    head_dim = text.hidden_size // text.num_attention_heads
-    itemsize = 4 if dtype == "float32" else 2
-    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * itemsize
-    # Requests take whole blocks, of 128 tokens on a CPU.
-    tokens = math.ceil(max_model_len / 128 + 1) * 128 * config.max_batch
-    return max(token_bytes * tokens, 64 << 20)
 
 
 async def _construct(args: AsyncEngineArgs) -> AsyncLLM:

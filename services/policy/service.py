@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.policy.engine import MAX_PROMPT_TOKENS, EngineDeadError, PolicyEngine, SampledAction
+from services.policy.engine import EngineDeadError, PolicyEngine, SampledAction
+from services.policy.kv_cache import MAX_PROMPT_TOKENS
 from services.policy.metrics import PolicyMetrics
 from services.policy.swap import SwapFailedError, VersionRefused, WeightsLostError, WeightSwapper
 from vlarl.adapter import AdapterError

@@ -1,0 +1,85 @@
+"""The arithmetic of docs/sizing.md against what was measured on an H100 (docs/benchmarks.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from benchmarks import sizing
+from benchmarks.sizing import GIB, GPU_BYTES
+from vlarl.config import RunConfig, load_config
+from vlarl.openvla.config import OpenVLAConfig
+
+pytestmark = pytest.mark.torch
+
+MEASURED = Path("docs/benchmarks.md").read_text().partition("A model of OpenVLA-7B's size")[2]
+
+
+def measured(name: str) -> float:
+    """The number in a row of docs/benchmarks.md."""
+    (row,) = (line for line in MEASURED.splitlines() if line.startswith(f"| {name} |"))
+    return float(row.split("|")[2])
+
+
+@pytest.fixture(scope="module")
+def model() -> OpenVLAConfig:
+    return sizing.openvla_7b()
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return load_config(Path("configs/libero-7b.toml"))
+
+
+def test_parameters_are_the_original_models(model: OpenVLAConfig) -> None:
+    assert sizing.parameter_counts(model) == {
+        "first tower": 303_230_976,
+        "second tower": 427_680_704,
+        "projector": 71_385_600,
+        "language model": 6_738_939_904,
+    }
+
+
+def test_the_trainers_tensors_are_those_measured(config: RunConfig, model: OpenVLAConfig) -> None:
+    tensors = sizing.trainer_tensors(config.trainer, model)
+    assert tensors["weights"] / GIB == pytest.approx(measured("memory: weights"), rel=0.01)
+    at_rest = tensors["weights"] + tensors["LoRA factors, float32"]
+    assert at_rest / GIB == pytest.approx(measured("memory: trainer at rest"), rel=0.01)
+    sent = 2 * sizing.factor_count(model, config.trainer.lora.rank)
+    assert sent / 2**20 == pytest.approx(measured("factors sent"), rel=0.001)
+    # Fine-tuning, with the same micro-batch and the same factors, but for the critic.
+    most = measured("memory: SFT, at most")
+    assert 1.0 <= sum(tensors.values()) / GIB / most <= 1.1
+
+
+def test_a_token_in_the_kv_cache_takes_half_a_mebibyte(
+    config: RunConfig, model: OpenVLAConfig
+) -> None:
+    # 2 (keys, values) x 32 layers x 4096 x 2 bytes; 16 actions of 640 tokens.
+    cache = sizing.policy_budget(config, model)["KV cache"]
+    assert cache == 16 * 640 * (2 * 32 * 4096 * 2)
+
+
+@pytest.mark.parametrize("run", ["configs/libero-7b.toml", "deploy/compose/run-7b.toml"])
+def test_every_layout_fits_even_where_learning_takes_the_most_ever_measured(
+    run: str, model: OpenVLAConfig
+) -> None:
+    config = load_config(Path(run))
+    estimated = sum(sizing.trainer_tensors(config.trainer, model).values())
+    worst = max(0, measured("memory: learning, at most") * GIB - estimated)
+    for layout, budgets in sizing.layouts(config, model).items():
+        total = sum(sum(budget.values()) for budget in budgets.values())
+        assert total + worst < 0.9 * GPU_BYTES, layout
+
+
+def test_a_smaller_checkpoint_takes_less(
+    config: RunConfig, model: OpenVLAConfig, tmp_path: Path
+) -> None:
+    from vlarl.openvla.tiny import make_tiny_checkpoint
+
+    tiny = make_tiny_checkpoint(tmp_path)
+    for part, size in sizing.trainer_tensors(config.trainer, tiny).items():
+        assert 0 < size < sizing.trainer_tensors(config.trainer, model)[part], part
