@@ -60,7 +60,12 @@ def act(
             )
     except (PolicyError, ValueError) as error:  # ConfigError is a ValueError
         hint = ""
-        if isinstance(error, PolicyError) and error.code is StatusCode.UNAVAILABLE:
+        # A server that gives a reason is there.
+        if (
+            isinstance(error, PolicyError)
+            and not error.reason
+            and error.code is StatusCode.UNAVAILABLE
+        ):
             start = f"{invocation()} serve policy --checkpoint DIR"
             hint = f"; start a server with `{start}`, or name another one with --address"
         typer.secho(f"error: {error}{hint}", fg="red", err=True)
