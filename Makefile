@@ -28,6 +28,7 @@ lint: setup ## Formatting, lint, strict types, protos
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against tests/golden/contract-0.1.0.binpb
 	@if git rev-parse -q --verify main >/dev/null; then \
 	    $(BIN)/buf breaking --against '.git#branch=main'; fi
 
@@ -37,9 +38,10 @@ protos: setup ## Regenerate the stubs from protos/
 	    --mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/vlarl/*/v1/*.proto
 	rm -f vlarl/rollout/v1/*_grpc.py*  # rollout has messages only
 
-docs: setup ## Regenerate docs/configuration.md and docs/prometheus.md
+docs: setup ## Regenerate docs/configuration.md, docs/prometheus.md and docs/api.md
 	$(BIN)/vlarl config reference > docs/configuration.md
 	PYTHONPATH=. $(BIN)/python scripts/prometheus_reference.py > docs/prometheus.md
+	PYTHONPATH=. $(BIN)/python scripts/api_reference.py > docs/api.md
 
 bench: setup $(CHECKPOINT)/config.json ## Run the benchmarks and print their tables
 	@scripts/bench.sh

@@ -13,11 +13,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlarl.client import Action, AsyncPolicyClient, PolicyClient
+    from vlarl.client import Action, AsyncPolicyClient, PolicyClient, PolicyError
+    from vlarl.env_client import EnvClient, EnvError
 
     __version__: str
 
-__all__ = ["Action", "AsyncPolicyClient", "PolicyClient", "__version__"]
+__all__ = [
+    "Action",
+    "AsyncPolicyClient",
+    "EnvClient",
+    "EnvError",
+    "PolicyClient",
+    "PolicyError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -26,7 +35,7 @@ def __getattr__(name: str) -> object:
 
         return version("vlarl")
     if name in __all__:
-        from vlarl import client
+        from vlarl import client, env_client
 
-        return getattr(client, name)
+        return getattr(env_client if name.startswith("Env") else client, name)
     raise AttributeError(f"module 'vlarl' has no attribute {name!r}")

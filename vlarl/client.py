@@ -6,7 +6,8 @@
 
 An image is encoded bytes (JPEG or PNG), sent as they are, or a uint8 array [height, width, 3],
 sent as PNG so that the server sees exactly these pixels. Whoever trades pixels for bandwidth
-encodes a JPEG and sends its bytes.
+encodes a JPEG and sends its bytes. docs/clients.md has more, `vlarl.env_client` the simulator's
+side.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlarl.config.network import ChannelConfig
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.rpc.channel import open_channel, open_sync_channel
+from vlarl.rpc.channel import channel_config, open_channel, open_sync_channel
 from vlarl.rpc.errors import PolicyError
 
 __all__ = ["Action", "AsyncPolicyClient", "PolicyClient", "PolicyError"]
@@ -60,10 +60,10 @@ class PolicyClient:
         address: str,
         *,
         token: str | None = None,
-        token_file: Path | None = None,
-        tls_ca: Path | None = None,
-        tls_certificate: Path | None = None,
-        tls_key: Path | None = None,
+        token_file: Path | str | None = None,
+        tls_ca: Path | str | None = None,
+        tls_certificate: Path | str | None = None,
+        tls_key: Path | str | None = None,
         timeout_seconds: float = 30.0,
     ) -> None:
         """Opens a channel; the first call connects.
@@ -76,14 +76,11 @@ class PolicyClient:
             tls_certificate: the client's own certificate chain (PEM), for mutual TLS.
             tls_key: its private key (PEM).
             timeout_seconds: deadline of a call, its retries included.
+
+        Raises:
+            ConfigError: a file of these can't be used, or an address of a list found.
         """
-        config = ChannelConfig(
-            token_file=token_file,
-            tls_ca=tls_ca,
-            tls_certificate=tls_certificate,
-            tls_key=tls_key,
-            timeout_seconds=timeout_seconds,
-        )
+        config = channel_config(token_file, tls_ca, tls_certificate, tls_key, timeout_seconds)
         self._address = address
         self._channel = open_sync_channel(address, config, token=token)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
@@ -104,6 +101,7 @@ class PolicyClient:
         seed: int | None = None,
         unnorm_key: str | None = None,
         center_crop: bool | None = None,
+        timeout_seconds: float | None = None,
     ) -> Action:
         """Answers what to do next.
 
@@ -114,6 +112,7 @@ class PolicyClient:
             seed: of the sampling; none: the server's own random stream.
             unnorm_key: dataset statistics that give the action its units; none: the only ones.
             center_crop: overrides the server's centre crop.
+            timeout_seconds: deadline of this call; none: the client's.
         """
         return self.predict_batch(
             [(image, instruction)],
@@ -121,6 +120,7 @@ class PolicyClient:
             seeds=None if seed is None else [seed],
             unnorm_key=unnorm_key,
             center_crop=center_crop,
+            timeout_seconds=timeout_seconds,
         )[0]
 
     def predict_batch(
@@ -131,11 +131,13 @@ class PolicyClient:
         seeds: Sequence[int] | None = None,
         unnorm_key: str | None = None,
         center_crop: bool | None = None,
+        timeout_seconds: float | None = None,
     ) -> list[Action]:
         """Answers one action for each (image, instruction), in one request; see `predict`."""
         request = _request(observations, temperature, seeds, unnorm_key, center_crop)
         try:
-            return _actions(self._stub.PredictActions(request), len(observations))
+            answer = self._stub.PredictActions(request, timeout=timeout_seconds)
+            return _actions(answer, len(observations))
         except grpc.RpcError as error:
             raise PolicyError.from_rpc(error, self._address) from error
 
@@ -163,20 +165,14 @@ class AsyncPolicyClient:
         address: str,
         *,
         token: str | None = None,
-        token_file: Path | None = None,
-        tls_ca: Path | None = None,
-        tls_certificate: Path | None = None,
-        tls_key: Path | None = None,
+        token_file: Path | str | None = None,
+        tls_ca: Path | str | None = None,
+        tls_certificate: Path | str | None = None,
+        tls_key: Path | str | None = None,
         timeout_seconds: float = 30.0,
     ) -> None:
         """Opens a channel; see `PolicyClient`."""
-        config = ChannelConfig(
-            token_file=token_file,
-            tls_ca=tls_ca,
-            tls_certificate=tls_certificate,
-            tls_key=tls_key,
-            timeout_seconds=timeout_seconds,
-        )
+        config = channel_config(token_file, tls_ca, tls_certificate, tls_key, timeout_seconds)
         self._address = address
         self._channel = open_channel(address, config, token=token)
         self._stub: policy_pb2_grpc.PolicyServiceAsyncStub = policy_pb2_grpc.PolicyServiceStub(
@@ -199,6 +195,7 @@ class AsyncPolicyClient:
         seed: int | None = None,
         unnorm_key: str | None = None,
         center_crop: bool | None = None,
+        timeout_seconds: float | None = None,
     ) -> Action:
         """Answers what to do next; see `PolicyClient.predict`."""
         actions = await self.predict_batch(
@@ -207,6 +204,7 @@ class AsyncPolicyClient:
             seeds=None if seed is None else [seed],
             unnorm_key=unnorm_key,
             center_crop=center_crop,
+            timeout_seconds=timeout_seconds,
         )
         return actions[0]
 
@@ -218,11 +216,13 @@ class AsyncPolicyClient:
         seeds: Sequence[int] | None = None,
         unnorm_key: str | None = None,
         center_crop: bool | None = None,
+        timeout_seconds: float | None = None,
     ) -> list[Action]:
         """Answers one action for each (image, instruction); see `PolicyClient.predict`."""
         request = _request(observations, temperature, seeds, unnorm_key, center_crop)
         try:
-            return _actions(await self._stub.PredictActions(request), len(observations))
+            answer = await self._stub.PredictActions(request, timeout=timeout_seconds)
+            return _actions(answer, len(observations))
         except grpc.RpcError as error:
             raise PolicyError.from_rpc(error, self._address) from error
 

@@ -29,6 +29,9 @@ def act(
     temperature: Annotated[float, typer.Option(help="0 takes the most probable tokens.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     unnorm_key: Annotated[str, typer.Option(help="Dataset whose units are wanted.")] = "",
+    timeout_seconds: Annotated[
+        float, typer.Option(help="Time to wait for an answer, retries included.", min=0.001)
+    ] = 30.0,
     token_file: Token = None,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,
@@ -46,6 +49,7 @@ def act(
             tls_ca=tls_ca,
             tls_certificate=tls_certificate,
             tls_key=tls_key,
+            timeout_seconds=timeout_seconds,
         ) as policy:
             action = policy.predict(
                 image.read_bytes(),
@@ -54,9 +58,14 @@ def act(
                 seed=seed,
                 unnorm_key=unnorm_key or None,
             )
-    except PolicyError as error:
+    except (PolicyError, ValueError) as error:  # ConfigError is a ValueError
         hint = ""
-        if error.code is StatusCode.UNAVAILABLE:
+        # A server that gives a reason is there.
+        if (
+            isinstance(error, PolicyError)
+            and not error.reason
+            and error.code is StatusCode.UNAVAILABLE
+        ):
             start = f"{invocation()} serve policy --checkpoint DIR"
             hint = f"; start a server with `{start}`, or name another one with --address"
         typer.secho(f"error: {error}{hint}", fg="red", err=True)

@@ -10,11 +10,13 @@ import asyncio
 import ipaddress
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from vlarl.config.base import ConfigError
 from vlarl.config.network import ChannelConfig
 from vlarl.rpc.errors import describe, status_code
 from vlarl.rpc.presets import AsyncPresetChannel, Presets, SyncPresetChannel
@@ -33,6 +35,25 @@ IDEMPOTENT = {
     ),
 }
 """Methods that are tried again when a server is unavailable, by service."""
+
+
+def channel_config(
+    token_file: Path | str | None,
+    tls_ca: Path | str | None,
+    tls_certificate: Path | str | None,
+    tls_key: Path | str | None,
+    timeout_seconds: float,
+) -> ChannelConfig:
+    """A channel's settings as a client's user gives them, paths as strings too."""
+    return ChannelConfig.model_validate(
+        {
+            "token_file": token_file,
+            "tls_ca": tls_ca,
+            "tls_certificate": tls_certificate,
+            "tls_key": tls_key,
+            "timeout_seconds": timeout_seconds,
+        }
+    )
 
 
 def open_channel(
@@ -139,23 +160,26 @@ def grpc_target(address: str) -> str:
     """The address as gRPC writes it; names of a list are resolved now, gRPC knows none there.
 
     Raises:
-        ValueError: it's empty, or a list that mixes IPv4 and IPv6.
-        OSError: a name of a list can't be resolved.
+        ConfigError: it's empty, a list that mixes IPv4 and IPv6, or a name of a list can't be
+            resolved.
     """
     parts = [part.strip() for part in address.split(",") if part.strip()]
     if not parts:
-        raise ValueError("no address")
+        raise ConfigError("no address")
     if len(parts) == 1:
         return parts[0]
     resolved = []
     for part in parts:
         host, port = split_address(part)
-        family, *_, target = socket.getaddrinfo(
-            host.strip("[]"), port, type=socket.SOCK_STREAM, family=_family(host)
-        )[0]
+        try:
+            family, *_, target = socket.getaddrinfo(
+                host.strip("[]"), port, type=socket.SOCK_STREAM, family=_family(host)
+            )[0]
+        except OSError as error:
+            raise ConfigError(f"{part}: {error.strerror}") from error
         resolved.append((family, target[0], port))
     if len({family for family, _, _ in resolved}) > 1:
-        raise ValueError(f"{address}: a list can't mix IPv4 and IPv6 addresses")
+        raise ConfigError(f"{address}: a list can't mix IPv4 and IPv6 addresses")
     if resolved[0][0] == socket.AF_INET6:
         return "ipv6:" + ",".join(f"[{host}]:{port}" for _, host, port in resolved)
     return "ipv4:" + ",".join(f"{host}:{port}" for _, host, port in resolved)
@@ -219,10 +243,10 @@ def _service_config(retries: int) -> dict[str, Any]:
 
 def _channel_credentials(config: ChannelConfig) -> grpc.ChannelCredentials | None:
     if (config.tls_certificate is None) != (config.tls_key is None):
-        raise ValueError("mutual TLS needs both tls_certificate and tls_key")
+        raise ConfigError("mutual TLS needs both tls_certificate and tls_key")
     if config.tls_ca is None:
         if config.tls_key is not None:
-            raise ValueError("tls_certificate and tls_key need tls_ca")
+            raise ConfigError("tls_certificate and tls_key need tls_ca")
         return None
     key = read_pem(config.tls_key) if config.tls_key else None
     chain = read_pem(config.tls_certificate) if config.tls_certificate else None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -169,22 +169,38 @@ async def _abort(context: Context, error: ServiceError) -> None:
     await context.abort(raw.code, raw.details, raw.trailing_metadata)
 
 
-class PolicyError(Exception):
+class CallError(Exception):
     """A call failed; `str()` is one sentence that says what and where."""
 
     def __init__(
-        self, code: grpc.StatusCode, message: str, violations: Sequence[Violation] = ()
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        violations: Sequence[Violation] = (),
+        reason: str = "",
     ) -> None:
-        """Takes the status code, the server's sentence, and the wrong fields if it named any."""
+        """Takes the status code, the server's sentence, and what else it said."""
         super().__init__(f"{message} ({code.name})")
         self.code = code
         self.message = message
         self.violations = list(violations)
+        """The wrong fields that the server named, each with what is wrong with it."""
+        self.reason = reason
+        """The server's reason for programs (docs/api.md); "" where no server gave one."""
 
     @classmethod
-    def from_rpc(cls, error: grpc.RpcError, address: str) -> PolicyError:
+    def from_rpc(cls, error: grpc.RpcError, address: str) -> Self:
         """The same error with the server's details read, and its address named."""
-        return cls(status_code(error), f"{address}: {_message(error)}", violations(error))
+        message = f"{address}: {_message(error)}"
+        return cls(status_code(error), message, violations(error), reason(error))
+
+
+class PolicyError(CallError):
+    """A call of a policy server failed."""
+
+
+class EnvError(CallError):
+    """A call of an env server failed, and with it the episode that it belonged to."""
 
 
 def status_code(error: grpc.RpcError) -> grpc.StatusCode:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
+import re
 import signal
 import sys
 import urllib.request
@@ -13,13 +15,18 @@ from pathlib import Path
 
 import grpc
 import pytest
+from PIL import Image
 
+from tests.integration.rpc.programs import run_program
 from vlarl.config import ChannelConfig, EnvConfig, RunConfig, ServerConfig, dump_toml
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.libero import LIBERO_STEP_LIMITS
+from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.rpc.errors import violations
+from vlarl.rpc.interception import Context
+from vlarl.rpc.server import RpcServer
 
 pytestmark = pytest.mark.sim
 
@@ -32,6 +39,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.process: asyncio.subprocess.Process
+        self.address = ""
         self.stub: env_pb2_grpc.EnvServiceAsyncStub
 
     async def start(self) -> str:
@@ -51,7 +59,8 @@ class Server:
             while not (self.folder / "address").exists():
                 assert self.process.returncode is None
                 await asyncio.sleep(0.05)
-        return (self.folder / "address").read_text().strip()
+        self.address = (self.folder / "address").read_text().strip()
+        return self.address
 
     def simulators(self) -> list[int]:
         pids = []
@@ -123,6 +132,43 @@ async def test_an_episode_over_the_wire(server: Server) -> None:
     assert seen.reward == 1.0
     await call.done_writing()
     assert await call.read() is grpc.aio.EOF
+
+
+class Pointer(policy_pb2_grpc.PolicyServiceServicer):
+    """A policy that always knows where the point is."""
+
+    async def PredictActions(
+        self, request: policy_pb2.PredictActionsRequest, context: Context
+    ) -> policy_pb2.PredictActionsResponse:
+        (observation,) = request.observations
+        assert Image.open(io.BytesIO(observation.image)).size == (64, 64)
+        assert observation.instruction == "reach the point above the bowl"
+        action = policy_pb2.Action(values=TOWARDS_THE_POINT, policy_version=4)
+        return policy_pb2.PredictActionsResponse(actions=[action])
+
+
+async def test_the_example_rolls_out_and_films(server: Server, tmp_path: Path) -> None:
+    film = tmp_path / "episode.gif"
+    script = Path(__file__).parents[3] / "examples/rollout.py"
+    policy = RpcServer(ServerConfig(), ["vlarl.policy.v1.PolicyService"])
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(Pointer(), policy.grpc)
+    address = await policy.start()
+    try:
+        command = (sys.executable, script, "--policy", address, "--env", server.address)
+        options = ("--suite", "reach", "--placement-seed", "3", "--film", film)
+        code, output, errors = await run_program(*command, *options)
+    finally:
+        await policy.stop()
+    assert (code, errors) == (0, "")
+    instruction, ended = output.splitlines()
+    assert instruction == "reach the point above the bowl"
+    match = re.match(r"success after (\d+) actions, (\d+) control steps; policy version 4, ", ended)
+    assert match is not None
+    actions, control_steps = map(int, match.groups())
+    assert 4 * (actions - 1) < control_steps <= 4 * actions
+    with Image.open(film) as shown:
+        # A last frame like the one before it would be merged into it; the hand moves on.
+        assert (shown.size, shown.n_frames) == ((64, 64), actions + 1)
 
 
 async def test_the_door_refuses_what_makes_no_sense(server: Server) -> None:

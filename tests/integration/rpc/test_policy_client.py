@@ -104,3 +104,19 @@ async def test_a_server_that_hangs(serve: Serve) -> None:
     async with AsyncPolicyClient(served.address, timeout_seconds=0.2) as client:
         with pytest.raises(PolicyError, match="no answer before the deadline"):
             await client.predict(b"x", "hang")
+
+
+async def test_a_single_call_may_have_less_time(serve: Serve) -> None:
+    served = await serve()
+
+    def ask() -> PolicyError:
+        with PolicyClient(served.address) as client, pytest.raises(PolicyError) as caught:
+            client.predict(b"x", "hang", timeout_seconds=0.2)
+        return caught.value
+
+    async with AsyncPolicyClient(served.address) as client:
+        with pytest.raises(PolicyError) as caught:
+            await client.predict(b"x", "hang", timeout_seconds=0.2)
+    for error in (caught.value, await asyncio.to_thread(ask)):
+        assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert error.reason == ""

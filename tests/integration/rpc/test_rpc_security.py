@@ -43,6 +43,7 @@ async def test_a_call_needs_the_token_and_health_does_not(serve: Serve, tmp_path
         error = await refused(client)
         assert error.code is grpc.StatusCode.UNAUTHENTICATED
         assert "a bearer token is needed" in error.message
+        assert error.reason == "TOKEN_MISSING"
     async with AsyncPolicyClient(served.address, token=WRONG) as client:
         assert "the bearer token is wrong" in (await refused(client)).message
     assert served.policy.calls == 0

@@ -113,6 +113,25 @@ def test_a_policy_that_nobody_serves_says_how_to_serve_one() -> None:
     assert "serve policy --checkpoint DIR`, or name another one with --address" in refused.output
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--token-file", "/nowhere/token"], "token file /nowhere/token can't be read: "),
+        (["--tls-ca", "/nowhere/ca.pem"], "TLS file /nowhere/ca.pem can't be read: "),
+        (["--tls-key", "/nowhere/key.pem"], "mutual TLS needs both tls_certificate and tls_key"),
+        (["--address", "127.0.0.1:1,nowhere.invalid:1"], "nowhere.invalid:1: "),
+        (["--temperature", "-1"], "temperature must be 0 or above, not -1.0"),
+    ],
+)
+def test_an_action_that_can_not_be_asked_for(options: list[str], sentence: str) -> None:
+    image = ROOT / "docs/pictures/reach-success.png"
+    asked = ["act", "--image", str(image), "--instruction", "go", *options]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 1
+    assert refused.output.startswith(f"error: {sentence}")
+    assert len(refused.output.splitlines()) == 1
+
+
 def test_fine_tuning_looks_for_its_datasets_first(tmp_path: Path) -> None:
     datasets = f'data.datasets=["{tmp_path / "none"}"]'
     arguments = ["sft", str(ROOT / "configs/sft-reach.toml"), "--set", datasets]

@@ -24,6 +24,7 @@ CLIENT = (
     "vlarl",
     "vlarl.config",
     "vlarl.client",
+    "vlarl.env_client",
     "vlarl.queue",
     "vlarl.rpc.server",
     "vlarl.cli",
@@ -47,8 +48,11 @@ def test_importing_the_package_alone_does_not_even_load_grpc() -> None:
 
 
 def test_exports_are_found_lazily() -> None:
-    loaded = _modules_after("from vlarl import Action, AsyncPolicyClient, PolicyClient")
+    loaded = _modules_after(
+        "from vlarl import Action, AsyncPolicyClient, PolicyClient, PolicyError"
+    )
     assert "vlarl.client" in loaded
+    assert "vlarl.env_client" in _modules_after("from vlarl import EnvClient, EnvError")
     assert _modules_after("import vlarl; assert vlarl.__version__[0].isdigit()")
 
 

@@ -59,7 +59,7 @@ class TaskDescription(_message.Message):
     init_states: _builtins.int
     """Number of official initial states; 0 where only own placements exist."""
     max_control_steps: _builtins.int
-    """Control steps after which an episode is cut."""
+    """Control steps (20 a second) after which an episode is cut."""
     @_builtins.property
     def task(self) -> _rollout_pb2.Task:
         """Which task."""
@@ -121,7 +121,7 @@ class ResetEpisode(_message.Message):
     placement_seed: _builtins.int
     """A placement of our own, drawn with this seed."""
     max_control_steps: _builtins.int
-    """Most control steps; 0: the suite's limit."""
+    """Most control steps, at most 10,000; 0: the suite's limit."""
     @_builtins.property
     def task(self) -> _rollout_pb2.Task:
         """What is to be done."""
@@ -158,10 +158,14 @@ class StepEpisode(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     REPEAT_FIELD_NUMBER: _builtins.int
     repeat: _builtins.int
-    """Control steps for which it is held; 0: the server's own number."""
+    """Control steps for which it is held, at most 200; 0: the server's own number
+    (`env.action_repeat`, 1 for OpenVLA).
+    """
     @_builtins.property
     def action(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Seven numbers in the dataset's units: translation, rotation, gripper (0 close, 1 open)."""
+        """Seven numbers in the dataset's units: translation, rotation, gripper (0 close, 1 open). What
+        PolicyService answers as `values`.
+        """
 
     def __init__(
         self,
@@ -260,11 +264,11 @@ class InteractResponse(_message.Message):
     """Control steps so far."""
     @_builtins.property
     def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___Frame]:
-        """One frame for each camera asked for."""
+        """One frame for each camera asked for, in that order."""
 
     @_builtins.property
     def robot_state(self) -> _rollout_pb2.RobotState:
-        """The arm."""
+        """The arm, when the frames were taken."""
 
     def __init__(
         self,

@@ -53,6 +53,8 @@ class EnvServiceServicer:
 
     def ListTasks(self, request, context):
         """ListTasks names every task that can be asked for.
+
+        - INVALID_ARGUMENT: unknown suite.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,7 +62,17 @@ class EnvServiceServicer:
 
     def Interact(self, request_iterator, context):
         """Interact runs one episode: a reset first, then a step at a time. Each request is answered by
-        one response. The simulator is returned when the stream ends.
+        one response. The episode ends with `terminated` or `truncated`; for another one open another
+        stream. The simulator is returned when the stream ends, so close it or cancel it.
+
+        - INVALID_ARGUMENT: the first message is no reset, or a later one no step; an unknown task, no
+        placement, an unknown camera; an action that isn't seven finite numbers.
+        - FAILED_PRECONDITION, `EPISODE_ENDED`: a step after the episode's end.
+        - FAILED_PRECONDITION, `NOT_LENT`: the server's simulators work for its queue alone.
+        - RESOURCE_EXHAUSTED, `ALL_LENT`: others hold all simulators for clients
+        (`env.external_processes`); come again later.
+        - DEADLINE_EXCEEDED, `IDLE`: no command for 300 s (`env.external_idle_seconds`).
+        - UNAVAILABLE, `SIMULATOR_LOST`: the simulator died, hung or diverged, and the episode with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,10 +34,23 @@ class EnvServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EnvServiceAsyncStub: ...
     ListTasks: _grpc.UnaryUnaryMultiCallable[_env_pb2.ListTasksRequest, _env_pb2.ListTasksResponse]
-    """ListTasks names every task that can be asked for."""
+    """ListTasks names every task that can be asked for.
+
+    - INVALID_ARGUMENT: unknown suite.
+    """
     Interact: _grpc.StreamStreamMultiCallable[_env_pb2.InteractRequest, _env_pb2.InteractResponse]
     """Interact runs one episode: a reset first, then a step at a time. Each request is answered by
-    one response. The simulator is returned when the stream ends.
+    one response. The episode ends with `terminated` or `truncated`; for another one open another
+    stream. The simulator is returned when the stream ends, so close it or cancel it.
+
+    - INVALID_ARGUMENT: the first message is no reset, or a later one no step; an unknown task, no
+      placement, an unknown camera; an action that isn't seven finite numbers.
+    - FAILED_PRECONDITION, `EPISODE_ENDED`: a step after the episode's end.
+    - FAILED_PRECONDITION, `NOT_LENT`: the server's simulators work for its queue alone.
+    - RESOURCE_EXHAUSTED, `ALL_LENT`: others hold all simulators for clients
+      (`env.external_processes`); come again later.
+    - DEADLINE_EXCEEDED, `IDLE`: no command for 300 s (`env.external_idle_seconds`).
+    - UNAVAILABLE, `SIMULATOR_LOST`: the simulator died, hung or diverged, and the episode with it.
     """
 
 @_typing.type_check_only
@@ -46,10 +59,23 @@ class EnvServiceAsyncStub(EnvServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListTasks: _aio.UnaryUnaryMultiCallable[_env_pb2.ListTasksRequest, _env_pb2.ListTasksResponse]  # type: ignore[assignment]
-    """ListTasks names every task that can be asked for."""
+    """ListTasks names every task that can be asked for.
+
+    - INVALID_ARGUMENT: unknown suite.
+    """
     Interact: _aio.StreamStreamMultiCallable[_env_pb2.InteractRequest, _env_pb2.InteractResponse]  # type: ignore[assignment]
     """Interact runs one episode: a reset first, then a step at a time. Each request is answered by
-    one response. The simulator is returned when the stream ends.
+    one response. The episode ends with `terminated` or `truncated`; for another one open another
+    stream. The simulator is returned when the stream ends, so close it or cancel it.
+
+    - INVALID_ARGUMENT: the first message is no reset, or a later one no step; an unknown task, no
+      placement, an unknown camera; an action that isn't seven finite numbers.
+    - FAILED_PRECONDITION, `EPISODE_ENDED`: a step after the episode's end.
+    - FAILED_PRECONDITION, `NOT_LENT`: the server's simulators work for its queue alone.
+    - RESOURCE_EXHAUSTED, `ALL_LENT`: others hold all simulators for clients
+      (`env.external_processes`); come again later.
+    - DEADLINE_EXCEEDED, `IDLE`: no command for 300 s (`env.external_idle_seconds`).
+    - UNAVAILABLE, `SIMULATOR_LOST`: the simulator died, hung or diverged, and the episode with it.
     """
 
 class EnvServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +87,10 @@ class EnvServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _env_pb2.ListTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_env_pb2.ListTasksResponse, _abc.Awaitable[_env_pb2.ListTasksResponse]]:
-        """ListTasks names every task that can be asked for."""
+        """ListTasks names every task that can be asked for.
+
+        - INVALID_ARGUMENT: unknown suite.
+        """
 
     @_abc_1.abstractmethod
     def Interact(
@@ -70,7 +99,17 @@ class EnvServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_env_pb2.InteractResponse], _abc.AsyncIterator[_env_pb2.InteractResponse]]:
         """Interact runs one episode: a reset first, then a step at a time. Each request is answered by
-        one response. The simulator is returned when the stream ends.
+        one response. The episode ends with `terminated` or `truncated`; for another one open another
+        stream. The simulator is returned when the stream ends, so close it or cancel it.
+
+        - INVALID_ARGUMENT: the first message is no reset, or a later one no step; an unknown task, no
+          placement, an unknown camera; an action that isn't seven finite numbers.
+        - FAILED_PRECONDITION, `EPISODE_ENDED`: a step after the episode's end.
+        - FAILED_PRECONDITION, `NOT_LENT`: the server's simulators work for its queue alone.
+        - RESOURCE_EXHAUSTED, `ALL_LENT`: others hold all simulators for clients
+          (`env.external_processes`); come again later.
+        - DEADLINE_EXCEEDED, `IDLE`: no command for 300 s (`env.external_idle_seconds`).
+        - UNAVAILABLE, `SIMULATOR_LOST`: the simulator died, hung or diverged, and the episode with it.
         """
 
 def add_EnvServiceServicer_to_server(servicer: EnvServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -55,11 +55,17 @@ class Observation(_message.Message):
     INSTRUCTION_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
-    """JPEG or PNG bytes of any size. An image of the model's own size is used as it is."""
+    """JPEG or PNG bytes, of any size in pixels; resized to the model's own as its training data
+    were. An image of that size is used as it is.
+    """
     instruction: _builtins.str
-    """The task in words, as a person would say it."""
+    """The task in words, as a person would say it: "put the bowl on the plate". At most 1000
+    characters.
+    """
     seed: _builtins.int
-    """Seed of this action's sampling; absent: the engine's own random stream."""
+    """Seed of this action's sampling; absent: the engine's own random stream. The same seed, image,
+    instruction, temperature and weights sample the same tokens.
+    """
     def __init__(
         self,
         *,
@@ -101,7 +107,10 @@ class Action(_message.Message):
 
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The un-normalised action, in the units of the dataset named by the un-norm key."""
+        """The un-normalised action, in the units of the dataset named by the un-norm key. For LIBERO:
+        translation (3) and rotation (3) of the end effector relative to where it is, as parts of
+        the controller's range, and the gripper (0 close, 1 open). EnvService takes it as it is.
+        """
 
     def __init__(
         self,
@@ -130,14 +139,19 @@ class PredictActionsRequest(_message.Message):
     UNNORM_KEY_FIELD_NUMBER: _builtins.int
     CENTER_CROP_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Sampling temperature; 0 takes the most probable token."""
+    """Sampling temperature: 0 takes the most probable token, 0.01 to 100 samples."""
     unnorm_key: _builtins.str
-    """Which of the checkpoint's dataset statistics turn tokens into units; empty: its only key."""
+    """Which of the checkpoint's dataset statistics turn tokens into units, one of
+    GetPolicyResponse's `unnorm_keys`; empty: its only key. Where it has several, one must be
+    named.
+    """
     center_crop: _builtins.bool
-    """Overrides the server's centre crop."""
+    """Overrides the server's centre crop (90 % of the area, scaled up again), which policies that
+    were trained with random crops want.
+    """
     @_builtins.property
     def observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Observation]:
-        """One observation for each action wanted."""
+        """One observation for each action wanted; they needn't be of the same robot."""
 
     def __init__(
         self,
@@ -237,7 +251,7 @@ class GetPolicyResponse(_message.Message):
     """SHA-256 of the merged tensors that serve; empty at version 0."""
     @_builtins.property
     def unnorm_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Keys of the dataset statistics."""
+        """Keys of the dataset statistics, sorted."""
 
     def __init__(
         self,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class PolicyServiceStub:
-    """PolicyService answers what to do next. Its calls are unary or idempotent: they balance over
-    replicas and may be retried.
+    """PolicyService answers what to do next. It keeps nothing between two calls: requests balance over
+    replicas, and all of them may be sent again.
     """
 
     def __init__(self, channel):
@@ -54,13 +54,18 @@ class PolicyServiceStub:
 
 
 class PolicyServiceServicer:
-    """PolicyService answers what to do next. Its calls are unary or idempotent: they balance over
-    replicas and may be retried.
+    """PolicyService answers what to do next. It keeps nothing between two calls: requests balance over
+    replicas, and all of them may be sent again.
     """
 
     def PredictActions(self, request, context):
         """PredictActions answers one action for each observation. Observations of one request, and of
         concurrent requests, share the engine's batches.
+
+        - INVALID_ARGUMENT: fields are wrong; every one of them is named. 1 to 64 observations (the
+        server's `policy.max_observations`), an image and an instruction in each.
+        - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
+        - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -68,6 +73,8 @@ class PolicyServiceServicer:
 
     def GetPolicy(self, request, context):
         """GetPolicy describes the model and the weights that serve now.
+
+        - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +84,15 @@ class PolicyServiceServicer:
         """UpdateWeights streams one LoRA adapter (a header, then its chunks). The server verifies it,
         merges it onto its own base checkpoint and swaps it in between two actions. Any error leaves
         the old version serving. Sending the version that serves already is harmless.
+
+        - INVALID_ARGUMENT: the header (unknown layers, shapes that don't fit, too many bytes) or a
+        chunk (order, checksum, values that aren't finite, a stream cut short) is wrong.
+        - FAILED_PRECONDITION, `OTHER_BASE`: the adapter belongs to another base checkpoint.
+        - FAILED_PRECONDITION, `VERSION`: an older version than the one that serves, the same version
+        with other weights, or another run without `takeover`.
+        - INTERNAL, `SWAP_FAILED`: the weights couldn't be merged; the old ones serve.
+        - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded.
+        - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,8 +125,8 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PolicyService:
-    """PolicyService answers what to do next. Its calls are unary or idempotent: they balance over
-    replicas and may be retried.
+    """PolicyService answers what to do next. It keeps nothing between two calls: requests balance over
+    replicas, and all of them may be sent again.
     """
 
     @staticmethod

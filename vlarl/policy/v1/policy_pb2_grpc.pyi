@@ -29,8 +29,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PolicyServiceStub:
-    """PolicyService answers what to do next. Its calls are unary or idempotent: they balance over
-    replicas and may be retried.
+    """PolicyService answers what to do next. It keeps nothing between two calls: requests balance over
+    replicas, and all of them may be sent again.
     """
 
     @_typing.overload
@@ -40,37 +40,71 @@ class PolicyServiceStub:
     PredictActions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.PredictActionsRequest, _policy_pb2.PredictActionsResponse]
     """PredictActions answers one action for each observation. Observations of one request, and of
     concurrent requests, share the engine's batches.
+
+    - INVALID_ARGUMENT: fields are wrong; every one of them is named. 1 to 64 observations (the
+      server's `policy.max_observations`), an image and an instruction in each.
+    - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
+    - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
     """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]
-    """GetPolicy describes the model and the weights that serve now."""
+    """GetPolicy describes the model and the weights that serve now.
+
+    - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
+    """
     UpdateWeights: _grpc.StreamUnaryMultiCallable[_policy_pb2.UpdateWeightsRequest, _policy_pb2.UpdateWeightsResponse]
     """UpdateWeights streams one LoRA adapter (a header, then its chunks). The server verifies it,
     merges it onto its own base checkpoint and swaps it in between two actions. Any error leaves
     the old version serving. Sending the version that serves already is harmless.
+
+    - INVALID_ARGUMENT: the header (unknown layers, shapes that don't fit, too many bytes) or a
+      chunk (order, checksum, values that aren't finite, a stream cut short) is wrong.
+    - FAILED_PRECONDITION, `OTHER_BASE`: the adapter belongs to another base checkpoint.
+    - FAILED_PRECONDITION, `VERSION`: an older version than the one that serves, the same version
+      with other weights, or another run without `takeover`.
+    - INTERNAL, `SWAP_FAILED`: the weights couldn't be merged; the old ones serve.
+    - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded.
+    - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends.
     """
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
-    """PolicyService answers what to do next. Its calls are unary or idempotent: they balance over
-    replicas and may be retried.
+    """PolicyService answers what to do next. It keeps nothing between two calls: requests balance over
+    replicas, and all of them may be sent again.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PredictActions: _aio.UnaryUnaryMultiCallable[_policy_pb2.PredictActionsRequest, _policy_pb2.PredictActionsResponse]  # type: ignore[assignment]
     """PredictActions answers one action for each observation. Observations of one request, and of
     concurrent requests, share the engine's batches.
+
+    - INVALID_ARGUMENT: fields are wrong; every one of them is named. 1 to 64 observations (the
+      server's `policy.max_observations`), an image and an instruction in each.
+    - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
+    - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
     """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]  # type: ignore[assignment]
-    """GetPolicy describes the model and the weights that serve now."""
+    """GetPolicy describes the model and the weights that serve now.
+
+    - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
+    """
     UpdateWeights: _aio.StreamUnaryMultiCallable[_policy_pb2.UpdateWeightsRequest, _policy_pb2.UpdateWeightsResponse]  # type: ignore[assignment]
     """UpdateWeights streams one LoRA adapter (a header, then its chunks). The server verifies it,
     merges it onto its own base checkpoint and swaps it in between two actions. Any error leaves
     the old version serving. Sending the version that serves already is harmless.
+
+    - INVALID_ARGUMENT: the header (unknown layers, shapes that don't fit, too many bytes) or a
+      chunk (order, checksum, values that aren't finite, a stream cut short) is wrong.
+    - FAILED_PRECONDITION, `OTHER_BASE`: the adapter belongs to another base checkpoint.
+    - FAILED_PRECONDITION, `VERSION`: an older version than the one that serves, the same version
+      with other weights, or another run without `takeover`.
+    - INTERNAL, `SWAP_FAILED`: the weights couldn't be merged; the old ones serve.
+    - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded.
+    - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends.
     """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """PolicyService answers what to do next. Its calls are unary or idempotent: they balance over
-    replicas and may be retried.
+    """PolicyService answers what to do next. It keeps nothing between two calls: requests balance over
+    replicas, and all of them may be sent again.
     """
 
     @_abc_1.abstractmethod
@@ -81,6 +115,11 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.PredictActionsResponse, _abc.Awaitable[_policy_pb2.PredictActionsResponse]]:
         """PredictActions answers one action for each observation. Observations of one request, and of
         concurrent requests, share the engine's batches.
+
+        - INVALID_ARGUMENT: fields are wrong; every one of them is named. 1 to 64 observations (the
+          server's `policy.max_observations`), an image and an instruction in each.
+        - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
+        - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
         """
 
     @_abc_1.abstractmethod
@@ -89,7 +128,10 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.GetPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.GetPolicyResponse, _abc.Awaitable[_policy_pb2.GetPolicyResponse]]:
-        """GetPolicy describes the model and the weights that serve now."""
+        """GetPolicy describes the model and the weights that serve now.
+
+        - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
+        """
 
     @_abc_1.abstractmethod
     def UpdateWeights(
@@ -100,6 +142,15 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """UpdateWeights streams one LoRA adapter (a header, then its chunks). The server verifies it,
         merges it onto its own base checkpoint and swaps it in between two actions. Any error leaves
         the old version serving. Sending the version that serves already is harmless.
+
+        - INVALID_ARGUMENT: the header (unknown layers, shapes that don't fit, too many bytes) or a
+          chunk (order, checksum, values that aren't finite, a stream cut short) is wrong.
+        - FAILED_PRECONDITION, `OTHER_BASE`: the adapter belongs to another base checkpoint.
+        - FAILED_PRECONDITION, `VERSION`: an older version than the one that serves, the same version
+          with other weights, or another run without `takeover`.
+        - INTERNAL, `SWAP_FAILED`: the weights couldn't be merged; the old ones serve.
+        - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded.
+        - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends.
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -52,7 +52,11 @@ class RewardServiceServicer:
     """
 
     def ScoreTrajectory(self, request, context):
-        """ScoreTrajectory answers the rewards of one trajectory.
+        """ScoreTrajectory answers the rewards of one trajectory. It waits its turn among those of the
+        queue.
+
+        - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
+        model needs them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

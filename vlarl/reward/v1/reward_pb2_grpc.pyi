@@ -34,7 +34,12 @@ class RewardServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RewardServiceAsyncStub: ...
     ScoreTrajectory: _grpc.UnaryUnaryMultiCallable[_reward_pb2.ScoreTrajectoryRequest, _reward_pb2.ScoreTrajectoryResponse]
-    """ScoreTrajectory answers the rewards of one trajectory."""
+    """ScoreTrajectory answers the rewards of one trajectory. It waits its turn among those of the
+    queue.
+
+    - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
+      model needs them.
+    """
     GetRewardModel: _grpc.UnaryUnaryMultiCallable[_reward_pb2.GetRewardModelRequest, _reward_pb2.GetRewardModelResponse]
     """GetRewardModel describes the model that scores."""
 
@@ -44,7 +49,12 @@ class RewardServiceAsyncStub(RewardServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ScoreTrajectory: _aio.UnaryUnaryMultiCallable[_reward_pb2.ScoreTrajectoryRequest, _reward_pb2.ScoreTrajectoryResponse]  # type: ignore[assignment]
-    """ScoreTrajectory answers the rewards of one trajectory."""
+    """ScoreTrajectory answers the rewards of one trajectory. It waits its turn among those of the
+    queue.
+
+    - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
+      model needs them.
+    """
     GetRewardModel: _aio.UnaryUnaryMultiCallable[_reward_pb2.GetRewardModelRequest, _reward_pb2.GetRewardModelResponse]  # type: ignore[assignment]
     """GetRewardModel describes the model that scores."""
 
@@ -57,7 +67,12 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reward_pb2.ScoreTrajectoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reward_pb2.ScoreTrajectoryResponse, _abc.Awaitable[_reward_pb2.ScoreTrajectoryResponse]]:
-        """ScoreTrajectory answers the rewards of one trajectory."""
+        """ScoreTrajectory answers the rewards of one trajectory. It waits its turn among those of the
+        queue.
+
+        - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
+          model needs them.
+        """
 
     @_abc_1.abstractmethod
     def GetRewardModel(

@@ -81,34 +81,38 @@ class TrainerServiceServicer:
     def GetWeights(self, request, context):
         """GetWeights streams the latest published adapter. A policy replica that starts late asks for
         it before it reports ready. The stream is empty while version 0 is the latest.
+
+        - FAILED_PRECONDITION, `OTHER_BASE`: this run trains another base checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchIterations(self, request, context):
-        """WatchIterations streams each iteration as it completes.
+        """WatchIterations streams each iteration as it completes, and ends with the run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Pause stops the run before its next iteration.
+        """Pause stops the run before its next iteration. Pausing twice is harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Resume goes on after Pause.
+        """Resume goes on after Pause. Harmless where nothing is paused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Checkpoint(self, request, context):
-        """Checkpoint writes a checkpoint after the iteration in progress.
+        """Checkpoint waits for the checkpoint with which the iteration in progress ends.
+
+        - FAILED_PRECONDITION, `NO_CHECKPOINT`: no iteration has been completed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

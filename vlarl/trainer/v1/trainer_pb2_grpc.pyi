@@ -38,15 +38,20 @@ class TrainerServiceStub:
     GetWeights: _grpc.UnaryStreamMultiCallable[_trainer_pb2.GetWeightsRequest, _trainer_pb2.GetWeightsResponse]
     """GetWeights streams the latest published adapter. A policy replica that starts late asks for
     it before it reports ready. The stream is empty while version 0 is the latest.
+
+    - FAILED_PRECONDITION, `OTHER_BASE`: this run trains another base checkpoint.
     """
     WatchIterations: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchIterationsRequest, _trainer_pb2.WatchIterationsResponse]
-    """WatchIterations streams each iteration as it completes."""
+    """WatchIterations streams each iteration as it completes, and ends with the run."""
     Pause: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PauseRequest, _trainer_pb2.PauseResponse]
-    """Pause stops the run before its next iteration."""
+    """Pause stops the run before its next iteration. Pausing twice is harmless."""
     Resume: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ResumeRequest, _trainer_pb2.ResumeResponse]
-    """Resume goes on after Pause."""
+    """Resume goes on after Pause. Harmless where nothing is paused."""
     Checkpoint: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CheckpointRequest, _trainer_pb2.CheckpointResponse]
-    """Checkpoint writes a checkpoint after the iteration in progress."""
+    """Checkpoint waits for the checkpoint with which the iteration in progress ends.
+
+    - FAILED_PRECONDITION, `NO_CHECKPOINT`: no iteration has been completed.
+    """
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -58,15 +63,20 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     GetWeights: _aio.UnaryStreamMultiCallable[_trainer_pb2.GetWeightsRequest, _trainer_pb2.GetWeightsResponse]  # type: ignore[assignment]
     """GetWeights streams the latest published adapter. A policy replica that starts late asks for
     it before it reports ready. The stream is empty while version 0 is the latest.
+
+    - FAILED_PRECONDITION, `OTHER_BASE`: this run trains another base checkpoint.
     """
     WatchIterations: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchIterationsRequest, _trainer_pb2.WatchIterationsResponse]  # type: ignore[assignment]
-    """WatchIterations streams each iteration as it completes."""
+    """WatchIterations streams each iteration as it completes, and ends with the run."""
     Pause: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PauseRequest, _trainer_pb2.PauseResponse]  # type: ignore[assignment]
-    """Pause stops the run before its next iteration."""
+    """Pause stops the run before its next iteration. Pausing twice is harmless."""
     Resume: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ResumeRequest, _trainer_pb2.ResumeResponse]  # type: ignore[assignment]
-    """Resume goes on after Pause."""
+    """Resume goes on after Pause. Harmless where nothing is paused."""
     Checkpoint: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CheckpointRequest, _trainer_pb2.CheckpointResponse]  # type: ignore[assignment]
-    """Checkpoint writes a checkpoint after the iteration in progress."""
+    """Checkpoint waits for the checkpoint with which the iteration in progress ends.
+
+    - FAILED_PRECONDITION, `NO_CHECKPOINT`: no iteration has been completed.
+    """
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     """TrainerService watches and steers a run."""
@@ -87,6 +97,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_trainer_pb2.GetWeightsResponse], _abc.AsyncIterator[_trainer_pb2.GetWeightsResponse]]:
         """GetWeights streams the latest published adapter. A policy replica that starts late asks for
         it before it reports ready. The stream is empty while version 0 is the latest.
+
+        - FAILED_PRECONDITION, `OTHER_BASE`: this run trains another base checkpoint.
         """
 
     @_abc_1.abstractmethod
@@ -95,7 +107,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.WatchIterationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trainer_pb2.WatchIterationsResponse], _abc.AsyncIterator[_trainer_pb2.WatchIterationsResponse]]:
-        """WatchIterations streams each iteration as it completes."""
+        """WatchIterations streams each iteration as it completes, and ends with the run."""
 
     @_abc_1.abstractmethod
     def Pause(
@@ -103,7 +115,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.PauseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.PauseResponse, _abc.Awaitable[_trainer_pb2.PauseResponse]]:
-        """Pause stops the run before its next iteration."""
+        """Pause stops the run before its next iteration. Pausing twice is harmless."""
 
     @_abc_1.abstractmethod
     def Resume(
@@ -111,7 +123,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.ResumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.ResumeResponse, _abc.Awaitable[_trainer_pb2.ResumeResponse]]:
-        """Resume goes on after Pause."""
+        """Resume goes on after Pause. Harmless where nothing is paused."""
 
     @_abc_1.abstractmethod
     def Checkpoint(
@@ -119,6 +131,9 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.CheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CheckpointResponse, _abc.Awaitable[_trainer_pb2.CheckpointResponse]]:
-        """Checkpoint writes a checkpoint after the iteration in progress."""
+        """Checkpoint waits for the checkpoint with which the iteration in progress ends.
+
+        - FAILED_PRECONDITION, `NO_CHECKPOINT`: no iteration has been completed.
+        """
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

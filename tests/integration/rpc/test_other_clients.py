@@ -1,0 +1,161 @@
+"""JavaScript, `buf curl` as docs/clients.md has it, and the control loop, against a real server."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.integration.rpc.programs import ROOT, run_program
+from tests.integration.rpc.servicers import Serve
+
+ALICE = "alice"
+NPM_SECONDS = 45
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "frame.png"
+    Image.new("RGB", (8, 6), (200, 30, 90)).save(path)
+    return path
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> dict[str, Path]:
+    """Token files of a server, the second one for its clients."""
+    own, clients = tmp_path / "token", tmp_path / "clients"
+    own.write_text("secret\n")
+    clients.write_text(f"{ALICE}\n")
+    return {"token_file": own, "client_token_file": clients}
+
+
+@pytest.fixture
+async def javascript(tmp_path: Path) -> Path:
+    """The JavaScript client's folder with its packages, in a copy of what it needs of the tree."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("node and npm aren't installed")
+    folder = tmp_path / "tree/examples/javascript"
+    ignore = shutil.ignore_patterns("node_modules")
+    shutil.copytree(ROOT / "examples/javascript", folder, ignore=ignore)
+    shutil.copytree(ROOT / "protos", tmp_path / "tree/protos")
+    install = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
+    try:
+        code, _, errors = await run_program(*install, folder=folder, seconds=NPM_SECONDS)
+    except TimeoutError:
+        pytest.skip(f"npm's packages didn't come within {NPM_SECONDS} s")
+    # A lock file that doesn't fit is our fault, a registry that isn't there is nobody's.
+    assert "EUSAGE" not in errors
+    assert "EINTEGRITY" not in errors
+    if code != 0:
+        pytest.skip(f"npm's packages can't be had: {errors.strip().splitlines()[0]}")
+    return folder
+
+
+async def test_javascript(
+    serve: Serve, javascript: Path, picture: Path, tokens: dict[str, Path]
+) -> None:
+    served = await serve(**tokens)
+    served.policy.unavailable = 1
+    asked = ("--image", picture, "--instruction", "lift the bowl", "--seed", "9")
+    ask = ("node", "act.js", "--address", served.address, *asked, "--temperature", "0.5")
+    code, output, errors = await run_program(
+        *ask, "--token-file", tokens["client_token_file"], folder=javascript
+    )
+    assert (code, errors) == (0, "")
+    digest = hashlib.sha256(picture.read_bytes()).digest()
+    assert json.loads(output) == {
+        "tokenIds": [32_000 - byte for byte in digest[:7]],
+        "logprobs": [-0.5] * 7,
+        "values": [9] * 7,
+        "policyVersion": "3",
+    }
+    assert served.policy.calls == 2  # the first one was refused as UNAVAILABLE
+    assert served.policy.metadata["authorization"] == f"Bearer {ALICE}"
+    code, output, errors = await run_program(*ask, folder=javascript)
+    assert (code, output) == (1, "")
+    said = f"error: {served.address}: a bearer token is needed (UNAUTHENTICATED)\n"
+    assert errors == said
+
+
+def documented_calls() -> list[str]:
+    """Every `buf curl` of the page, with its continued lines."""
+    page = (ROOT / "docs/clients.md").read_text()
+    return re.findall(r"^buf curl (?:.*\\\n)*.*$", page, flags=re.MULTILINE)
+
+
+@pytest.mark.skipif(
+    not Path(sys.executable).with_name("buf").exists(), reason="buf is in .venv, not in .venv-sim"
+)
+async def test_buf_curl_as_documented(serve: Serve, picture: Path, tokens: dict[str, Path]) -> None:
+    served = await serve(reflection=True, **tokens)
+    calls = documented_calls()
+    answered = []
+    for call in calls:
+        here = re.sub(r"127\.0\.0\.1:5005[12]", served.address, call)
+        here = here.replace("frame.png", str(picture))
+        code, output, errors = await run_program("bash", "-c", here, TOKEN=ALICE)
+        method = call.rpartition("/")[2]
+        if method == "GetPolicy":  # the token was good, this server just hasn't got the method
+            assert "GetPolicy isn't offered here" in errors
+            continue
+        assert (code, errors) == (0, "")
+        answered.append((method, output))
+    assert [method for method, _ in answered] == ["PredictActions", "ListTasks", "Interact"]
+    (_, predicted), (_, listed), (_, played) = answered
+    digest = hashlib.sha256(picture.read_bytes()).digest()
+    tokens_asked = [32_000 - byte for byte in digest[:7]]
+    assert json.loads(predicted)["actions"][0]["tokenIds"] == tokens_asked
+    assert json.loads(listed)["tasks"][0]["name"] == "reach"
+    assert '"controlSteps": 1' in played
+    assert len(calls) == 5
+
+
+def control_loop(address: str, *options: str | Path) -> tuple[str | Path, ...]:
+    script = ROOT / "examples/control_loop.py"
+    return (sys.executable, script, "--address", address, "--instruction", "lift", *options)
+
+
+async def test_the_control_loop_keeps_its_rate(
+    serve: Serve, tmp_path: Path, tokens: dict[str, Path]
+) -> None:
+    served = await serve(**tokens)
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    for number, colour in enumerate(("red", "green")):
+        Image.new("RGB", (16, 16), colour).save(folder / f"{number}.png")
+    client = ("--token-file", tokens["client_token_file"], "--images", folder)
+    code, output, errors = await run_program(
+        *control_loop(served.address, "--rate", "4", "--steps", "3", *client)
+    )
+    assert (code, errors) == (0, "")
+    assert re.search(r"^policy +(\d+\.\d +){3}\d+\.\d$", output, re.MULTILINE)
+    assert re.search(r"^left of 250 ms at p95: -?\d+\.\d ms$", output, re.MULTILINE)
+    assert re.search(r"^deadlines missed: \d of 3 \(", output, re.MULTILINE)
+    seen = [Image.open(io.BytesIO(image)) for image in served.policy.images]
+    assert [image.format for image in seen] == ["JPEG"] * 4
+    reds = [image.getpixel((8, 8))[0] > 200 for image in seen]  # type: ignore[index]
+    assert reds == [True, False, True, False]
+
+
+async def test_the_control_loop_counts_what_comes_too_late(serve: Serve) -> None:
+    served = await serve()
+    options = ("--rate", "2000", "--steps", "20")
+    code, output, errors = await run_program(*control_loop(served.address, *options))
+    assert (code, errors) == (0, "")
+    assert "deadlines missed: 20 of 20 (100.0 %)" in output
+
+
+async def test_the_control_loop_says_what_can_not_work(
+    serve: Serve, tokens: dict[str, Path]
+) -> None:
+    served = await serve(**tokens)
+    code, output, errors = await run_program(*control_loop(served.address))
+    assert (code, output) == (1, "")
+    assert errors == f"error: {served.address}: a bearer token is needed (UNAUTHENTICATED)\n"
