@@ -98,6 +98,9 @@ def judge(
         list[Path],
         typer.Argument(help="Folders that `vlarl eval --record` or a run's recording wrote."),
     ],
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG: the probability as episodes go on, and their means.")
+    ] = None,
 ) -> None:
     """Judge recorded episodes: does the model's mean tell successes from failures?
 
@@ -108,7 +111,7 @@ def judge(
         vlarl reward judge runs/reward/checkpoint runs/seen/rollouts
     """
     with one_sentence_errors():
-        from services.trainer.rprm.judging import judge_rollouts
+        from services.trainer.rprm.judging import judge_rollouts, together
         from vlarl.demonstrations import read_dataset
         from vlarl.judge import Judge
         from vlarl.openvla.folder import reward_model_version
@@ -117,23 +120,23 @@ def judge(
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]
         shown = track(datasets, "judging", transient=True)
         judged = judge_rollouts(Judge(checkpoint), shown)
-        Console().print(_verdicts(judged, version))
+        everything = together(judged)
+        rows = [*judged, everything] if len(judged) > 1 else judged
+        Console().print(_verdicts(rows, version))
+        if plot is not None:
+            from services.trainer.rprm.judge_plot import draw_judged
+
+            draw_judged(plot, everything)
+            typer.echo(f"picture: {plot}")
 
 
 def _verdicts(judged: list[JudgedTask], version: str) -> Table:
-    """A row a task, and one for all."""
+    """A row each."""
     import numpy as np
-
-    from services.trainer.rprm.judging import JudgedTask
 
     table = Table("task", "episodes", "succeeded", "mean of successes", "of failures", "AUC")
     table.caption = f"reward model {version}"
-    everything = JudgedTask(
-        "all",
-        np.concatenate([one.scores for one in judged]),
-        np.concatenate([one.succeeded for one in judged]),
-    )
-    for one in [*judged, everything] if len(judged) > 1 else judged:
+    for one in judged:
         means = [
             f"{one.scores[chosen].mean():.3f}" if chosen.any() else "–"
             for chosen in (one.succeeded, ~one.succeeded)

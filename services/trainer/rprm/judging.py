@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,29 @@ class JudgedTask:
 
     name: str
     """SUITE INDEX."""
-    scores: Floats
-    """[E], mean probability of an episode's steps."""
+    episodes: tuple[Floats, ...]
+    """[E] of [T], the probability of each step of each episode."""
     succeeded: NDArray[np.bool_]
     """[E]."""
+
+    @cached_property
+    def scores(self) -> Floats:
+        """[E], mean probability of an episode's steps."""
+        return np.array([steps.mean() for steps in self.episodes])
 
     @property
     def auc(self) -> float:
         """How often a success has the higher mean; NaN where all ended alike."""
         return auc(self.scores, self.succeeded)
+
+
+def together(tasks: Sequence[JudgedTask]) -> JudgedTask:
+    """All of their episodes as if they were one task's."""
+    return JudgedTask(
+        "all",
+        tuple(steps for task in tasks for steps in task.episodes),
+        np.concatenate([task.succeeded for task in tasks]),
+    )
 
 
 def judge_rollouts(judge: Judge, datasets: Iterable[tuple[Path, Dataset]]) -> list[JudgedTask]:
@@ -44,7 +59,7 @@ def judge_rollouts(judge: Judge, datasets: Iterable[tuple[Path, Dataset]]) -> li
         DatasetError: a dataset holds demonstrations, whose failures nobody kept, or a frame that
             is no image.
     """
-    found: dict[str, list[tuple[Floats, NDArray[np.bool_]]]] = {}
+    found: dict[str, list[JudgedTask]] = {}
     for folder, dataset in datasets:
         for task in dataset.tasks:
             if task.succeeded is None:
@@ -59,16 +74,12 @@ def judge_rollouts(judge: Judge, datasets: Iterable[tuple[Path, Dataset]]) -> li
             prompts = [judge.prompt(task.instruction)] * len(frames)
             steps = judge.probabilities(frames, prompts, token_ids(task, judge.config, {}))
             name = f"{task.suite} {task.index}"
-            found.setdefault(name, []).append(_episodes(task, steps))
-    return [
-        JudgedTask(name, *(np.concatenate(parts) for parts in zip(*episodes, strict=True)))
-        for name, episodes in found.items()
-    ]
+            found.setdefault(name, []).append(JudgedTask(name, *_episodes(task, steps)))
+    return [replace(together(parts), name=name) for name, parts in found.items()]
 
 
-def _episodes(task: TaskSamples, steps: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Means of the steps, and how each episode ended."""
+def _episodes(task: TaskSamples, steps: Floats) -> tuple[tuple[Floats, ...], NDArray[np.bool_]]:
+    """Steps of each episode, and how it ended."""
     assert task.succeeded is not None  # noqa: S101 - asked before
-    numbers, first, counts = np.unique(task.episodes, return_index=True, return_counts=True)
-    places = np.searchsorted(numbers, task.episodes)
-    return np.bincount(places, steps) / counts, task.succeeded[first]
+    numbers, first = np.unique(task.episodes, return_index=True)
+    return tuple(steps[task.episodes == one] for one in numbers), task.succeeded[first]

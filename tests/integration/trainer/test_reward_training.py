@@ -184,10 +184,12 @@ def test_episodes_are_judged_by_their_mean(checkpoint: Path, tmp_path: Path) -> 
         for step in range(8)
     ]
     assert task.scores[2] == pytest.approx(np.mean(said), abs=1e-6)
+    picture = tmp_path / "judged.png"
     output = CliRunner(env={"COLUMNS": "120"}).invoke(
-        app, ["reward", "judge", str(made), str(folder)]
+        app, ["reward", "judge", str(made), str(folder), "--plot", str(picture)]
     )
     assert output.exit_code == 0, output.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert "reward model abc" in output.output
     assert f"{task.auc:.3f}" in output.output
     shown = write_dataset(tmp_path / "shown", demonstrations())
