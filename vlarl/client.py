@@ -11,25 +11,30 @@ encodes a JPEG and sends its bytes.
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from PIL import Image
 
 from vlarl.config.network import ChannelConfig
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, open_sync_channel
-from vlarl.rpc.errors import PolicyError
+from vlarl.rpc.errors import PolicyError, retry_seconds
 
 __all__ = ["Action", "AsyncPolicyClient", "PolicyClient", "PolicyError"]
 
+T = TypeVar("T")
 EncodedOrFrame = bytes | NDArray[np.uint8]
 
 
@@ -75,7 +80,8 @@ class PolicyClient:
             tls_ca: certificates (PEM) to trust; turns TLS on.
             tls_certificate: the client's own certificate chain (PEM), for mutual TLS.
             tls_key: its private key (PEM).
-            timeout_seconds: deadline of a call, its retries included.
+            timeout_seconds: deadline of a call, its retries included, and its waiting where the
+                server finds this client too fast.
         """
         config = ChannelConfig(
             token_file=token_file,
@@ -85,15 +91,13 @@ class PolicyClient:
             timeout_seconds=timeout_seconds,
         )
         self._address = address
+        self._timeout = timeout_seconds
         self._channel = open_sync_channel(address, config, token=token)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
 
     def get_policy(self) -> policy_pb2.GetPolicyResponse:
         """Describes the model and the weights that serve now."""
-        try:
-            return self._stub.GetPolicy(policy_pb2.GetPolicyRequest())
-        except grpc.RpcError as error:
-            raise PolicyError.from_rpc(error, self._address) from error
+        return self._answer(self._stub.GetPolicy, policy_pb2.GetPolicyRequest())
 
     def predict(
         self,
@@ -134,10 +138,16 @@ class PolicyClient:
     ) -> list[Action]:
         """Answers one action for each (image, instruction), in one request; see `predict`."""
         request = _request(observations, temperature, seeds, unnorm_key, center_crop)
-        try:
-            return _actions(self._stub.PredictActions(request), len(observations))
-        except grpc.RpcError as error:
-            raise PolicyError.from_rpc(error, self._address) from error
+        return _actions(self._answer(self._stub.PredictActions, request), len(observations))
+
+    def _answer(self, call: Callable[..., T], request: Message) -> T:
+        patience = _Patience(self._timeout, self._address)
+        while True:
+            try:
+                return call(request, timeout=patience.left)
+            except grpc.RpcError as error:
+                pause = patience.pause_after(error)
+            time.sleep(pause)
 
     def close(self) -> None:
         """Closes the channel; calls in progress are cancelled."""
@@ -178,6 +188,7 @@ class AsyncPolicyClient:
             timeout_seconds=timeout_seconds,
         )
         self._address = address
+        self._timeout = timeout_seconds
         self._channel = open_channel(address, config, token=token)
         self._stub: policy_pb2_grpc.PolicyServiceAsyncStub = policy_pb2_grpc.PolicyServiceStub(
             self._channel
@@ -185,10 +196,7 @@ class AsyncPolicyClient:
 
     async def get_policy(self) -> policy_pb2.GetPolicyResponse:
         """Describes the model and the weights that serve now."""
-        try:
-            return await self._stub.GetPolicy(policy_pb2.GetPolicyRequest())
-        except grpc.RpcError as error:
-            raise PolicyError.from_rpc(error, self._address) from error
+        return await self._answer(self._stub.GetPolicy, policy_pb2.GetPolicyRequest())
 
     async def predict(
         self,
@@ -221,10 +229,17 @@ class AsyncPolicyClient:
     ) -> list[Action]:
         """Answers one action for each (image, instruction); see `PolicyClient.predict`."""
         request = _request(observations, temperature, seeds, unnorm_key, center_crop)
-        try:
-            return _actions(await self._stub.PredictActions(request), len(observations))
-        except grpc.RpcError as error:
-            raise PolicyError.from_rpc(error, self._address) from error
+        answer = await self._answer(self._stub.PredictActions, request)
+        return _actions(answer, len(observations))
+
+    async def _answer(self, call: Callable[..., Awaitable[T]], request: Message) -> T:
+        patience = _Patience(self._timeout, self._address)
+        while True:
+            try:
+                return await call(request, timeout=patience.left)
+            except grpc.RpcError as error:
+                pause = patience.pause_after(error)
+            await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Closes the channel; calls in progress are cancelled."""
@@ -240,6 +255,34 @@ class AsyncPolicyClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+class _Patience:
+    """How long a call that the server finds too early may go on being tried."""
+
+    def __init__(self, seconds: float, address: str) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._address = address
+        self._refusals = 0
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def pause_after(self, error: grpc.RpcError) -> float:
+        """Seconds until the next try is worth it.
+
+        Raises:
+            PolicyError: the server named no time, or one after the deadline.
+        """
+        wait = retry_seconds(error)
+        if wait is None or wait >= self.left:
+            raise PolicyError.from_rpc(error, self._address) from error
+        # Several that are refused at once and wait equally long would meet again.
+        self._refusals += 1
+        pause = wait * random.uniform(1, self._refusals)
+        return pause if pause < self.left else wait
 
 
 def _request(
