@@ -43,6 +43,8 @@ method may answer
 - INVALID_ARGUMENT, `MALFORMED`: the bytes are no message of the method.
 - RESOURCE_EXHAUSTED: a message of more than 32 MiB; `TOO_MANY_CALLS`: more calls are in progress
   than the server allows.
+- RESOURCE_EXHAUSTED, `TOO_FAST`, with `RetryInfo`: a client calls more often than
+  `security.client_calls_per_second` allows; ask again after `retry_delay`.
 - DEADLINE_EXCEEDED: the client's own deadline; `SERVER_LIMIT`: a unary call has taken an hour.
 - UNAVAILABLE: nobody listens, or the server is stopping; another replica may answer.
 - INTERNAL, `UNEXPECTED`: a defect; the server's log has the traceback.

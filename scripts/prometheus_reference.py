@@ -30,6 +30,7 @@ def registries(run_dir: Path) -> dict[str, list[CollectorRegistry]]:
     from services.trainer.metrics import MetricsLog
     from services.trainer.queue_gauges import QueueGauges
     from vlarl.rpc.metrics import metrics_guard, new_registry
+    from vlarl.rpc.rate import CallRate, rate_guard
 
     def made(*makers: Callable[[CollectorRegistry], object]) -> list[CollectorRegistry]:
         found = [CollectorRegistry() for _ in makers]
@@ -37,12 +38,15 @@ def registries(run_dir: Path) -> dict[str, list[CollectorRegistry]]:
             make(registry)
         return found
 
+    def limited(registry: CollectorRegistry) -> None:
+        rate_guard(CallRate(1, 1), None, None, registry)
+
     return {
         "policy": made(PolicyMetrics),
         "env": made(EnvMetrics),
         "reward": made(RewardMetrics),
         "trainer": made(lambda registry: MetricsLog(run_dir, registry), QueueGauges),
-        "all": [*made(metrics_guard), new_registry()],
+        "all": [*made(metrics_guard, limited), new_registry()],
     }
 
 

@@ -1,16 +1,33 @@
-"""Bad requests by the thousand: what a valid one becomes when its bytes are damaged."""
+"""Bad requests by the thousand: what a valid one becomes when its bytes are damaged, and messages
+that are sound as messages and make no sense.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 _TOGETHER = 32
+_LARGE = 2**20 * 30
+"""Bytes of a request that the servers' limit of 32 MiB just lets in."""
+
+M = TypeVar("M", bound=Message)
+
+
+def fuzz_requests(usual: int) -> int:
+    """How many requests a test sends: VLARL_FUZZ_REQUESTS, or its usual share."""
+    return int(os.environ.get("VLARL_FUZZ_REQUESTS", str(usual)))
 
 
 def damaged(rng: np.random.Generator, good: Sequence[bytes]) -> bytes:
@@ -32,6 +49,103 @@ def damaged(rng: np.random.Generator, good: Sequence[bytes]) -> bytes:
     for place in rng.integers(0, reach, int(rng.integers(1, 8))):
         data[place] = rng.integers(256)
     return bytes(data)
+
+
+def wild(rng: np.random.Generator, kind: type[M], words: Sequence[str]) -> M:
+    """A message of this kind, each field of it left out or filled with what its type allows and
+    nobody expects; strings are now and then one of `words`, which mean something to the server.
+    """
+    message = kind()
+    _fill(rng, message, words)
+    return message
+
+
+def large(kind: type[M], path: str, value: str | float | Message) -> bytes:
+    """A message as large as may be: the field PATH (dots go deeper) takes all of it, as one long
+    string, or as often as it fits.
+    """
+    message: Any = kind()
+    *above, name = path.split(".")
+    inner = message
+    for part in above:
+        inner = getattr(inner, part)
+    if isinstance(value, str):
+        size = len(value.encode()) + 2
+    else:
+        size = value.ByteSize() + 2 if isinstance(value, Message) else 4
+    if inner.DESCRIPTOR.fields_by_name[name].is_repeated:
+        getattr(inner, name).extend([value] * (_LARGE // size))
+    else:
+        setattr(inner, name, value * (_LARGE // size))
+    sent: bytes = message.SerializeToString()
+    return sent
+
+
+_FLOATS = (0.0, 1.0, -1.0, 1e-40, 3e38, -3e38, float("inf"), float("-inf"), float("nan"))
+_STRINGS = ("", " ", "\0", "é" * 300, "../../etc/passwd", "a" * 5000, "{}", "%s", "\U0001f916")
+
+
+def _fill(rng: np.random.Generator, message: Message, words: Sequence[str]) -> None:
+    for field in message.DESCRIPTOR.fields:
+        if rng.random() < 0.3:
+            continue
+        if field.message_type is not None:
+            for _ in range(int(rng.integers(9)) if field.is_repeated else 1):
+                part = getattr(message, field.name)
+                inner = part.add() if field.is_repeated else part
+                inner.SetInParent()
+                _fill(rng, inner, words)
+        elif field.is_repeated:
+            count = int(rng.choice([0, 1, 6, 7, 8, 300], p=[0.1, 0.1, 0.2, 0.4, 0.1, 0.1]))
+            getattr(message, field.name).extend(_scalar(rng, field, words) for _ in range(count))
+        else:
+            setattr(message, field.name, _scalar(rng, field, words))
+
+
+def _scalar(rng: np.random.Generator, field: FieldDescriptor, words: Sequence[str]) -> object:
+    kinds = FieldDescriptor
+    if field.cpp_type in (kinds.CPPTYPE_FLOAT, kinds.CPPTYPE_DOUBLE):
+        return float(rng.choice(_FLOATS))
+    if field.cpp_type == kinds.CPPTYPE_BOOL:
+        return bool(rng.integers(2))
+    if field.type == kinds.TYPE_BYTES:
+        return rng.bytes(int(rng.choice([0, 1, 200])))
+    if field.cpp_type == kinds.CPPTYPE_STRING:
+        choices = (*words, *_STRINGS) if rng.random() < 0.5 else words or _STRINGS
+        return choices[rng.integers(len(choices))]
+    if field.cpp_type == kinds.CPPTYPE_ENUM:
+        return int(rng.choice([0, 1, 2, 77]))
+    bits = 32 if field.cpp_type in (kinds.CPPTYPE_INT32, kinds.CPPTYPE_UINT32) else 64
+    signed = field.cpp_type in (kinds.CPPTYPE_INT32, kinds.CPPTYPE_INT64)
+    highest = 2 ** (bits - signed) - 1
+    choices = [0, 1, 2, 7, 32_000, highest, -highest - 1 if signed else 3]
+    return choices[rng.integers(len(choices))]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a process holds."""
+
+    memory_mib: float
+    open_files: int
+
+    @classmethod
+    def of(cls, pid: int) -> Footprint:
+        """Of a living process, now."""
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        files = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+        return cls(resident * os.sysconf("SC_PAGE_SIZE") / 2**20, files)
+
+    def assert_no_leak_since(self, before: Footprint) -> None:
+        """A few files and what allocators keep are no leak."""
+        assert self.open_files <= before.open_files + 8, (before, self)
+        assert self.memory_mib <= before.memory_mib + 100, (before, self)
+
+
+def said(what: str, codes: Iterable[tuple[grpc.StatusCode, int]]) -> None:
+    """Prints counts by code: `pytest -s` shows them."""
+    counts = ", ".join(f"{count} {code.name}" for code, count in sorted(codes, key=str))
+    print(f"{what}: {counts}")
 
 
 def _identity(data: bytes) -> bytes:
@@ -56,6 +170,23 @@ async def bombard(
     return Counter(await asyncio.gather(*(one(payload) for payload in payloads)))
 
 
+async def bombard_answers(
+    channel: grpc.aio.Channel, method: str, payloads: Sequence[bytes], seconds: float = 30.0
+) -> Counter[grpc.StatusCode]:
+    """The same to a method that answers with a stream, one after the other."""
+    call: Any = channel.unary_stream(method, _identity, _identity)
+    codes = Counter[grpc.StatusCode]()
+    for payload in payloads:
+        try:
+            async for _ in call(payload, timeout=seconds):
+                pass
+        except grpc.aio.AioRpcError as error:
+            codes[error.code()] += 1
+        else:
+            codes[grpc.StatusCode.OK] += 1
+    return codes
+
+
 async def bombard_stream(
     channel: grpc.aio.Channel,
     method: str,
@@ -76,15 +207,26 @@ async def bombard_stream(
             yield part
 
     for stream in streams:
-        try:
-            answered = call(parts(stream), timeout=seconds)
-            if answers:
-                async for _ in answered:
-                    pass
+        if not answers:
+            codes += Counter([await _code(call(parts(stream), timeout=seconds))])
+            continue
+        answered = call(timeout=seconds)
+        # In turn: where the server ends the call while a part is being written, grpcio makes an
+        # INTERNAL of its own of the server's code.
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            for part in stream:
+                await answered.write(part)
+                if await answered.read() is grpc.aio.EOF:
+                    break
             else:
-                await answered
-        except grpc.aio.AioRpcError as error:
-            codes[error.code()] += 1
-        else:
-            codes[grpc.StatusCode.OK] += 1
+                await answered.done_writing()
+                await answered.read()
+        codes[await answered.code()] += 1
     return codes
+
+
+async def _code(call: Any) -> grpc.StatusCode:  # noqa: ANN401
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await call
+    code: grpc.StatusCode = await call.code()
+    return code

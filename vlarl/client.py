@@ -12,24 +12,29 @@ side.
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from PIL import Image
 
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import channel_config, open_channel, open_sync_channel
-from vlarl.rpc.errors import PolicyError
+from vlarl.rpc.errors import PolicyError, retry_seconds
 
 __all__ = ["Action", "AsyncPolicyClient", "PolicyClient", "PolicyError"]
 
+T = TypeVar("T")
 EncodedOrFrame = bytes | NDArray[np.uint8]
 
 
@@ -75,22 +80,21 @@ class PolicyClient:
             tls_ca: certificates (PEM) to trust; turns TLS on.
             tls_certificate: the client's own certificate chain (PEM), for mutual TLS.
             tls_key: its private key (PEM).
-            timeout_seconds: deadline of a call, its retries included.
+            timeout_seconds: deadline of a call, its retries included, and its waiting where the
+                server finds this client too fast.
 
         Raises:
             ConfigError: a file of these can't be used, or an address of a list found.
         """
         config = channel_config(token_file, tls_ca, tls_certificate, tls_key, timeout_seconds)
         self._address = address
+        self._timeout = timeout_seconds
         self._channel = open_sync_channel(address, config, token=token)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
 
     def get_policy(self) -> policy_pb2.GetPolicyResponse:
         """Describes the model and the weights that serve now."""
-        try:
-            return self._stub.GetPolicy(policy_pb2.GetPolicyRequest())
-        except grpc.RpcError as error:
-            raise PolicyError.from_rpc(error, self._address) from error
+        return self._answer(self._stub.GetPolicy, policy_pb2.GetPolicyRequest())
 
     def predict(
         self,
@@ -135,11 +139,18 @@ class PolicyClient:
     ) -> list[Action]:
         """Answers one action for each (image, instruction), in one request; see `predict`."""
         request = _request(observations, temperature, seeds, unnorm_key, center_crop)
-        try:
-            answer = self._stub.PredictActions(request, timeout=timeout_seconds)
-            return _actions(answer, len(observations))
-        except grpc.RpcError as error:
-            raise PolicyError.from_rpc(error, self._address) from error
+        return _actions(
+            self._answer(self._stub.PredictActions, request, timeout_seconds), len(observations)
+        )
+
+    def _answer(self, call: Callable[..., T], request: Message, seconds: float | None = None) -> T:
+        patience = _Patience(self._timeout if seconds is None else seconds, self._address)
+        while True:
+            try:
+                return call(request, timeout=patience.left)
+            except grpc.RpcError as error:
+                pause = patience.pause_after(error)
+            time.sleep(pause)
 
     def close(self) -> None:
         """Closes the channel; calls in progress are cancelled."""
@@ -174,6 +185,7 @@ class AsyncPolicyClient:
         """Opens a channel; see `PolicyClient`."""
         config = channel_config(token_file, tls_ca, tls_certificate, tls_key, timeout_seconds)
         self._address = address
+        self._timeout = timeout_seconds
         self._channel = open_channel(address, config, token=token)
         self._stub: policy_pb2_grpc.PolicyServiceAsyncStub = policy_pb2_grpc.PolicyServiceStub(
             self._channel
@@ -181,10 +193,7 @@ class AsyncPolicyClient:
 
     async def get_policy(self) -> policy_pb2.GetPolicyResponse:
         """Describes the model and the weights that serve now."""
-        try:
-            return await self._stub.GetPolicy(policy_pb2.GetPolicyRequest())
-        except grpc.RpcError as error:
-            raise PolicyError.from_rpc(error, self._address) from error
+        return await self._answer(self._stub.GetPolicy, policy_pb2.GetPolicyRequest())
 
     async def predict(
         self,
@@ -220,11 +229,19 @@ class AsyncPolicyClient:
     ) -> list[Action]:
         """Answers one action for each (image, instruction); see `PolicyClient.predict`."""
         request = _request(observations, temperature, seeds, unnorm_key, center_crop)
-        try:
-            answer = await self._stub.PredictActions(request, timeout=timeout_seconds)
-            return _actions(answer, len(observations))
-        except grpc.RpcError as error:
-            raise PolicyError.from_rpc(error, self._address) from error
+        answer = await self._answer(self._stub.PredictActions, request, timeout_seconds)
+        return _actions(answer, len(observations))
+
+    async def _answer(
+        self, call: Callable[..., Awaitable[T]], request: Message, seconds: float | None = None
+    ) -> T:
+        patience = _Patience(self._timeout if seconds is None else seconds, self._address)
+        while True:
+            try:
+                return await call(request, timeout=patience.left)
+            except grpc.RpcError as error:
+                pause = patience.pause_after(error)
+            await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Closes the channel; calls in progress are cancelled."""
@@ -240,6 +257,34 @@ class AsyncPolicyClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+class _Patience:
+    """How long a call that the server finds too early may go on being tried."""
+
+    def __init__(self, seconds: float, address: str) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._address = address
+        self._refusals = 0
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def pause_after(self, error: grpc.RpcError) -> float:
+        """Seconds until the next try is worth it.
+
+        Raises:
+            PolicyError: the server named no time, or one after the deadline.
+        """
+        wait = retry_seconds(error)
+        if wait is None or wait >= self.left:
+            raise PolicyError.from_rpc(error, self._address) from error
+        # Several that are refused at once and wait equally long would meet again.
+        self._refusals += 1
+        pause = wait * random.uniform(1, self._refusals)
+        return pause if pause < self.left else wait
 
 
 def _request(

@@ -127,7 +127,9 @@ class EnvServicer(env_pb2_grpc.EnvServiceServicer):
         problems: list[Violation] = []
         action = request.step.action
         if len(action) != ACTION_DIM or not all(map(math.isfinite, action)):
-            text = f"an action is {ACTION_DIM} finite numbers, got {len(action)}: {list(action)}"
+            # A client may send millions.
+            some = ", ".join(map(str, action[:ACTION_DIM]))
+            text = f"an action is {ACTION_DIM} finite numbers, got {len(action)}: {some}"
             problems.append(("step.action", text))
         if request.step.repeat > MAX_REPEAT:
             problems.append(("step.repeat", f"at most {MAX_REPEAT}, got {request.step.repeat}"))

@@ -21,6 +21,9 @@ from vlarl.libero import LIBERO_SUITES
 _SPEAKING_BDDL = ("_lan", "_task")
 """Variants whose instruction differs from their files' names, which are the suite's."""
 
+_MAX_NAME = 100
+"""Characters of an unknown suite's name that are looked at."""
+
 OWN_STEP_LIMIT = 300
 """Control steps of an episode in a suite of our own whose suite.toml names none."""
 
@@ -111,6 +114,8 @@ class TaskCatalog:
             UnknownTaskError: no such suite.
         """
         if suite not in self._suites:
+            # A client may send megabytes, which difflib would chew for minutes.
+            suite = suite[:_MAX_NAME]
             near = difflib.get_close_matches(suite, self._suites, n=1)
             hint = f"did you mean {near[0]!r}? There" if near else "there"
             raise UnknownTaskError(

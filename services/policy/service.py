@@ -20,14 +20,13 @@ from vlarl.adapter import AdapterError
 from vlarl.config import PolicyConfig
 from vlarl.openvla.config import ConfigError, OpenVLAConfig
 from vlarl.openvla.images import ImageError, decode_image, prepare_image
-from vlarl.openvla.prompt import PromptBuilder
+from vlarl.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, PromptBuilder
 from vlarl.openvla.tokens import ActionStats, ActionTokenizer
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.errors import FailedPrecondition, Internal, InvalidRequest, Unavailable
 from vlarl.rpc.interception import Context
 
-MAX_INSTRUCTION_CHARACTERS = 1000
 MIN_TEMPERATURE = 0.01
 """vLLM silently raises lower ones, and the log-probs would be another temperature's."""
 MAX_TEMPERATURE = 100.0
@@ -188,7 +187,8 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             statistics = self._model.statistics(request.unnorm_key)
         except ConfigError as error:
             problems.append(("unnorm_key", str(error)))
-        for index, observation in enumerate(request.observations):
+        # Of those that are too many, of which a client can send millions, nothing more is said.
+        for index, observation in enumerate(request.observations[: self._config.max_observations]):
             where = f"observations[{index}]"
             if not observation.image:
                 problems.append((f"{where}.image", "is empty"))

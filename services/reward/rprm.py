@@ -19,6 +19,7 @@ from vlarl.errors import FatalError
 from vlarl.judge import Judge
 from vlarl.openvla.folder import REWARD_CARD, reward_model_version
 from vlarl.openvla.images import Frame, ImageError
+from vlarl.openvla.prompt import MAX_INSTRUCTION_CHARACTERS
 from vlarl.rollout.v1 import rollout_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -72,8 +73,12 @@ class RprmScorer:
         """What can be told without its frames."""
         ids, width = self._judge.action_ids, self._judge.config.action_dim
         problems = []
+        length = len(trajectory.instruction)
         if not trajectory.instruction.strip():
             problems.append(("trajectory.instruction", "must say what is to be done"))
+        elif length > MAX_INSTRUCTION_CHARACTERS:
+            text = f"at most {MAX_INSTRUCTION_CHARACTERS} characters, not {length}"
+            problems.append(("trajectory.instruction", text))
         for number, step in enumerate(trajectory.steps):
             tokens = step.action.token_ids
             if len(tokens) != width or any(token not in ids for token in tokens):

@@ -10,6 +10,9 @@ from services.reward.outcome import OutcomeScorer
 from vlarl.config import ConfigError, RewardConfig
 from vlarl.rollout.v1 import rollout_pb2
 
+MAX_STEPS = 10_000
+"""Steps of a trajectory that is scored."""
+
 
 @dataclass(frozen=True)
 class Unscorable:
@@ -73,6 +76,9 @@ def trajectory_problems(
 ) -> list[tuple[str, str]]:
     """What keeps a trajectory from being scored, as (field, description) pairs."""
     problems = []
+    # More are no episode, and a client can put millions into one request.
+    if len(trajectory.steps) > MAX_STEPS:
+        return [("trajectory.steps", f"at most {MAX_STEPS}, not {len(trajectory.steps)}")]
     if not trajectory.steps:
         problems.append(("trajectory.steps", "must have at least one step"))
     if trajectory.outcome == rollout_pb2.OUTCOME_UNSPECIFIED:

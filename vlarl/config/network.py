@@ -25,6 +25,10 @@ class ServerConfig(Section):
     """File with the bearer token that callers must send; read again when it changes."""
     client_token_file: Path | None = None
     """File with further tokens, which let their callers ask and change nothing."""
+    client_calls_per_second: float | None = Field(default=None, gt=0)
+    """Calls a second of each caller without a token of `token_file`; none: any number."""
+    client_burst: int = Field(default=100, ge=1)
+    """Calls that such a caller may make at once after a rest."""
     tls_certificate: Path | None = None
     """Certificate chain (PEM). TLS is on when certificate and key are given."""
     tls_key: Path | None = None
@@ -87,6 +91,12 @@ class SecurityConfig(Section):
     client_token_file: Path | None = None
     """Further tokens, one a line, for clients from outside: they may ask for actions, tasks,
     episodes, rewards and the run's state, and change neither weights nor the run."""
+    client_calls_per_second: float | None = Field(default=None, gt=0)
+    """Calls a second that each client's token may make of each server; none: any number. Faster
+    ones are RESOURCE_EXHAUSTED with the time to wait. The run's own services are never slowed down:
+    `token_file` tells them from clients. Opening a stream is one call."""
+    client_burst: int = Field(default=100, ge=1)
+    """Calls that a client may make at once after a rest."""
     tls_certificate: Path | None = None
     """The servers' certificate chain (PEM)."""
     tls_key: Path | None = None
@@ -106,6 +116,11 @@ class SecurityConfig(Section):
             raise ValueError(
                 "client_token_file needs token_file: without it everybody may do everything"
             )
+        if self.client_calls_per_second is not None and self.token_file is None:
+            raise ValueError(
+                "client_calls_per_second needs token_file: without it the run's own services, "
+                "which must never be slowed down, look like clients"
+            )
         return self
 
     def secured(self, server: ServerConfig) -> ServerConfig:
@@ -114,6 +129,8 @@ class SecurityConfig(Section):
             update={
                 "token_file": self.token_file,
                 "client_token_file": self.client_token_file,
+                "client_calls_per_second": self.client_calls_per_second,
+                "client_burst": self.client_burst,
                 "tls_certificate": self.tls_certificate,
                 "tls_key": self.tls_key,
                 "tls_client_ca": self.tls_client_ca,

@@ -12,6 +12,8 @@ _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+MAX_INSTRUCTION_CHARACTERS = 1000
+"""Longest instruction that a server takes from its clients."""
 _SPACE = "▁"
 _VERDICTS = (("▁no", "▁yes"), ("<0x00>", "<0x01>"))
 """Words where the vocabulary has them whole, else bytes that no prompt holds."""

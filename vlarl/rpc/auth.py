@@ -76,6 +76,12 @@ class TokenFile:
         return any(matches)
 
 
+def sent_authorization(context: Context) -> str:
+    """The call's `authorization` header; "" where it has none."""
+    sent = dict(context.invocation_metadata() or ()).get("authorization")
+    return sent if isinstance(sent, str) else ""
+
+
 def token_guard(own: TokenFile, clients: TokenFile | None = None) -> Guard:
     """Refuses calls without a valid token, except to health.
 
@@ -87,9 +93,8 @@ def token_guard(own: TokenFile, clients: TokenFile | None = None) -> Guard:
     @contextlib.asynccontextmanager
     async def guard(method: Method, context: Context) -> AsyncIterator[None]:
         if method.service not in OPEN_SERVICES:
-            metadata = dict(context.invocation_metadata() or ())
-            sent = metadata.get("authorization")
-            if not isinstance(sent, str) or not sent:
+            sent = sent_authorization(context)
+            if not sent:
                 raise Unauthenticated("a bearer token is needed", reason="TOKEN_MISSING")
             if not own.accepts(sent):
                 if clients is None or not clients.accepts(sent):

@@ -5,18 +5,21 @@ at the client.
     raise InvalidRequest([("observations[0].image", "not a JPEG or PNG image")])
     raise FailedPrecondition("version 3 serves already, 2 is older", reason="OLDER_VERSION")
 
-Details are google.rpc's: BadRequest for fields, ErrorInfo (domain "vlarl") for the reason.
+Details are google.rpc's: BadRequest for fields, ErrorInfo (domain "vlarl") for the reason,
+RetryInfo for when to come back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, ClassVar, Self
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -91,6 +94,22 @@ class ResourceExhausted(ServiceError):
     """More than the server has or allows."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(
+        self, message: str, *, reason: str = "", retry_seconds: float | None = None
+    ) -> None:
+        """Takes the seconds after which the same request is worth another try, if they're known."""
+        super().__init__(message, reason=reason)
+        self.retry_seconds = retry_seconds
+
+    def details(self) -> list[Any]:
+        """The reason, and when to come back."""
+        if self.retry_seconds is None:
+            return super().details()
+        delay = Duration()
+        # Up, or who comes back on time would be too early.
+        delay.FromNanoseconds(math.ceil(self.retry_seconds * 1e9))
+        return [*super().details(), error_details_pb2.RetryInfo(retry_delay=delay)]
 
 
 class DeadlineExceeded(ServiceError):
@@ -178,6 +197,7 @@ class CallError(Exception):
         message: str,
         violations: Sequence[Violation] = (),
         reason: str = "",
+        retry_seconds: float | None = None,
     ) -> None:
         """Takes the status code, the server's sentence, and what else it said."""
         super().__init__(f"{message} ({code.name})")
@@ -187,12 +207,16 @@ class CallError(Exception):
         """The wrong fields that the server named, each with what is wrong with it."""
         self.reason = reason
         """The server's reason for programs (docs/api.md); "" where no server gave one."""
+        self.retry_seconds = retry_seconds
+        """Seconds after which the server wants to be asked again, where it said so."""
 
     @classmethod
     def from_rpc(cls, error: grpc.RpcError, address: str) -> Self:
         """The same error with the server's details read, and its address named."""
         message = f"{address}: {_message(error)}"
-        return cls(status_code(error), message, violations(error), reason(error))
+        return cls(
+            status_code(error), message, violations(error), reason(error), retry_seconds(error)
+        )
 
 
 class PolicyError(CallError):
@@ -225,6 +249,15 @@ def reason(error: grpc.RpcError) -> str:
         if detail.Is(named.DESCRIPTOR) and detail.Unpack(named) and named.domain == DOMAIN:
             return str(named.reason)
     return ""
+
+
+def retry_seconds(error: grpc.RpcError) -> float | None:
+    """Seconds after which the server wants to be asked again; None where it doesn't say."""
+    info = error_details_pb2.RetryInfo()
+    for detail in _details(error):
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
+            return float(info.retry_delay.ToNanoseconds() / 1e9)
+    return None
 
 
 def describe(error: grpc.RpcError) -> str:

@@ -65,30 +65,38 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         wrapped = self._streaming if handler.response_streaming else self._single
         constructor: Any = getattr(grpc, f"{kind}_rpc_method_handler")
         return constructor(  # type: ignore[no-any-return]
-            wrapped(method, behaviour),
+            wrapped(method, behaviour, handler.request_streaming),
             _tolerant(handler.request_deserializer),
             handler.response_serializer,
         )
 
     @contextlib.asynccontextmanager
-    async def _guarded(self, method: Method, context: Context) -> AsyncIterator[None]:
-        async with contextlib.AsyncExitStack() as stack:
-            for guard in self._guards:
-                await stack.enter_async_context(guard(method, context))
+    async def _guarded(
+        self, method: Method, context: Context, place: int = 0
+    ) -> AsyncIterator[None]:
+        # Not an AsyncExitStack: its frame and the error that it raises hold each other, and with
+        # them the whole request, until the garbage collector comes by, which may take gigabytes.
+        if place == len(self._guards):
+            yield
+            return
+        async with (
+            self._guards[place](method, context),
+            self._guarded(method, context, place + 1),
+        ):
             yield
 
-    def _single(self, method: Method, behaviour: Any) -> Any:
+    def _single(self, method: Method, behaviour: Any, stream_in: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            async with self._guarded(method, context):
+            async with _released(request, stream_in), self._guarded(method, context):
                 return await behaviour(request, context)
 
         return call
 
-    def _streaming(self, method: Method, behaviour: Any) -> Any:
+    def _streaming(self, method: Method, behaviour: Any, stream_in: bool) -> Any:
         # Responses are written, not yielded: a cancelled call then unwinds the servicer's
         # generator at once instead of whenever it is collected.
         async def call(request: Any, context: Context) -> None:
-            async with self._guarded(method, context):
+            async with _released(request, stream_in), self._guarded(method, context):
                 answered = behaviour(request, context)
                 if not hasattr(answered, "__aiter__"):
                     await answered
@@ -98,6 +106,23 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                         await context.write(response)
 
         return call
+
+
+@contextlib.asynccontextmanager
+async def _released(request: Any, is_stream: bool) -> AsyncIterator[None]:
+    """Ends a call such that its request can go: what gRPC keeps in rings of references would stay
+    until the garbage collector comes by, which counts objects and not the megabytes in them.
+    """
+    try:
+        yield
+    except grpc.aio.AbortError as error:
+        # gRPC holds this one, and raises it again itself when the method has returned. Its
+        # traceback holds our frames, they hold the call's context, and that holds gRPC's state.
+        error.__traceback__ = error.__context__ = None
+    finally:
+        if is_stream:
+            # The reader holds the message that it gave out last.
+            await aiter(request).aclose()
 
 
 def _behaviour(handler: Any) -> tuple[str, Any]:

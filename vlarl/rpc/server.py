@@ -32,6 +32,7 @@ from vlarl.rpc.errors import DeadlineExceeded, ResourceExhausted, error_guard
 from vlarl.rpc.health import HealthServicer
 from vlarl.rpc.interception import Context, Guard, GuardInterceptor, Method
 from vlarl.rpc.metrics import MetricsEndpoint, metrics_guard, new_registry
+from vlarl.rpc.rate import CallRate, rate_guard
 
 logger = logging.getLogger(__name__)
 
@@ -96,16 +97,16 @@ class RpcServer:
         self._stopped = False
 
     def _guards(self) -> list[Guard]:
+        config = self._config
         guards: list[Guard] = [metrics_guard(self.registry), error_guard]
-        if self._config.token_file is not None:
-            clients = self._config.client_token_file
-            guards.append(
-                token_guard(
-                    TokenFile(self._config.token_file),
-                    None if clients is None else TokenFile(clients),
-                )
-            )
-        return [*guards, limits_guard(self._config)]
+        own = TokenFile(config.token_file) if config.token_file else None
+        clients = TokenFile(config.client_token_file) if config.client_token_file else None
+        if config.client_calls_per_second is not None:
+            rate = CallRate(config.client_calls_per_second, config.client_burst)
+            guards.append(rate_guard(rate, own, clients, self.registry))
+        if own is not None:
+            guards.append(token_guard(own, clients))
+        return [*guards, limits_guard(config)]
 
     def _enable_reflection(self) -> None:
         from grpc_reflection.v1alpha import reflection

@@ -27,6 +27,7 @@ from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.rpc.errors import violations
 from vlarl.rpc.interception import Context
 from vlarl.rpc.server import RpcServer
+from vlarl.stack.supervisor import free_address
 
 pytestmark = pytest.mark.sim
 
@@ -38,22 +39,21 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.process: asyncio.subprocess.Process
+        self.metrics = free_address()
         self.address = ""
+        self.process: asyncio.subprocess.Process
         self.stub: env_pb2_grpc.EnvServiceAsyncStub
 
-    async def start(self) -> str:
-        config = RunConfig(
-            env=EnvConfig(
-                processes=1, profile="fast", render_size=64, action_repeat=4, step_timeout_seconds=5
-            )
-        )
+    async def start(self, **changed: object) -> str:
+        fields = {"profile": "fast", "render_size": 64, "action_repeat": 4, **changed}
+        fields = {"processes": 1, "step_timeout_seconds": 5, **fields}
+        config = RunConfig(env=EnvConfig.model_validate(fields))
         (self.folder / "run.toml").write_text(dump_toml(config))
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "vlarl", "serve", "env", "--no-queue"),
             *("--config", str(self.folder / "run.toml"), "--listen", "127.0.0.1:0"),
             *("--address-file", str(self.folder / "address")),
-            *("--metrics-listen", "127.0.0.1:0", "--drain-seconds", "1"),
+            *("--metrics-listen", self.metrics, "--drain-seconds", "1"),
         )
         async with asyncio.timeout(60):
             while not (self.folder / "address").exists():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import grpc
 import numpy as np
 import pytest
 
-from tests.fuzzing import bombard, bombard_stream, damaged
+from tests.fuzzing import bombard, bombard_stream, damaged, fuzz_requests, large, said
 from tests.integration.policy.policy_harness import KEY, PolicyProcess, frames
 from vlarl.client import AsyncPolicyClient
 from vlarl.policy.v1 import policy_pb2 as pb
@@ -18,7 +16,7 @@ from vlarl.rpc.channel import open_channel
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 SERVICE = "/vlarl.policy.v1.PolicyService"
-REQUESTS = int(os.environ.get("VLARL_FUZZ_REQUESTS", "2000"))
+REQUESTS = fuzz_requests(2000)
 """CI's share; 10,000 were sent for THREATS.md."""
 STREAMS = REQUESTS // 10
 CODE = grpc.StatusCode
@@ -42,9 +40,16 @@ async def test_damaged_requests_for_actions(
     sources = [one.SerializeToString() for one in (*good, slight, slight, slight)]
     rng = np.random.default_rng(11)
     payloads = [damaged(rng, sources) for _ in range(REQUESTS)]
+    slight.observations[0].instruction = "turn on the stove " * 2**20
+    payloads += [
+        large(pb.PredictActionsRequest, "observations", pb.Observation()),
+        large(pb.PredictActionsRequest, "unnorm_key", "é"),
+        slight.SerializeToString(),
+    ]
     before = await client.predict(image, "turn on the stove", unnorm_key=KEY)
     async with open_channel(server.address) as channel:
         codes = await bombard(channel, f"{SERVICE}/PredictActions", payloads)
+    said("PredictActions", codes.items())
     # A damaged pixel is a picture still.
     assert set(codes) <= {CODE.INVALID_ARGUMENT, CODE.OK}, codes
     assert codes[CODE.INVALID_ARGUMENT] > REQUESTS / 2, codes
@@ -66,9 +71,11 @@ async def test_damaged_weights(
         [damaged(rng, parts) if rng.random() < 0.7 else parts[place % 2] for place in range(3)]
         for _ in range(STREAMS)
     ]
+    streams.append([large(pb.UpdateWeightsRequest, "header.tensors", pb.AdapterTensor())])
     before = await stub.GetPolicy(pb.GetPolicyRequest())
     async with open_channel(server.address) as channel:
         codes = await bombard_stream(channel, f"{SERVICE}/UpdateWeights", streams, answers=False)
+    said("UpdateWeights", codes.items())
     assert set(codes) <= {CODE.INVALID_ARGUMENT, CODE.FAILED_PRECONDITION}, codes
     after = await stub.GetPolicy(pb.GetPolicyRequest())
     assert (after.run_id, after.policy_version) == (before.run_id, before.policy_version)

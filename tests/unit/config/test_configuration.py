@@ -187,13 +187,17 @@ def test_a_mistake_on_the_command_line_is_one_sentence() -> None:
 
 
 def test_a_server_gets_all_of_a_runs_credentials(tmp_path: Path) -> None:
-    files = {name: tmp_path / name for name in SecurityConfig.model_fields}
-    secured = SecurityConfig(**files).secured(ServerConfig(listen="127.0.0.1:1", drain_seconds=3))
+    rate = {"client_calls_per_second": 5.0, "client_burst": 7}
+    files = {name: tmp_path / name for name in SecurityConfig.model_fields if name not in rate}
+    given = files | rate
+    secured = SecurityConfig(**given).secured(ServerConfig(listen="127.0.0.1:1", drain_seconds=3))
     shared = SecurityConfig.model_fields.keys() & ServerConfig.model_fields.keys()
-    assert shared >= {"token_file", "client_token_file", "tls_key", "tls_client_ca"}
+    assert shared >= {"token_file", "client_token_file", "tls_key", "tls_client_ca", *rate}
     assert {name: getattr(secured, name) for name in shared} == {
-        name: files[name] for name in shared
+        name: given[name] for name in shared
     }
     assert (secured.listen, secured.drain_seconds) == ("127.0.0.1:1", 3)
     with pytest.raises(ValidationError, match="client_token_file needs token_file"):
         SecurityConfig(client_token_file=tmp_path / "clients")
+    with pytest.raises(ValidationError, match="client_calls_per_second needs token_file"):
+        SecurityConfig(client_calls_per_second=5)
