@@ -49,8 +49,9 @@ class RewardModelConfig(Section):
     of another kind; what is served must be its policy, or one that was trained from it."""
     mode: Literal["full", "lora"] = "full"
     """What learns: all weights, or LoRA factors that are merged into the checkpoint written."""
-    export: Literal["best", "last"] = "best"
-    """Which weights become RUN/checkpoint: those of the lowest held-out loss, or the last."""
+    export: Literal["best", "last"] = "last"
+    """Which weights become RUN/checkpoint: the last, or those of the lowest held-out loss, which
+    comes long before successes and failures are told apart best (docs/reward.md)."""
     dtype: Literal["auto", "float32"] = "auto"
     """Data type of the passes; auto: bfloat16 on a GPU, float32 otherwise."""
     activation_checkpointing: bool = False
