@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# All tests that need no GPU, in the torch environment and, beside it, in the simulator's: most of
-# their time is waiting for processes to start. The simulator's output follows the other's.
-# Arguments go to pytest, e.g. scripts/test.sh -m "not slow".
+# All tests that need no GPU: two files at a time in the torch environment and, beside them, those
+# of the simulator's, because most of their time is waiting for processes to start. The simulator's
+# output follows the other's. Arguments go to pytest, e.g. scripts/test.sh -m "not slow", or -n 0 for
+# one file at a time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MUJOCO_GL=${MUJOCO_GL:-osmesa}
@@ -13,7 +14,7 @@ set -m  # or a job in the background would be deaf to Ctrl-C
 simulator=$!
 set +m
 trap 'kill -INT $simulator 2>/dev/null; wait $simulator; rm -f "$simulator_output"' EXIT
-.venv/bin/python -m pytest -q -m "not gpu and not sim" --durations=20 "$@" || failed=1
+.venv/bin/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not sim" --durations=20 "$@" || failed=1
 wait $simulator || failed=1
 cat "$simulator_output"
 exit $failed
