@@ -22,6 +22,9 @@ _TOGETHER = 32
 _LARGE = 2**20 * 30
 """Bytes of a request that the servers' limit of 32 MiB just lets in."""
 
+_PATIENCE = 200.0
+"""Seconds for one answer. Enormous requests wait for one another, on a machine with other work."""
+
 M = TypeVar("M", bound=Message)
 
 
@@ -153,7 +156,7 @@ def _identity(data: bytes) -> bytes:
 
 
 async def bombard(
-    channel: grpc.aio.Channel, method: str, payloads: Sequence[bytes], seconds: float = 30.0
+    channel: grpc.aio.Channel, method: str, payloads: Sequence[bytes], seconds: float = _PATIENCE
 ) -> Counter[grpc.StatusCode]:
     """Sends raw requests to a unary method, many at once; how many ended with which code."""
     call: Any = channel.unary_unary(method, _identity, _identity)
@@ -171,7 +174,7 @@ async def bombard(
 
 
 async def bombard_answers(
-    channel: grpc.aio.Channel, method: str, payloads: Sequence[bytes], seconds: float = 30.0
+    channel: grpc.aio.Channel, method: str, payloads: Sequence[bytes], seconds: float = _PATIENCE
 ) -> Counter[grpc.StatusCode]:
     """The same to a method that answers with a stream, one after the other."""
     call: Any = channel.unary_stream(method, _identity, _identity)
@@ -193,7 +196,7 @@ async def bombard_stream(
     streams: Sequence[Sequence[bytes]],
     *,
     answers: bool,
-    seconds: float = 30.0,
+    seconds: float = _PATIENCE,
 ) -> Counter[grpc.StatusCode]:
     """The same to a method with a request stream, one stream after the other; `answers`: it has
     a response stream, too.
