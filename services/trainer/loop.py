@@ -186,8 +186,9 @@ class TrainingLoop:
         if published is not None and published.version == progress.version:
             return 0.0
         adapter = published_adapter(progress, snapshot.factors, self._scaling, self._dtype)
-        report = await self._publisher.publish(adapter, takeover=takeover)
+        # First, so that a replica that starts meanwhile fetches this version and not the last one.
         self._status.adapter = adapter
+        report = await self._publisher.publish(adapter, takeover=takeover)
         return report.pause_seconds
 
     async def _report(self, progress: Progress, further: dict[str, float]) -> None:

@@ -104,13 +104,16 @@ class Publisher:
         Raises:
             PublishError: a replica can't be reached in time, or refuses.
         """
-        answers = await self._ask_all(
-            lambda stub: stub.GetPolicy(policy_pb2.GetPolicyRequest()), await self._replicas()
-        )
+        answers: dict[str, policy_pb2.GetPolicyResponse] = {}
+        while not answers:
+            answers = await self._ask_all(
+                lambda stub: stub.GetPolicy(policy_pb2.GetPolicyRequest()), await self._replicas()
+            )
         return list(answers.values())
 
     async def publish(self, adapter: Adapter, *, takeover: bool) -> PublishReport:
-        """Returns when every replica serves the adapter, also those that came in the meantime.
+        """Returns when every replica serves the adapter, also those that came in the meantime;
+        those that left the name behind `policy.addresses` are no longer waited for.
 
         Args:
             adapter: the factors and their version.
@@ -171,10 +174,13 @@ class Publisher:
         self, call: Callable[[Stub], Awaitable[T]], addresses: Sequence[str]
     ) -> dict[str, T]:
         answers = await asyncio.gather(*(self._ask(call, address) for address in addresses))
-        return dict(zip(addresses, answers, strict=True))
+        pairs = zip(addresses, answers, strict=True)
+        return {address: answer for address, answer in pairs if answer is not None}
 
-    async def _ask(self, call: Callable[[Stub], Awaitable[T]], address: str) -> T:
-        """One replica's answer, asked again while the replica is away."""
+    async def _ask(self, call: Callable[[Stub], Awaitable[T]], address: str) -> T | None:
+        """One replica's answer, asked again while the replica is away; None: it is gone for good,
+        as when a deployment is scaled down.
+        """
         deadline = time.monotonic() + self._timeout
         async with open_channel(address, self._channel) as channel:
             stub: Stub = policy_pb2_grpc.PolicyServiceStub(channel)
@@ -184,6 +190,9 @@ class Publisher:
                 except grpc.aio.AioRpcError as error:
                     if error.code() not in _PASSING or time.monotonic() > deadline:
                         raise PublishError(f"policy server {address}: {describe(error)}") from error
+                    if address not in await self._replicas():
+                        _LOG.info("policy server %s is no longer one of the run's", address)
+                        return None
                     _LOG.warning("policy server %s: %s; trying again", address, describe(error))
                 await asyncio.sleep(_RETRY_SECONDS)
 

@@ -52,6 +52,26 @@ async def test_all_replicas_serve_the_version_also_one_that_starts_late(checkpoi
     assert (early.version, late.version) == (1, 1)
 
 
+async def test_a_replica_that_has_left_the_name_is_not_waited_for(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = StandInPolicy(checkpoint)
+    leaving = free_address()
+    async with serving(policy) as address:
+        named = [address, leaving]
+        # What the name's lookup says; all else is as it is.
+        monkeypatch.setattr("services.trainer.publisher.replica_addresses", lambda _: list(named))
+        publishing = asyncio.create_task(
+            publisher(checkpoint, "dns:///policy:1").publish(adapter(checkpoint, 1), takeover=True)
+        )
+        await asyncio.wait([publishing], timeout=0.5)
+        assert not publishing.done(), "the version advanced without all replicas"
+        named.remove(leaving)
+        report = await publishing
+    assert report.replicas == 1
+    assert policy.version == 1
+
+
 async def test_other_merged_weights_stop_the_run(checkpoint: Path) -> None:
     policy = StandInPolicy(checkpoint)
     policy.wrong_digest = True
