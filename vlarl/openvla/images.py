@@ -144,6 +144,9 @@ class PixelNormalizer:
         """``means`` and ``stds`` are [towers, 3]."""
         self.mean = means.astype(np.float32)[..., None, None]
         self.std = stds.astype(np.float32)[..., None, None]
+        # A pixel has 256 values: what becomes of each is looked up, [3 * towers, 256].
+        levels = np.arange(256, dtype=np.float32) / np.float32(255)
+        self._levels = ((levels - self.mean[..., 0]) / self.std[..., 0]).reshape(-1, 256)
 
     @classmethod
     def from_directory(cls, checkpoint: str | Path) -> PixelNormalizer:
@@ -164,9 +167,13 @@ class PixelNormalizer:
 
     def __call__(self, frames: Frame) -> NDArray[np.float32]:
         """uint8[..., S, S, 3] -> float32[..., 3 * towers, S, S], DINOv2's channels first."""
-        planes = np.moveaxis(frames, -1, -3).astype(np.float32) / np.float32(255)
-        stacked = (planes[..., None, :, :, :] - self.mean) / self.std
-        return stacked.reshape(*planes.shape[:-3], -1, *planes.shape[-2:])
+        *outer, height, width, colours = frames.shape
+        stacked = np.empty((*outer, len(self._levels), height, width), np.float32)
+        for channel, levels in enumerate(self._levels):
+            # No index is out of range; "clip" spares looking for one.
+            looked_up = np.take(levels, frames[..., channel % colours], mode="clip")
+            stacked[..., channel, :, :] = looked_up
+        return stacked
 
 
 def _require_frame(frame: Frame) -> None:
