@@ -35,6 +35,7 @@ from vlarl.rollout.v1 import rollout_pb2
 INSTRUCTION = "pick up the black bowl on the cookie box and place it on the plate"
 STEPS = 32
 """Of an episode."""
+RENDERED = Path(__file__).parents[1] / "tests/golden/images.npz"
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def measure(checkpoint: Path, episodes: int, repeats: int) -> bool:
     drawn = np.random.default_rng(0)
     trajectories = []
     for _ in range(episodes):
-        frames = drawn.integers(256, size=(STEPS, size, size, 3), dtype=np.uint8)
+        frames = views(drawn, size)
         tokens = drawn.integers(ids[0], ids[-1], size=(STEPS, 7), endpoint=True)
         trajectories.append(episode(frames, tokens))
     bare = bare_loop(checkpoint, trajectories, config.batch_steps, judge)
@@ -84,8 +85,23 @@ def measure(checkpoint: Path, episodes: int, repeats: int) -> bool:
     return table.finish()
 
 
+def views(drawn: np.random.Generator, size: int) -> np.ndarray:
+    """Parts of LIBERO's frames, uint8 [STEPS, size, size, 3]: noise would be three times the bytes
+    in JPEG.
+    """
+    rendered = np.load(RENDERED)["rendered"]
+    places = drawn.integers(rendered.shape[1] - size + 1, size=(STEPS, 2))
+    numbers = drawn.integers(len(rendered), size=STEPS)
+    return np.stack(
+        [
+            rendered[number, top : top + size, left : left + size]
+            for number, (top, left) in zip(numbers, places, strict=True)
+        ]
+    )
+
+
 def episode(frames: np.ndarray, tokens: np.ndarray) -> rollout_pb2.Trajectory:
-    """An episode of random frames and actions."""
+    """An episode of these frames and random actions."""
     return rollout_pb2.Trajectory(
         instruction=INSTRUCTION,
         steps=[
