@@ -82,8 +82,13 @@ def test_it_takes_part_and_every_panel_has_something_to_show(
     (judge / "reward_model.json").write_text('{"version": "untrained"}')
     folder.mkdir()
     settings = {"reward.model": "rprm", "reward.checkpoint": str(judge), "reward.threads": "1"}
-    # What only the last evaluation says, the trainer may take along before it has been scraped.
-    course = {"trainer.iterations": "2", "evaluation.every_iterations": "1"}
+    # What only the last iteration and its evaluation say, the trainer may take along before it has
+    # been scraped.
+    course = {
+        "trainer.iterations": "2",
+        "trainer.critic.warmup_iterations": "0",
+        "evaluation.every_iterations": "1",
+    }
     run = Run(tmp_path / "run", checkpoint, **settings, **course)
     process = run.start()
     started.append(process)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+pytest.importorskip("transformers")
 
 from benchmarks import sizing
 from benchmarks.sizing import GIB, GPU_BYTES
