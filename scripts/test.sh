@@ -14,7 +14,10 @@ set -m  # or a job in the background would be deaf to Ctrl-C
 simulator=$!
 set +m
 trap 'kill -INT $simulator 2>/dev/null; wait $simulator; rm -f "$simulator_output"' EXIT
-.venv/bin/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not sim" --durations=20 "$@" || failed=1
+torch=(.venv/bin/python -m pytest -q -o cache_dir=.pytest_cache/torch -m "not gpu and not sim")
+# What fails beside others may have been short of time; what fails alone, too, has failed.
+"${torch[@]}" -n 2 --dist loadfile --durations=20 "$@" ||
+    "${torch[@]}" --last-failed --last-failed-no-failures none "$@" || failed=1
 wait $simulator || failed=1
 cat "$simulator_output"
 exit $failed

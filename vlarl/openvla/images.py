@@ -72,7 +72,7 @@ def decode_image(encoded: bytes) -> Frame:
                 )
             if image.mode not in _EIGHT_BIT_MODES:
                 raise ImageError(f"an image has 8 bits a channel, this has mode {image.mode}")
-            return np.array(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except ImageError:
         raise
     except _DECODER_ERRORS as error:
