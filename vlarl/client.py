@@ -28,6 +28,7 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 from PIL import Image
 
+from vlarl.closing import Closing
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import channel_config, open_channel, open_sync_channel
 from vlarl.rpc.errors import PolicyError, retry_seconds
@@ -53,7 +54,7 @@ class Action:
     """Version of the weights that produced it."""
 
 
-class PolicyClient:
+class PolicyClient(Closing):
     """Asks a policy server, or several behind one address; may be shared between threads.
 
     Methods raise `PolicyError` where a call fails and `ValueError` for arguments that can't be
@@ -155,17 +156,6 @@ class PolicyClient:
     def close(self) -> None:
         """Closes the channel; calls in progress are cancelled."""
         self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class AsyncPolicyClient:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import queue
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import grpc
 from numpy.typing import ArrayLike
 
+from vlarl.closing import Closing
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.channel import channel_config, open_sync_channel
@@ -26,7 +25,7 @@ from vlarl.rpc.errors import EnvError
 __all__ = ["EnvClient", "EnvError", "Episode"]
 
 
-class EnvClient:
+class EnvClient(Closing):
     """Borrows simulators of an env server, or of several behind one address.
 
     May be shared between threads; an episode belongs to one. Methods raise `EnvError` where a
@@ -100,19 +99,8 @@ class EnvClient:
         """Closes the channel; episodes in progress end."""
         self._channel.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Episode:
+class Episode(Closing):
     """One episode in a borrowed simulator, as it stands after the last step."""
 
     def __init__(
@@ -163,17 +151,6 @@ class Episode:
                 pass
         except grpc.RpcError:
             pass  # whoever asked last was told
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ask(self, request: env_pb2.InteractRequest) -> env_pb2.InteractResponse:
         self._commands.put(request)

@@ -11,7 +11,6 @@ from redis.exceptions import RedisError
 
 from vlarl.backlog import Backlog, backlog
 from vlarl.config import ConfigError, QueueConfig, RunConfig
-from vlarl.config.files import runs_inside
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.queue import QueueError, RolloutQueue
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
@@ -68,8 +67,8 @@ def addresses_of_run(run_dir: Path) -> Addresses:
     path = run_dir / "addresses.txt"
     if not path.exists():
         raise ConfigError(
-            f"{run_dir}: no run that `vlarl up` started (addresses.txt is missing)"
-            f"{runs_inside(run_dir)}; of services elsewhere, give their configuration with --config"
+            f"{run_dir}: no run that `vlarl up` started (addresses.txt is missing); of services "
+            "elsewhere, give their configuration with --config"
         )
     lines = [line.split() for line in path.read_text().splitlines()]
     (queue_url,) = [line[1] for line in lines if line[0] == "queue"]

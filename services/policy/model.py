@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from vllm.config import VllmConfig
@@ -39,8 +38,7 @@ class OpenVLAForActionPrediction(nn.Module, SupportsMultiModal):  # type: ignore
         super().__init__()
         checkpoint = vllm_config.model_config.model
         config = OpenVLAConfig.from_directory(checkpoint)
-        levels = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)
-        table = PixelNormalizer.from_directory(checkpoint)(levels)[:, 0]
+        table = PixelNormalizer.from_directory(checkpoint).levels
         # float32 whatever the model's type, as the trainer normalises too.
         self.pixel_table: torch.Tensor
         self.register_buffer("pixel_table", torch.tensor(table), persistent=False)

@@ -12,6 +12,7 @@ import typer
 
 from vlarl.cli.options import read_section
 from vlarl.config import ConfigError, RewardModelConfig, RunConfig, SftConfig, save_config
+from vlarl.config.files import runs_inside
 
 R = TypeVar("R", RunConfig, SftConfig, RewardModelConfig)
 
@@ -85,7 +86,7 @@ def saved_config(run: Path) -> Path:
     """
     saved = run / "config.toml"
     if not saved.exists():
-        raise ConfigError(f"{run}: no run here (config.toml is missing)")
+        raise ConfigError(f"{run}: no run here (config.toml is missing){runs_inside(run)}")
     return saved
 
 

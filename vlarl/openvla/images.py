@@ -137,16 +137,16 @@ _crop = center_crop  # `prepare_image` has an argument of that name.
 class PixelNormalizer:
     """Normalises a prepared frame once for each tower and stacks the results on channels.
 
-    ``mean`` and ``std`` are float32[towers, 3, 1, 1].
+    ``mean`` and ``std`` are float32[towers, 3, 1, 1]. ``levels``, float32[3 * towers, 256], has
+    what becomes of each of a pixel's values.
     """
 
     def __init__(self, means: NDArray[np.float64], stds: NDArray[np.float64]) -> None:
         """``means`` and ``stds`` are [towers, 3]."""
         self.mean = means.astype(np.float32)[..., None, None]
         self.std = stds.astype(np.float32)[..., None, None]
-        # A pixel has 256 values: what becomes of each is looked up, [3 * towers, 256].
-        levels = np.arange(256, dtype=np.float32) / np.float32(255)
-        self._levels = ((levels - self.mean[..., 0]) / self.std[..., 0]).reshape(-1, 256)
+        values = np.arange(256, dtype=np.float32) / np.float32(255)
+        self.levels = ((values - self.mean[..., 0]) / self.std[..., 0]).reshape(-1, 256)
 
     @classmethod
     def from_directory(cls, checkpoint: str | Path) -> PixelNormalizer:
@@ -168,8 +168,8 @@ class PixelNormalizer:
     def __call__(self, frames: Frame) -> NDArray[np.float32]:
         """uint8[..., S, S, 3] -> float32[..., 3 * towers, S, S], DINOv2's channels first."""
         *outer, height, width, colours = frames.shape
-        stacked = np.empty((*outer, len(self._levels), height, width), np.float32)
-        for channel, levels in enumerate(self._levels):
+        stacked = np.empty((*outer, len(self.levels), height, width), np.float32)
+        for channel, levels in enumerate(self.levels):
             # No index is out of range; "clip" spares looking for one.
             looked_up = np.take(levels, frames[..., channel % colours], mode="clip")
             stacked[..., channel, :, :] = looked_up

@@ -21,6 +21,7 @@ from vlarl.config import (
     dump_toml,
     load_config,
     load_section,
+    save_config,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -178,6 +179,16 @@ def test_other_commands_configurations_are_shown(kind: str, file: str) -> None:
     values = tomllib.loads(shown.output)
     assert values["name"] == file
     assert CliRunner().invoke(app, ["config", "show", "--config", path]).exit_code == 2
+
+
+def test_a_folder_of_runs_is_no_run_and_names_them(tmp_path: Path) -> None:
+    for name in ("full-7", "hot-7"):
+        save_config(RunConfig(name=name), tmp_path / name)
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["status", str(tmp_path)])
+    assert result.exit_code != 0
+    assert "no run here (config.toml is missing); the runs inside it are full-7, hot-7" in (
+        " ".join(result.output.replace("│", " ").split())
+    )
 
 
 def test_a_mistake_on_the_command_line_is_one_sentence() -> None:
