@@ -20,8 +20,8 @@ from vllm.sequence import IntermediateTensors
 
 from services.policy.processing import DummyInputs, ProcessingInfo, Processor
 from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import PixelNormalizer
 from vlarl.openvla.modeling import Projector, VisionBackbone
+from vlarl.openvla.pixels import TowerPixels
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
@@ -38,10 +38,7 @@ class OpenVLAForActionPrediction(nn.Module, SupportsMultiModal):  # type: ignore
         super().__init__()
         checkpoint = vllm_config.model_config.model
         config = OpenVLAConfig.from_directory(checkpoint)
-        table = PixelNormalizer.from_directory(checkpoint).levels
-        # float32 whatever the model's type, as the trainer normalises too.
-        self.pixel_table: torch.Tensor
-        self.register_buffer("pixel_table", torch.tensor(table), persistent=False)
+        self.pixels = TowerPixels(checkpoint)
         with self._mark_tower_model(vllm_config, "image"):  # type: ignore[operator]
             self.vision_backbone = VisionBackbone(config)
             self.projector = Projector(config)
@@ -68,22 +65,8 @@ class OpenVLAForActionPrediction(nn.Module, SupportsMultiModal):  # type: ignore
         """
         pixels = kwargs["pixels"]
         assert isinstance(pixels, torch.Tensor)  # noqa: S101 - the only input we ever send
-        features: torch.Tensor = self.projector(self.vision_backbone(self._normalize(pixels)))
+        features: torch.Tensor = self.projector(self.vision_backbone(self.pixels(pixels)))
         return features
-
-    def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What `PixelNormalizer` does, on the model's device: a look-up of 256 levels a channel.
-
-        Args:
-            pixels: uint8 [B, S, S, 3].
-
-        Returns:
-            float32 [B, channels, S, S].
-        """
-        channels = len(self.pixel_table)
-        planes = pixels.permute(0, 3, 1, 2).repeat(1, channels // 3, 1, 1).long()
-        channel = torch.arange(channels, device=pixels.device).view(1, -1, 1, 1)
-        return self.pixel_table[channel, planes]
 
     def forward(
         self,

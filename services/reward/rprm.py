@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from services.reward.outcome import OutcomeScorer
 from services.reward.scorer import Unscorable
+from vlarl.allocator import keep_freed_memory
 from vlarl.config import RewardConfig
 from vlarl.errors import FatalError
 from vlarl.judge import Judge
@@ -47,10 +49,14 @@ class RprmScorer:
         self._gamma = gamma
         self._checkpoint: Path = config.checkpoint
         self._outcome = OutcomeScorer(config.success_reward)
-        # Decoding and resizing release the interpreter's lock for most of their time.
-        self._threads = ThreadPoolExecutor(thread_name_prefix="decode")
+        # Decoding and resizing release the interpreter's lock for most of their time. Where no GPU
+        # does, all cores pass, and decoding beside them only makes them wait for each other.
+        self._threads = (
+            ThreadPoolExecutor(thread_name_prefix="decode") if torch.cuda.is_available() else None
+        )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        keep_freed_memory()
         self.version, self._judge, self._seen = self._load()
 
     def score(
@@ -89,13 +95,12 @@ class RprmScorer:
 
     def _judged(self, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Floats | Unscorable]:
         """P(the action leads somewhere) of each trajectory's steps, batch by batch of all of them;
-        the frames of the batches to come are decoded meanwhile, each once.
+        each frame is decoded once.
         """
         if not trajectories:
             return []
         judge, batch = self._judge, self._config.batch_steps
         steps = [step for one in trajectories for step in one.steps]
-        coming = [self._threads.submit(self._frame, step.image) for step in steps]
         token_ids = np.array([step.action.token_ids for step in steps], np.int64)
         prompts = [
             ids for one in trajectories for ids in [judge.prompt(one.instruction)] * len(one.steps)
@@ -103,9 +108,8 @@ class RprmScorer:
         frames: list[Frame | ImageError] = []
         parts = []
         blank = np.zeros((judge.config.image_size, judge.config.image_size, 3), np.uint8)
-        for start in range(0, len(steps), batch):
-            some = slice(start, start + batch)
-            decoded = [frame.result() for frame in coming[some]]
+        for decoded in self._decoded([step.image for step in steps], batch):
+            some = slice(len(frames), len(frames) + batch)
             frames += decoded
             pixels = [blank if isinstance(frame, ImageError) else frame for frame in decoded]
             parts.append(judge.probabilities(np.stack(pixels), prompts[some], token_ids[some]))
@@ -118,6 +122,16 @@ class RprmScorer:
         return [
             Unscorable(found) if found else each for found, each in zip(broken, said, strict=True)
         ]
+
+    def _decoded(self, encoded: Sequence[bytes], batch: int) -> Iterator[list[Frame | ImageError]]:
+        """Frames batch by batch; with threads, those to come are decoded while a batch passes."""
+        if self._threads is None:
+            frames = (self._frame(one) for one in encoded)
+        else:
+            coming = [self._threads.submit(self._frame, one) for one in encoded]
+            frames = (one.result() for one in coming)
+        while decoded := list(itertools.islice(frames, batch)):
+            yield decoded
 
     def _frame(self, encoded: bytes) -> Frame | ImageError:
         try:

@@ -18,11 +18,11 @@ from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.images import (
     Frame,
     ImageError,
-    PixelNormalizer,
     decode_image,
     prepare_image,
 )
 from vlarl.openvla.modeling import pad_prompts
+from vlarl.openvla.pixels import TowerPixels
 from vlarl.openvla.prompt import PromptBuilder
 
 
@@ -46,7 +46,7 @@ class Preparation:
         self.pad_id = config.pad_token_id
         self._center_crop = center_crop
         self._prompts = PromptBuilder(checkpoint)
-        self._normalize = PixelNormalizer.from_directory(checkpoint)
+        self._pixels = TowerPixels(checkpoint)
 
     def frame(self, encoded: bytes) -> Frame:
         """Decodes and prepares a frame: uint8 [S, S, 3].
@@ -64,7 +64,7 @@ class Preparation:
         self, frames: NDArray[np.uint8], prompts: Sequence[Sequence[int]], device: torch.device
     ) -> ObservationBatch:
         """Inputs from prepared frames [B, S, S, 3] and prompt ids."""
-        pixels = torch.from_numpy(self._normalize(frames)).to(device)
+        pixels = self._pixels.to(device)(torch.from_numpy(frames).to(device))
         ids, lengths = pad_prompts(prompts, self.pad_id, device)
         return ObservationBatch(pixels, ids, lengths)
 

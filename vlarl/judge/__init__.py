@@ -18,8 +18,9 @@ from torch import Tensor
 from vlarl.judge.image_text import ImageTextJudge
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.folder import is_openvla
-from vlarl.openvla.images import Frame, PixelNormalizer, decode_image, prepare_image
+from vlarl.openvla.images import Frame, decode_image, prepare_image
 from vlarl.openvla.modeling import load_model, pad_prompts
+from vlarl.openvla.pixels import TowerPixels
 from vlarl.openvla.prompt import PromptBuilder
 from vlarl.openvla.tokens import ACTION_BINS
 
@@ -116,7 +117,7 @@ class _OpenVLAJudge:
         self._device = device
         self._prompts = PromptBuilder(checkpoint)
         self._answers = self._prompts.verdict_ids
-        self._normalize = PixelNormalizer.from_directory(checkpoint)
+        self._pixels = TowerPixels(checkpoint).to(device)
         self._model = load_model(checkpoint, dtype, device)
 
     def prompt(self, instruction: str) -> list[int]:
@@ -127,7 +128,7 @@ class _OpenVLAJudge:
     ) -> Tensor:
         ids, lengths = pad_prompts(prompts, self.policy.pad_token_id, self._device)
         logits: Tensor = self._model(
-            torch.from_numpy(self._normalize(frames)).to(self._device),
+            self._pixels(torch.from_numpy(frames).to(self._device)),
             ids,
             lengths,
             torch.from_numpy(token_ids).to(self._device),

@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -35,6 +36,8 @@ _LANCZOS_RADIUS = 3.0
 _WEIGHT_UNIT = 2.0**-21
 """Lanczos weights are whole multiples of it. Two passes over 8-bit pixels then need 8 + 2 * 21 bits
 and a sign, and another for overshoots: all products and sums are exact in float64's 53."""
+_JPEG_START = b"\xff\xd8"
+_JPEG_COLOURS = {"YCbCr", "RGB", "Gray"}
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
 _DECODER_ERRORS = (
     OSError,
@@ -58,18 +61,39 @@ class ImageError(ValueError):
 def decode_image(encoded: bytes) -> Frame:
     """Decode a JPEG or PNG; its size is checked before any pixel is decoded.
 
+    A sound JPEG becomes what ``tf.io.decode_jpeg`` makes of it, to the bit: libjpeg's fast inverse
+    transform (docs/decisions/0013). PNGs and what is odd about a JPEG are Pillow's to judge.
+
     Raises:
         ImageError: not an 8-bit JPEG or PNG, broken, cut short, or too large.
     """
     if len(encoded) > MAX_IMAGE_BYTES:
         raise ImageError(f"an image may have {MAX_IMAGE_BYTES} bytes, this has {len(encoded)}")
+    decoded = _decode_sound_jpeg(encoded)
+    return _decode_by_pillow(encoded) if decoded is None else decoded
+
+
+def _decode_sound_jpeg(encoded: bytes) -> Frame | None:
+    """None where these bytes are no JPEG, or one that libjpeg warns of."""
+    if not encoded.startswith(_JPEG_START):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        _require_few_pixels(width, height)
+        if colours not in _JPEG_COLOURS:
+            return None
+        frame: Frame = simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, fastupsample=False)
+    except ImageError:
+        raise
+    except ValueError:
+        return None
+    return frame
+
+
+def _decode_by_pillow(encoded: bytes) -> Frame:
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise ImageError(
-                    f"an image may have {MAX_IMAGE_PIXELS} pixels, "
-                    f"this has {image.width}x{image.height}"
-                )
+            _require_few_pixels(image.width, image.height)
             if image.mode not in _EIGHT_BIT_MODES:
                 raise ImageError(f"an image has 8 bits a channel, this has mode {image.mode}")
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
@@ -77,6 +101,11 @@ def decode_image(encoded: bytes) -> Frame:
         raise
     except _DECODER_ERRORS as error:
         raise ImageError(f"cannot decode the image: {error}") from error
+
+
+def _require_few_pixels(width: int, height: int) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ImageError(f"an image may have {MAX_IMAGE_PIXELS} pixels, this has {width}x{height}")
 
 
 def encode_jpeg(frame: Frame) -> bytes:

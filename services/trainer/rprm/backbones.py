@@ -22,7 +22,7 @@ from services.trainer.world import World
 from vlarl.config import RewardModelConfig
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.folder import is_openvla
-from vlarl.openvla.images import PixelNormalizer
+from vlarl.openvla.pixels import TowerPixels
 from vlarl.openvla.prompt import PromptBuilder
 
 
@@ -48,8 +48,7 @@ class OpenVLABackbone:
     def __init__(self, config: RewardModelConfig, world: World) -> None:
         """Loads the checkpoint."""
         checkpoint = config.checkpoint
-        normalizer = PixelNormalizer.from_directory(checkpoint)
-        self.pixels = Pixels(normalizer, config.augmentation, world.device)
+        self.pixels = Pixels(TowerPixels(checkpoint), config.augmentation, world.device)
         self._answers = PromptBuilder(checkpoint).verdict_ids
         self._model, self._parameters = load_learner(config, checkpoint, world)
 

@@ -18,7 +18,7 @@ from services.trainer.sft.samples import SampleBatch
 from services.trainer.world import World
 from vlarl.config import SftConfig
 from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import PixelNormalizer
+from vlarl.openvla.pixels import TowerPixels
 from vlarl.openvla.tokens import ActionTokenizer
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -41,8 +41,7 @@ class Imitation:
         varies = np.ptp(self.train.token_ids, axis=0) > 0
         sigmas = [config.target_sigma if one else 0.0 for one in varies]
         self._targets = soft_targets(sigmas).to(world.device)
-        normalizer = PixelNormalizer.from_directory(checkpoint)
-        self._pixels = Pixels(normalizer, config.augmentation, world.device)
+        self._pixels = Pixels(TowerPixels(checkpoint), config.augmentation, world.device)
         self._policy, self._parameters = load_learner(config, checkpoint, world)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:

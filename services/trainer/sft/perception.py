@@ -24,8 +24,8 @@ from services.trainer.sharding import checkpoint_blocks, compute_dtype, shard
 from services.trainer.world import World
 from vlarl.config import SftConfig
 from vlarl.demonstrations import DatasetError
-from vlarl.openvla.images import PixelNormalizer
 from vlarl.openvla.modeling import OpenVLA
+from vlarl.openvla.pixels import TowerPixels
 
 _CHANNELS = 16
 _HIDDEN = 256
@@ -71,8 +71,7 @@ class Perception:
         self.train = demonstrations.train
         self.held_out = demonstrations.held_out
         self._names = demonstrations.pose_names
-        normalizer = PixelNormalizer.from_directory(checkpoint)
-        self._pixels = Pixels(normalizer, config.augmentation, world.device)
+        self._pixels = Pixels(TowerPixels(checkpoint), config.augmentation, world.device)
         mean = torch.from_numpy(np.nanmean(self.train.poses, axis=0))
         deviation = torch.from_numpy(np.nanstd(self.train.poses, axis=0))
         self._mean = mean.to(world.device)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from services.trainer.sft.augmentation import IMAGE_DRAWS, augment, to_levels
 from vlarl.config import AugmentationConfig
-from vlarl.openvla.images import PixelNormalizer
+from vlarl.openvla.pixels import TowerPixels
 
 
 class Pixels:
@@ -15,31 +15,24 @@ class Pixels:
 
     def __init__(
         self,
-        normalizer: PixelNormalizer | None,
+        normalize: TowerPixels | None,
         augmentation: AugmentationConfig,
         device: torch.device,
     ) -> None:
-        """normalizer: the checkpoint's; none: frames stay levels, for a processor to come."""
-        self._moments: tuple[Tensor, Tensor] | None = None
-        if normalizer is not None:
-            mean, std = (torch.from_numpy(one) for one in (normalizer.mean, normalizer.std))
-            self._moments = mean.to(device), std.to(device)
+        """normalize: the checkpoint's; none: frames stay levels, for a processor to come."""
+        self._normalize = normalize if normalize is None else normalize.to(device)
         self._augmentation = augmentation
 
     def plain(self, frames: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] -> float32 [B, 3 * towers, S, S], as `PixelNormalizer` computes; as
-        it is where there is none.
+        """uint8 [B, S, S, 3] -> float32 [B, 3 * towers, S, S], as the servers compute it; as it is
+        where there is no normalisation.
         """
-        return self._normalized(frames.permute(0, 3, 1, 2).float())
+        normalized: Tensor = frames if self._normalize is None else self._normalize(frames)
+        return normalized
 
     def augmented(self, frames: Tensor, draws: Tensor) -> Tensor:
         """The same, each frame augmented by its random numbers, the first of [B, DRAWS]."""
         images = frames.permute(0, 3, 1, 2).float() / 255
         augmented = augment(images, draws[:, :IMAGE_DRAWS], self._augmentation)
-        return self._normalized(to_levels(augmented))
-
-    def _normalized(self, levels: Tensor) -> Tensor:
-        if self._moments is None:
-            return levels.byte().permute(0, 2, 3, 1)
-        mean, std = self._moments
-        return ((levels[:, None] / 255 - mean) / std).flatten(1, 2)
+        levels = to_levels(augmented).permute(0, 2, 3, 1)
+        return self.plain(levels.byte() if self._normalize is None else levels)

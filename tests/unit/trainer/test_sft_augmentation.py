@@ -18,6 +18,7 @@ from services.trainer.sft.augmentation import (  # noqa: E402
 from services.trainer.sft.pixels import Pixels  # noqa: E402
 from vlarl.config import AugmentationConfig  # noqa: E402
 from vlarl.openvla.images import PixelNormalizer, center_crop  # noqa: E402
+from vlarl.openvla.pixels import TowerPixels  # noqa: E402
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -103,7 +104,7 @@ def test_the_middle_of_every_range_changes_nothing_but_the_crop() -> None:
 def test_pixels_are_the_servers_to_the_bit() -> None:
     checkpoint = GOLDEN / "openvla-tiny"
     frames = some_frames(size=42)
-    pixels = Pixels(PixelNormalizer.from_directory(checkpoint), OFF, torch.device("cpu"))
+    pixels = Pixels(TowerPixels(checkpoint), OFF, torch.device("cpu"))
     expected = PixelNormalizer.from_directory(checkpoint)(frames)
     assert np.array_equal(pixels.plain(torch.from_numpy(frames)).numpy(), expected)
     augmented = pixels.augmented(torch.from_numpy(frames), torch.rand(2, 6))
