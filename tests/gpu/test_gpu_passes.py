@@ -11,6 +11,7 @@ pytest.importorskip("peft")
 
 from vlarl.openvla.images import PixelNormalizer  # noqa: E402
 from vlarl.openvla.modeling import generate_actions, load_model, pad_prompts  # noqa: E402
+from vlarl.openvla.pixels import TowerPixels  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 GOLDEN = Path(__file__).parents[1] / "golden" / "openvla-tiny"
@@ -57,3 +58,9 @@ def test_decoding_with_a_cache_is_the_same_pass() -> None:
         first = model.config.action_vocab_size - 256
         taken = logits.log_softmax(-1).gather(2, (acted.token_ids - first)[..., None])[..., 0]
         torch.testing.assert_close(taken, acted.logprobs, atol=1e-4, rtol=0)
+
+
+def test_a_gpu_normalises_to_the_same_bits() -> None:
+    frames = np.random.default_rng(0).integers(256, size=(3, 28, 28, 3), dtype=np.uint8)
+    got = TowerPixels(GOLDEN).to(CUDA)(torch.from_numpy(frames).to(CUDA))
+    assert np.array_equal(got.cpu().numpy(), PixelNormalizer.from_directory(GOLDEN)(frames))

@@ -42,7 +42,7 @@ class TowerPixels(nn.Module):
         towers = self._mean.new_empty(len(planes), *self._mean.shape[:2], *planes.shape[2:])
         # A core is twice as fast on what its cache holds; a GPU has no use for small parts.
         few = _FEW if planes.device.type == "cpu" else max(1, len(planes))
-        for levels, part in zip(planes.split(few), towers.split(few), strict=True):
+        for levels, part in zip(torch.split(planes, few), torch.split(towers, few), strict=True):
             unit = levels.float() / self._white
             torch.sub(unit[:, None], self._mean, out=part).div_(self._deviation)
         return towers.flatten(1, 2)
