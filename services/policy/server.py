@@ -1,7 +1,7 @@
 """`vlarl serve policy`: the parts of a policy server, wired together.
 
 listen (NOT_SERVING) ──▶ load the checkpoint ──▶ fetch the trainer's latest adapter
-──▶ produce one action ──▶ SERVING ──▶ SIGTERM: drain, stop
+──▶ produce one action ──▶ SERVING, follow the trainer ──▶ SIGTERM: drain, stop
 """
 
 from __future__ import annotations
@@ -9,37 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
 
-import grpc
 import numpy as np
 
 from services.policy.engine import PolicyEngine
 from services.policy.metrics import PolicyMetrics
 from services.policy.service import PolicyServicer
-from services.policy.swap import SwapFailedError, WeightsLostError, WeightSwapper
-from vlarl.adapter import AdapterError
+from services.policy.swap import WeightSwapper
+from services.policy.trainers_weights import PolicyServerError, TrainersWeights
 from vlarl.config import ChannelConfig, PolicyConfig, ServerConfig
-from vlarl.errors import FatalError
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.lora import lora_layers
 from vlarl.openvla.prompt import PromptBuilder
-from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
-from vlarl.rpc.channel import open_channel
-from vlarl.rpc.errors import describe
 from vlarl.rpc.server import RpcServer
-from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
 _LOG = logging.getLogger(__name__)
 _SERVICE = "vlarl.policy.v1.PolicyService"
 _WATCH_SECONDS = 1.0
-_TRAINER_SECONDS = 120.0
-
-
-class PolicyServerError(FatalError):
-    """The policy server can't go on; the message is one sentence for the log."""
 
 
 async def serve(
@@ -73,63 +61,21 @@ async def serve(
             raise PolicyServerError(f"the engine didn't start: {error}") from error
         stack.callback(engine.shutdown)
         swapper = WeightSwapper(engine, lora_layers(model), digest, metrics)
+        trainer = None
         if config.trainer_address:
             channel = trainer_channel or ChannelConfig(token_file=server.token_file)
-            await fetch_weights(config.trainer_address, channel, digest, swapper)
+            trainer = TrainersWeights(config.trainer_address, channel, digest, swapper)
+            await trainer.fetch_first()
         await _warm_up(engine, config, model)
         servicer.open(engine, swapper)
         rpc.set_serving(True)
         _LOG.info("%s serves at version %d", model.name, swapper.serving.version)
         watch = asyncio.create_task(_until_lost(engine, servicer.lost))
         stack.callback(watch.cancel)
+        if trainer:
+            following = asyncio.create_task(trainer.follow(config.catch_up_seconds, servicer.lose))
+            stack.callback(following.cancel)
         await rpc.serve_until_terminated(watch=watch)
-
-
-async def fetch_weights(
-    address: str, channel_config: ChannelConfig, digest: str, swapper: WeightSwapper
-) -> None:
-    """Swaps in the adapter that the trainer published last.
-
-    A trainer that can't be reached isn't an error: it may start after this server, and publishes
-    to it then.
-
-    Raises:
-        PolicyServerError: the trainer refuses, or its adapter doesn't fit this checkpoint.
-    """
-    async with open_channel(address, channel_config) as channel:
-        call = trainer_pb2_grpc.TrainerServiceStub(channel).GetWeights(
-            trainer_pb2.GetWeightsRequest(base_digest=digest), timeout=_TRAINER_SECONDS
-        )
-
-        async def parts() -> AsyncIterator[pb.AdapterHeader | pb.AdapterChunk]:
-            async for answer in call:
-                yield answer.header if answer.WhichOneof("part") == "header" else answer.chunk
-
-        try:
-            stream = parts()
-            header = await anext(stream, None)
-            if header is None:
-                _LOG.info("trainer %s has published nothing yet", address)
-                return
-            await swapper.update(_chain(header, stream))
-        except (AdapterError, SwapFailedError, WeightsLostError) as error:
-            raise PolicyServerError(f"the adapter of trainer {address}: {error}") from error
-        except grpc.aio.AioRpcError as error:
-            if error.code() not in (
-                grpc.StatusCode.UNAVAILABLE,
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-            ):
-                raise PolicyServerError(f"trainer {address}: {describe(error)}") from error
-            _LOG.warning("the base checkpoint serves, no trainer: %s", describe(error))
-
-
-async def _chain(
-    first: pb.AdapterHeader | pb.AdapterChunk,
-    rest: AsyncIterator[pb.AdapterHeader | pb.AdapterChunk],
-) -> AsyncIterator[pb.AdapterHeader | pb.AdapterChunk]:
-    yield first
-    async for part in rest:
-        yield part
 
 
 async def _warm_up(engine: PolicyEngine, config: PolicyConfig, model: OpenVLAConfig) -> None:

@@ -41,7 +41,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def GetWeights(
         self, request: pb.GetWeightsRequest, context: _Context
     ) -> AsyncIterator[pb.GetWeightsResponse]:
-        """The adapter published last; nothing before the first."""
+        """The adapter published last; nothing before the first, or where the caller serves it."""
         adapter = self._status.adapter
         if adapter is None:
             return
@@ -51,6 +51,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 f"{request.base_digest[:12]}",
                 reason="OTHER_BASE",
             )
+        if (request.run_id, request.policy_version) == (adapter.run_id, adapter.version):
+            return
         yield pb.GetWeightsResponse(header=await asyncio.to_thread(adapter_header, adapter))
         for chunk in adapter_chunks(adapter):
             yield pb.GetWeightsResponse(chunk=chunk)

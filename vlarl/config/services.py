@@ -30,7 +30,10 @@ class PolicyConfig(Section):
     cpu_threads: int | None = Field(default=None, ge=1)
     """Threads of the engine on a CPU; none: vLLM's own choice."""
     trainer_address: str | None = None
-    """Trainer to ask for the latest adapter before reporting ready."""
+    """Trainer to ask for the latest adapter before reporting ready, and now and then."""
+    catch_up_seconds: float = Field(default=30.0, gt=0)
+    """Time between two questions to the trainer: a replica that a publication missed, because it
+    had no name yet, say, is behind for that long."""
 
 
 class EnvConfig(Section):

@@ -41,18 +41,20 @@ class OneAdapterTrainer(trainer_pb2_grpc.TrainerServiceServicer):
 
     def __init__(self, adapter: wire.Adapter) -> None:
         self.adapter = adapter
-        self.asked: list[str] = []
+        self.asked: list[tuple[str, str, int]] = []
 
     async def GetWeights(
         self, request: trainer_pb2.GetWeightsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[trainer_pb2.GetWeightsResponse]:
-        self.asked.append(request.base_digest)
+        self.asked.append((request.base_digest, request.run_id, request.policy_version))
+        if request.policy_version == self.adapter.version:
+            return
         yield trainer_pb2.GetWeightsResponse(header=wire.adapter_header(self.adapter))
         for chunk in wire.adapter_chunks(self.adapter):
             yield trainer_pb2.GetWeightsResponse(chunk=chunk)
 
 
-async def test_a_late_replica_asks_the_trainer_and_refuses_until_it_can_answer(
+async def test_a_late_replica_asks_the_trainer_refuses_until_it_can_answer_and_follows(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     adapter = random_adapter(checkpoint, 12)
@@ -61,7 +63,8 @@ async def test_a_late_replica_asks_the_trainer_and_refuses_until_it_can_answer(
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(trainer, trainer_server)
     port = trainer_server.add_insecure_port("127.0.0.1:0")
     await trainer_server.start()
-    process = PolicyProcess(checkpoint, tmp_path, "--trainer", f"127.0.0.1:{port}")
+    options = ("--trainer", f"127.0.0.1:{port}", "-s", "policy.catch_up_seconds=0.3")
+    process = PolicyProcess(checkpoint, tmp_path, *options)
     try:
         address = await asyncio.to_thread(lambda: process.address)
         async with open_channel(address) as channel:
@@ -73,13 +76,34 @@ async def test_a_late_replica_asks_the_trainer_and_refuses_until_it_can_answer(
             await wait_until_serving(channel, SERVICE, START_SECONDS)
             policy = await stub.GetPolicy(pb.GetPolicyRequest())
         assert (policy.run_id, policy.policy_version) == ("run", 12)
-        assert trainer.asked == [policy.base_digest]
+        assert trainer.asked[0] == (policy.base_digest, "", 0)
         async with AsyncPolicyClient(address) as client:
             image = frames(1)[0]
             action = await client.predict(image, INSTRUCTIONS[0], unnorm_key=KEY)
         reference = Reference(checkpoint, adapter)
         assert policy.merged_digest == reference.merged_digest
         assert reference.check([image], INSTRUCTIONS[:1], [action], 0.0) < 1e-4
+        # A publication that misses this replica.
+        trainer.adapter = random_adapter(checkpoint, 13)
+        async with open_channel(address) as channel, asyncio.timeout(60):
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            while (await stub.GetPolicy(pb.GetPolicyRequest())).policy_version != 13:
+                await asyncio.sleep(0.1)
+            asked = len(trainer.asked)
+            while len(trainer.asked) < asked + 2:
+                await asyncio.sleep(0.1)
+        assert trainer.asked[-1] == (policy.base_digest, "run", 13)
+        # A trainer that goes back without saying so, and one that goes away, change nothing.
+        trainer.adapter = random_adapter(checkpoint, 7)
+        asked = len(trainer.asked)
+        async with asyncio.timeout(60):
+            while len(trainer.asked) < asked + 2:
+                await asyncio.sleep(0.1)
+        await trainer_server.stop(0)
+        await asyncio.sleep(0.5)
+        async with AsyncPolicyClient(address) as client:
+            action = await client.predict(image, INSTRUCTIONS[0], unnorm_key=KEY)
+        assert action.policy_version == 13
     finally:
         code = process.stop()
         await trainer_server.stop(0)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vlarl.policy.v1 import policy_pb2 as vlarl_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evlarl/trainer/v1/trainer.proto\x12\x10vlarl.trainer.v1\x1a\x1cvlarl/policy/v1/policy.proto\"\xb4\x01\n\tIteration\x12\x11\n\titeration\x18\x01 \x01(\r\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x11\n\tenv_steps\x18\x03 \x01(\x04\x12\x39\n\x07metrics\x18\x04 \x03(\x0b\x32(.vlarl.trainer.v1.Iteration.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x12\n\x10GetStatusRequest\"\xc5\x01\n\x11GetStatusResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.vlarl.trainer.v1.RunState\x12\x12\n\niterations\x18\x03 \x01(\r\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x03\x12\x1c\n\x14outstanding_episodes\x18\x05 \x01(\r\x12+\n\x06latest\x18\x06 \x01(\x0b\x32\x1b.vlarl.trainer.v1.Iteration\"(\n\x11GetWeightsRequest\x12\x13\n\x0b\x62\x61se_digest\x18\x01 \x01(\t\"~\n\x12GetWeightsResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.vlarl.policy.v1.AdapterHeaderH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.vlarl.policy.v1.AdapterChunkH\x00\x42\x06\n\x04part\"0\n\x16WatchIterationsRequest\x12\x16\n\x0e\x66rom_iteration\x18\x01 \x01(\r\"I\n\x17WatchIterationsResponse\x12.\n\titeration\x18\x01 \x01(\x0b\x32\x1b.vlarl.trainer.v1.Iteration\"\x0e\n\x0cPauseRequest\":\n\rPauseResponse\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.vlarl.trainer.v1.RunState\"\x0f\n\rResumeRequest\";\n\x0eResumeResponse\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.vlarl.trainer.v1.RunState\"\x13\n\x11\x43heckpointRequest\"5\n\x12\x43heckpointResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\titeration\x18\x02 \x01(\r*\xca\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATE_STARTING\x10\x01\x12\x15\n\x11RUN_STATE_ROLLOUT\x10\x02\x12\x16\n\x12RUN_STATE_LEARNING\x10\x03\x12\x18\n\x14RUN_STATE_PUBLISHING\x10\x04\x12\x18\n\x14RUN_STATE_EVALUATING\x10\x05\x12\x14\n\x10RUN_STATE_PAUSED\x10\x06\x12\x12\n\x0eRUN_STATE_DONE\x10\x07\x32\x9b\x04\n\x0eTrainerService\x12T\n\tGetStatus\x12\".vlarl.trainer.v1.GetStatusRequest\x1a#.vlarl.trainer.v1.GetStatusResponse\x12Y\n\nGetWeights\x12#.vlarl.trainer.v1.GetWeightsRequest\x1a$.vlarl.trainer.v1.GetWeightsResponse0\x01\x12h\n\x0fWatchIterations\x12(.vlarl.trainer.v1.WatchIterationsRequest\x1a).vlarl.trainer.v1.WatchIterationsResponse0\x01\x12H\n\x05Pause\x12\x1e.vlarl.trainer.v1.PauseRequest\x1a\x1f.vlarl.trainer.v1.PauseResponse\x12K\n\x06Resume\x12\x1f.vlarl.trainer.v1.ResumeRequest\x1a .vlarl.trainer.v1.ResumeResponse\x12W\n\nCheckpoint\x12#.vlarl.trainer.v1.CheckpointRequest\x1a$.vlarl.trainer.v1.CheckpointResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evlarl/trainer/v1/trainer.proto\x12\x10vlarl.trainer.v1\x1a\x1cvlarl/policy/v1/policy.proto\"\xb4\x01\n\tIteration\x12\x11\n\titeration\x18\x01 \x01(\r\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x11\n\tenv_steps\x18\x03 \x01(\x04\x12\x39\n\x07metrics\x18\x04 \x03(\x0b\x32(.vlarl.trainer.v1.Iteration.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x12\n\x10GetStatusRequest\"\xc5\x01\n\x11GetStatusResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.vlarl.trainer.v1.RunState\x12\x12\n\niterations\x18\x03 \x01(\r\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x03\x12\x1c\n\x14outstanding_episodes\x18\x05 \x01(\r\x12+\n\x06latest\x18\x06 \x01(\x0b\x32\x1b.vlarl.trainer.v1.Iteration\"P\n\x11GetWeightsRequest\x12\x13\n\x0b\x62\x61se_digest\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\"~\n\x12GetWeightsResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.vlarl.policy.v1.AdapterHeaderH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.vlarl.policy.v1.AdapterChunkH\x00\x42\x06\n\x04part\"0\n\x16WatchIterationsRequest\x12\x16\n\x0e\x66rom_iteration\x18\x01 \x01(\r\"I\n\x17WatchIterationsResponse\x12.\n\titeration\x18\x01 \x01(\x0b\x32\x1b.vlarl.trainer.v1.Iteration\"\x0e\n\x0cPauseRequest\":\n\rPauseResponse\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.vlarl.trainer.v1.RunState\"\x0f\n\rResumeRequest\";\n\x0eResumeResponse\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.vlarl.trainer.v1.RunState\"\x13\n\x11\x43heckpointRequest\"5\n\x12\x43heckpointResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\titeration\x18\x02 \x01(\r*\xca\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATE_STARTING\x10\x01\x12\x15\n\x11RUN_STATE_ROLLOUT\x10\x02\x12\x16\n\x12RUN_STATE_LEARNING\x10\x03\x12\x18\n\x14RUN_STATE_PUBLISHING\x10\x04\x12\x18\n\x14RUN_STATE_EVALUATING\x10\x05\x12\x14\n\x10RUN_STATE_PAUSED\x10\x06\x12\x12\n\x0eRUN_STATE_DONE\x10\x07\x32\x9b\x04\n\x0eTrainerService\x12T\n\tGetStatus\x12\".vlarl.trainer.v1.GetStatusRequest\x1a#.vlarl.trainer.v1.GetStatusResponse\x12Y\n\nGetWeights\x12#.vlarl.trainer.v1.GetWeightsRequest\x1a$.vlarl.trainer.v1.GetWeightsResponse0\x01\x12h\n\x0fWatchIterations\x12(.vlarl.trainer.v1.WatchIterationsRequest\x1a).vlarl.trainer.v1.WatchIterationsResponse0\x01\x12H\n\x05Pause\x12\x1e.vlarl.trainer.v1.PauseRequest\x1a\x1f.vlarl.trainer.v1.PauseResponse\x12K\n\x06Resume\x12\x1f.vlarl.trainer.v1.ResumeRequest\x1a .vlarl.trainer.v1.ResumeResponse\x12W\n\nCheckpoint\x12#.vlarl.trainer.v1.CheckpointRequest\x1a$.vlarl.trainer.v1.CheckpointResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ITERATION_METRICSENTRY']._loaded_options = None
   _globals['_ITERATION_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=1011
-  _globals['_RUNSTATE']._serialized_end=1213
+  _globals['_RUNSTATE']._serialized_start=1051
+  _globals['_RUNSTATE']._serialized_end=1253
   _globals['_ITERATION']._serialized_start=83
   _globals['_ITERATION']._serialized_end=263
   _globals['_ITERATION_METRICSENTRY']._serialized_start=217
@@ -45,25 +45,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSRESPONSE']._serialized_start=286
   _globals['_GETSTATUSRESPONSE']._serialized_end=483
   _globals['_GETWEIGHTSREQUEST']._serialized_start=485
-  _globals['_GETWEIGHTSREQUEST']._serialized_end=525
-  _globals['_GETWEIGHTSRESPONSE']._serialized_start=527
-  _globals['_GETWEIGHTSRESPONSE']._serialized_end=653
-  _globals['_WATCHITERATIONSREQUEST']._serialized_start=655
-  _globals['_WATCHITERATIONSREQUEST']._serialized_end=703
-  _globals['_WATCHITERATIONSRESPONSE']._serialized_start=705
-  _globals['_WATCHITERATIONSRESPONSE']._serialized_end=778
-  _globals['_PAUSEREQUEST']._serialized_start=780
-  _globals['_PAUSEREQUEST']._serialized_end=794
-  _globals['_PAUSERESPONSE']._serialized_start=796
-  _globals['_PAUSERESPONSE']._serialized_end=854
-  _globals['_RESUMEREQUEST']._serialized_start=856
-  _globals['_RESUMEREQUEST']._serialized_end=871
-  _globals['_RESUMERESPONSE']._serialized_start=873
-  _globals['_RESUMERESPONSE']._serialized_end=932
-  _globals['_CHECKPOINTREQUEST']._serialized_start=934
-  _globals['_CHECKPOINTREQUEST']._serialized_end=953
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=955
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=1008
-  _globals['_TRAINERSERVICE']._serialized_start=1216
-  _globals['_TRAINERSERVICE']._serialized_end=1755
+  _globals['_GETWEIGHTSREQUEST']._serialized_end=565
+  _globals['_GETWEIGHTSRESPONSE']._serialized_start=567
+  _globals['_GETWEIGHTSRESPONSE']._serialized_end=693
+  _globals['_WATCHITERATIONSREQUEST']._serialized_start=695
+  _globals['_WATCHITERATIONSREQUEST']._serialized_end=743
+  _globals['_WATCHITERATIONSRESPONSE']._serialized_start=745
+  _globals['_WATCHITERATIONSRESPONSE']._serialized_end=818
+  _globals['_PAUSEREQUEST']._serialized_start=820
+  _globals['_PAUSEREQUEST']._serialized_end=834
+  _globals['_PAUSERESPONSE']._serialized_start=836
+  _globals['_PAUSERESPONSE']._serialized_end=894
+  _globals['_RESUMEREQUEST']._serialized_start=896
+  _globals['_RESUMEREQUEST']._serialized_end=911
+  _globals['_RESUMERESPONSE']._serialized_start=913
+  _globals['_RESUMERESPONSE']._serialized_end=972
+  _globals['_CHECKPOINTREQUEST']._serialized_start=974
+  _globals['_CHECKPOINTREQUEST']._serialized_end=993
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=995
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=1048
+  _globals['_TRAINERSERVICE']._serialized_start=1256
+  _globals['_TRAINERSERVICE']._serialized_end=1795
 # @@protoc_insertion_point(module_scope)

@@ -188,16 +188,24 @@ class GetWeightsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BASE_DIGEST_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
     base_digest: _builtins.str
     """SHA-256 of the caller's base checkpoint; another one's adapter is refused."""
+    run_id: _builtins.str
+    """Run whose adapter the caller serves; empty: none."""
+    policy_version: _builtins.int
+    """Version of that adapter."""
     def __init__(
         self,
         *,
         base_digest: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        policy_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "policy_version", b"policy_version", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

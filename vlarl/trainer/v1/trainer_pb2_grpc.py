@@ -80,7 +80,8 @@ class TrainerServiceServicer:
 
     def GetWeights(self, request, context):
         """GetWeights streams the latest published adapter. A policy replica that starts late asks for
-        it before it reports ready. The stream is empty while version 0 is the latest.
+        it before it reports ready, and every one now and then: a publication reaches the replicas that
+        it knows of. The stream is empty while version 0 is the latest, or where the caller serves it.
 
         - FAILED_PRECONDITION, `OTHER_BASE`: this run trains another base checkpoint.
         """

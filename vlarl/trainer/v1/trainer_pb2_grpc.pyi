@@ -37,7 +37,8 @@ class TrainerServiceStub:
     """GetStatus says where the run stands."""
     GetWeights: _grpc.UnaryStreamMultiCallable[_trainer_pb2.GetWeightsRequest, _trainer_pb2.GetWeightsResponse]
     """GetWeights streams the latest published adapter. A policy replica that starts late asks for
-    it before it reports ready. The stream is empty while version 0 is the latest.
+    it before it reports ready, and every one now and then: a publication reaches the replicas that
+    it knows of. The stream is empty while version 0 is the latest, or where the caller serves it.
 
     - FAILED_PRECONDITION, `OTHER_BASE`: this run trains another base checkpoint.
     """
@@ -62,7 +63,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """GetStatus says where the run stands."""
     GetWeights: _aio.UnaryStreamMultiCallable[_trainer_pb2.GetWeightsRequest, _trainer_pb2.GetWeightsResponse]  # type: ignore[assignment]
     """GetWeights streams the latest published adapter. A policy replica that starts late asks for
-    it before it reports ready. The stream is empty while version 0 is the latest.
+    it before it reports ready, and every one now and then: a publication reaches the replicas that
+    it knows of. The stream is empty while version 0 is the latest, or where the caller serves it.
 
     - FAILED_PRECONDITION, `OTHER_BASE`: this run trains another base checkpoint.
     """
@@ -96,7 +98,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trainer_pb2.GetWeightsResponse], _abc.AsyncIterator[_trainer_pb2.GetWeightsResponse]]:
         """GetWeights streams the latest published adapter. A policy replica that starts late asks for
-        it before it reports ready. The stream is empty while version 0 is the latest.
+        it before it reports ready, and every one now and then: a publication reaches the replicas that
+        it knows of. The stream is empty while version 0 is the latest, or where the caller serves it.
 
         - FAILED_PRECONDITION, `OTHER_BASE`: this run trains another base checkpoint.
         """
