@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -14,14 +13,8 @@ from pathlib import Path
 
 from vlarl.errors import FatalError
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel to end this process when the supervisor is gone, however that died."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+# Starts in 15 ms: nothing of the environment is needed.
+_TETHER = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tether.py"))]
 
 
 class ServiceDiedError(FatalError):
@@ -54,17 +47,16 @@ class Service:
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Starts the process."""
+        """Starts the process, which ends with this one, however that dies."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         pipe = None if self._foreground else asyncio.subprocess.PIPE
         self.process = await asyncio.create_subprocess_exec(
-            *self._command,
+            *(*_TETHER, str(os.getpid()), *self._command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=pipe,
             stderr=None if self._foreground else asyncio.subprocess.STDOUT,
             env=self._environment,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
             limit=1 << 20,
         )
         if not self._foreground:

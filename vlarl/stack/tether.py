@@ -1,0 +1,20 @@
+"""`python tether.py PARENT COMMAND...`: becomes COMMAND, which gets SIGTERM when PARENT is gone.
+
+A program of its own, not code between fork and exec: the supervisor has threads and gRPC channels,
+and a fork of such a process may abort before it comes to the exec.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+if __name__ == "__main__":
+    parent, command = int(sys.argv[1]), sys.argv[2:]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # It was gone before the kernel was asked.
+        sys.exit(1)
+    os.execvp(command[0], command)  # noqa: S606 - what this program is for
