@@ -140,10 +140,12 @@ class RolloutQueue:
         """retries: of whatever finds no connection, some 15 seconds in all."""
         self._config = config
         password = config.password_file.read_text().strip() if config.password_file else None
+        tls: dict[str, Any] = config.tls()
         # Any: redis-py's types can't tell bytes from text, nor awaitable answers from plain ones.
         self._redis: Any = Redis.from_url(
             config.url,
             password=password,
+            **tls,
             socket_timeout=30,
             retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=retries),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],

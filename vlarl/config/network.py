@@ -75,12 +75,38 @@ class QueueConfig(Section):
     """redis://, rediss:// (TLS) or unix:// address. A password belongs into `password_file`."""
     password_file: Path | None = None
     """File with the password."""
+    tls_ca: Path | None = None
+    """Certificates (PEM) that a rediss:// server is checked with; none: the system's."""
+    tls_certificate: Path | None = None
+    """This client's certificate chain (PEM), where the server demands one."""
+    tls_key: Path | None = None
+    """The private key (PEM) of `tls_certificate`."""
     claim_after_seconds: float = Field(default=60.0, gt=0)
     """Time without a sign of life after which a worker's entries are taken over by others."""
     max_deliveries: int = Field(default=3, ge=1)
     """Deliveries after which an entry goes to the dead letters."""
     blobs: str = "redis"
     """Where trajectories lie: "redis", or an fsspec URL (file:///mnt/shared, s3://bucket/prefix)."""
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        chosen = {"tls_ca": self.tls_ca, "tls_certificate": self.tls_certificate}
+        chosen["tls_key"] = self.tls_key
+        given = [name for name, file in chosen.items() if file is not None]
+        if given and not self.url.startswith("rediss://"):
+            raise ValueError(f"{given[0]} needs a rediss:// url, not {self.url.split(':')[0]}://")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("mutual TLS needs both tls_certificate and tls_key")
+        return self
+
+    def tls(self) -> dict[str, str]:
+        """redis-py's arguments for a rediss:// server; none for another."""
+        files = {
+            "ssl_ca_certs": self.tls_ca,
+            "ssl_certfile": self.tls_certificate,
+            "ssl_keyfile": self.tls_key,
+        }
+        return {name: str(file) for name, file in files.items() if file is not None}
 
 
 class SecurityConfig(Section):

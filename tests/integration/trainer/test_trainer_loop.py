@@ -234,6 +234,10 @@ async def test_pause_status_weights_and_an_orderly_end(
                         )
                     ]
                     assert weights[0].header.version == policy.version == status.policy_version
+                    known = trainer_pb2.GetWeightsRequest(
+                        run_id="steered", policy_version=policy.version
+                    )
+                    assert [part async for part in stub.GetWeights(known)] == []
                     with pytest.raises(grpc.aio.AioRpcError, match="trains base checkpoint"):
                         await anext(
                             aiter(
