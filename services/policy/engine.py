@@ -138,13 +138,18 @@ class PolicyEngine:
         """
         # Pinned threads of replicas and simulators on one machine would share a core.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        arguments = engine_args(config, model)
+        if arguments.enforce_eager:
+            # vLLM compiles a piece of its sampler even so, with a C++ compiler that a server
+            # without a GPU has no other use for.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         if config.cpu_threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(config.cpu_threads)
         # vLLM leaves its sockets behind.
         sockets = tempfile.TemporaryDirectory(prefix="vlarl-engine-")
         os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
         try:
-            engine = await _construct(engine_args(config, model))
+            engine = await _construct(arguments)
         except BaseException:
             sockets.cleanup()
             raise
