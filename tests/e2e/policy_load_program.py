@@ -26,7 +26,9 @@ async def main(address: str, callers: int) -> None:
     async def ask(client: AsyncPolicyClient) -> None:
         while not stop.is_set():
             try:
-                action = await client.predict(frame, "open the drawer", temperature=1.0)
+                action = await client.predict(
+                    frame, "open the drawer", unnorm_key="libero_spatial", temperature=1.0
+                )
                 versions[action.policy_version] += 1
             except PolicyError as error:
                 failures.append(str(error))

@@ -159,5 +159,7 @@ def test_the_stack_comes_up_trains_and_survives(compose: Compose) -> None:
         "import urllib.request as r;"
         "print(r.urlopen('http://prometheus:9090/api/v1/query?query=up').read().decode())",
     )  # fmt: skip
-    up = {(one["metric"]["service"], one["value"][1]) for one in json.loads(scraped)["data"]["result"]}
+    up = {
+        (one["metric"]["service"], one["value"][1]) for one in json.loads(scraped)["data"]["result"]
+    }
     assert {(name, "1") for name in ("policy", "env", "reward", "trainer")} <= up
