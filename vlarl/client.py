@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,8 @@ from PIL import Image
 from vlarl.closing import Closing
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import channel_config, open_channel, open_sync_channel
-from vlarl.rpc.errors import PolicyError, retry_seconds
+from vlarl.rpc.errors import PolicyError
+from vlarl.rpc.patience import Patience
 
 __all__ = ["Action", "AsyncPolicyClient", "PolicyClient", "PolicyError"]
 
@@ -145,12 +145,12 @@ class PolicyClient(Closing):
         )
 
     def _answer(self, call: Callable[..., T], request: Message, seconds: float | None = None) -> T:
-        patience = _Patience(self._timeout if seconds is None else seconds, self._address)
+        patience = Patience(self._timeout if seconds is None else seconds)
         while True:
             try:
                 return call(request, timeout=patience.left)
             except grpc.RpcError as error:
-                pause = patience.pause_after(error)
+                pause = patience.pause_after(PolicyError.from_rpc(error, self._address))
             time.sleep(pause)
 
     def close(self) -> None:
@@ -225,12 +225,12 @@ class AsyncPolicyClient:
     async def _answer(
         self, call: Callable[..., Awaitable[T]], request: Message, seconds: float | None = None
     ) -> T:
-        patience = _Patience(self._timeout if seconds is None else seconds, self._address)
+        patience = Patience(self._timeout if seconds is None else seconds)
         while True:
             try:
                 return await call(request, timeout=patience.left)
             except grpc.RpcError as error:
-                pause = patience.pause_after(error)
+                pause = patience.pause_after(PolicyError.from_rpc(error, self._address))
             await asyncio.sleep(pause)
 
     async def close(self) -> None:
@@ -247,34 +247,6 @@ class AsyncPolicyClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
-
-
-class _Patience:
-    """How long a call that the server finds too early may go on being tried."""
-
-    def __init__(self, seconds: float, address: str) -> None:
-        self._deadline = time.monotonic() + seconds
-        self._address = address
-        self._refusals = 0
-
-    @property
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return max(0.0, self._deadline - time.monotonic())
-
-    def pause_after(self, error: grpc.RpcError) -> float:
-        """Seconds until the next try is worth it.
-
-        Raises:
-            PolicyError: the server named no time, or one after the deadline.
-        """
-        wait = retry_seconds(error)
-        if wait is None or wait >= self.left:
-            raise PolicyError.from_rpc(error, self._address) from error
-        # Several that are refused at once and wait equally long would meet again.
-        self._refusals += 1
-        pause = wait * random.uniform(1, self._refusals)
-        return pause if pause < self.left else wait
 
 
 def _request(

@@ -10,6 +10,7 @@ with EnvClient("127.0.0.1:50052") as env, PolicyClient("127.0.0.1:50051") as pol
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.channel import channel_config, open_sync_channel
 from vlarl.rpc.errors import EnvError
+from vlarl.rpc.patience import Patience
 
 __all__ = ["EnvClient", "EnvError", "Episode"]
 
@@ -43,20 +45,25 @@ class EnvClient(Closing):
         tls_key: Path | str | None = None,
         timeout_seconds: float = 30.0,
     ) -> None:
-        """Opens a channel; see `PolicyClient`. An episode has no deadline: the server gives up a
-        simulator that hangs, the channel a server that is gone.
+        """Opens a channel; see `PolicyClient`. An episode has no deadline, only its waiting to
+        begin where the server finds this client too fast: the server gives up a simulator that
+        hangs, the channel a server that is gone.
         """
         config = channel_config(token_file, tls_ca, tls_certificate, tls_key, timeout_seconds)
         self._address = address
+        self._timeout = timeout_seconds
         self._channel = open_sync_channel(address, config, token=token)
         self._stub = env_pb2_grpc.EnvServiceStub(self._channel)
 
     def tasks(self, suite: str = "") -> list[env_pb2.TaskDescription]:
         """The tasks of one suite, or all that the server knows."""
-        try:
-            return list(self._stub.ListTasks(env_pb2.ListTasksRequest(suite=suite)).tasks)
-        except grpc.RpcError as error:
-            raise EnvError.from_rpc(error, self._address) from error
+        request, patience = env_pb2.ListTasksRequest(suite=suite), Patience(self._timeout)
+        while True:
+            try:
+                return list(self._stub.ListTasks(request, timeout=patience.left).tasks)
+            except grpc.RpcError as error:
+                pause = patience.pause_after(EnvError.from_rpc(error, self._address))
+            time.sleep(pause)
 
     def episode(
         self,
@@ -93,7 +100,13 @@ class EnvClient(Closing):
             reset.init_state = init_state
         elif placement_seed is not None:
             reset.placement_seed = placement_seed
-        return Episode(self._stub, self._address, reset)
+        patience = Patience(self._timeout)
+        while True:
+            try:
+                return Episode(self._stub, self._address, reset)
+            except EnvError as error:
+                pause = patience.pause_after(error)
+            time.sleep(pause)
 
     def close(self) -> None:
         """Closes the channel; episodes in progress end."""

@@ -11,6 +11,7 @@ import pytest
 from tests.integration.rpc.servicers import ENV, POLICY, Serve, Served
 from vlarl.client import AsyncPolicyClient, PolicyClient, PolicyError
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
+from vlarl.env_client import EnvClient
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import check_health, open_channel
 from vlarl.rpc.errors import reason, retry_seconds
@@ -117,6 +118,20 @@ async def test_the_client_waits_as_it_is_told(serve: Serve, tokens: dict[str, ob
     await asyncio.to_thread(one_after_the_other)
     assert served.policy.calls == 8
     assert throttled(served, "PredictActions") > 0, "nobody was asked to wait"
+
+
+async def test_the_simulators_client_waits_too(serve: Serve, tokens: dict[str, object]) -> None:
+    served = await serve(**tokens, client_calls_per_second=5, client_burst=1)
+
+    def list_and_play() -> None:
+        with EnvClient(served.address, token=ALICE) as env:
+            for seed in range(2):
+                env.tasks("reach")
+                env.episode("reach", placement_seed=seed).close()
+
+    await asyncio.to_thread(list_and_play)
+    assert throttled(served, "ListTasks", ENV) > 0, "nobody was asked to wait"
+    assert throttled(served, "Interact", ENV) > 0, "nobody was asked to wait"
 
 
 async def test_a_wait_beyond_the_deadline_is_said_at_once(
