@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from grpc_status import rpc_status
 
 _TOGETHER = 32
 _LARGE = 2**20 * 30
@@ -211,11 +212,17 @@ async def bombard_stream(
 
     for stream in streams:
         if not answers:
-            codes += Counter([await _code(call(parts(stream), timeout=seconds))])
+            # Where the server ends the call while a part is being written, grpcio makes an
+            # INTERNAL of its own of the server's code. The servers' own says its reason.
+            for _ in range(5):
+                ended = call(parts(stream), timeout=seconds)
+                code = await _code(ended)
+                if code is not grpc.StatusCode.INTERNAL or await _has_details(ended):
+                    break
+            codes[code] += 1
             continue
         answered = call(timeout=seconds)
-        # In turn: where the server ends the call while a part is being written, grpcio makes an
-        # INTERNAL of its own of the server's code.
+        # In turn, for the same reason.
         with contextlib.suppress(grpc.aio.AioRpcError):
             for part in stream:
                 await answered.write(part)
@@ -233,3 +240,10 @@ async def _code(call: Any) -> grpc.StatusCode:  # noqa: ANN401
         await call
     code: grpc.StatusCode = await call.code()
     return code
+
+
+async def _has_details(call: Any) -> bool:  # noqa: ANN401
+    try:
+        return await rpc_status.aio.from_call(call) is not None
+    except ValueError:  # Those of another code.
+        return False

@@ -24,17 +24,13 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from vlarl.blobs import BlobStore, open_blobs
 from vlarl.config import QueueConfig
 from vlarl.errors import FatalError
 from vlarl.invocation import invocation
+from vlarl.queue_connection import open_redis
 from vlarl.rollout.v1 import rollout_pb2
 
 # One hash tag: all keys live in one slot of a Redis Cluster, as the script needs.
@@ -139,22 +135,11 @@ class RolloutQueue:
     def __init__(self, config: QueueConfig, *, retries: int = 8) -> None:
         """retries: of whatever finds no connection, some 15 seconds in all."""
         self._config = config
-        password = config.password_file.read_text().strip() if config.password_file else None
-        tls: dict[str, Any] = config.tls()
-        # Any: redis-py's types can't tell bytes from text, nor awaitable answers from plain ones.
-        self._redis: Any = Redis.from_url(
-            config.url,
-            password=password,
-            **tls,
-            socket_timeout=30,
-            retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=retries),
-            retry_on_error=[RedisConnectionError, RedisTimeoutError],
-        )
+        self._redis = open_redis(config, retries)
         self._blobs: BlobStore = open_blobs(config.blobs, self._redis, f"{_PREFIX}blob:")
         self._held: dict[tuple[str, str], Delivery[Any]] = {}
         self._unread: set[str] = set()
         self._heartbeat: asyncio.Task[None] | None = None
-        self._closing = False
         self._groups: set[tuple[str, str]] = set()
 
     async def __aenter__(self) -> Self:
@@ -185,7 +170,6 @@ class RolloutQueue:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._closing = True
         if self._heartbeat:
             self._heartbeat.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -445,8 +429,7 @@ class RolloutQueue:
 
     async def _keep_entries(self) -> None:
         """Tells Redis, three times within the take-over time, that held entries are in work."""
-        # Not only until cancelled: redis-py may swallow that (Python 3.11's `wait_for` does).
-        while not self._closing:
+        while True:
             await asyncio.sleep(self._config.claim_after_seconds / 3)
             for held in list(self._held.values()):
                 with contextlib.suppress(RedisError):  # The next beat tries again.

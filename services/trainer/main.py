@@ -88,7 +88,8 @@ async def _lead(
             await asyncio.wait([training])
 
         await rpc.serve_until_terminated(stop_training, watch=training)
-    if training.cancelled():
+    # One that a drain's time was too short for, or a second signal cut, isn't at its end, either.
+    if not training.done() or training.cancelled():
         raise KeyboardInterrupt
 
 

@@ -1,15 +1,19 @@
 """Whole runs over a real queue and real gRPC, with stand-ins for engine and simulator."""
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 torch = pytest.importorskip("torch")
 
+import services.trainer.main as trainer_main  # noqa: E402
 from services.trainer.checkpoint import latest_checkpoint, load_checkpoint  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
@@ -252,6 +256,26 @@ async def test_pause_status_weights_and_an_orderly_end(
         finally:
             if trainer.returncode is None:
                 trainer.kill()
+
+
+async def test_a_run_that_has_no_time_to_end_has_not_ended_well(
+    checkpoint: Path, valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = asyncio.Event()
+
+    async def deaf(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not end.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await end.wait()
+
+    monkeypatch.setattr(trainer_main, "_train", deaf)
+    monkeypatch.setattr(trainer_main, "_DRAIN_SECONDS", 0.1)
+    config = write_config(tmp_path / "deaf", checkpoint, valkey.url, "127.0.0.1:1", iterations=1)
+    unused: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        await trainer_main._lead(config, tmp_path, unused, unused, unused, None)
+    end.set()
 
 
 async def test_a_policy_with_other_weights_stops_the_run_with_one_sentence(

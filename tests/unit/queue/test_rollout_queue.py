@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from services.trainer.collector import Collected
 from services.trainer.queue_gauges import QueueGauges
 from tests.conftest import Valkey
+from vlarl import queue_connection
 from vlarl.config import QueueConfig
 from vlarl.queue import Delivery, QueueError, RolloutQueue, check_queue
 from vlarl.rollout.v1 import rollout_pb2
@@ -223,6 +224,17 @@ async def test_blobs_may_lie_in_files(valkey: Valkey, tmp_path: Path) -> None:
         assert list((tmp_path / "blobs").iterdir()) == []
 
 
+async def test_a_cancellation_is_heard_whenever_it_comes(queue: RolloutQueue) -> None:
+    await queue.next_scored(RUN, 1, 0.01)
+    for steps in range(40):
+        reading = asyncio.create_task(queue.next_scored(RUN, 1, block_seconds=1.0))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            assert await reading is None, f"it read on, cancelled after {steps} steps of the loop"
+
+
 async def test_a_server_that_evicts_is_refused(valkey: Valkey, queue: RolloutQueue) -> None:
     await queue._redis.config_set("maxmemory-policy", "allkeys-lru")
     with pytest.raises(QueueError, match="noeviction"):
@@ -234,6 +246,16 @@ async def test_no_server_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(QueueError, match="no queue at unix:"):
         async with RolloutQueue(QueueConfig(url=f"unix://{tmp_path}/nothing")):
             pass
+
+
+async def test_a_server_that_never_answers_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue_connection, "_TRY_SECONDS", 0.2)
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        with pytest.raises(QueueError, match=rf"no queue at .*:{port}: no answer for 0\.2 s"):
+            await check_queue(QueueConfig(url=f"redis://127.0.0.1:{port}"))
 
 
 async def test_who_only_looks_for_a_queue_tries_once() -> None:
