@@ -15,10 +15,18 @@ from grafana_foundation_sdk.models.common import (
     GraphDrawStyle,
     LegendDisplayMode,
     LegendPlacement,
+    LineInterpolation,
+    ScaleDistribution,
     StackingMode,
     TooltipDisplayMode,
+    VisibilityMode,
 )
-from grafana_foundation_sdk.models.dashboard import DataSourceRef
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataSourceRef,
+    DynamicConfigValue,
+)
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="prometheus")
 """As provisioning/datasources names it."""
@@ -36,6 +44,11 @@ class Graph:
     unit: str = "short"
     says: str = ""
     stacked: bool = False
+    shares: bool = False
+    """Stacked to 100 %."""
+    logarithmic: bool = False
+    whole: bool = False
+    """Counts: an axis without halves, on which one is little."""
     low: float | None = None
     high: float | None = None
 
@@ -48,18 +61,26 @@ class Board:
     title: str
     reading: str
     rows: dict[str, list[Graph]]
+    shown: str = "1h"
+    """How much of the past."""
 
 
-def _quantiles(metric: str, by: str = "") -> dict[str, str]:
+def _quantiles(metric: str) -> dict[str, str]:
     """Median, 95th and 99th percentile of a histogram, over five minutes."""
-    labels = f"le, {by}" if by else "le"
-    suffix = f" {{{{{by}}}}}" if by else ""
     return {
-        f"p{round(100 * share)}{suffix}": (
-            f"histogram_quantile({share}, sum by ({labels}) (rate({metric}_bucket[5m])))"
+        f"p{round(100 * share)}": (
+            f"histogram_quantile({share}, sum by (le) (rate({metric}_bucket[5m])))"
         )
         for share in (0.5, 0.95, 0.99)
     }
+
+
+def _sizes(metric: str) -> dict[str, str]:
+    """Mean and 95th percentile of a histogram of whole numbers, over five minutes."""
+    mean = f"sum(rate({metric}_sum[5m])) / sum(rate({metric}_count[5m]))"
+    # Between the bounds of its buckets Prometheus interpolates: half of a batch of one.
+    quantile = f"ceil(histogram_quantile(0.95, sum by (le) (rate({metric}_bucket[5m]))))"
+    return {"mean": mean, "p95": quantile}
 
 
 def _trainer(*names: str) -> dict[str, str]:
@@ -71,9 +92,9 @@ TRAINING = Board(
     "training",
     "Training",
     "Is it learning? **Success** and return should rise, episodes get shorter, entropy fall slowly "
-    "(5.55 nats know nothing) and KL stay below its bound. A point is an iteration. The **log-prob "
-    "gap** is the largest difference between policy server and trainer for the same action: above "
-    "1e-4 in float32 the two don't compute the same policy, and nothing else counts.",
+    "(5.55 nats know nothing) and KL stay small. A step is an iteration. The **log-prob gap** is "
+    "the largest difference between policy server and trainer for the same action: at its bound "
+    "(1e-4 in float32) the two don't compute the same policy, and the run stops.",
     {
         "Success": [
             Graph(
@@ -98,7 +119,15 @@ TRAINING = Board(
         ],
         "Policy and critic": [
             Graph("Entropy", _trainer("entropy"), says="Nats a token."),
-            Graph("KL(old || new)", _trainer("approximate_kl", "largest_kl"), says="Nats.", low=0),
+            Graph(
+                "KL(old || new)",
+                {
+                    "mean of the mini-batches": "vlarl_trainer_approximate_kl",
+                    "largest of a mini-batch": "vlarl_trainer_largest_kl",
+                },
+                says="Nats. trainer.ppo.kl_stop bounds the largest.",
+                low=0,
+            ),
             Graph("Clip fraction", _trainer("clip_fraction"), "percentunit", low=0),
             Graph("Gradient norm", _trainer("grad_norm"), says="Before clipping.", low=0),
             Graph("Value loss", _trainer("value_loss"), low=0),
@@ -107,6 +136,7 @@ TRAINING = Board(
                 _trainer("explained_variance"),
                 "percentunit",
                 says="Of the returns, before the critic learns from them. Below 0: harmful.",
+                low=-1,
                 high=1,
             ),
         ],
@@ -128,18 +158,30 @@ TRAINING = Board(
             ),
         ],
         "Parity": [
-            Graph("Log-prob gap", _trainer("logprob_gap"), "sci", says="Bound: 1e-4 in float32."),
             Graph(
-                "Versions",
+                "Log-prob gap",
                 {
-                    "acted last": "vlarl_trainer_policy_version",
-                    "served by {{instance}}": "vlarl_policy_weights_version",
+                    "largest": "vlarl_trainer_logprob_gap",
+                    "bound": "vlarl_trainer_logprob_gap_bound",
+                },
+                "sci",
+                says="Nats.",
+                logarithmic=True,
+            ),
+            Graph(
+                "Versions behind the newest",
+                {
+                    "{{instance}}": "scalar(max(vlarl_policy_weights_version))"
+                    " - vlarl_policy_weights_version",
                 },
                 says="Replicas that stay behind act with old weights.",
+                whole=True,
+                low=0,
             ),
             Graph("Stale actions", _trainer("stale_actions"), "percentunit", low=0, high=1),
         ],
     },
+    shown="3h",
 )
 
 THROUGHPUT = Board(
@@ -153,40 +195,47 @@ THROUGHPUT = Board(
         "Rates": [
             Graph(
                 "Control steps",
-                {"all simulators": "sum(rate(vlarl_env_control_steps_total[1m]))"},
-                "ops",
+                {"all simulators": "sum(rate(vlarl_env_control_steps_total[$__rate_interval]))"},
+                "suffix:/s",
                 low=0,
             ),
             Graph(
                 "Actions",
-                {"all replicas": "sum(rate(vlarl_policy_actions_total[1m]))"},
-                "ops",
+                {"all replicas": "sum(rate(vlarl_policy_actions_total[$__rate_interval]))"},
+                "suffix:/s",
                 low=0,
             ),
             Graph(
                 "Actions computed together",
-                {
-                    **_quantiles("vlarl_policy_batch_size"),
-                    "mean": "sum(rate(vlarl_policy_batch_size_sum[5m])) / "
-                    "sum(rate(vlarl_policy_batch_size_count[5m]))",
-                },
+                _sizes("vlarl_policy_batch_size"),
                 low=0,
             ),
             Graph(
                 "Where simulators spend their time",
                 {
-                    "physics": "sum(rate(vlarl_env_physics_seconds_total[1m]))",
-                    "rendering": "sum(rate(vlarl_env_render_seconds_total[1m]))",
-                    "waiting for the policy": "sum(rate(vlarl_env_policy_wait_seconds_total[1m]))",
+                    "physics": "sum(rate(vlarl_env_physics_seconds_total[$__rate_interval]))",
+                    "rendering": "sum(rate(vlarl_env_render_seconds_total[$__rate_interval]))",
+                    "waiting for the policy": "sum("
+                    "rate(vlarl_env_policy_wait_seconds_total[$__rate_interval]))",
                 },
-                says="Seconds a second, summed over simulators.",
-                stacked=True,
-                low=0,
+                shares=True,
             ),
         ],
         "Queue": [
-            Graph("Waiting", {"{{stream}}": "vlarl_queue_waiting"}, low=0),
-            Graph("In work", {"{{stream}}": "vlarl_queue_in_work"}, low=0),
+            Graph(
+                "Entries that wait",
+                {"{{stream}}": "vlarl_queue_waiting"},
+                stacked=True,
+                whole=True,
+                low=0,
+            ),
+            Graph(
+                "Entries in work",
+                {"{{stream}}": "vlarl_queue_in_work"},
+                stacked=True,
+                whole=True,
+                low=0,
+            ),
         ],
         "Iterations": [
             Graph(
@@ -195,7 +244,7 @@ THROUGHPUT = Board(
                     name: f"vlarl_trainer_{name}_seconds"
                     for name in ("rollout", "learning", "checkpoint", "publish")
                 },
-                "s",
+                "suffix:s",
                 stacked=True,
                 low=0,
             ),
@@ -206,12 +255,14 @@ THROUGHPUT = Board(
                 says="From the end of the last episode to the last reward.",
                 low=0,
             ),
-            Graph("A weight swap", _quantiles("vlarl_policy_swap_seconds"), "s", low=0),
             Graph(
-                "Its pause",
-                _quantiles("vlarl_policy_pause_seconds"),
+                "Publishing weights",
+                {
+                    "until all replicas serve them": "vlarl_trainer_publish_seconds",
+                    "longest pause": "vlarl_trainer_publish_pause_seconds",
+                },
                 "s",
-                says="In which a replica could start no action.",
+                says="In the pause a replica starts no action.",
                 low=0,
             ),
         ],
@@ -260,13 +311,13 @@ REWARD = Board(
                 "Steps scored",
                 {
                     "{{model}}, from the {{source}}": "sum by (model, source) "
-                    "(rate(vlarl_reward_steps_total[1m]))"
+                    "(rate(vlarl_reward_steps_total[$__rate_interval]))"
                 },
-                "ops",
+                "suffix:/s",
                 low=0,
             ),
             Graph("Scoring a batch", _quantiles("vlarl_reward_score_seconds"), "s", low=0),
-            Graph("Trajectories together", _quantiles("vlarl_reward_batch_trajectories"), low=0),
+            Graph("Trajectories together", _sizes("vlarl_reward_batch_trajectories"), low=0),
             Graph(
                 "Unscorable",
                 {
@@ -274,6 +325,7 @@ REWARD = Board(
                     "(increase(vlarl_reward_failures_total[5m]))"
                 },
                 says="In five minutes.",
+                whole=True,
                 low=0,
             ),
         ],
@@ -288,44 +340,53 @@ FLEET = Board(
     "the servers' own, over five minutes.",
     {
         "Replicas": [
-            Graph("Up", {"{{service}}": "sum by (service) (up)"}, low=0),
+            Graph(
+                "Replicas up",
+                {"{{service}}": "sum by (service) (up)"},
+                stacked=True,
+                whole=True,
+                low=0,
+            ),
             Graph(
                 "Simulators",
-                {"up": "sum(vlarl_env_simulators)", "in an episode": "sum(vlarl_env_active_envs)"},
+                {"in an episode": "sum(vlarl_env_active_envs)", "up": "sum(vlarl_env_simulators)"},
+                whole=True,
                 low=0,
             ),
             Graph(
                 "Simulators replaced",
                 {"{{cause}}": "sum by (cause) (increase(vlarl_env_simulator_restarts_total[5m]))"},
                 says="In five minutes.",
+                whole=True,
                 low=0,
             ),
             Graph(
                 "Episodes ended",
                 {
                     "{{driver}}, {{outcome}}": "sum by (driver, outcome) "
-                    "(rate(vlarl_env_episodes_total[5m]))"
+                    "(60 * rate(vlarl_env_episodes_total[5m]))"
                 },
-                "ops",
+                "suffix:/min",
                 low=0,
             ),
-            Graph("Dead letters", {"episodes": "vlarl_queue_dead_letters"}, low=0),
+            Graph("Dead letters", {"episodes": "vlarl_queue_dead_letters"}, whole=True, low=0),
             Graph(
                 "Failed requests to the policy",
-                {
-                    "{{method}}, {{cause}}": "sum by (method, cause) "
-                    "(increase(vlarl_policy_failures_total[5m]))"
-                },
+                {"{{method}}": "sum by (method) (increase(vlarl_policy_failures_total[5m]))"},
                 says="In five minutes.",
+                whole=True,
                 low=0,
             ),
         ],
         "Calls": [
             Graph(
                 "Answers by code",
-                {"{{grpc_code}}": "sum by (grpc_code) (rate(grpc_server_handled_total[1m]))"},
-                "ops",
-                low=0,
+                {
+                    "{{grpc_code}}": "sum by (grpc_code) "
+                    "(rate(grpc_server_handled_total[$__rate_interval]))"
+                },
+                "reqps",
+                logarithmic=True,
             ),
             Graph(
                 "An action, from request to answer",
@@ -336,11 +397,12 @@ FLEET = Board(
             Graph(
                 "95th percentile by method",
                 {
-                    "{{grpc_method}}": "histogram_quantile(0.95, sum by (le, grpc_method) "
-                    "(rate(grpc_server_handling_seconds_bucket[5m])))"
+                    "{{grpc_method}}": "histogram_quantile(0.95, sum by (le, grpc_method) (rate("
+                    "grpc_server_handling_seconds_bucket{grpc_method!~'Interact|Watch.*'}[5m])))"
                 },
                 "s",
-                low=0,
+                says="Without those that last as long as their caller wants.",
+                logarithmic=True,
             ),
         ],
         "Machines": [
@@ -353,7 +415,7 @@ FLEET = Board(
             ),
             Graph(
                 "Processors",
-                {"{{service}} {{instance}}": "rate(process_cpu_seconds_total[1m])"},
+                {"{{service}} {{instance}}": "rate(process_cpu_seconds_total[$__rate_interval])"},
                 says="Cores in use.",
                 low=0,
             ),
@@ -382,7 +444,9 @@ def build(board: Board) -> str:
         .uid(f"vlarl-{board.name}")
         .tags(["vlarl"])
         .refresh("10s")
-        .time("now-3h", "now")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .link(dashboard.DashboardLink("vlarl").type(DashboardLinkType.DASHBOARDS).tags(["vlarl"]))
+        .time(f"now-{board.shown}", "now")
         .with_panel(
             text.Panel().title("How to read it").content(board.reading).height(4).span(_WIDTH)
         )
@@ -399,7 +463,11 @@ def _span(row: Sequence[Graph]) -> int:
 
 
 def _panel(graph: Graph, span: int) -> timeseries.Panel:
+    filled = graph.stacked or graph.shares
     stacking = StackingMode.NORMAL if graph.stacked else StackingMode.NONE
+    stacking = StackingMode.PERCENT if graph.shares else stacking
+    by_task = any("{{task}}" in legend for legend in graph.queries)
+    told_apart = len(graph.queries) > 1 or any("{{" in legend for legend in graph.queries)
     panel = (
         timeseries.Panel()
         .title(graph.title)
@@ -409,16 +477,31 @@ def _panel(graph: Graph, span: int) -> timeseries.Panel:
         .height(8)
         .span(span)
         .draw_style(GraphDrawStyle.LINE)
-        .fill_opacity(30 if graph.stacked else 0)
+        .show_points(VisibilityMode.NEVER)
+        .fill_opacity(30 if filled else 0)
         .stacking(common.StackingConfig().mode(stacking))
         .legend(
             common.VizLegendOptions()
             .display_mode(LegendDisplayMode.LIST)
             .placement(LegendPlacement.BOTTOM)
-            .show_legend(True)
+            .show_legend(told_apart)
         )
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
     )
+    if any("vlarl_trainer_" in query for query in graph.queries.values()):
+        # It holds until the next iteration.
+        panel = panel.line_interpolation(LineInterpolation.STEP_AFTER)
+    if graph.logarithmic:
+        scale = common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
+        panel = panel.scale_distribution(scale)
+    if graph.whole:
+        panel = panel.decimals(0).axis_soft_max(4)
+    if by_task and not graph.stacked:
+        # Grafana has five colours, and shades of them.
+        dashed = DynamicConfigValue(
+            id_val="custom.lineStyle", value={"fill": "dash", "dash": [10, 6]}
+        )
+        panel = panel.override_by_regexp("/ [5-9]$/", [dashed])
     if graph.low is not None:
         panel = panel.min(graph.low)
     if graph.high is not None:

@@ -123,7 +123,8 @@ def check_panels(prometheus: Prometheus, begun: float) -> None:
         for graph in code.graphs(board):
             for legend, query in graph.queries.items():
                 span = {"start": begun, "end": time.time(), "step": 1}
-                series = prometheus.ask("query_range", query=query, **span)["result"]
+                asked = query.replace("$__rate_interval", "1m")
+                series = prometheus.ask("query_range", query=asked, **span)["result"]
                 where = f"{board.title}, {graph.title}, {legend}: {query}"
                 values = [float(value) for one in series for _, value in one["values"]]
                 if not series:
