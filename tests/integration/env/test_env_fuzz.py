@@ -40,7 +40,8 @@ SHORT = 8
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     started = Server(tmp_path)
-    await started.start(settle_steps=0, step_timeout_seconds=60)
+    # The same simulator to the end, so that a test sees whether a message cost it.
+    await started.start(settle_steps=0, step_timeout_seconds=60, recycle_episodes=1_000_000)
     async with open_channel(started.address) as channel:
         await wait_until_serving(channel, "vlarl.env.v1.EnvService", 60)
     yield started
