@@ -26,10 +26,12 @@ LAST_FRAME_SECONDS = 1.5
 
 
 def rollout(
-    policy_address: Annotated[str, typer.Option("--policy")] = "127.0.0.1:50051",
-    env_address: Annotated[str, typer.Option("--env")] = "127.0.0.1:50052",
+    policy_address: Annotated[
+        str, typer.Option("--policy", help="Policy server.")
+    ] = "127.0.0.1:50051",
+    env_address: Annotated[str, typer.Option("--env", help="Env server.")] = "127.0.0.1:50052",
     token_file: Annotated[Path | None, typer.Option(help="The client's bearer token.")] = None,
-    suite: str = "libero_spatial",
+    suite: Annotated[str, typer.Option(help="One that the env server has.")] = "libero_spatial",
     task: Annotated[int, typer.Option(help="Position in the suite, from 0.")] = 0,
     init_state: Annotated[int, typer.Option(help="Official initial state, from 0.")] = 0,
     placement_seed: Annotated[
@@ -40,6 +42,7 @@ def rollout(
     film: Annotated[Path, typer.Option(help="GIF to write.")] = Path("episode.gif"),
 ) -> None:
     """Run one LIBERO episode against a remote policy and a remote simulator."""
+    film.parent.mkdir(parents=True, exist_ok=True)
     frames: list[bytes] = []
     held: list[int] = []
     waits: list[float] = []

@@ -1,5 +1,5 @@
 """`python -m vlarl` is the same as `vlarl`."""
 
-from vlarl.cli import app
+from vlarl.cli import main
 
-app()
+main()

@@ -280,7 +280,9 @@ def _request(
 
 
 def _instruction(instruction: str) -> str:
-    if not isinstance(instruction, str) or not instruction.strip():
+    if not isinstance(instruction, str):
+        raise ValueError(f"an instruction is text, not {type(instruction).__name__}")
+    if not instruction.strip():
         raise ValueError("an instruction is needed: the task in words")
     return instruction
 

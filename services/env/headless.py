@@ -74,7 +74,8 @@ def prepare() -> None:
     # robosuite reads its settings from this module and warns where the private one is missing.
     spec = importlib.util.find_spec("robosuite")
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError("robosuite isn't installed here: the simulator needs its own environment")
+        text = "robosuite isn't installed here: the simulator needs its own environment"
+        raise ImportError(text, name="robosuite")
     source = Path(spec.submodule_search_locations[0]) / "macros.py"
     macros_spec = importlib.util.spec_from_file_location("robosuite.macros", source)
     if macros_spec is None or macros_spec.loader is None:

@@ -114,11 +114,9 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         try:
             statistics = self._check_request(request)
             prepared = await self._prepare(request)
+            temperature = _temperature(request)
             sampled = await asyncio.gather(
-                *(
-                    engine.act(one.prompt_ids, one.pixels, request.temperature, one.seed)
-                    for one in prepared
-                )
+                *(engine.act(one.prompt_ids, one.pixels, temperature, one.seed) for one in prepared)
             )
         except InvalidRequest:
             self._metrics.failures.labels("PredictActions", "invalid").inc()
@@ -175,12 +173,12 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             problems.append(
                 ("observations", f"1 to {self._config.max_observations} of them, not {count}")
             )
-        temperature = request.temperature
+        temperature = _temperature(request)
         if temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
             problems.append(
                 (
                     "temperature",
-                    f"0 (greedy) or {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}, not {temperature}",
+                    f"0 (greedy) or {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}, not {temperature:g}",
                 )
             )
         try:
@@ -250,6 +248,12 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             values=statistics.unnormalize(normalized).tolist(),
             policy_version=sampled.policy_version,
         )
+
+
+def _temperature(request: pb.PredictActionsRequest) -> float:
+    """The request's, of which float32 puts 0.01 just below MIN_TEMPERATURE."""
+    lowest = float(np.float32(MIN_TEMPERATURE))
+    return MIN_TEMPERATURE if request.temperature == lowest else float(request.temperature)
 
 
 async def _parts(

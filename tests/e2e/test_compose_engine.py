@@ -32,7 +32,7 @@ class Compose:
     def __init__(self, folder: Path, checkpoint: Path) -> None:
         secrets = folder / "secrets"
         secrets.mkdir()
-        for name in ("service-token", "queue-password", "grafana-password"):
+        for name in ("service-token", "client-token", "queue-password", "grafana-password"):
             (secrets / name).write_text(f"secret-of-{name}")
         run = (ROOT / "deploy/compose/run.toml").read_text()
         run = run.replace("iterations = 6", "iterations = 1000")

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.stack import ROOT
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.queue import scored_stream
-from vlarl.rpc.channel import check_health, open_channel, open_sync_channel
+from vlarl.rpc.channel import open_channel, open_sync_channel, server_health
 from vlarl.stack.supervisor import free_address, simulator_python
 from vlarl.stack.valkey import valkey_command
 from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc
@@ -101,7 +101,7 @@ class Cluster:
         return process
 
     def serve(self, kind: str, name: str, listen: str = "") -> subprocess.Popen[bytes]:
-        """Starts a server; `check_health` of its address says when it serves."""
+        """Starts a server; `server_health` of its address says when it serves."""
         self.metrics[name] = free_address()
         python = str(simulator_python()) if kind == "env" else sys.executable
         options = ["--config", str(self.config), "--listen", listen or free_address()]
@@ -111,7 +111,7 @@ class Cluster:
     def policy(self, number: int) -> subprocess.Popen[bytes]:
         """Starts a replica, and returns once it serves."""
         process = self.serve("policy", f"policy-{number}", self.replica(number))
-        self.wait(lambda: check_health(self.replica(number)), process)
+        self.wait(lambda: server_health(self.replica(number)) == "SERVING", process)
         return process
 
     def replica(self, number: int) -> str:

@@ -23,6 +23,7 @@ from vlarl.cli import (
     sft,
     status,
 )
+from vlarl.cli.extras import missing_package_hint
 
 app = typer.Typer(
     name="vlarl",
@@ -47,3 +48,14 @@ app.command("act")(client.act)
 app.command("status")(status.status)
 app.command("queue")(client.queue)
 app.command("health")(client.health)
+
+
+def main() -> None:
+    """The console script: `app`, and one sentence where a package of another extra is missing."""
+    try:
+        app()
+    except ImportError as error:
+        if not (hint := missing_package_hint(error)):
+            raise
+        typer.secho(f"error: {hint}", fg="red", err=True)
+        raise SystemExit(1) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 
 from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_config
 from vlarl.invocation import invocation
+
+if TYPE_CHECKING:
+    from vlarl.rpc.errors import PolicyError
 
 Token = Annotated[Path | None, typer.Option("--token-file", help="File with the bearer token.")]
 TlsCa = Annotated[Path | None, typer.Option("--tls-ca", help="Certificates (PEM) to trust.")]
@@ -38,8 +41,6 @@ def act(
     tls_key: TlsKey = None,
 ) -> None:
     """Ask a policy server for one action."""
-    from grpc import StatusCode
-
     from vlarl.client import PolicyClient, PolicyError
 
     try:
@@ -59,21 +60,26 @@ def act(
                 unnorm_key=unnorm_key or None,
             )
     except (PolicyError, ValueError) as error:  # ConfigError is a ValueError
-        hint = ""
-        # A server that gives a reason is there.
-        if (
-            isinstance(error, PolicyError)
-            and not error.reason
-            and error.code is StatusCode.UNAVAILABLE
-        ):
-            start = f"{invocation()} serve policy --checkpoint DIR"
-            hint = f"; start a server with `{start}`, or name another one with --address"
+        hint = _hint(error) if isinstance(error, PolicyError) else ""
         typer.secho(f"error: {error}{hint}", fg="red", err=True)
         raise typer.Exit(1) from error
     typer.echo(f"version   {action.policy_version}")
     typer.echo(f"tokens    {' '.join(str(token) for token in action.token_ids)}")
     typer.echo(f"log-prob  {action.logprobs.sum():.4f}")
     typer.echo(f"action    {' '.join(f'{value:+.4f}' for value in action.values)}")
+
+
+def _hint(error: PolicyError) -> str:
+    """What to do about it."""
+    from grpc import StatusCode
+
+    if error.reason in ("TOKEN_MISSING", "TOKEN_WRONG"):
+        return "; --token-file names a file with one of the server's tokens"
+    # A server that gives a reason is there.
+    if error.code is StatusCode.UNAVAILABLE and not error.reason:
+        start = f"{invocation()} serve policy --checkpoint DIR"
+        return f"; start a server with `{start}`, or name another one with --address"
+    return ""
 
 
 def queue(config: ConfigFile = None, overrides: Overrides = None) -> None:
@@ -105,7 +111,7 @@ def health(
 ) -> None:
     """Exit 0 if the server is ready, 1 if not: for container health checks."""
     from vlarl.config import ChannelConfig
-    from vlarl.rpc.channel import check_health
+    from vlarl.rpc.channel import server_health
 
     channel = ChannelConfig(
         tls_ca=tls_ca,
@@ -113,6 +119,7 @@ def health(
         tls_key=tls_key,
         timeout_seconds=timeout_seconds,
     )
-    ready = check_health(address, channel)
-    typer.echo("SERVING" if ready else "NOT_SERVING")
-    raise typer.Exit(0 if ready else 1)
+    with one_sentence_errors():
+        state = server_health(address, channel)
+    typer.echo(state)
+    raise typer.Exit(0 if state == "SERVING" else 1)

@@ -28,12 +28,35 @@ Overrides = Annotated[
         help="Overrides one key of the configuration; may be repeated.",
     ),
 ]
+
+
+def _host_and_port(address: str | None) -> str | None:
+    """Refuses a malformed address before a server loads anything, which takes a while."""
+    from vlarl.rpc.server import ListenError, split_address
+
+    try:
+        if address is not None:
+            split_address(address)
+    except ListenError as error:
+        raise typer.BadParameter(str(error)) from error
+    return address
+
+
 Listen = Annotated[
-    str, typer.Option("--listen", help="HOST:PORT to serve on; port 0 takes a free one.")
+    str,
+    typer.Option(
+        "--listen",
+        callback=_host_and_port,
+        help="HOST:PORT to serve on; port 0 takes a free one.",
+    ),
 ]
 Metrics = Annotated[
     str | None,
-    typer.Option("--metrics-listen", help="HOST:PORT of the Prometheus endpoint; default: none."),
+    typer.Option(
+        "--metrics-listen",
+        callback=_host_and_port,
+        help="HOST:PORT of the Prometheus endpoint; default: none.",
+    ),
 ]
 AddressFile = Annotated[
     Path | None, typer.Option("--address-file", help="File that receives the bound HOST:PORT.")

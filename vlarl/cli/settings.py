@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vlarl.cli.options import ConfigFile, Overrides, read_section
-from vlarl.config import AblationConfig, RewardModelConfig, RunConfig, SftConfig, dump_toml
+from vlarl.config import (
+    AblationConfig,
+    ConfigError,
+    RewardModelConfig,
+    RunConfig,
+    SftConfig,
+    dump_toml,
+    load_section,
+)
 from vlarl.config.base import Section, nested_section
 
 app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
@@ -34,6 +43,7 @@ _ROOTS: dict[Kind, type[Section]] = {
 
 @app.command()
 def show(
+    file: Annotated[Path | None, typer.Argument(help="The same as --config.")] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     kind: Annotated[
@@ -44,7 +54,22 @@ def show(
     ] = Kind.RUN,
 ) -> None:
     """Print the resolved configuration: the file, its overrides, and every default."""
-    typer.echo(dump_toml(read_section(_ROOTS[kind], config, overrides)), nl=False)
+    config = file or config
+    try:
+        section = read_section(_ROOTS[kind], config, overrides)
+    except typer.BadParameter as error:
+        others = [other for other in Kind if other is not kind and _fits(other, config, overrides)]
+        hint = f"; it is one for --of {others[0]}" if others else ""
+        raise typer.BadParameter(f"{error}{hint}") from error
+    typer.echo(dump_toml(section), nl=False)
+
+
+def _fits(kind: Kind, config: Path | None, overrides: list[str] | None) -> bool:
+    try:
+        load_section(_ROOTS[kind], config, overrides or [])
+    except ConfigError:
+        return False
+    return True
 
 
 @app.command()

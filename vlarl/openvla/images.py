@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlarl.openvla.config import ConfigError
 
@@ -99,6 +99,8 @@ def _decode_by_pillow(encoded: bytes) -> Frame:
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except ImageError:
         raise
+    except UnidentifiedImageError as error:  # its text has the buffer's address, and no more
+        raise ImageError("cannot decode the image: neither a JPEG nor a PNG") from error
     except _DECODER_ERRORS as error:
         raise ImageError(f"cannot decode the image: {error}") from error
 

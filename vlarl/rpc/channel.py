@@ -119,8 +119,11 @@ async def wait_until_serving(channel: grpc.aio.Channel, service: str, timeout: f
         raise TimeoutError(f"{name} isn't serving after {timeout:g} s: {last}") from error
 
 
-def check_health(address: str, config: ChannelConfig | None = None, service: str = "") -> bool:
-    """Whether a server reports SERVING, asked once, within the configuration's timeout.
+def server_health(address: str, config: ChannelConfig | None = None, service: str = "") -> str:
+    """What a server says of its health, asked once, within the configuration's timeout.
+
+    Returns:
+        SERVING, NOT_SERVING, ..., or "not reachable" and why.
 
     Raises:
         grpc.RpcError: it can be reached and refuses to tell.
@@ -134,9 +137,9 @@ def check_health(address: str, config: ChannelConfig | None = None, service: str
         except grpc.RpcError as error:
             unreachable = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
             if status_code(error) in unreachable:
-                return False
+                return f"not reachable: {describe(error)}"
             raise
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
 def replica_addresses(address: str) -> list[str]:
@@ -160,13 +163,14 @@ def grpc_target(address: str) -> str:
     """The address as gRPC writes it; names of a list are resolved now, gRPC knows none there.
 
     Raises:
-        ConfigError: it's empty, a list that mixes IPv4 and IPv6, or a name of a list can't be
-            resolved.
+        ConfigError: it's empty or has no port, is a list that mixes IPv4 and IPv6, or a name of a
+            list can't be resolved.
     """
     parts = [part.strip() for part in address.split(",") if part.strip()]
     if not parts:
         raise ConfigError("no address")
     if len(parts) == 1:
+        _check_target(parts[0])
         return parts[0]
     resolved = []
     for part in parts:
@@ -183,6 +187,16 @@ def grpc_target(address: str) -> str:
     if resolved[0][0] == socket.AF_INET6:
         return "ipv6:" + ",".join(f"[{host}]:{port}" for _, host, port in resolved)
     return "ipv4:" + ",".join(f"{host}:{port}" for _, host, port in resolved)
+
+
+def _check_target(address: str) -> None:
+    """Refuses a URL, and a name without its port, to which gRPC would add 443."""
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(f"{address!r}: an address is HOST:PORT, without http://")
+    scheme, colon, _ = address.partition(":")
+    if colon and scheme in ("unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds"):
+        return
+    split_address(address.removeprefix("dns:").rpartition("/")[2])
 
 
 def _options(address: str, config: ChannelConfig) -> list[tuple[str, Any]]:

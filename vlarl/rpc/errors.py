@@ -274,6 +274,8 @@ def _message(error: grpc.RpcError) -> str:
     call = _call(error)
     if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not reason(error):
         return "no answer before the deadline"
+    if call.code() is grpc.StatusCode.UNIMPLEMENTED and not reason(error):
+        return "the server has no such method: is this another service's address?"
     return _sentence(violations(error)) or call.details() or "no message"
 
 

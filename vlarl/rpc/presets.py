@@ -12,7 +12,7 @@ from typing import Any, Self
 import grpc
 
 from vlarl.config.network import ChannelConfig
-from vlarl.rpc.auth import TokenFile
+from vlarl.rpc.auth import TokenError, TokenFile
 
 
 class Presets:
@@ -22,10 +22,12 @@ class Presets:
         """Takes the token itself, or reads it from the configured file.
 
         Raises:
-            TokenError: the token file is missing or empty.
+            TokenError: the token file is missing or empty, or the token can't be sent.
         """
         self.timeout = config.timeout_seconds
-        self._token = token
+        self._token = token.strip() if token else None
+        if self._token and not (self._token.isascii() and self._token.isprintable()):
+            raise TokenError("a token is one line of printable ASCII characters")
         self._file = TokenFile(config.token_file) if config.token_file and not token else None
 
     def metadata(self, given: Any) -> list[tuple[str, str | bytes]]:

@@ -115,6 +115,16 @@ async def test_a_seed_repeats_its_action_in_any_company(client: AsyncPolicyClien
     assert await sample(None) != await sample(None)
 
 
+@pytest.mark.parametrize("temperature", [0.01, 100.0])
+async def test_temperatures_up_to_their_bounds(
+    client: AsyncPolicyClient, temperature: float
+) -> None:
+    action = await client.predict(
+        frames(1)[0], INSTRUCTIONS[0], temperature=temperature, seed=1, unnorm_key=KEY
+    )
+    assert len(action.token_ids) == 7
+
+
 async def test_an_image_of_the_models_size_is_used_as_it_is(
     client: AsyncPolicyClient, stub: Stub, checkpoint: Path
 ) -> None:

@@ -12,7 +12,7 @@ from tests.integration.rpc.servicers import POLICY, Serve
 from vlarl.client import AsyncPolicyClient, PolicyError
 from vlarl.config.network import ChannelConfig
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.rpc.channel import check_health, open_channel, wait_until_serving
+from vlarl.rpc.channel import open_channel, server_health, wait_until_serving
 
 IMAGE, WISH = b"image", "lift the bowl"
 
@@ -102,7 +102,7 @@ async def test_waiting_for_a_server_that_starts_late(serve: Serve) -> None:
         waiting = asyncio.create_task(wait_until_serving(channel, POLICY, 20))
         await asyncio.wait({waiting}, timeout=0.3)
         assert not waiting.done()
-        assert not await asyncio.to_thread(check_health, address)
+        assert await asyncio.to_thread(server_health, address) != "SERVING"
         served = await serve(listen=address)
         served.server.set_serving(False)
         await asyncio.wait({waiting}, timeout=1.5)

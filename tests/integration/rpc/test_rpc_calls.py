@@ -15,7 +15,7 @@ from tests.integration.rpc.servicers import ENV, POLICY, Serve
 from vlarl.config.network import ChannelConfig
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.rpc.channel import check_health, open_channel, open_sync_channel
+from vlarl.rpc.channel import open_channel, open_sync_channel, server_health
 from vlarl.rpc.errors import describe, reason, violations
 
 SEVEN = [0.0] * 7
@@ -246,7 +246,7 @@ async def test_calls_above_the_bound_are_refused_and_health_still_answers(serve:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await policy.PredictActions(ask())
         assert reason(caught.value) == "TOO_MANY_CALLS"
-        assert await asyncio.to_thread(check_health, served.address, None, POLICY)
+        assert await asyncio.to_thread(server_health, served.address, None, POLICY) == "SERVING"
         served.policy.release.set()
         await first
         assert await policy.PredictActions(ask())

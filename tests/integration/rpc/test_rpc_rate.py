@@ -13,7 +13,7 @@ from vlarl.client import AsyncPolicyClient, PolicyClient, PolicyError
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.env_client import EnvClient
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.rpc.channel import check_health, open_channel
+from vlarl.rpc.channel import open_channel, server_health
 from vlarl.rpc.errors import reason, retry_seconds
 
 IMAGE, WISH = b"image", "lift the bowl"
@@ -73,7 +73,7 @@ async def test_the_runs_own_services_and_health_are_never_slowed_down(
         for _ in range(50):
             await client.predict(IMAGE, WISH, seed=1)
     for _ in range(5):
-        assert await asyncio.to_thread(check_health, served.address)
+        assert await asyncio.to_thread(server_health, served.address) == "SERVING"
 
 
 async def test_guesses_of_tokens_are_slowed_down_by_address(

@@ -18,7 +18,7 @@ from vlarl.env.v1 import env_pb2  # noqa: F401 - its descriptors
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.reward.v1 import reward_pb2  # noqa: F401
 from vlarl.rpc.auth import CLIENT_METHODS, TokenError
-from vlarl.rpc.channel import check_health, open_channel, wait_until_serving
+from vlarl.rpc.channel import open_channel, server_health, wait_until_serving
 from vlarl.rpc.server import ListenError
 from vlarl.trainer.v1 import trainer_pb2  # noqa: F401
 
@@ -51,7 +51,7 @@ async def test_a_call_needs_the_token_and_health_does_not(serve: Serve, tmp_path
         assert (await client.predict(IMAGE, WISH, seed=1)).policy_version == 3
     async with open_channel(served.address) as channel:
         await wait_until_serving(channel, POLICY, 5)
-    assert await asyncio.to_thread(check_health, served.address)
+    assert await asyncio.to_thread(server_health, served.address) == "SERVING"
     assert served.handled("PredictActions", "UNAUTHENTICATED") == 2
 
 
@@ -154,7 +154,7 @@ async def test_tls(serve: Serve, certificates: Certificates, strangers: Certific
                 grpc.StatusCode.DEADLINE_EXCEEDED,
             }
     trusting = ChannelConfig(tls_ca=certificates.ca)
-    assert await asyncio.to_thread(check_health, served.address, trusting)
+    assert await asyncio.to_thread(server_health, served.address, trusting) == "SERVING"
 
 
 async def test_tls_with_several_addresses_and_a_token(

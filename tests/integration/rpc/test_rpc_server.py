@@ -17,7 +17,7 @@ import pytest
 from tests.integration.rpc.servicers import POLICY, Serve
 from vlarl.client import AsyncPolicyClient, PolicyError
 from vlarl.config.network import ServerConfig
-from vlarl.rpc.channel import check_health, open_channel, wait_until_serving
+from vlarl.rpc.channel import open_channel, server_health, wait_until_serving
 from vlarl.rpc.server import ListenError, RpcServer
 
 IMAGE, WISH = b"image", "lift the bowl"
@@ -37,7 +37,7 @@ async def test_a_port_in_use_is_said_in_one_sentence(serve: Serve) -> None:
     assert str(caught.value) == f"can't listen on {first.address}: Address already in use"
     with pytest.raises(ListenError, match=r"can't serve metrics on .*: Address already in use"):
         await serve(metrics_listen=first.address)
-    assert await asyncio.to_thread(check_health, first.address)
+    assert await asyncio.to_thread(server_health, first.address) == "SERVING"
 
 
 async def test_addresses_that_cannot_be_had() -> None:
@@ -239,7 +239,8 @@ async def test_the_drain_is_bounded(start: Start) -> None:
 async def test_a_signal_while_loading_unwinds_the_start(start: Start) -> None:
     process = await start("load")
     assert await process.line() == "loading"
-    assert not await asyncio.to_thread(check_health, process.address)
+    state = await asyncio.to_thread(server_health, process.address)
+    assert state.startswith(("NOT_SERVING", "not reachable: "))
     process.process.terminate()
     assert await process.line() == "cleaned up"
     assert await process.ended() != 0

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from tests.integration.trainer.demonstrated import sft_config, write_dataset
-from vlarl.cli import app
+from vlarl.cli import app, main
 from vlarl.config import dump_toml
 
 pytestmark = pytest.mark.torch
@@ -121,6 +121,8 @@ def test_a_policy_that_nobody_serves_says_how_to_serve_one() -> None:
         (["--tls-key", "/nowhere/key.pem"], "mutual TLS needs both tls_certificate and tls_key"),
         (["--address", "127.0.0.1:1,nowhere.invalid:1"], "nowhere.invalid:1: "),
         (["--temperature", "-1"], "temperature must be 0 or above, not -1.0"),
+        (["--address", "policy"], "'policy' is not HOST:PORT"),
+        (["--address", "http://policy:1"], "'http://policy:1': an address is HOST:PORT, without"),
     ],
 )
 def test_an_action_that_can_not_be_asked_for(options: list[str], sentence: str) -> None:
@@ -130,6 +132,57 @@ def test_an_action_that_can_not_be_asked_for(options: list[str], sentence: str) 
     assert refused.exit_code == 1
     assert refused.output.startswith(f"error: {sentence}")
     assert len(refused.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("service", ["policy", "env", "reward"])
+@pytest.mark.parametrize("option", ["--listen", "--metrics-listen"])
+def test_a_server_looks_where_it_shall_listen_first(service: str, option: str) -> None:
+    refused = CliRunner().invoke(app, ["serve", service, option, "50051"], env={"COLUMNS": "200"})
+    assert refused.exit_code == 2
+    assert f"Invalid value for '{option}': '50051' is not HOST:PORT" in refused.output
+
+
+def test_a_configuration_of_another_command_is_recognised() -> None:
+    arguments = ["config", "show", str(ROOT / "configs/sft-reach.toml")]
+    refused = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
+    assert refused.exit_code == 2
+    assert "it is one for --of sft" in refused.output
+    shown = CliRunner().invoke(app, [*arguments, "--of", "sft"])
+    assert (shown.exit_code, "[data]" in shown.output) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("package", "sentence"),
+    [
+        ("torch", "torch isn't installed here. After `make setup` this command is .venv/bin/vlarl"),
+        (
+            "robosuite",
+            "robosuite isn't installed here: the simulator has an environment of its own",
+        ),
+    ],
+)
+def test_the_environment_that_a_command_wants_is_named(
+    package: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise ModuleNotFoundError(f"No module named '{package}.nn'", name=f"{package}.nn")
+
+    monkeypatch.setattr("vlarl.cli.app", fails)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+
+
+def test_a_missing_module_of_the_project_is_no_users_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails() -> None:
+        raise ModuleNotFoundError("No module named 'vlarl.gone'", name="vlarl.gone")
+
+    monkeypatch.setattr("vlarl.cli.app", fails)
+    with pytest.raises(ModuleNotFoundError):
+        main()
 
 
 def test_fine_tuning_looks_for_its_datasets_first(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_secrets_are_files_and_nothing_else(stack: Stack) -> None:
     for name in SERVERS:
         service = stack.services[name]
         mounted = {secret["source"] for secret in service["secrets"]}
-        assert mounted == {"service-token", "queue-password"}
+        assert mounted == {"service-token", "client-token", "queue-password"}
         assert not any(
             re.search("PASS|TOKEN|SECRET", key) for key in service.get("environment", {})
         )
@@ -122,8 +122,9 @@ def test_the_run_finds_what_the_stack_offers(stack: Stack) -> None:
     assert run.policy.addresses == f"dns:///policy:{SERVERS['policy']}"
     assert run.trainer.address == run.policy.trainer_address == f"trainer:{SERVERS['trainer']}"
     secrets = {f"/run/secrets/{name}" for name in stack.resolved["secrets"]}
-    ours = {str(run.security.token_file), str(run.queue.password_file)}
-    assert secrets == ours | {"/run/secrets/grafana-password"}
+    security = run.security
+    ours = {security.token_file, security.client_token_file, run.queue.password_file}
+    assert secrets == {str(file) for file in ours} | {"/run/secrets/grafana-password"}
     targets = {volume["target"] for volume in stack.services["policy"]["volumes"]}
     assert str(run.policy.checkpoint.parent) in targets
     for name in SERVERS:

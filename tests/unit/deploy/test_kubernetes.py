@@ -99,6 +99,20 @@ def test_pods_are_confined(overlay: str) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
+def test_the_pod_that_fills_checkpoints_is_let_into_the_namespace() -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="requirements/dev.txt has it")
+    pod = yaml.safe_load((KUBERNETES / "fill.yaml").read_text())
+    validate.validate(pod, VERSION, strict=True)
+    (reward,) = chosen(built("cpu"), "Deployment", "reward")
+    reader = reward["spec"]["template"]["spec"]
+    # What it writes can be read by the user of those who read it, and pods like them are let in.
+    assert pod["metadata"]["namespace"] == reward["metadata"]["namespace"]
+    assert pod["spec"]["securityContext"] == reader["securityContext"]
+    (filling,), (serving,) = pod["spec"]["containers"], reader["containers"]
+    assert filling["securityContext"] == serving["securityContext"]
+    assert {"name": "checkpoints", "mountPath": "/checkpoints"} in filling["volumeMounts"]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_run_loads_and_names_the_services(overlay: str) -> None:
     config = load_config(KUBERNETES / "overlays" / overlay / "run.toml")
@@ -106,7 +120,8 @@ def test_the_run_loads_and_names_the_services(overlay: str) -> None:
     assert config.policy.trainer_address == "trainer:50054"
     assert config.trainer.address == "0.0.0.0:50054"
     assert config.queue.url == "redis://redis:6379/0"
-    for file in (config.queue.password_file, config.security.token_file):
+    security = config.security
+    for file in (config.queue.password_file, security.token_file, security.client_token_file):
         assert file is not None
         assert file.parent == Path("/run/secrets/vlarl")
 

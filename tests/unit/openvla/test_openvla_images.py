@@ -181,6 +181,8 @@ def test_other_formats_and_depths_are_refused() -> None:
     for encoded in (b"", b"GIF89a", _encoded(small, "BMP"), _encoded(small, "GIF")):
         with pytest.raises(ImageError):
             decode_image(encoded)
+    with pytest.raises(ImageError, match="neither a JPEG nor a PNG"):
+        decode_image(b"GIF89a")
     with pytest.raises(ImageError, match="8 bits"):
         decode_image(_encoded(Image.new("I;16", (4, 4)), "PNG"))
 

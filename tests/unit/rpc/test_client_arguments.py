@@ -37,10 +37,24 @@ def test_images(client: PolicyClient, image: Any, complaint: str) -> None:  # no
         client.predict(image, "lift the bowl")
 
 
-@pytest.mark.parametrize("instruction", ["", "  ", None, b"lift"])
-def test_instructions(client: PolicyClient, instruction: Any) -> None:  # noqa: ANN401
-    with pytest.raises(ValueError, match="instruction is needed"):
+@pytest.mark.parametrize(
+    ("instruction", "complaint"),
+    [
+        ("", "an instruction is needed"),
+        ("  ", "an instruction is needed"),
+        (None, "an instruction is text, not NoneType"),
+        (b"lift", "an instruction is text, not bytes"),
+    ],
+)
+def test_instructions(client: PolicyClient, instruction: Any, complaint: str) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match=complaint):
         client.predict(FRAME, instruction)
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "caf\u00e9"])
+def test_tokens(token: str) -> None:
+    with pytest.raises(ValueError, match="a token is one line of printable ASCII characters"):
+        PolicyClient("127.0.0.1:1", token=token)
 
 
 @pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])

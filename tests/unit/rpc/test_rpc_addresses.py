@@ -48,6 +48,9 @@ def test_a_malformed_address_is_named(address: str) -> None:
         ("localhost:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2"),
         ("[::1]:1,[::1]:2", "ipv6:[::1]:1,[::1]:2"),
         ("127.0.0.1:1,", "127.0.0.1:1"),
+        ("unix:///run/policy.sock", "unix:///run/policy.sock"),
+        ("ipv4:127.0.0.1:1", "ipv4:127.0.0.1:1"),
+        ("dns://8.8.8.8/policy:1", "dns://8.8.8.8/policy:1"),
     ],
 )
 def test_grpc_target(address: str, target: str) -> None:
@@ -57,6 +60,12 @@ def test_grpc_target(address: str, target: str) -> None:
 @pytest.mark.parametrize("address", ["", " , ", "[::1]:1,127.0.0.1:2"])
 def test_an_address_that_means_nothing_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match=r"no address|mix IPv4 and IPv6"):
+        grpc_target(address)
+
+
+@pytest.mark.parametrize("address", ["policy", "dns:///policy", "http://policy:1", "policy:"])
+def test_gRPC_would_guess_a_port(address: str) -> None:  # noqa: N802
+    with pytest.raises(ValueError, match="HOST:PORT"):
         grpc_target(address)
 
 
