@@ -29,7 +29,8 @@ from vlarl.rpc.interception import Context
 
 MIN_TEMPERATURE = 0.01
 """vLLM silently raises lower ones, and the log-probs would be another temperature's."""
-MAX_TEMPERATURE = 100.0
+MAX_TEMPERATURE = 2.0
+"""vLLM refuses higher ones."""
 
 Pixels = npt.NDArray[np.uint8]
 Problem = tuple[str, str]

@@ -138,9 +138,9 @@ class TrainerConfig(Section):
     """Iterations of the whole run."""
     episodes_per_iteration: int = Field(default=10, ge=1)
     """Episodes of one batch."""
-    temperature: float = Field(default=1.5, ge=0.01, le=100)
+    temperature: float = Field(default=1.5, ge=0.01, le=2)
     """Sampling temperature, in rollout and learning alike, within what the policy server takes:
-    0.01 to 100."""
+    0.01 to 2."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of the computation; auto: bfloat16 on a GPU, float32 otherwise."""
     logprob_gap_bound: float | None = Field(default=None, gt=0)

@@ -115,7 +115,7 @@ async def test_a_seed_repeats_its_action_in_any_company(client: AsyncPolicyClien
     assert await sample(None) != await sample(None)
 
 
-@pytest.mark.parametrize("temperature", [0.01, 100.0])
+@pytest.mark.parametrize("temperature", [0.01, 2.0])
 async def test_temperatures_up_to_their_bounds(
     client: AsyncPolicyClient, temperature: float
 ) -> None:
@@ -197,6 +197,10 @@ WRONG_REQUESTS = {
     ),
     "temperature that the engine would raise": (
         pb.PredictActionsRequest(observations=[GOOD], temperature=0.001),
+        "temperature",
+    ),
+    "temperature that the engine would refuse": (
+        pb.PredictActionsRequest(observations=[GOOD], temperature=2.001),
         "temperature",
     ),
     "unknown key": (

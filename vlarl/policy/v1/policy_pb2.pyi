@@ -139,7 +139,7 @@ class PredictActionsRequest(_message.Message):
     UNNORM_KEY_FIELD_NUMBER: _builtins.int
     CENTER_CROP_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Sampling temperature: 0 takes the most probable token, 0.01 to 100 samples."""
+    """Sampling temperature: 0 takes the most probable token, 0.01 to 2 samples."""
     unnorm_key: _builtins.str
     """Which of the checkpoint's dataset statistics turn tokens into units, one of
     GetPolicyResponse's `unnorm_keys`; empty: its only key. Where it has several, one must be
