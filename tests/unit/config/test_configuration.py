@@ -91,7 +91,7 @@ def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
         ("temprature=1", r"did you mean trainer.temperature\?"),
         ("gae_lambda=1", "trainer.ppo.gae_lambda or trainer.critic.gae_lambda"),
         ("xyzzy=1", "xyzzy: unknown key; known: name, seed"),
-        ("trainer.temperature=0", r"trainer.temperature: .*greater than or equal to 0.01 \(got 0\)"),
+        ("trainer.temperature=0", r"trainer.temperature: .* equal to 0.01 \(got 0\)"),
         ("trainer.ppo.micro_batch=100", "must not exceed ppo.mini_batch"),
         ("name=a/b", "name: "),
         ("temperature", "an override is written section.key=value"),
