@@ -152,6 +152,9 @@ async def test_methods_that_are_not_there(serve: Serve, caplog: pytest.LogCaptur
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await unknown(b"")
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert describe(caught.value) == (
+            "the server has no such method: is this another service's address? (UNIMPLEMENTED)"
+        )
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
