@@ -109,7 +109,10 @@ def _fill(rng: np.random.Generator, message: Message, words: Sequence[str]) -> N
 def _scalar(rng: np.random.Generator, field: FieldDescriptor, words: Sequence[str]) -> object:
     kinds = FieldDescriptor
     if field.cpp_type in (kinds.CPPTYPE_FLOAT, kinds.CPPTYPE_DOUBLE):
-        return float(rng.choice(_FLOATS))
+        if rng.random() < 0.5:
+            return float(rng.choice(_FLOATS))
+        # Of any magnitude that might be meant: bounds lie among these.
+        return float(rng.choice((1, -1), p=(0.9, 0.1)) * 10 ** rng.uniform(-4, 4))
     if field.cpp_type == kinds.CPPTYPE_BOOL:
         return bool(rng.integers(2))
     if field.type == kinds.TYPE_BYTES:
@@ -122,6 +125,8 @@ def _scalar(rng: np.random.Generator, field: FieldDescriptor, words: Sequence[st
     bits = 32 if field.cpp_type in (kinds.CPPTYPE_INT32, kinds.CPPTYPE_UINT32) else 64
     signed = field.cpp_type in (kinds.CPPTYPE_INT32, kinds.CPPTYPE_INT64)
     highest = 2 ** (bits - signed) - 1
+    if rng.random() < 0.3:
+        return int(2 ** rng.uniform(0, 31))
     choices = [0, 1, 2, 7, 32_000, highest, -highest - 1 if signed else 3]
     return choices[rng.integers(len(choices))]
 

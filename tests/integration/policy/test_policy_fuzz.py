@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.fuzzing import bombard, bombard_stream, damaged, fuzz_requests, large, said
+from tests.fuzzing import bombard, bombard_stream, damaged, fuzz_requests, large, said, wild
 from tests.integration.policy.policy_harness import KEY, PolicyProcess, frames
 from vlarl.client import AsyncPolicyClient
 from vlarl.policy.v1 import policy_pb2 as pb
@@ -39,7 +39,8 @@ async def test_damaged_requests_for_actions(
     )
     sources = [one.SerializeToString() for one in (*good, slight, slight, slight)]
     rng = np.random.default_rng(11)
-    payloads = [damaged(rng, sources) for _ in range(REQUESTS)]
+    payloads = [damaged(rng, sources) for _ in range(REQUESTS * 3 // 4)]
+    payloads += [_peculiar(rng, image) for _ in range(REQUESTS // 4)]
     slight.observations[0].instruction = "turn on the stove " * 2**20
     payloads += [
         large(pb.PredictActionsRequest, "observations", pb.Observation()),
@@ -55,6 +56,15 @@ async def test_damaged_requests_for_actions(
     assert codes[CODE.INVALID_ARGUMENT] > REQUESTS / 2, codes
     after = await client.predict(image, "turn on the stove", unnorm_key=KEY)
     assert after.token_ids.tolist() == before.token_ids.tolist()
+
+
+def _peculiar(rng: np.random.Generator, image: bytes) -> bytes:
+    """A request whose pictures are some, and the rest as the types allow."""
+    request = wild(rng, pb.PredictActionsRequest, (KEY, "turn on the stove"))
+    for observation in request.observations:
+        observation.image = image
+    data: bytes = request.SerializeToString()
+    return data
 
 
 async def test_damaged_weights(
