@@ -186,6 +186,8 @@ class OpenVLAConfig:
             if key in self.norm_stats:
                 return key
         known = ", ".join(sorted(self.norm_stats))
+        if not name:
+            raise ConfigError(f"the checkpoint has several datasets' statistics; name one: {known}")
         raise ConfigError(f"no dataset statistics named {name!r}; the checkpoint has: {known}")
 
     def statistics(self, name: str = "") -> ActionStats:

@@ -106,7 +106,7 @@ async def test_scoring(server: Server) -> None:
     async with open_channel(server.address) as channel:
         stub = reward_pb2_grpc.RewardServiceStub(channel)
         expected = await stub.ScoreTrajectory(good)
-        await bombard(channel, f"{SERVICE}/ScoreTrajectory", huge)
+        await bombard(channel, f"{SERVICE}/ScoreTrajectory", huge * 2)
         before = Footprint.of(server.pid)
         codes = await bombard(channel, f"{SERVICE}/ScoreTrajectory", [*payloads, *huge])
         Footprint.of(server.pid).assert_no_leak_since(before)

@@ -50,7 +50,7 @@ def test_a_suite_finds_its_statistics(tmp_path: Path) -> None:
     assert config.unnorm_key("bridge_orig") == "bridge_orig"
     with pytest.raises(ConfigError, match="bridge_orig, libero_spatial_no_noops"):
         config.unnorm_key("libero_goal")
-    with pytest.raises(ConfigError, match="''"):
+    with pytest.raises(ConfigError, match="several datasets' statistics; name one: "):
         config.unnorm_key()
     alone = OpenVLAConfig.from_directory(_checkpoint(tmp_path, norm_stats=_libero_only()))
     assert alone.unnorm_key() == "libero_spatial"
