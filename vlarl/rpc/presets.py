@@ -25,10 +25,11 @@ class Presets:
             TokenError: the token file is missing or empty, or the token can't be sent.
         """
         self.timeout = config.timeout_seconds
-        self._token = token.strip() if token else None
-        if self._token and not (self._token.isascii() and self._token.isprintable()):
+        self._token = (token or "").strip()
+        if not (self._token.isascii() and self._token.isprintable()):
             raise TokenError("a token is one line of printable ASCII characters")
-        self._file = TokenFile(config.token_file) if config.token_file and not token else None
+        wanted = config.token_file if not self._token else None
+        self._file = TokenFile(wanted) if wanted else None
 
     def metadata(self, given: Any) -> list[tuple[str, str | bytes]]:
         """The caller's metadata with the token added."""
