@@ -60,7 +60,7 @@ class Observation(_message.Message):
     """
     instruction: _builtins.str
     """The task in words, as a person would say it: "put the bowl on the plate". At most 1000
-    characters.
+    characters, and no more tokens than the model takes.
     """
     seed: _builtins.int
     """Seed of this action's sampling; absent: the engine's own random stream. The same seed, image,
