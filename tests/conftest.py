@@ -46,6 +46,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="runs in the simulator's (.venv-sim)"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All that the session's processes put into /tmp goes with it: a killed one removes nothing."""
+    tmp_path_factory.getbasetemp()  # stays where it is, to be looked at
+    folder = tempfile.mkdtemp(prefix="vlarl-tests-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+    shutil.rmtree(folder)
+
+
 class Valkey:
     """A real server that a test can kill and start again on the same files."""
 
