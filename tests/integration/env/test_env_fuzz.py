@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from tests.fuzzing import (
-    Footprint,
     bombard,
     bombard_stream,
+    bombard_without_leak,
     damaged,
     fuzz_requests,
     large,
@@ -77,9 +77,10 @@ async def test_listing(server: Server) -> None:
     ]
     async with open_channel(server.address) as channel:
         await bombard(channel, f"{SERVICE}/ListTasks", [*good, b"", *huge])
-        before = Footprint.of(server.process.pid)
-        codes = await bombard(channel, f"{SERVICE}/ListTasks", [*payloads, *huge])
-        Footprint.of(server.process.pid).assert_no_leak_since(before)
+        codes = await bombard_without_leak(
+            server.process.pid,
+            lambda: bombard(channel, f"{SERVICE}/ListTasks", [*payloads, *huge]),
+        )
     said("ListTasks", codes.items())
     assert set(codes) <= {CODE.INVALID_ARGUMENT, CODE.OK}, codes
     assert min(codes[CODE.INVALID_ARGUMENT], codes[CODE.OK]) > REQUESTS / 20, codes
@@ -118,10 +119,12 @@ async def test_episodes(server: Server) -> None:
     async with open_channel(server.address, ChannelConfig(timeout_seconds=60)) as channel:
         expected = await episode(channel)
         await bombard_stream(channel, f"{SERVICE}/Interact", huge * 2, answers=True)
-        simulators, before = server.simulators(), Footprint.of(server.process.pid)
+        simulators = server.simulators()
         streams = [*map(stream, range(STREAMS)), *huge * 2]
-        codes = await bombard_stream(channel, f"{SERVICE}/Interact", streams, answers=True)
-        Footprint.of(server.process.pid).assert_no_leak_since(before)
+        codes = await bombard_without_leak(
+            server.process.pid,
+            lambda: bombard_stream(channel, f"{SERVICE}/Interact", streams, answers=True),
+        )
         assert server.simulators() == simulators, "a client's message cost a simulator"
         assert await episode(channel) == expected
     said("Interact", codes.items())

@@ -132,13 +132,16 @@ async def _reflected(address: str, sent: str | None) -> list[str] | grpc.StatusC
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
     async with open_channel(address, token=sent) as channel:
-        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        )
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+        # With an iterator of requests, grpcio makes an INTERNAL of its own of the code of a server
+        # that ends the call while one is being written.
         try:
+            await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
             answer = await call.read()
-        except grpc.aio.AioRpcError as error:
-            return error.code()
+        except grpc.aio.AioRpcError:
+            answer = grpc.aio.EOF
+        if answer is grpc.aio.EOF:
+            return await call.code()
         return [service.name for service in answer.list_services_response.service]
 
 
