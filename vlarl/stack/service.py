@@ -48,6 +48,15 @@ class Service:
 
     async def start(self) -> None:
         """Starts the process, which ends with this one, however that dies."""
+        # Cancelled halfway, asyncio would kill the process, and nobody could stop it gently.
+        starting = asyncio.create_task(self._start())
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await starting
+            raise
+
+    async def _start(self) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         pipe = None if self._foreground else asyncio.subprocess.PIPE
         self.process = await asyncio.create_subprocess_exec(

@@ -143,8 +143,8 @@ class Stack:
     async def _start(self, name: str, command: list[str], *, foreground: bool = False) -> Service:
         log = self._run_dir / "logs" / f"{name}.log"
         service = Service(name, command, log, foreground=foreground)
+        self._services.append(service)  # first: it is stopped even if its start is cut short
         await service.start()
-        self._services.append(service)
         return service
 
     def _serve(self, name: str, python: str) -> list[str]:

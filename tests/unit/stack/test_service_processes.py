@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -69,6 +70,24 @@ async def test_stopping_ends_children_too_even_stubborn_ones(tmp_path: Path) -> 
     await service.stop(grace_seconds=0.2)
     assert await service.wait() == -signal.SIGKILL
     assert gone_within(child, 5)
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+async def test_one_that_is_cancelled_while_it_starts_can_be_stopped_gently(
+    tmp_path: Path, steps: int
+) -> None:
+    log = tmp_path / "run.log"
+    service = Service("run", python("import time; print('up', flush=True); time.sleep(600)"), log)
+    starting = asyncio.create_task(service.start())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    starting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await starting
+    assert service.process is not None
+    assert await first_line(log) == "up"
+    await service.stop(grace_seconds=30)
+    assert await service.wait() == -signal.SIGTERM
 
 
 async def test_stopping_lets_a_service_drain(tmp_path: Path) -> None:
