@@ -18,6 +18,7 @@ from services.policy.metrics import PolicyMetrics
 from services.policy.swap import SwapFailedError, VersionRefused, WeightsLostError, WeightSwapper
 from vlarl.adapter import AdapterError
 from vlarl.config import PolicyConfig
+from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
 from vlarl.openvla.config import ConfigError, OpenVLAConfig
 from vlarl.openvla.images import ImageError, decode_image, prepare_image
 from vlarl.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, PromptBuilder
@@ -26,11 +27,6 @@ from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.errors import FailedPrecondition, Internal, InvalidRequest, Unavailable
 from vlarl.rpc.interception import Context
-
-MIN_TEMPERATURE = 0.01
-"""vLLM silently raises lower ones, and the log-probs would be another temperature's."""
-MAX_TEMPERATURE = 2.0
-"""vLLM refuses higher ones."""
 
 Pixels = npt.NDArray[np.uint8]
 Problem = tuple[str, str]
@@ -113,9 +109,9 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         started = time.perf_counter()
         engine, _ = self._opened()
         try:
-            statistics = self._check_request(request)
-            prepared = await self._prepare(request)
             temperature = _temperature(request)
+            statistics = self._check_request(request, temperature)
+            prepared = await self._prepare(request)
             sampled = await asyncio.gather(
                 *(engine.act(one.prompt_ids, one.pixels, temperature, one.seed) for one in prepared)
             )
@@ -167,14 +163,13 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             self.lost.set_result(sentence)
         return Unavailable(sentence, reason="ENGINE_DEAD")
 
-    def _check_request(self, request: pb.PredictActionsRequest) -> ActionStats:
+    def _check_request(self, request: pb.PredictActionsRequest, temperature: float) -> ActionStats:
         problems: list[Problem] = []
         count = len(request.observations)
         if not 1 <= count <= self._config.max_observations:
             problems.append(
                 ("observations", f"1 to {self._config.max_observations} of them, not {count}")
             )
-        temperature = _temperature(request)
         if temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
             problems.append(
                 (

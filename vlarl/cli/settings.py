@@ -58,8 +58,8 @@ def show(
     try:
         section = read_section(_ROOTS[kind], config, overrides)
     except typer.BadParameter as error:
-        others = [other for other in Kind if other is not kind and _fits(other, config, overrides)]
-        hint = f"; it is one for --of {others[0]}" if others else ""
+        others = (other for other in Kind if other is not kind and _fits(other, config, overrides))
+        hint = f"; it is one for --of {other}" if (other := next(others, None)) else ""
         raise typer.BadParameter(f"{error}{hint}") from error
     typer.echo(dump_toml(section), nl=False)
 

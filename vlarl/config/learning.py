@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from vlarl.config.base import Section
+from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 
 class TasksConfig(Section):
@@ -138,7 +139,7 @@ class TrainerConfig(Section):
     """Iterations of the whole run."""
     episodes_per_iteration: int = Field(default=10, ge=1)
     """Episodes of one batch."""
-    temperature: float = Field(default=1.5, ge=0.01, le=2)
+    temperature: float = Field(default=1.5, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     """Sampling temperature, in rollout and learning alike, within what the policy server takes:
     0.01 to 2."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

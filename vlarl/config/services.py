@@ -9,6 +9,11 @@ from pydantic import Field, model_validator
 
 from vlarl.config.base import Section
 
+MIN_TEMPERATURE = 0.01
+"""vLLM silently raises lower ones, and the log-probs would be another temperature's."""
+MAX_TEMPERATURE = 2.0
+"""vLLM refuses higher ones."""
+
 
 class PolicyConfig(Section):
     """The policy server and its engine."""

@@ -28,8 +28,8 @@ class Presets:
         self._token = (token or "").strip()
         if not (self._token.isascii() and self._token.isprintable()):
             raise TokenError("a token is one line of printable ASCII characters")
-        wanted = config.token_file if not self._token else None
-        self._file = TokenFile(wanted) if wanted else None
+        file = config.token_file
+        self._file = TokenFile(file) if file and not self._token else None
 
     def metadata(self, given: Any) -> list[tuple[str, str | bytes]]:
         """The caller's metadata with the token added."""

@@ -64,7 +64,7 @@ def test_an_address_that_means_nothing_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["policy", "dns:///policy", "http://policy:1", "policy:"])
-def test_gRPC_would_guess_a_port(address: str) -> None:  # noqa: N802
+def test_an_address_whose_port_grpc_would_guess_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="HOST:PORT"):
         grpc_target(address)
 
