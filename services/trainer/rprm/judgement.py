@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from services.trainer.observations import ObservationBatch
 from services.trainer.rprm.backbones import load_backbone
 from services.trainer.rprm.measures import auc
-from services.trainer.rprm.perturbing import DRAWS, perturbed
+from services.trainer.rprm.perturbing import DRAWS, perturbed, read_commands
 from services.trainer.rprm.reading import Labelled
 from services.trainer.sft.augmentation import IMAGE_DRAWS
 from services.trainer.sft.samples import SampleBatch
@@ -34,7 +34,10 @@ class Judgement:
         policy = OpenVLAConfig.from_directory(config.judged)
         self.train = labelled.train
         self.held_out = labelled.held_out
-        self._first_id = ActionTokenizer(policy.action_vocab_size).first_id
+        tokenizer = ActionTokenizer(policy.action_vocab_size)
+        self._first_id = tokenizer.first_id
+        statistics = [policy.statistics(suite) for suite in labelled.suites]
+        self._commands = read_commands(tokenizer, statistics).to(world.device)
         self._perturbed = config.data.perturbed
         self._weights = class_weights(self.train.labels, config.data.perturbed)
         self._backbone = load_backbone(config, world)
@@ -48,7 +51,8 @@ class Judgement:
     def losses(self, batch: SampleBatch, draws: Tensor) -> Tensor:
         own = draws[:, IMAGE_DRAWS : IMAGE_DRAWS + DRAWS]
         bins = batch.token_ids - self._first_id
-        shown = perturbed(bins, batch.labels, own, self._perturbed)
+        commands = self._commands.of(batch.tasks)
+        shown = perturbed(bins, batch.labels, own, self._perturbed, commands)
         pixels = self._backbone.pixels.augmented(batch.frames, draws)
         odds = self._odds(batch, pixels, shown.bins + self._first_id)
         return self._weighed(verdict_loss(odds, shown.labels, shown.counts), shown.labels)

@@ -36,6 +36,8 @@ class Labelled:
     """[all held out], number of each sample's task, in `tasks`."""
     segment: NDArray[np.int64]
     """[all held out], its segment between milestones, or `ROLLOUT`."""
+    suites: tuple[str, ...]
+    """Each task's, as samples number tasks."""
     tasks: tuple[str, ...]
     """SUITE INDEX."""
     description: str
@@ -79,6 +81,7 @@ def read_labelled(config: RewardModelConfig) -> Labelled:
         segment=np.concatenate(
             [one.segment[chosen] for one, chosen in zip(sources, away, strict=True)]
         ),
+        suites=tuple(task.samples.suite for task in tasks),
         tasks=names,
         description=_describe(tasks),
     )

@@ -29,6 +29,8 @@ class SampleBatch:
     """int64 [B, 7], the expert's action."""
     poses: Tensor
     """float32 [B, P] in metres, NaN where a sample's task has no such pose."""
+    tasks: Tensor
+    """int64 [B], number of each sample's task among those that were read."""
     labels: Tensor
     """float32 [B], 1 where the action leads somewhere, 0 where it doesn't; NaN: nobody asked."""
 
@@ -79,5 +81,6 @@ class Samples:
             prompt_lengths=lengths,
             token_ids=torch.from_numpy(self.token_ids[chosen]),
             poses=torch.from_numpy(self.poses[chosen]),
+            tasks=rows,
             labels=torch.from_numpy(self.labels[chosen]),
         )
