@@ -6,7 +6,6 @@ the socket closes or its parent dies.
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import socket
 import sys
@@ -18,24 +17,22 @@ from services.env.suites import TaskCatalog, UnknownTaskError
 from services.env.wire import HEADER, Frame, Kind, decode_header
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
-
-_PR_SET_PDEATHSIG = 1
+from vlarl.parent import die_with_parent
 
 
 def main() -> None:
     """Entry point."""
-    die_with_parent()
+    leave_the_end_to_the_parent()
     connection = socket.socket(fileno=int(sys.argv[1]))
     with connection:
         _serve(connection)
 
 
-def die_with_parent() -> None:
+def leave_the_end_to_the_parent() -> None:
     """Leaves it to the parent when this process ends, and ends with it."""
     # The terminal's Ctrl-C goes to the whole group; the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
 
 
 def _serve(connection: socket.socket) -> None:

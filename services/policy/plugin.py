@@ -1,6 +1,7 @@
 """vLLM's entry into this package: the `vllm.general_plugins` entry point calls `register`.
 
-vLLM calls it in every process that it starts, so the engine's own process knows the model too.
+vLLM calls it once in every process, so the engine's own process knows the model too. A forked one
+would not be called: it takes over that its server was.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import signal
 import threading
 from multiprocessing.process import BaseProcess
+
+from vlarl.parent import die_with_parent
 
 
 def register() -> None:
@@ -21,10 +24,12 @@ def register() -> None:
     )
     parent = multiprocessing.parent_process()
     if parent is not None:
+        # An engine would outlive a server that was killed, with all its memory. The kernel ends
+        # one that hangs, too; the thread one whose server was gone before the kernel was asked.
+        die_with_parent()
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: BaseProcess) -> None:
-    # vLLM's engine would outlive a server that was killed, with all its memory.
     parent.join()
     os.kill(os.getpid(), signal.SIGKILL)

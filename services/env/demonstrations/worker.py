@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Protocol
 
-from services.env.child import die_with_parent
+from services.env.child import leave_the_end_to_the_parent
 from services.env.demonstrations.orders import Answer, Settings
 
 
@@ -24,7 +24,7 @@ class Job(Protocol):
 
 def main() -> None:
     """Entry point."""
-    die_with_parent()
+    leave_the_end_to_the_parent()
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         lines = connection.makefile("rw", encoding="utf-8", newline="\n")
         job = _job(Settings.model_validate_json(lines.readline()))
