@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.sampling_params import RequestOutputKind
+from vllm.utils.torch_utils import available_cpu_count
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -32,7 +33,21 @@ from vlarl.openvla.tokens import ActionTokenizer
 
 _SHUTDOWN_SECONDS = 1.0
 
-__all__ = ["EngineDeadError", "PolicyEngine", "SampledAction", "engine_args"]
+_EXACT_FLOAT32 = {
+    "TRITON_F32_DEFAULT": "ieee",  # products in Triton's kernels: attention
+    "NVIDIA_TF32_OVERRIDE": "0",  # cuDNN's, which convolves the patches, and cuBLAS's
+    "VLLM_FLOAT32_MATMUL_PRECISION": "highest",  # torch's own
+}
+"""Each is read when its library is loaded, so the engine's process has to start with them."""
+
+__all__ = [
+    "EngineDeadError",
+    "PolicyEngine",
+    "SampledAction",
+    "engine_args",
+    "merge_threads",
+    "set_engine_environment",
+]
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,31 @@ def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
     )
 
 
+def set_engine_environment(config: PolicyConfig, *, on_gpu: bool) -> None:
+    """Sets what the engine's process takes from this one's environment, before it is started."""
+    # A forked engine, vLLM's default on CUDA, takes over that the plugin was called here, and with
+    # it neither model nor end: it would outlive a killed server. The caller's wish doesn't count.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    # Pinned threads of replicas and simulators on one machine would share a core.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if not on_gpu:
+        # vLLM compiles a piece of its sampler even in eager mode, with a C++ compiler that a server
+        # without a GPU has no other use for.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    if config.cpu_threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(config.cpu_threads)
+    if config.exact_float32:
+        os.environ |= _EXACT_FLOAT32
+
+
+def merge_threads(config: PolicyConfig) -> int:
+    """Threads that merging an adapter may use: the configured number, else OMP_NUM_THREADS, which
+    vLLM respects, too, else as many as this process has processors.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return config.cpu_threads or (int(limit) if limit.isdigit() else 0) or available_cpu_count()
+
+
 async def _construct(args: AsyncEngineArgs) -> AsyncLLM:
     # The constructor blocks until the engine's process has loaded the model. It can't be
     # interrupted, but fails at once when that process is killed.
@@ -109,13 +149,14 @@ class PolicyEngine:
         engine: AsyncLLM,
         sockets: tempfile.TemporaryDirectory[str],
         model: OpenVLAConfig,
-        max_batch: int,
+        config: PolicyConfig,
         metrics: PolicyMetrics,
     ) -> None:
         """Use `start`."""
         self._engine = engine
         self._sockets = sockets
-        self._max_batch = max_batch
+        self._max_batch = config.max_batch
+        self._merge_threads = merge_threads(config)
         self._paused = False
         self._batch_size = metrics.batch_size
         metrics.running.set_function(lambda: self._running)
@@ -136,15 +177,8 @@ class PolicyEngine:
         Raises:
             RuntimeError: the engine didn't start; its log says why.
         """
-        # Pinned threads of replicas and simulators on one machine would share a core.
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         arguments = engine_args(config, model)
-        if arguments.enforce_eager:
-            # vLLM compiles a piece of its sampler even so, with a C++ compiler that a server
-            # without a GPU has no other use for.
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        if config.cpu_threads is not None:
-            os.environ["OMP_NUM_THREADS"] = str(config.cpu_threads)
+        set_engine_environment(config, on_gpu=not arguments.enforce_eager)
         # vLLM leaves its sockets behind.
         sockets = tempfile.TemporaryDirectory(prefix="vlarl-engine-")
         os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
@@ -154,7 +188,7 @@ class PolicyEngine:
             sockets.cleanup()
             raise
         await engine.update_weight_version("0")
-        return cls(engine, sockets, model, config.max_batch, metrics)
+        return cls(engine, sockets, model, config, metrics)
 
     async def act(
         self,
@@ -220,7 +254,8 @@ class PolicyEngine:
         Returns:
             SHA-256 (hex) of the merged tensors.
         """
-        digests = await self._engine.collective_rpc("merge_adapter", args=(adapter_path,))
+        arguments = (adapter_path, self._merge_threads)
+        digests = await self._engine.collective_rpc("merge_adapter", args=arguments)
         await self._engine.update_weight_version(str(version))
         return str(digests[0])
 

@@ -29,11 +29,15 @@ _LANGUAGE_MODEL = "language_model."
 class AdapterWorker:
     """Methods that vLLM adds to its worker (`worker_extension_cls`)."""
 
-    def merge_adapter(self, path: str | None) -> str:
+    def merge_adapter(self, path: str | None, threads: int) -> str:
         """Makes the weights W0 + s * B @ A of the adapter at `path`, or W0 where it is none.
 
         Layers that the adapter before had changed, and this one leaves alone, go back to W0. If it
         fails half way, a further call with an adapter that works makes the weights whole.
+
+        Args:
+            path: an adapter's file; none: W0.
+            threads: of torch, where it has fewer, for as long as the merge takes.
 
         Returns:
             SHA-256 (hex) of the merged tensors in the engine's data type; empty for W0.
@@ -52,11 +56,26 @@ class AdapterWorker:
             config.dtype,
             restore=_whole_modules(model, moved),
         )
-        with torch.no_grad(), _digesting() as digest:
+        with torch.no_grad(), _at_least(threads), _digesting() as digest:
             tapped = _tap(weights, {f"{layer}.weight" for layer in factors}, digest)
             _load(model, tapped, moved, config)
         self._moved_layers = set(factors)
         return digest.result() if factors else ""
+
+
+@contextmanager
+def _at_least(threads: int) -> Iterator[None]:
+    # On CUDA vLLM goes down to one thread once the weights are loaded: enough to act, but nobody
+    # acts while one core of many merges 7B's weights.
+    before = torch.get_num_threads()
+    if threads <= before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _whole_modules(model: OpenVLAForActionPrediction, layers: Iterable[str]) -> set[str]:

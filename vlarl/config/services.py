@@ -24,6 +24,9 @@ class PolicyConfig(Section):
     """Where clients find the replicas: HOST:PORT, several with commas, or dns:///NAME:PORT."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of the weights; auto: bfloat16 on a GPU, float32 otherwise."""
+    exact_float32: bool = False
+    """With dtype = "float32" on a GPU: keep Triton's attention and NVIDIA's libraries from rounding
+    to TF32, which has 10 bits of mantissa; docs/parity.md."""
     center_crop: bool | None = None
     """Centre crop of images; none: as the checkpoint says."""
     max_observations: int = Field(default=64, ge=1)
@@ -33,12 +36,22 @@ class PolicyConfig(Section):
     kv_cache_mib: int | None = Field(default=None, ge=16)
     """Memory of the engine's KV cache; none: what `max_batch` actions need."""
     cpu_threads: int | None = Field(default=None, ge=1)
-    """Threads of the engine on a CPU; none: vLLM's own choice."""
+    """Threads of the engine on a CPU, and of merging an adapter; none: vLLM's own choice, and for
+    merging all that the process may use."""
     trainer_address: str | None = None
     """Trainer to ask for the latest adapter before reporting ready, and now and then."""
     catch_up_seconds: float = Field(default=30.0, gt=0)
     """Time between two questions to the trainer: a replica that a publication missed, because it
     had no name yet, say, is behind for that long."""
+
+    @model_validator(mode="after")
+    def _exactness_is_of_float32(self) -> Self:
+        if self.exact_float32 and self.dtype != "float32":
+            raise ValueError(
+                f'exact_float32 needs dtype = "float32": with "{self.dtype}" a GPU computes in '
+                "bfloat16"
+            )
+        return self
 
 
 class EnvConfig(Section):

@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -46,15 +47,26 @@ def frames(count: int, seed: int = 0) -> list[bytes]:
 
 
 class PolicyProcess:
-    """`vlarl serve policy` on a checkpoint."""
+    """`vlarl serve policy` on a checkpoint.
 
-    def __init__(self, checkpoint: Path, directory: Path, *options: str) -> None:
+    program: what the interpreter runs in the place of `-m vlarl`.
+    environment: variables beside the test's own.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        directory: Path,
+        *options: str,
+        program: Sequence[str] = ("-m", "vlarl"),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._address_file = directory / "address"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.metrics_address = f"127.0.0.1:{free.getsockname()[1]}"
         self._log = directory / "log"
         command = [
-            *(sys.executable, "-m", "vlarl", "serve", "policy"),
+            *(sys.executable, *program, "serve", "policy"),
             *("--checkpoint", str(checkpoint), "--listen", "127.0.0.1:0"),
             *("--address-file", str(self._address_file), "--drain-seconds", "10"),
             *("--metrics-listen", self.metrics_address),
@@ -62,9 +74,8 @@ class PolicyProcess:
             *("-s", "policy.max_batch=32", "-s", "policy.max_observations=16", *options),
         ]
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
+            variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=variables)
 
     @property
     def log(self) -> str:
@@ -97,6 +108,10 @@ class PolicyProcess:
         """The server and every process it started."""
         server = psutil.Process(self.process.pid)
         return [server, *server.children(recursive=True)]
+
+    def engine(self) -> psutil.Process:
+        """vLLM's process."""
+        return next(one for one in self.family() if one.name().startswith("VLLM"))
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Sends the signal and returns the exit code, once the whole family is gone."""

@@ -36,6 +36,17 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 SERVICE = "vlarl.policy.v1.PolicyService"
 
 
+async def serves(process: PolicyProcess) -> None:
+    """Waits until it serves; kills it where it doesn't."""
+    try:
+        address = await asyncio.to_thread(lambda: process.address)
+        async with open_channel(address) as channel:
+            await wait_until_serving(channel, SERVICE, START_SECONDS)
+    except BaseException:
+        process.process.kill()
+        raise
+
+
 class OneAdapterTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     """Publishes what it is given."""
 
@@ -123,7 +134,7 @@ async def test_without_its_trainer_it_serves_the_base_and_dies_with_its_engine(
             assert (await stub.GetPolicy(pb.GetPolicyRequest())).policy_version == 0
             assert "no trainer" in process.log
             family = process.family()
-            next(one for one in family if one.name().startswith("VLLM")).kill()
+            process.engine().kill()
             code = await asyncio.to_thread(process.process.wait, 60)
     finally:
         process.process.kill()
@@ -133,12 +144,38 @@ async def test_without_its_trainer_it_serves_the_base_and_dies_with_its_engine(
     assert not alive
 
 
-async def test_a_killed_server_takes_its_engine_along(checkpoint: Path, tmp_path: Path) -> None:
-    process = PolicyProcess(checkpoint, tmp_path)
-    address = await asyncio.to_thread(lambda: process.address)
-    async with open_channel(address) as channel:
-        await wait_until_serving(channel, SERVICE, START_SECONDS)
+async def test_a_killed_server_takes_its_engine_along_though_the_caller_wants_a_fork(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    program = [str(Path(__file__).with_name("start_method_as_on_cuda.py"))]
+    fork = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+    process = PolicyProcess(checkpoint, tmp_path, program=program, environment=fork)
+    await serves(process)
     assert await asyncio.to_thread(process.stop, signal.SIGKILL) == -signal.SIGKILL
+
+
+async def test_an_engine_that_hangs_ends_with_its_server(checkpoint: Path, tmp_path: Path) -> None:
+    process = PolicyProcess(checkpoint, tmp_path)
+    await serves(process)
+    process.engine().suspend()  # no thread of its own can notice anything
+    assert await asyncio.to_thread(process.stop, signal.SIGKILL) == -signal.SIGKILL
+
+
+async def test_exact_float32_reaches_the_engines_process(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("-s", "policy.dtype=float32", "-s", "policy.exact_float32=true")
+    opposite = {"TRITON_F32_DEFAULT": "tf32", "VLLM_FLOAT32_MATMUL_PRECISION": "medium"}
+    # Or the process's title would take the place of what the kernel shows of its environment.
+    readable = {"SPT_NOENV": "1"}
+    process = PolicyProcess(checkpoint, tmp_path, *options, environment=opposite | readable)
+    try:
+        await serves(process)
+        variables = process.engine().environ()
+    finally:
+        code = await asyncio.to_thread(process.stop)
+    assert code == 0
+    assert variables["TRITON_F32_DEFAULT"] == "ieee"
+    assert variables["NVIDIA_TF32_OVERRIDE"] == "0"
+    assert variables["VLLM_FLOAT32_MATMUL_PRECISION"] == "highest"
 
 
 async def test_weights_that_cannot_be_brought_back_end_the_server(
