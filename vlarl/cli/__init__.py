@@ -52,6 +52,9 @@ app.command("health")(client.health)
 
 def main() -> None:
     """The console script: `app`, and one sentence where a package of another extra is missing."""
+    # All processes below this one, of whatever launcher, start where the user is, and what lies
+    # there isn't theirs to import: a `services/` or `queue.py` would take the place of ours.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app()
     except ImportError as error:
