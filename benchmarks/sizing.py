@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from services.policy.kv_cache import MAX_BATCHED_TOKENS, kv_cache_bytes
@@ -25,6 +24,7 @@ from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.lora import lora_layers
 from vlarl.openvla.modeling import OpenVLA
 from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.terminal import show
 
 GIB = 2**30
 GPU_BYTES = 80 * 10**9
@@ -172,7 +172,7 @@ def main() -> None:
                 table.add_row(service, part, f"{size / GIB:.2f}")
         total = sum(sum(budget.values()) for budget in budgets.values())
         table.add_row("", f"sum, of {GPU_BYTES / GIB:.1f}", f"{total / GIB:.2f}")
-        Console().print(table)
+        show(table)
 
 
 if __name__ == "__main__":

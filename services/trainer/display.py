@@ -6,13 +6,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
-    TextColumn,
     TimeElapsedColumn,
 )
 from rich.table import Table
@@ -21,6 +19,7 @@ from services.trainer.evaluation import EpisodeResult, Evaluation, TaskScore
 from vlarl.config import RunConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.invocation import invocation
+from vlarl.terminal import PlainConsole, Whole, styled, text_column
 from vlarl.trainer.v1 import trainer_pb2
 
 _RECENT = 10
@@ -31,14 +30,14 @@ class Display:
 
     def __init__(self, run_id: str, iterations: int, done: int) -> None:
         """done: iterations of the run that are completed already."""
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = PlainConsole()
         self._iterations = iterations
         self._durations: list[float] = []
         columns = (
-            TextColumn("[bold]{task.description}"),
+            text_column("{task.description}", "bold"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[phase]}  {task.fields[remaining]}"),
+            text_column("{task.fields[phase]}  {task.fields[remaining]}"),
         )
         terminal = self._console.is_terminal
         self._bar = Progress(*columns, console=self._console, disable=not terminal)
@@ -65,11 +64,13 @@ class Display:
             for name in ("rollout", "learning", "checkpoint", "publish")
         )
         self._console.print(
-            f"[bold]iteration {done}/{self._iterations}[/]  "
-            f"success {metrics['success_rate']:.2f}  return {metrics['episode_return']:.3f}  "
-            f"length {metrics['episode_actions']:.1f}  KL {kl}{stopped}  "
-            f"entropy {metrics['entropy']:.3f}  gap {metrics['logprob_gap']:.1e}  "
-            f"seconds {metrics['seconds_iteration']:.1f} ({phases})  {remaining}"
+            styled(
+                (f"iteration {done}/{self._iterations}", "bold"),
+                f"  success {metrics['success_rate']:.2f}  return {metrics['episode_return']:.3f}  "
+                f"length {metrics['episode_actions']:.1f}  KL {kl}{stopped}  "
+                f"entropy {metrics['entropy']:.3f}  gap {metrics['logprob_gap']:.1e}  "
+                f"seconds {metrics['seconds_iteration']:.1f} ({phases})  {remaining}",
+            )
         )
         self._bar.update(self._task, completed=done, remaining=remaining)
 
@@ -84,7 +85,7 @@ class Display:
             f"greedy evaluation of version {evaluation.policy_version}, "
             f"after {evaluation.iteration} iterations ({evaluation.env_steps} control steps)"
         )
-        self._console.print(score_table(evaluation))
+        self._console.print(Whole(score_table(evaluation)))
         if evaluation.missing:
             self._console.print(f"{evaluation.missing} episodes were given up and don't count")
 
@@ -108,7 +109,7 @@ class EvaluationDisplay:
         self, tasks: Sequence[env_pb2.TaskDescription], config: RunConfig, out: Path, protocol: str
     ) -> None:
         """tasks: what is evaluated. out: where the results go. protocol: which, in words."""
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = PlainConsole()
         self._out = out
         self._terminal = self._console.is_terminal
         env = config.env
@@ -120,10 +121,10 @@ class EvaluationDisplay:
             f"{env.settle_steps} to settle, {env.profile} simulator\nprotocol: {protocol}"
         )
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            text_column("{task.description}", "bold"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("success {task.fields[success]}  {task.fields[remaining]}"),
+            text_column("success {task.fields[success]}  {task.fields[remaining]}"),
             TimeElapsedColumn(),
             console=self._console,
             disable=not self._terminal,
@@ -163,11 +164,13 @@ class EvaluationDisplay:
     def finish(self, evaluation: Evaluation) -> None:
         """Prints the score, and says where to look."""
         self.close()
-        self._console.print(score_table(evaluation))
+        self._console.print(Whole(score_table(evaluation)))
         if evaluation.missing:
             self._console.print(
-                f"[red]{evaluation.missing} episodes were given up and don't count[/]; the same "
-                f"command with --out {self._out} tries them again"
+                styled(
+                    (f"{evaluation.missing} episodes were given up and don't count", "red"),
+                    f"; the same command with --out {self._out} tries them again",
+                )
             )
         self._console.print(f"results: {self._out}  (evaluation.json, episodes.jsonl)")
 

@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from vlarl.ablation.failures import record_failure
 from vlarl.ablation.plan import Ablation, PlannedRun, Standing, standing
 from vlarl.ablation.table import read_table, write_table
@@ -20,6 +18,7 @@ from vlarl.errors import FatalError
 from vlarl.report.lines import ReportError
 from vlarl.report.sections import duration, percent
 from vlarl.stack.service import Service
+from vlarl.terminal import say
 
 UP = (sys.executable, "-m", "vlarl", "up")
 """What a run is; `--resume FOLDER` follows."""
@@ -51,7 +50,6 @@ class Series:
         self._held = contextlib.ExitStack()
         self._worked = 0.0
         self._seconds = 0.0
-        self._console = Console(highlight=False, soft_wrap=True)
 
     async def run(self) -> int:
         """Goes on until every run is finished or has failed; writes the table after each.
@@ -75,9 +73,8 @@ class Series:
                 failed.append(one.planned.name)
             write_table(read_table(self._ablation), self._ablation.out)
         if failed:
-            self._console.print(
-                f"[red]{len(failed)} failed[/]: {', '.join(failed)}; the same command tries again"
-            )
+            names = ", ".join(failed)
+            say((f"{len(failed)} failed", "red"), f": {names}; the same command tries again")
         return 1 if failed else 0
 
     async def stop(self) -> None:
@@ -93,7 +90,7 @@ class Series:
             save_config(planned.config, planned.folder)
         log = planned.folder / "logs" / "up.log"
         verb = f"goes on after {before.iterations}" if before.begun else "begins"
-        self._console.print(f"{planned.name} {verb}; its log: {log}")
+        say(f"{planned.name} {verb}; its log: {log}")
         command = [*self._command, "--resume", str(planned.folder)]
         # Unbuffered, or the log's lines would come long after what they tell of.
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -116,24 +113,24 @@ class Series:
             return False
         self._worked += before.left
         self._seconds += seconds
-        self._console.print(self._progress(after, following, seconds))
+        say(("✓", "green"), f" {self._progress(after, following, seconds)}")
         return True
 
     def _fail(self, planned: PlannedRun, how: str) -> None:
         record_failure(self._ablation.out, planned.name, how)
-        self._console.print(f"[red]{planned.name} failed[/]", end=" ")
-        self._console.print(how, markup=False)
+        say((f"{planned.name} failed", "red"), f" {how}")
 
     def _announce(self, before: Sequence[Standing], waiting: Sequence[Standing]) -> None:
         config = self._ablation.config
-        self._console.print(
-            f"[bold]{config.name}[/]: {len(config.variants)} variants x {len(config.seeds)} seeds "
-            f"= {len(before)} runs in {self._ablation.out}; {len(before) - len(waiting)} finished, "
-            f"{sum(one.begun for one in waiting)} begun"
+        say(
+            (config.name, "bold"),
+            f": {len(config.variants)} variants x {len(config.seeds)} seeds = {len(before)} runs "
+            f"in {self._ablation.out}; {len(before) - len(waiting)} finished, "
+            f"{sum(one.begun for one in waiting)} begun",
         )
 
     def _progress(self, after: Standing, following: Sequence[Standing], seconds: float) -> str:
-        """A finished run's line."""
+        """A finished run in a line."""
         assert after.run is not None  # noqa: S101 - it is finished
         scored = [one.total.rate for one in after.run.evaluations if one.total.episodes]
         ends = dict.fromkeys((scored[0], scored[-1])) if scored else {}
@@ -142,7 +139,7 @@ class Series:
         left = sum(one.left for one in following)
         eta = f"ETA {duration(left * self._seconds / self._worked)}" if self._worked else "ETA –"
         return (
-            f"[green]✓[/] {after.planned.name}{greedy}  in {duration(seconds)}  "
+            f"{after.planned.name}{greedy}  in {duration(seconds)}  "
             f"{total - len(following)} of {total} runs  {eta}"
         )
 

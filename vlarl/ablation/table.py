@@ -103,7 +103,7 @@ def rich_table(table: AblationTable) -> rich.table.Table:
     """For the terminal."""
     shown = rich.table.Table(title=f"{table.name}: mean over seeds (lowest to highest)")
     for head in table.head:
-        shown.add_column(head, overflow="fold")  # a narrow terminal must not cut numbers short
+        shown.add_column(head)
     for cells in table.cells:
         shown.add_row(*cells)
     return shown

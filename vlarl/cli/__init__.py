@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import typer
-
 # gRPC's core writes its own lines to standard error; what matters arrives as an error of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -24,14 +22,11 @@ from vlarl.cli import (
     status,
 )
 from vlarl.cli.extras import missing_package_hint
+from vlarl.cli.groups import command_group
+from vlarl.terminal import complain, use_lookalikes
 
-app = typer.Typer(
-    name="vlarl",
-    help="Fine-tune vision-language-action robot policies by online reinforcement learning.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = command_group(
+    "Fine-tune vision-language-action robot policies by online reinforcement learning.", "vlarl"
 )
 app.add_typer(serve.app, name="serve")
 app.add_typer(checkpoint.app, name="checkpoint")
@@ -55,10 +50,11 @@ def main() -> None:
     # All processes below this one, of whatever launcher, start where the user is, and what lies
     # there isn't theirs to import: a `services/` or `queue.py` would take the place of ours.
     os.environ["PYTHONSAFEPATH"] = "1"
+    use_lookalikes()
     try:
         app()
     except ImportError as error:
         if not (hint := missing_package_hint(error)):
             raise
-        typer.secho(f"error: {hint}", fg="red", err=True)
+        complain(hint)
         raise SystemExit(1) from error

@@ -14,6 +14,7 @@ from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_sect
 from vlarl.config import AblationConfig, ConfigError
 from vlarl.invocation import invocation
 from vlarl.logs import configure_logging
+from vlarl.terminal import say, show
 
 if TYPE_CHECKING:
     from vlarl.ablation.plan import Ablation
@@ -100,23 +101,20 @@ def _same_command(config: Path, out: Path, overrides: list[str] | None) -> str:
 
 def _show(ablation: Ablation) -> None:
     """Prints and writes the table, and writes the page."""
-    from rich.console import Console
-
     from vlarl.ablation.table import read_table, rich_table, write_table
 
     found = read_table(ablation)
     if not found.folders and not found.remarks:
         raise ConfigError(f"{ablation.out}: no run has begun; leave --table out to start")
     write_table(found, ablation.out)
-    console = Console(highlight=False)
-    console.print(rich_table(found))
+    show(rich_table(found))
     for remark in found.remarks:
-        console.print(remark, markup=False)
-    typer.echo(f"{ablation.out / 'table.md'}, table.json")
+        say(remark)
+    say(f"{ablation.out / 'table.md'}, table.json")
     if missing := missing_packages():
-        typer.echo(f"no page: {missing}")
+        say(f"no page: {missing}")
     elif found.folders:
         from vlarl.report.report import write_report
 
         page, pictures = write_report(found.folders, ablation.out / "report.html")
-        typer.echo(f"{page}  (pictures: {pictures})")
+        say(f"{page}  (pictures: {pictures})")

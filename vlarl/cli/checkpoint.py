@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from vlarl.cli.groups import command_group
 from vlarl.cli.options import one_sentence_errors
+from vlarl.terminal import say
 
-app = typer.Typer(help="Make and inspect OpenVLA checkpoints.", no_args_is_help=True)
+app = command_group("Make and inspect OpenVLA checkpoints.")
 
 
 @app.command()
@@ -23,7 +25,7 @@ def tiny(
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise typer.BadParameter(f"{directory} exists and is no empty folder")
     make_tiny_checkpoint(directory, seed=seed)
-    typer.echo(f"{directory}: an untrained OpenVLA of {_size(directory):,} parameters")
+    say(f"{directory}: an untrained OpenVLA of {_size(directory):,} parameters")
 
 
 @app.command()
@@ -38,11 +40,11 @@ def show(
     with one_sentence_errors():
         check_folder(directory)
         config = OpenVLAConfig.from_directory(directory)
-        typer.echo(f"parameters    {_size(directory):,}")
-        typer.echo(f"image size    {config.image_size}")
-        typer.echo(f"centre crop   {config.center_crop}")
-        typer.echo(f"un-norm keys  {', '.join(config.norm_stats)}")
-        typer.echo(f"digest        {base_digest(directory)}")
+        say(f"parameters    {_size(directory):,}")
+        say(f"image size    {config.image_size}")
+        say(f"centre crop   {config.center_crop}")
+        say(f"un-norm keys  {', '.join(config.norm_stats)}")
+        say(f"digest        {base_digest(directory)}")
 
 
 def _size(directory: Path) -> int:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_config
 from vlarl.invocation import invocation
+from vlarl.terminal import complain, say, show
 
 if TYPE_CHECKING:
     from vlarl.rpc.errors import PolicyError
@@ -61,12 +61,12 @@ def act(
             )
     except (PolicyError, ValueError) as error:  # ConfigError is a ValueError
         hint = _hint(error) if isinstance(error, PolicyError) else ""
-        typer.secho(f"error: {error}{hint}", fg="red", err=True)
+        complain(f"{error}{hint}")
         raise typer.Exit(1) from error
-    typer.echo(f"version   {action.policy_version}")
-    typer.echo(f"tokens    {' '.join(str(token) for token in action.token_ids)}")
-    typer.echo(f"log-prob  {action.logprobs.sum():.4f}")
-    typer.echo(f"action    {' '.join(f'{value:+.4f}' for value in action.values)}")
+    say(f"version   {action.policy_version}")
+    say(f"tokens    {' '.join(str(token) for token in action.token_ids)}")
+    say(f"log-prob  {action.logprobs.sum():.4f}")
+    say(f"action    {' '.join(f'{value:+.4f}' for value in action.values)}")
 
 
 def _hint(error: PolicyError) -> str:
@@ -97,9 +97,9 @@ def queue(config: ConfigFile = None, overrides: Overrides = None) -> None:
         lag = "?" if state.lag is None else str(state.lag)
         counts = (str(state.length), str(state.pending), lag, str(state.consumers))
         table.add_row(state.stream, *counts)
-    Console().print(table)
+    show(table)
     for letter in letters:
-        typer.echo(f"dead: {letter.spec.episode_id} at {letter.stage}: {letter.cause}")
+        say(f"dead: {letter.spec.episode_id} at {letter.stage}: {letter.cause}")
 
 
 def health(
@@ -121,5 +121,5 @@ def health(
     )
     with one_sentence_errors():
         state = server_health(address, channel)
-    typer.echo(state)
+    say(state)
     raise typer.Exit(0 if state == "SERVING" else 1)

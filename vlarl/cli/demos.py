@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from vlarl.cli import inspection
+from vlarl.cli.groups import command_group
 from vlarl.cli.options import OwnSuites, one_sentence_errors, own_suites
 from vlarl.config import ConfigError
+from vlarl.terminal import say, show
 
 if TYPE_CHECKING:
     from services.env.suites import SuiteTask, TaskCatalog
 
-app = typer.Typer(
-    help="Collect demonstrations, make datasets from them, look at them.", no_args_is_help=True
-)
+app = command_group("Collect demonstrations, make datasets from them, look at them.")
 
 Suite = Annotated[str, typer.Option(help="Suite, e.g. libero_spatial or reach.")]
 Tasks = Annotated[str, typer.Option(help="Numbers of its tasks with commas; default: all.")]
@@ -101,7 +100,7 @@ def collect(
         wish = Wish(episodes, seed, keep_failures)
         chosen = _chosen(catalog, suite, tasks)
         for file in asyncio.run(collect(chosen, wish, settings, out, processes)):
-            typer.echo(str(file))
+            say(str(file))
 
 
 @app.command()
@@ -144,7 +143,7 @@ def expert(
         table.add_row(str(task.index), task.instruction, succeeded, steps, missed)
     reached = sum(len(result.lengths) for result in results)
     table.add_row("", "all", f"{reached}/{sum(result.episodes for result in results)}", "", "")
-    Console().print(table)
+    show(table)
 
 
 @app.command()
@@ -184,7 +183,7 @@ def convert(
             crop=_crop(crop, size),
         )
         asyncio.run(convert(sources, settings, out, processes))
-        typer.echo(str(out))
+        say(str(out))
 
 
 def _catalog(bddl: list[str] | None) -> tuple[TaskCatalog, dict[str, Path]]:

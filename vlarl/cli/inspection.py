@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from vlarl.cli.options import OwnSuites, one_sentence_errors, own_suites
+from vlarl.terminal import say, show
 
 if TYPE_CHECKING:
     from services.env.demonstrations.inspection import Summary
@@ -31,7 +31,7 @@ def inspect(
 
     with one_sentence_errors():
         for table in _tables(summaries(path)):
-            Console().print(table)
+            show(table)
         if out is None:
             return
         from services.env.demonstrations.pictures import contact_sheet, write_picture, write_video
@@ -40,7 +40,7 @@ def inspect(
         out.mkdir(parents=True, exist_ok=True)
         write_picture(out / "episodes.png", contact_sheet(shown))
         write_video(out / "episodes.mp4", [frame for frames in shown for frame in frames], rate)
-        typer.echo(f"{out / 'episodes.png'}\n{out / 'episodes.mp4'}")
+        say(f"{out / 'episodes.png'}\n{out / 'episodes.mp4'}")
 
 
 def _tables(summaries: list[Summary]) -> list[Table]:

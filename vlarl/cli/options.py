@@ -12,6 +12,7 @@ import typer
 
 from vlarl.config import ConfigError, RunConfig, Section, ServerConfig, load_section
 from vlarl.errors import FatalError
+from vlarl.terminal import complain, say
 
 S = TypeVar("S", bound=Section)
 
@@ -128,11 +129,11 @@ def one_sentence_errors() -> Iterator[None]:
     try:
         yield
     except FatalError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        complain(error)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:
-        typer.secho("interrupted", fg="yellow", err=True)
+        say(("interrupted", "yellow"), stderr=True)
         raise typer.Exit(130) from interrupt
     except asyncio.CancelledError as cancelled:  # a signal unwound a server's start
-        typer.secho("stopped while starting", fg="yellow", err=True)
+        say(("stopped while starting", "yellow"), stderr=True)
         raise typer.Exit(143) from cancelled

@@ -10,6 +10,7 @@ import typer
 from vlarl.cli.extras import missing_packages
 from vlarl.cli.options import one_sentence_errors
 from vlarl.config import ConfigError
+from vlarl.terminal import say
 
 Runs = Annotated[
     list[Path],
@@ -47,4 +48,4 @@ def report(runs: Runs, out: Out = None) -> None:
 
         page, pictures = write_report(runs, out)
         megabytes = page.stat().st_size / 1e6
-        typer.echo(f"{page}  ({megabytes:.1f} MB; pictures: {pictures})")
+        say(f"{page}  ({megabytes:.1f} MB; pictures: {pictures})")

@@ -6,23 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from vlarl.cli.groups import command_group
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_section
 from vlarl.cli.runs import Resume, RunDirectory, check_sources, choose_run
 from vlarl.config import LabelConfig, RewardModelConfig
 from vlarl.logs import configure_logging
+from vlarl.terminal import say, show, track
 
 if TYPE_CHECKING:
     from services.trainer.rprm.judging import JudgedTask
     from services.trainer.rprm.labels import EpisodeLabels
     from vlarl.demonstrations import TaskSamples
 
-app = typer.Typer(
-    no_args_is_help=True, help="Label demonstrations and train the process reward model."
-)
+app = command_group("Label demonstrations and train the process reward model.")
 
 
 @app.command()
@@ -52,17 +50,17 @@ def label(
         tasks = [task for folder in datasets for task in read_dataset(folder).tasks]
         labelled = [(task, label_task(task, config)) for task in tasks]
         labels = [(task, [one for _, one in found]) for task, found in labelled]
-        Console().print(_table(labels))
+        show(_table(labels))
         if plot is None:
             return
         from services.trainer.rprm.label_plot import draw_episode
 
         drawn = [(task, *one) for task, found in labelled for one in found[:episodes]]
-        for task, samples, one in track(drawn, "drawing", transient=True):
+        for task, samples, one in track(drawn, "drawing"):
             number = task.episodes[samples[0]]
             path = plot / f"{task.suite}-{task.index:02d}-{number:03d}.png"
             draw_episode(path, task, samples, one)
-        typer.echo(f"{len(drawn)} pictures in {plot}")
+        say(f"{len(drawn)} pictures in {plot}")
 
 
 @app.command()
@@ -118,16 +116,16 @@ def judge(
 
         version = reward_model_version(checkpoint)
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]
-        shown = track(datasets, "judging", transient=True)
+        shown = track(datasets, "judging")
         judged = judge_rollouts(Judge(checkpoint), shown)
         everything = together(judged)
         rows = [*judged, everything] if len(judged) > 1 else judged
-        Console().print(_verdicts(rows, version))
+        show(_verdicts(rows, version))
         if plot is not None:
             from services.trainer.rprm.judge_plot import draw_judged
 
             draw_judged(plot, everything)
-            typer.echo(f"picture: {plot}")
+            say(f"picture: {plot}")
 
 
 def _verdicts(judged: list[JudgedTask], version: str) -> Table:

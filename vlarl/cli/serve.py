@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vlarl.cli.groups import command_group
 from vlarl.cli.options import (
     AddressFile,
     ConfigFile,
@@ -23,7 +24,7 @@ from vlarl.cli.options import (
 )
 from vlarl.logs import configure_logging
 
-app = typer.Typer(help="Serve one service in this process, until SIGTERM.", no_args_is_help=True)
+app = command_group("Serve one service in this process, until SIGTERM.")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vlarl.cli.groups import command_group
 from vlarl.cli.options import ConfigFile, Overrides, read_section
 from vlarl.config import (
     AblationConfig,
@@ -20,8 +21,9 @@ from vlarl.config import (
     load_section,
 )
 from vlarl.config.base import Section, nested_section
+from vlarl.terminal import write
 
-app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
+app = command_group("Show and document the configuration.")
 
 
 class Kind(StrEnum):
@@ -61,7 +63,7 @@ def show(
         others = (other for other in Kind if other is not kind and _fits(other, config, overrides))
         hint = f"; it is one for --of {other}" if (other := next(others, None)) else ""
         raise typer.BadParameter(f"{error}{hint}") from error
-    typer.echo(dump_toml(section), nl=False)
+    write(dump_toml(section))
 
 
 def _fits(kind: Kind, config: Path | None, overrides: list[str] | None) -> bool:
@@ -75,7 +77,7 @@ def _fits(kind: Kind, config: Path | None, overrides: list[str] | None) -> bool:
 @app.command()
 def reference() -> None:
     """Print the reference of every key in Markdown (docs/configuration.md)."""
-    typer.echo("\n".join(_reference()))
+    write("\n".join(_reference()) + "\n")
 
 
 def _reference() -> list[str]:

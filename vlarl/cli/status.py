@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_config
 from vlarl.cli.runs import saved_config
 from vlarl.config import ConfigError
 from vlarl.invocation import invocation
+from vlarl.terminal import PlainConsole, Whole, styled
 
 if TYPE_CHECKING:
     from vlarl.backlog import Backlog
@@ -67,11 +67,9 @@ def status(
                 f"`{command} up --resume {run}` goes on"
             )
         if watch is None:
-            Console(highlight=False, soft_wrap=True).print(_page(overview))
+            PlainConsole().print(_page(overview))
             raise typer.Exit(0 if overview.well else 1)
-        with Live(
-            _page(overview), console=Console(highlight=False, soft_wrap=True), auto_refresh=False
-        ) as live:
+        with Live(_page(overview), console=PlainConsole(), auto_refresh=False) as live:
             while True:
                 time.sleep(watch)
                 live.update(_page(_look(run, config, overrides)), refresh=True)
@@ -92,16 +90,16 @@ def _look(run: Path | None, file: Path | None, overrides: list[str] | None) -> O
 def _page(overview: Overview) -> RenderableType:
     parts: list[RenderableType] = []
     if overview.run is None:
-        parts.append("[red]the trainer doesn't answer[/]: ended, or not there yet")
+        parts.append(styled(("the trainer doesn't answer", "red"), ": ended, or not there yet"))
     else:
         parts += _run_lines(overview.run)
     table = Table("service", "address", "state", "")
     for replica in overview.replicas:
-        state = "[green]serving[/]" if replica.serving else "[red]away[/]"
-        table.add_row(replica.service, replica.address, state, Text(replica.says))
-    parts.append(table)
+        state = styled(("serving", "green") if replica.serving else ("away", "red"))
+        table.add_row(replica.service, replica.address, state, replica.says)
+    parts.append(Whole(table))
     if overview.queue is None:
-        parts.append(Text(f"the queue doesn't answer: {overview.queue_error}", "red"))
+        parts.append(styled((f"the queue doesn't answer: {overview.queue_error}", "red")))
     else:
         parts.append(_queue_table(overview.queue))
     return Group(*parts)
@@ -113,8 +111,11 @@ def _run_lines(run: trainer_pb2.GetStatusResponse) -> list[RenderableType]:
     state = trainer_pb2.RunState.Name(run.state).removeprefix("RUN_STATE_").lower()
     done = run.latest.iteration + 1 if run.HasField("latest") else 0
     lines: list[RenderableType] = [
-        f"[bold]{run.run_id}[/]  {state}  {done} of {run.iterations} iterations  "
-        f"policy version {run.policy_version}  {run.outstanding_episodes} episodes outstanding"
+        styled(
+            (run.run_id, "bold"),
+            f"  {state}  {done} of {run.iterations} iterations  policy version "
+            f"{run.policy_version}  {run.outstanding_episodes} episodes outstanding",
+        )
     ]
     if done:
         metrics = run.latest.metrics
@@ -127,10 +128,10 @@ def _run_lines(run: trainer_pb2.GetStatusResponse) -> list[RenderableType]:
     return lines
 
 
-def _queue_table(queue: Backlog) -> Table:
+def _queue_table(queue: Backlog) -> Whole:
     table = Table("queue", "waiting", "in work")
     for stream, waiting in queue.waiting.items():
         table.add_row(stream, str(waiting), str(queue.in_work[stream]))
     dead = str(queue.dead_letters)
-    table.add_row("given up", f"[red]{dead}[/]" if queue.dead_letters else dead, "")
-    return table
+    table.add_row("given up", styled((dead, "red" if queue.dead_letters else "")), "")
+    return Whole(table)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlarl.errors import FatalError
+from vlarl.terminal import say
 
 # Starts in 15 ms: nothing of the environment is needed.
 _TETHER = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tether.py"))]
@@ -59,12 +60,15 @@ class Service:
     async def _start(self) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         pipe = None if self._foreground else asyncio.subprocess.PIPE
+        environment = dict(os.environ if self._environment is None else self._environment)
+        if not self._foreground:
+            environment["PYTHONIOENCODING"] = "utf-8"  # its log's, whatever this terminal's is
         self.process = await asyncio.create_subprocess_exec(
             *(*_TETHER, str(os.getpid()), *self._command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=pipe,
             stderr=None if self._foreground else asyncio.subprocess.STDOUT,
-            env=self._environment,
+            env=environment,
             start_new_session=True,
             limit=1 << 20,
         )
@@ -81,7 +85,7 @@ class Service:
                 text = line.decode(errors="replace").rstrip()
                 self._tail.append(text)
                 if " ERROR " in text or " CRITICAL " in text:
-                    print(f"[{self.name}] {text}", file=sys.stderr, flush=True)
+                    say(f"[{self.name}] {text}", stderr=True)
 
     async def wait(self) -> int:
         """Exit code of the process; negative: the signal that ended it."""

@@ -14,14 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from rich.console import Console
-
 from vlarl.config import ConfigError, RunConfig
 from vlarl.invocation import invocation
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.stack.ranks import ranks_command
 from vlarl.stack.service import Service, ServiceDiedError
 from vlarl.stack.valkey import valkey_command
+from vlarl.terminal import complain, say, waiting
 
 _START_SECONDS = 300.0
 _STOP_SECONDS = 20.0
@@ -29,8 +28,6 @@ _INTERRUPTED = 130
 _LOWEST_PORT = 10_000
 
 T = TypeVar("T")
-
-console = Console(stderr=True)
 
 
 def simulator_python() -> Path:
@@ -117,7 +114,7 @@ class Stack:
         for name in self._names:
             python = simulator if name == "env" else sys.executable
             await self._start(name, self._serve(name, python))
-        with console.status(f"starting the services: {', '.join(self._names)}"):
+        with waiting(f"starting the services: {', '.join(self._names)}"):
             for name in self._names:
                 await self.watching(self._until_serving(name))
 
@@ -170,7 +167,7 @@ class Stack:
     async def _until_serving(self, name: str) -> None:
         async with open_channel(self._addresses[name], self._security) as channel:
             await wait_until_serving(channel, "", _START_SECONDS)
-        console.print(f"[green]✓[/] {name} serves on {self._addresses[name]}")
+        say(("✓", "green"), f" {name} serves on {self._addresses[name]}", stderr=True)
 
     async def watching(self, work: Coroutine[Any, Any, T], but: Service | None = None) -> T:
         """Awaits `work` while every service (`but` one) lives.
@@ -237,11 +234,11 @@ async def supervise(stack: Stoppable, work: Coroutine[Any, Any, int], resume: st
     try:
         return await running
     except ServiceDiedError as death:
-        console.print(f"[red]error:[/] {death}", highlight=False)
-        console.print(hint, highlight=False)
+        complain(death)
+        say(hint, stderr=True)
         return 1
     except asyncio.CancelledError:
-        console.print(f"[yellow]interrupted[/]; {hint}", highlight=False)
+        say(("interrupted", "yellow"), f"; {hint}", stderr=True)
         return _INTERRUPTED
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 
@@ -20,7 +21,11 @@ def suite_tasks(env: EnvConfig, suite: str) -> list[env_pb2.TaskDescription]:
     """
     command = [str(simulator_python()), "-m", "services.env.listing", suite]
     done = subprocess.run(  # noqa: S603 - our own program
-        command, input=env.model_dump_json(), capture_output=True, text=True
+        command,
+        input=env.model_dump_json(),
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:]

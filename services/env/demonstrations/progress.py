@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from vlarl.terminal import PlainConsole, text_column
 
 
 class TaskBars:
@@ -26,12 +26,12 @@ class TaskBars:
 
     def __init__(self, totals: Sequence[tuple[str, int]]) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            text_column("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=PlainConsole(stderr=True),
         )
         self._bars = {label: self._progress.add_task(label, total=total) for label, total in totals}
 

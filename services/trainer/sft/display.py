@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
 )
 
 from services.trainer.display import clock
+from vlarl.terminal import PlainConsole, styled, text_column
 
 
 class StageDisplay:
@@ -22,17 +21,17 @@ class StageDisplay:
 
     def __init__(self, stage: str, steps: int, done: int) -> None:
         """done: steps that were taken before."""
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = PlainConsole()
         self._stage = stage
         self._steps = steps
         self._before = done
         self._started = time.monotonic()
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            text_column("{task.description}", "bold"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[news]}"),
+            text_column("{task.fields[news]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -60,9 +59,11 @@ class StageDisplay:
         if not measured and done != self._steps:
             return
         self._console.print(
-            f"[bold]{self._stage} {done}/{self._steps}[/]  loss {scalars['loss']:.3f}  "
-            + "  ".join(measured)
-            + f"  samples/s {scalars['samples_per_second']:.0f}  {self._remaining(done)}"
+            styled(
+                (f"{self._stage} {done}/{self._steps}", "bold"),
+                f"  loss {scalars['loss']:.3f}  {'  '.join(measured)}  samples/s "
+                f"{scalars['samples_per_second']:.0f}  {self._remaining(done)}",
+            )
         )
 
     def success(self, done: int, scalars: Mapping[str, float]) -> None:
@@ -74,7 +75,7 @@ class StageDisplay:
         ]
         tasks = f"  (task {', '.join(by_task)})" if len(by_task) > 1 else ""
         news = f"success in the simulator {scalars['success_rate']:.0%}{tasks}"
-        self._console.print(f"[bold]{self._stage} {done}/{self._steps}[/]  {news}")
+        self._console.print(styled((f"{self._stage} {done}/{self._steps}", "bold"), f"  {news}"))
 
     def close(self) -> None:
         """Gives the terminal back."""
