@@ -2,9 +2,9 @@
 
     python -m services.env.init_states FOLDER [--count 50]
 
-Each BDDL file gets a NAME.init.npz beside it, in LIBERO's layout. Its placements come from seeds
-that training doesn't use by itself. What a state leaves open (where fixtures stand) is drawn with
-the seed that evaluations use.
+Each BDDL file gets a NAME.init.npz beside it, in LIBERO's layout. State k is what reset k of the
+benchmark's evaluation loop draws, so that fixtures, which no state holds, stand in the evaluation
+where they stood when the state was drawn. Training's seeds don't lead there.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from services.env.scene import Scene
-
-FIRST_SEED = 2**48
-"""Seed of the first state; placement seeds of training runs stay far below."""
 
 
 def main() -> None:
@@ -35,7 +32,7 @@ def draw(bddl_file: Path, count: int) -> Path:
     scene = Scene(bddl_file, "fast")
     states = []
     for number in range(count):
-        scene.draw_placement(FIRST_SEED + number)
+        scene.draw_official(number)
         states.append(scene.state())
     scene.close()
     target = bddl_file.with_suffix(".init.npz")

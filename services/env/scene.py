@@ -9,8 +9,10 @@ asked for, and observables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +65,19 @@ _OBSERVED = (
     "light_xdir",
 )
 """What a picture and the arm's pose are made from."""
+
+OFFICIAL_SEED = 0
+"""Seed of the benchmark's evaluations: set once a task, before the reset of its first state."""
+
+
+@dataclass(frozen=True)
+class _StockReset:
+    """Where a reset of the benchmark's loop begins."""
+
+    generator: Untyped
+    """numpy's global generator."""
+    loads: int
+    """Times that the model was loaded before."""
 
 
 class DivergedError(RuntimeError):
@@ -139,6 +154,8 @@ class Scene:
         self._observe_after = self._substeps
         self._observed: dict[str, npt.NDArray[np.float64]] = {}
         self._held = HeldAction(self._env)
+        self._properties = tuple(self._env.object_property_initializers)
+        self._stock_resets: list[_StockReset] = []
         self._renderer = self._open_renderer()
 
     def _open_renderer(self) -> Renderer:
@@ -160,16 +177,57 @@ class Scene:
             RandomizationError: the objects don't fit into their regions.
         """
         np.random.seed(seed if seed < 2**32 else [seed % 2**32, seed >> 32])
+        self._reset(itertools.repeat(1))
+
+    def draw_official(self, number: int) -> None:
+        """Puts the robot home and draws a placement as the benchmark does before a state.
+
+        Its evaluations seed numpy once a task, and then reset before each state in turn: where
+        fixtures stand for state k is up to the draws of k + 1 resets. They are drawn here once (2
+        to 20 ms each) and remembered, so that states may come in any order and in any process.
+
+        Args:
+            number: Of the official initial state, from 0; `set_state` is to follow.
+
+        Raises:
+            RandomizationError: the objects don't fit into their regions.
+        """
+        if not self._stock_resets:
+            np.random.seed(OFFICIAL_SEED)
+            # Construction loads the model before the seed is set.
+            self._stock_resets.append(_StockReset(np.random.get_state(), loads=1))
+        for reset in range(min(number, len(self._stock_resets) - 1), number + 1):
+            begin = self._stock_resets[reset]
+            np.random.set_state(begin.generator)
+            loads = self._reset(itertools.count(begin.loads + 1))
+            if reset + 1 == len(self._stock_resets):
+                self._stock_resets.append(_StockReset(np.random.get_state(), loads))
+
+    def _reset(self, loads: Iterable[int]) -> int:
+        """Resets as robosuite does, with the random numbers that come next.
+
+        Args:
+            loads: For each try, how often LIBERO would have loaded the model. Each time it adds the
+                scene's open, closed and lit things to a list once more, and then draws each of the
+                list: the last draw counts, and all of them move what is drawn after.
+
+        Returns:
+            The loads of the try that succeeded.
+
+        Raises:
+            RandomizationError: the objects don't fit into their regions.
+        """
         # LIBERO adds the place drawn for a fixture to where its parts are in the model: one that
         # stands where the last draw put it would throw what belongs on it into the air.
         model = self._env.sim.model._model
-        model.body_pos[:], model.body_quat[:] = self._env.unplaced
-        for left in reversed(range(PLACEMENT_TRIES)):
+        for tried, loaded in enumerate(loads, start=1):
+            model.body_pos[:], model.body_quat[:] = self._env.unplaced
+            self._env.object_property_initializers = [*self._properties] * loaded
             try:
                 self._env.reset()
                 break
             except RandomizationError:
-                if not left:
+                if tried == PLACEMENT_TRIES:
                     raise
         robot = self._env.robots[0]
         # The one thing that robosuite's own soft reset forgets.
@@ -177,6 +235,7 @@ class Scene:
         robot.controller.sim = _ControlledSim(self._env.sim, solve_again=not self._fast)
         self._observe_after = self._substeps
         self._observe()
+        return loaded
 
     def set_state(self, state: npt.NDArray[np.float64]) -> None:
         """Sets time, positions and velocities [1 + nq + nv]."""
@@ -316,5 +375,11 @@ def _problem_class(bddl_file: Path, *, capped: bool) -> Untyped:
         model = self.sim.model._model
         self.unplaced = np.array(model.body_pos), np.array(model.body_quat)
 
+    def reset_internal(self: Untyped) -> None:
+        # As where the model is loaded anew: the constraint solver starts from where this ends.
+        self.sim.forward()
+        base._reset_internal(self)
+
     # LIBERO checks that the class is named as the BDDL file's problem is.
-    return type(base.__name__, (base,), {"_initialize_sim": initialize_sim})
+    members = {"_initialize_sim": initialize_sim, "_reset_internal": reset_internal}
+    return type(base.__name__, (base,), members)

@@ -18,9 +18,6 @@ from vlarl.openvla.tokens import to_simulator
 from vlarl.rollout.v1 import rollout_pb2
 
 ACTION_DIM = 7
-OFFICIAL_SEED = 0
-"""Seed of what an official initial state leaves open: where fixtures stand."""
-
 NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
 
@@ -76,7 +73,7 @@ class Simulator:
             match command.WhichOneof("placement"):
                 case "init_state":
                     state = self._task.init_state(command.init_state)
-                    self._scene.draw_placement(OFFICIAL_SEED)
+                    self._scene.draw_official(command.init_state)
                     self._scene.set_state(state)
                 case "placement_seed":
                     self._scene.draw_placement(command.placement_seed)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from services.env.experts.expert import Expert
 from services.env.experts.sight import Sight
 from services.env.scene import Scene
-from services.env.simulator import NO_OP, OFFICIAL_SEED
+from services.env.simulator import NO_OP
 from services.env.suites import SuiteTask
 from vlarl.openvla.tokens import to_simulator
 
@@ -68,7 +68,7 @@ def start(
     """Sets a scene up as the simulator does at a reset: one of the two placements, then rest."""
     if init_state is not None:
         state = task.init_state(init_state)
-        scene.draw_placement(OFFICIAL_SEED)
+        scene.draw_official(init_state)
         scene.set_state(state)
     else:
         scene.draw_placement(placement_seed or 0)

@@ -18,8 +18,8 @@ from services.env.demonstrations.stage import Stage, Stages
 from services.env.demonstrations.steps import PolicySteps, grouped_actions, held_actions
 from services.env.experts.expert import goal_point
 from services.env.experts.sight import Sight
-from services.env.scene import Scene
-from services.env.simulator import OFFICIAL_SEED, crop_frame
+from services.env.scene import OFFICIAL_SEED, Scene
+from services.env.simulator import crop_frame
 from vlarl.demonstrations import Frames
 from vlarl.openvla.images import encode_jpeg
 

@@ -1,0 +1,154 @@
+"""Official initial states against the loop of the benchmark's evaluators: seeded once a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+if TYPE_CHECKING:
+    from services.env.scene import Profile, Scene
+
+pytestmark = pytest.mark.sim
+
+Stock = Any
+"""LIBERO's own environment, which has no types."""
+
+SIZE = 64
+STATES = 6
+OUT_OF_ORDER = (3, 0, 5, 1, 4, 2)
+NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+REACH = np.array([0.5, 0.2, -0.5, 0.1, 0.0, 0.0, 1.0])
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An episode's beginning."""
+
+    body_pos: npt.NDArray[np.float64]
+    body_quat: npt.NDArray[np.float64]
+    states: list[npt.NDArray[np.float64]]
+    frames: dict[str, npt.NDArray[np.uint8]]
+
+
+def stock_loop(suite: str, index: int) -> list[Seen]:
+    """OpenVLA's run_libero_eval, as far as the simulator goes: states 0 to 5 of a task, in turn."""
+    from libero.libero.envs.env_wrapper import OffScreenRenderEnv
+
+    from services.env.suites import TaskCatalog
+
+    task = TaskCatalog().find(suite, index)
+    np.random.seed(7)  # What construction draws doesn't matter.
+    env: Stock = OffScreenRenderEnv(
+        bddl_file_name=str(task.bddl_file), camera_heights=SIZE, camera_widths=SIZE
+    )
+    env.seed(0)
+    seen = []
+    for number in range(STATES):
+        # Its reset frees graphics of whichever context is current.
+        env.sim._render_context_offscreen.gl_ctx.make_current()
+        env.reset()
+        env.set_init_state(task.init_state(number))
+        states = [env.get_sim_state()]
+        for action in [NO_OP] * 10 + [REACH] * 2:
+            observation, _, _, _ = env.step(action)
+            states.append(env.get_sim_state())
+        model = env.sim.model
+        frames = {camera: observation[f"{camera}_image"][::-1, ::-1] for camera in CAMERAS}
+        seen.append(Seen(np.array(model.body_pos), np.array(model.body_quat), states, frames))
+    env.sim._render_context_offscreen.gl_ctx.make_current()
+    env.close()
+    return seen
+
+
+def ours(scene: Scene, state: npt.NDArray[np.float64], number: int) -> Seen:
+    scene.draw_official(number)
+    scene.set_state(state)
+    states = [scene.state()]
+    for action in [NO_OP] * 10 + [REACH] * 2:
+        scene.control_step(action)
+        states.append(scene.state())
+    model = scene.problem.sim.model
+    frames = {camera: scene.render(camera, SIZE) for camera in CAMERAS}
+    return Seen(np.array(model.body_pos), np.array(model.body_quat), states, frames)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suite", "index"),
+    [
+        ("libero_spatial", 4),  # A drawer is open: LIBERO draws that once more at each reset.
+        ("libero_object", 3),
+        ("libero_goal", 0),
+        ("libero_10", 2),
+    ],
+)
+def test_states_are_those_of_the_evaluators_loop_in_any_order(suite: str, index: int) -> None:
+    """Fixtures, states and frames of states 0 to 5, asked for out of order: equal bit for bit."""
+    from services.env.scene import Scene
+    from services.env.suites import TaskCatalog
+
+    task = TaskCatalog().find(suite, index)
+    expected = stock_loop(suite, index)
+    scene = Scene(task.bddl_file, "faithful")
+    scene.draw_placement(11)
+    for number in OUT_OF_ORDER:
+        got = ours(scene, task.init_state(number), number)
+        np.testing.assert_array_equal(got.body_pos, expected[number].body_pos)
+        np.testing.assert_array_equal(got.body_quat, expected[number].body_quat)
+        np.testing.assert_array_equal(got.states, expected[number].states)
+        for camera, frame in expected[number].frames.items():
+            np.testing.assert_array_equal(got.frames[camera], frame)
+            assert frame.std() > 10, "a blank frame proves nothing"
+    moved = max(np.abs(seen.body_pos - expected[0].body_pos).max() for seen in expected)
+    assert moved > 0.005 or suite == "libero_object", "fixtures that stand still prove nothing"
+    scene.close()
+
+
+@pytest.mark.slow
+def test_fixtures_are_a_function_of_the_state_alone() -> None:
+    """Not of the profile, the states before, seeded placements between, or tries that failed."""
+    from services.env.scene import RandomizationError, Scene
+    from services.env.suites import TaskCatalog
+
+    task = TaskCatalog().find("libero_spatial", 4)
+
+    def fixtures(scene: Scene, number: int) -> npt.NDArray[np.float64]:
+        scene.draw_official(number)
+        model = scene.problem.sim.model
+        return np.concatenate([model.body_pos, model.body_quat], axis=1)
+
+    poses: dict[Profile, npt.NDArray[np.float64]] = {}
+    profiles: tuple[Profile, ...] = ("faithful", "fast")
+    for profile in profiles:
+        scene = Scene(task.bddl_file, profile)
+        last = fixtures(scene, 49)
+        scene.draw_placement(3)
+        first = fixtures(scene, 0)
+        np.testing.assert_array_equal(fixtures(scene, 49), last)
+        assert not np.array_equal(first, last)
+        poses[profile] = last
+        scene.close()
+    np.testing.assert_array_equal(poses["faithful"], poses["fast"])
+
+    failures = 0
+
+    def sample(*arguments: Stock) -> Stock:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise RandomizationError("no room, once")
+        return original(*arguments)
+
+    scene = Scene(task.bddl_file, "fast")
+    sampler = scene.problem.placement_initializer
+    original = sampler.sample
+    sampler.sample = sample
+    fixtures(scene, 0)
+    # Construction, the try that failed, the one that didn't: each loaded the open drawer once more.
+    assert len(scene.problem.object_property_initializers) == 3
+    scene.close()
