@@ -68,12 +68,10 @@ def users_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def call(programs: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`vlarl ARGUMENTS` there."""
+def call(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command there."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return subprocess.run(
-        [str(programs / "vlarl"), *arguments], cwd=folder, env=kept, capture_output=True, text=True
-    )
+    return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
 
 
 def test_a_run_of_two_ranks_beside_modules_of_the_users(
@@ -90,7 +88,8 @@ def test_a_run_of_two_ranks_beside_modules_of_the_users(
     }
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     config = str(ROOT / "configs/embedded.toml")
-    done = call(programs, users_folder, "up", config, "--run-dir", "runs/one", *options)
+    up = (programs / "vlarl", "up", config, "--run-dir", "runs/one")
+    done = call(users_folder, *up, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     run = Run(users_folder / "runs/one", checkpoint)
     assert [line["iteration"] for line in run.iterations()] == [0]
@@ -98,11 +97,24 @@ def test_a_run_of_two_ranks_beside_modules_of_the_users(
     assert "the user's own" not in logs + done.stdout + done.stderr
 
 
-def test_commands_that_change_the_interpreter_beside_modules_of_the_users(
-    programs: Path, users_folder: Path
+@pytest.mark.parametrize("start", [["vlarl"], ["python", "-m", "vlarl"]])
+def test_a_command_that_changes_the_interpreter_beside_modules_of_the_users(
+    programs: Path, users_folder: Path, start: list[str]
 ) -> None:
-    done = call(programs, users_folder, "demos", "expert", "--suite", "reach", "--tasks", "9")
-    assert done.returncode == 1
+    (users_folder / "vlarl.py").unlink()  # python -m would run it
+    program, *arguments = start
+    reach = ("--suite", "reach", "--tasks", "9")
+    done = call(users_folder, programs / program, *arguments, "demos", "expert", *reach)
+    assert done.returncode == 1, done.stderr
     assert "reach" in done.stderr
     assert "the user's own" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_rank_of_torchrun_beside_modules_of_the_users(programs: Path, users_folder: Path) -> None:
+    (users_folder / "vlarl.py").unlink()
+    torchrun = ("-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
+    train = ("-m", "vlarl", "train", "nowhere.toml", "--run-dir", "runs/one")
+    done = call(users_folder, programs / "python", *torchrun, *train)
+    assert "nowhere.toml" in done.stderr
+    assert "the user's own" not in done.stderr
