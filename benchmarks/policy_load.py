@@ -40,18 +40,30 @@ def observations(count: int) -> list[tuple[bytes, str]]:
     ]
 
 
-def random_adapter(checkpoint: Path, version: int, rank: int) -> Adapter:
-    """Factors for every adaptable layer."""
+def random_adapter(
+    checkpoint: Path,
+    version: int,
+    rank: int,
+    *,
+    size: float = 0.01,
+    dtype: torch.dtype = torch.float32,
+    base: str | None = None,
+) -> Adapter:
+    """Factors for every adaptable layer.
+
+    size: deviation of B's numbers.
+    base: digest of the checkpoint, where it is known already.
+    """
     generator = torch.Generator().manual_seed(version)
     layers = lora_layers(OpenVLAConfig.from_directory(checkpoint))
     factors = {
         layer: (
-            torch.randn(min(rank, out, into), into, generator=generator) / into**0.5,
-            torch.randn(out, min(rank, out, into), generator=generator) * 0.01,
+            (torch.randn(min(rank, out, into), into, generator=generator) / into**0.5).to(dtype),
+            (torch.randn(out, min(rank, out, into), generator=generator) * size).to(dtype),
         )
         for layer, (out, into) in layers.items()
     }
-    return Adapter("benchmark", version, base_digest(checkpoint), 0.5, factors)
+    return Adapter("benchmark", version, base or base_digest(checkpoint), 0.5, factors)
 
 
 @contextlib.asynccontextmanager
@@ -98,9 +110,13 @@ class Load:
     client: AsyncPolicyClient
     clients: int
     temperature: float = 1.0
+    key: str = KEY
     latencies: list[tuple[float, float]] = field(default_factory=list)
     """(begin, end) of every answered request, by `time.perf_counter`."""
+    versions: list[int] = field(default_factory=list)
+    """Policy version of every answer."""
     failed: int = 0
+    first_failure: str = ""
 
     @property
     def speed(self) -> float:
@@ -117,12 +133,15 @@ class Load:
             while time.perf_counter() < deadline and not (stop and stop.is_set()):
                 began = time.perf_counter()
                 try:
-                    await self.client.predict(
-                        *pairs[index], temperature=self.temperature, unnorm_key=KEY
+                    action = await self.client.predict(
+                        *pairs[index], temperature=self.temperature, unnorm_key=self.key
                     )
-                except Exception:  # noqa: BLE001 - whatever it was, a request failed
+                except Exception as error:  # noqa: BLE001 - whatever it was, a request failed
                     self.failed += 1
+                    self.first_failure = self.first_failure or repr(error)[:300]
+                    await asyncio.sleep(0.05)
                 else:
                     self.latencies.append((began, time.perf_counter()))
+                    self.versions.append(action.policy_version)
 
         await asyncio.gather(*(one(index) for index in range(self.clients)))

@@ -28,6 +28,8 @@ def main() -> None:
         "# Benchmarks",
         "",
         "`make bench` runs them; every ratio is of one run on one machine.",
+        "On a GPU that is at hand for minutes, `python -m benchmarks.gpu_check` checks and",
+        "measures server and stack ([gpu.md](gpu.md#the-check)).",
     ]
     for name in ORDER:
         file = RESULTS / f"{name}.json"

@@ -1,0 +1,33 @@
+"""`vlarl` with vLLM's engine told something else: to find out what doesn't work.
+
+python -m benchmarks.gpu_check.told '{"enforce_eager": true}' serve policy --checkpoint ...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+
+def main() -> None:
+    """Entry point: the changed arguments of the engine as JSON, then the command's."""
+    from vllm import AsyncEngineArgs
+
+    from services.policy import engine
+    from vlarl.cli import main as command_line
+    from vlarl.config import PolicyConfig
+    from vlarl.openvla.config import OpenVLAConfig
+
+    changes = json.loads(sys.argv.pop(1))
+    usual = engine.engine_args
+
+    def told(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
+        return replace(usual(config, model), **changes)
+
+    engine.engine_args = told
+    command_line()
+
+
+if __name__ == "__main__":
+    main()
