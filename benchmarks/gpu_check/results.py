@@ -69,9 +69,9 @@ class Results:
 
     def fail(self, what: str) -> None:
         """Takes the exception that is being handled: `what` goes without its numbers."""
-        trace = traceback.format_exc()
+        trace = traceback.format_exc().strip()
         self._errors.append(f"{what}: {trace}")
-        say(f"{what} FAILED: {trace.strip().splitlines()[-1][:400]}")
+        say(f"{what} FAILED: {trace.splitlines()[-1][:400]}")
         self._save()
 
     @property

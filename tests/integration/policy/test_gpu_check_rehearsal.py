@@ -50,6 +50,29 @@ def test_every_stage_but_up_finds_what_is_wanted(tmp_path: Path) -> None:
     assert (tmp_path / "report.txt").read_text() in done.stdout
 
 
+async def test_a_server_that_does_not_start_is_started_in_another_way(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.gpu_check import server
+    from benchmarks.gpu_check.check import Check
+    from benchmarks.gpu_check.results import Results
+
+    # The first is refused by vLLM, the second is how it doesn't run unless it is told.
+    rungs = (("no such type", {"dtype": "float7"}, {}), ("few", {"max_num_seqs": 3}, {}))
+    monkeypatch.setattr(server, "RUNGS", rungs)
+    check = Check(Results(tmp_path), tmp_path, tmp_path, 600, cuda=False, rehearse=True)
+    settings = ["policy.cpu_threads=1", "policy.kv_cache_mib=64"]
+    started = server.Server(check, "any", checkpoint, "float32", settings)
+    try:
+        address = await started.serving(280)
+    finally:
+        started.stop()
+    assert address.startswith("127.0.0.1:")
+    (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert (row["name"], row["note"], row["ok"]) == ("any: serves after", "few", False)
+    assert "float7" in (tmp_path / "any-0.log").read_text()
+
+
 def test_without_a_gpu_it_says_what_does_without(tmp_path: Path) -> None:
     import torch
 
