@@ -8,6 +8,7 @@ all epochs; the MLP is so small that rank 0 trains it alone and nothing needs to
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,14 @@ from torch import Tensor, nn
 
 from services.trainer.losses import explained_variance, value_loss
 from services.trainer.minibatches import mini_batches
+from services.trainer.stepping import DivergedError, take_step
 from vlarl.config import CriticConfig
 from vlarl.openvla.config import OpenVLAConfig
+
+_WAY_OUT = (
+    "no step was taken; lower trainer.critic.learning_rate and go on from the last checkpoint with "
+    "--resume"
+)
 
 
 class Standardise(nn.Module):
@@ -130,6 +137,9 @@ class Critic:
             mini_batch: samples behind one step.
             max_grad_norm: bound on the gradient's norm.
             generator: of the samples' order.
+
+        Raises:
+            DivergedError: loss or gradient isn't finite.
         """
         features, returns = features.to(self._device), returns.to(self._device).float()
         self._standardise.learn(features)
@@ -143,9 +153,14 @@ class Critic:
                 loss = value_loss(
                     values, old_values[samples], returns[samples], self._config.clip
                 ).mean()
-                self.optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                nn.utils.clip_grad_norm_(self.head.parameters(), max_grad_norm)
-                self.optimizer.step()
                 losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise DivergedError(f"the critic's loss is not finite: {_WAY_OUT}")
+                torch.autograd.backward(loss)
+                take_step(
+                    self.optimizer,
+                    self.head.parameters(),
+                    max_grad_norm,
+                    f"the critic's gradient is not finite, although its loss is: {_WAY_OUT}",
+                )
         return CriticReport(float(np.mean(losses)), explained_variance(old_values, returns))

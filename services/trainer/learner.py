@@ -76,7 +76,7 @@ class Learner:
 
         Raises:
             ParityError: nothing was learned, because the log-probs on both sides disagree.
-            DivergedError: the policy's loss is not finite.
+            DivergedError: a loss or a gradient is not finite.
         """
         started = time.monotonic()
         batch = build_batch(experience)

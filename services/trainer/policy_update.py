@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from services.trainer.lora_policy import LoraPolicy
 from services.trainer.losses import PolicyTerms, clipped_policy_terms
 from services.trainer.minibatches import mini_batches
 from services.trainer.observations import Observations
+from services.trainer.stepping import DivergedError, take_step
 from services.trainer.world import Indices, World
 from vlarl.config import PpoConfig
-from vlarl.errors import FatalError
 
-
-class DivergedError(FatalError):
-    """The policy's loss is no number any more; nothing was learned from it."""
+_WAY_OUT = (
+    "no step was taken; lower trainer.ppo.learning_rate and go on from the last checkpoint with "
+    "--resume"
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,9 @@ class PolicyUpdate:
         Args:
             samples: the batch.
             generator: of the samples' order; equal on every rank.
+
+        Raises:
+            DivergedError: loss or gradient isn't finite, on all ranks alike.
         """
         seen: list[Tensor] = []
         grad_norms: list[float] = []
@@ -84,8 +87,8 @@ class PolicyUpdate:
                 means = self._accumulate(samples, chosen)
                 if not means.isfinite().all():
                     raise DivergedError(
-                        f"the policy's loss is not finite after {self.steps_taken} steps: lower "
-                        "trainer.ppo.learning_rate"
+                        f"the policy's loss is not finite after {self.steps_taken} steps: "
+                        f"{_WAY_OUT}"
                     )
                 seen.append(means)
                 if self._config.kl_stop and means[1] > self._config.kl_stop:
@@ -143,9 +146,12 @@ class PolicyUpdate:
         warm = min(1.0, (self.steps_taken + 1) / max(1, self._config.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = self._config.learning_rate * warm
-        norm = nn.utils.clip_grad_norm_(
-            self._policy.named_factors().values(), self._config.max_grad_norm
+        norm = take_step(
+            self.optimizer,
+            self._policy.named_factors().values(),
+            self._config.max_grad_norm,
+            f"the policy's gradient is not finite after {self.steps_taken} steps, although its "
+            f"loss is: {_WAY_OUT}",
         )
-        self.optimizer.step()
         self.steps_taken += 1
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return norm

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from services.trainer.moments import gathered_moments, restore_moments
-from services.trainer.policy_update import DivergedError
 from services.trainer.sft.display import StageDisplay
 from services.trainer.sft.frames import prefetched
 from services.trainer.sft.metrics import StageLog
@@ -31,6 +29,7 @@ from services.trainer.sft.samples import SampleBatch
 from services.trainer.sft.schedule import learning_rate
 from services.trainer.sft.simulation import Simulation
 from services.trainer.sharding import like, whole
+from services.trainer.stepping import DivergedError, take_step
 from services.trainer.world import World
 from vlarl.config import FitConfig
 
@@ -116,7 +115,7 @@ class Fit:
         """Goes on until all steps are done.
 
         Raises:
-            DivergedError: the loss is no number any more.
+            DivergedError: loss or gradient is no number any more, on all ranks alike.
             DatasetError: a frame is no image.
         """
         if self._progress.step:
@@ -150,11 +149,8 @@ class Fit:
         self._sum.zero_()
         fit, done = self._stage.fit, piece.step + 1
         if not np.isfinite(loss):
-            raise DivergedError(
-                f"the loss is not finite after {piece.step} steps: lower "
-                f"{self._stage.name}.learning_rate"
-            )
-        self._window.grad_norms.append(self._step(learning_rate(piece.step, fit)))
+            raise DivergedError(self._diverged("loss", piece.step))
+        self._window.grad_norms.append(self._step(piece.step))
         self._window.losses.append(loss)
         self._window.samples += piece.size
         if self._display is not None:
@@ -164,14 +160,22 @@ class Fit:
         elif done % fit.log_every == 0:
             self._record(done, self._window.scalars())
 
-    def _step(self, rate: float) -> float:
+    def _step(self, done: int) -> float:
         """Takes the accumulated gradient's step; returns its norm before clipping."""
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._stage.fit.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            group["lr"] = learning_rate(done, self._stage.fit)
+        return take_step(
+            self._optimizer,
+            self._parameters.values(),
+            self._stage.fit.max_grad_norm,
+            self._diverged("gradient", done),
+        )
+
+    def _diverged(self, what: str, done: int) -> str:
+        return (
+            f"the {what} is not finite after {done} steps, and no step was taken: lower "
+            f"{self._stage.name}.learning_rate and go on from the last checkpoint with --resume"
+        )
 
     def _milestone(self, done: int) -> None:
         """Measures, writes a line, and then the checkpoint."""

@@ -12,10 +12,13 @@ from services.trainer.batch import Experience, build_batch  # noqa: E402
 from services.trainer.durable import CheckpointError  # noqa: E402
 from services.trainer.learner import Learner, ParityError  # noqa: E402
 from services.trainer.observations import Observations, Preparation  # noqa: E402
+from services.trainer.stepping import DivergedError  # noqa: E402
 from services.trainer.world import World  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
     made_up_trajectories,
+    overflowing,
+    steep_config,
     trainer_config,
 )
 from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig  # noqa: E402
@@ -270,6 +273,25 @@ def test_rewarded_actions_become_likelier_and_the_others_less(
     good = np.array(rewarded)
     assert change[good].mean() > 0.02
     assert change[~good].mean() < -0.02
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_refused_before_its_step(
+    checkpoint: Path, experience: Experience
+) -> None:
+    one = learner(checkpoint, steep_config())
+    one.learn(experience)  # so that there are moments that could be spoiled
+    before = copy.deepcopy(one.snapshot().tensors)
+    gradients: list[torch.Tensor] = []
+    for factor in one.policy.named_factors().values():
+        factor.register_hook(gradients.append)
+    spoiled = Experience(1, 2, overflowing(experience.trajectories))
+    with pytest.raises(DivergedError, match=r"gradient is not finite .*, although its loss is: .*"):
+        one.learn(spoiled)
+    assert not all(gradient.isfinite().all() for gradient in gradients), "nothing overflowed"
+    after = one.snapshot().tensors
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+    assert not any(f.grad.any() for f in one.policy.named_factors().values() if f.grad is not None)
 
 
 def test_bfloat16_learns_on_float32_factors(checkpoint: Path, experience: Experience) -> None:

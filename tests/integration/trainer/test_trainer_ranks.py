@@ -20,6 +20,8 @@ from tests.integration.trainer import rank_program  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
     made_up_trajectories,
+    overflowing,
+    steep_config,
     trainer_config,
 )
 
@@ -27,8 +29,8 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 
 
-def run_two_ranks(*arguments: str) -> None:
-    program = str(Path(__file__).with_name("rank_program.py"))
+def run_two_ranks(name: str, *arguments: str) -> None:
+    program = str(Path(__file__).with_name(name))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*ranks_command(2), program, *arguments],
@@ -52,7 +54,7 @@ def test_two_ranks_learn_what_one_learns(
         experience = Experience(iteration, iteration + 1, made_up_trajectories(acting, 3))
         (tmp_path / f"{iteration}.bin").write_bytes(experience.to_bytes())
     rank_program.main(checkpoint, tmp_path, 7, dtype)
-    run_two_ranks(str(checkpoint), str(tmp_path), "2", dtype)
+    run_two_ranks("rank_program.py", str(checkpoint), str(tmp_path), "2", dtype)
     one_rank, two_ranks = (
         json.loads((tmp_path / f"metrics-{ranks}.json").read_text()) for ranks in (1, 2)
     )
@@ -64,3 +66,22 @@ def test_two_ranks_learn_what_one_learns(
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(got[name], tensor, atol=tolerance, rtol=1e-3)
+
+
+def test_no_rank_steps_where_the_gradient_is_infinite(checkpoint: Path, tmp_path: Path) -> None:
+    """The action whose ratio overflows is one rank's alone."""
+    one = Learner(
+        checkpoint, steep_config(), center_crop=False, seed=3, world=World.from_environment()
+    )
+    acting = ActingPolicy(checkpoint, one.policy, temperature=1.3)
+    trajectories = made_up_trajectories(acting, 3)
+    (tmp_path / "good.bin").write_bytes(Experience(0, 1, trajectories).to_bytes())
+    spoiled = Experience(1, 2, overflowing(trajectories))
+    (tmp_path / "overflowing.bin").write_bytes(spoiled.to_bytes())
+    run_two_ranks("refusing_program.py", str(checkpoint), str(tmp_path))
+    said = [(tmp_path / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
+    assert "the policy's gradient is not finite" in said[0]
+    assert said[0] == said[1]
+    before, after = (load_file(tmp_path / f"{name}.safetensors") for name in ("before", "after"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())

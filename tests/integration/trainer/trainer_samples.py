@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,4 +116,29 @@ def made_up_trajectories(
             sampling_seed=1000 * iteration + index,
         )
         found.append(acting.trajectory(spec, steps=3 + 2 * index, success=index % 2 == 0))
+    return found
+
+
+def steep_config() -> TrainerConfig:
+    """One step an update, of factors that count so much that `overflowing` is infinite to them."""
+    base = trainer_config()
+    once = {"epochs": 1, "mini_batch": 10**6, "learning_rate": 1e-12}
+    return base.model_copy(
+        update={
+            "ppo": base.ppo.model_copy(update=once),
+            "lora": LoraConfig(rank=4, alpha=1e6),
+        }
+    )
+
+
+def overflowing(
+    trajectories: Sequence[rollout_pb2.Trajectory],
+) -> list[rollout_pb2.Trajectory]:
+    """The same, one action of a failed episode taken with a probability e^87 times too small: its
+    ratio is 6e37, a float32, and the loss with it; the gradient overflows on the way back.
+    """
+    found = copy.deepcopy(list(trajectories))
+    failed = next(one for one in found if one.outcome == rollout_pb2.OUTCOME_TIME_LIMIT)
+    action = failed.steps[0].action
+    action.logprobs[:] = [logprob - 87 / len(action.logprobs) for logprob in action.logprobs]
     return found

@@ -1,0 +1,45 @@
+"""What each rank of a test in test_trainer_ranks.py runs: a good update, then one that overflows.
+
+    refusing_program.py CHECKPOINT FOLDER
+
+FOLDER holds good.bin and overflowing.bin, the iterations' experience. Each rank leaves
+refused-RANK.txt, rank 0 what it knew before and after: before.safetensors, after.safetensors.
+"""
+
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from services.trainer.batch import Experience
+from services.trainer.learner import Learner
+from services.trainer.stepping import DivergedError
+from services.trainer.world import World
+from tests.integration.trainer.trainer_samples import steep_config
+
+
+def main(checkpoint: Path, folder: Path) -> None:
+    world = World.from_environment()
+    learner = Learner(checkpoint, steep_config(), center_crop=False, seed=3, world=world)
+
+    def learn(name: str) -> None:
+        encoded = (folder / f"{name}.bin").read_bytes() if world.first else b""
+        learner.learn(Experience.from_bytes(world.broadcast_bytes(encoded)))
+
+    def keep(name: str) -> None:
+        tensors = learner.snapshot().tensors
+        if world.first:
+            save_file(tensors, folder / f"{name}.safetensors")
+
+    learn("good")
+    keep("before")
+    try:
+        learn("overflowing")
+    except DivergedError as error:
+        (folder / f"refused-{world.rank}.txt").write_text(str(error))
+    keep("after")
+    world.leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
