@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vlarl.disk import room_for
 from vlarl.errors import FatalError
 from vlarl.files import share
 from vlarl.invocation import invocation
@@ -208,6 +209,7 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples, part: st
 
     Raises:
         DatasetError: the folder's frames were taken in another way.
+        DiskFullError: there is no room.
     """
     describe_dataset(directory, capture)
     target = task_file(directory, samples.suite, samples.index, part)
@@ -229,8 +231,10 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples, part: st
         "instruction": samples.instruction,
         "pose_names": json.dumps(samples.pose_names),
     }
-    save_file(tensors, partial, metadata)
-    share(partial)
+    needed = sum(array.nbytes for array in tensors.values())
+    with room_for(f"the dataset's {target.name}", directory, needed):
+        save_file(tensors, partial, metadata)
+        share(partial)
     partial.replace(target)
     return target
 

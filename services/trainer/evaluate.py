@@ -18,6 +18,7 @@ from services.trainer.film import FilmMaker, Values
 from services.trainer.recording import RolloutRecorder
 from services.trainer.subject import Subject, load_subject
 from vlarl.config import RunConfig, load_config
+from vlarl.disk import explained
 from vlarl.env.v1 import env_pb2
 from vlarl.libero import base_suite
 from vlarl.queue import RolloutQueue
@@ -71,7 +72,7 @@ def run(
     names = ("policy", "env", "reward") if videos else ("policy", "env")
     stack = Stack(config, out, names, lasting_queue=False)
     display = EvaluationDisplay(chosen, config, out, protocol)
-    with contextlib.closing(display):
+    with explained(out), contextlib.closing(display):
         recorder = RolloutRecorder(out / "rollouts", config.env) if record else None
         work = _evaluate(stack, subject, folder, film, recorder, display)
         return asyncio.run(supervise(stack, work, f"the same command with --out {out}"))

@@ -25,6 +25,7 @@ from services.trainer.starts import record_start
 from services.trainer.status import RunStatus
 from services.trainer.world import World
 from vlarl.config import RunConfig, ServerConfig
+from vlarl.disk import explained
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.queue import RolloutQueue
@@ -49,7 +50,7 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
         FatalError: the run can't go on; the message says why and what to do.
         KeyboardInterrupt: SIGTERM or SIGINT came before the end.
     """
-    with World.joined(config.trainer.threads) as world:
+    with explained(run_dir), World.joined(config.trainer.threads) as world:
         model = OpenVLAConfig.from_directory(config.policy.checkpoint)
         crop = config.policy.center_crop
         learner = Learner(

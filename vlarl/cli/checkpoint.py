@@ -24,7 +24,8 @@ def tiny(
 
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise typer.BadParameter(f"{directory} exists and is no empty folder")
-    make_tiny_checkpoint(directory, seed=seed)
+    with one_sentence_errors():
+        make_tiny_checkpoint(directory, seed=seed)
     say(f"{directory}: an untrained OpenVLA of {_size(directory):,} parameters")
 
 

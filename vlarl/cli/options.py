@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from vlarl.config import ConfigError, RunConfig, Section, ServerConfig, load_section
+from vlarl.disk import explained
 from vlarl.errors import FatalError
 from vlarl.terminal import complain, say
 
@@ -125,9 +126,10 @@ def server_config(
 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """Turns a fatal error into its sentence and exit code 1."""
+    """Turns a fatal error, or that of a full disk, into its sentence and exit code 1."""
     try:
-        yield
+        with explained():
+            yield
     except FatalError as error:
         complain(error)
         raise typer.Exit(1) from error

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlarl.errors import FatalError
 from vlarl.files import share
 from vlarl.openvla.folder import INDEX, SINGLE, CheckpointError, weight_files
 
 _SHARD_BYTES = 5_000_000_000
+
+
+class NotFiniteError(FatalError):
+    """A checkpoint that was to be written has a number that isn't finite."""
+
+    def __init__(self, where: str, found: object) -> None:
+        super().__init__(
+            f"{where} has numbers that are not finite ({found}), and such a checkpoint is never "
+            "written: lower the learning rate and go on from the last checkpoint with --resume; at "
+            "the very start, look at the weights that it begins with"
+        )
 
 
 class CheckpointReader:
@@ -92,6 +105,43 @@ def _digest_of_files(directory: Path, _states: tuple[tuple[Path, int, int], ...]
     return tensors_digest((key, reader.tensor(key)) for key in reader)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file that others may read: the one place where weights are written.
+
+    Raises:
+        NotFiniteError: a number isn't finite; nothing is written.
+        SafetensorError, OSError: it can't be written; what was of it is gone again.
+    """
+    require_finite(str(path.parent), tensors.items())
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+        share(path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def require_finite(where: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises NotFiniteError for the first tensor of a checkpoint that has a NaN or an infinity.
+
+    where: the checkpoint, for the message.
+    """
+    for key, tensor in tensors:
+        if broken := count_not_finite(tensor):
+            raise NotFiniteError(f"{where}: {key}", f"{broken} of {tensor.numel()}")
+
+
+def count_not_finite(tensor: Tensor) -> int:
+    """How many of a tensor's numbers are NaN or infinite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return 0
+    # The extremes tell in a tenth of the time that `isfinite` takes: they pass NaN on.
+    low, high = tensor.aminmax()
+    if math.isfinite(low) and math.isfinite(high):
+        return 0
+    return int((~tensor.isfinite()).sum())
+
+
 def save_tensors(
     directory: str | Path,
     tensors: Iterable[tuple[str, Tensor]],
@@ -102,6 +152,10 @@ def save_tensors(
     The name that readers look for (the single file or the index) appears last, so that a
     checkpoint cut short by a crash isn't taken for a whole one; files that others have mapped are
     replaced, never written into.
+
+    Raises:
+        NotFiniteError, SafetensorError, OSError: as `write_tensors`; where no checkpoint was, none
+            is then.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -113,8 +167,7 @@ def save_tensors(
         if names:
             partial.replace(directory / names[-1])
         names.append(f"model-{len(names) + 1:05d}.safetensors")
-        save_file(shard, partial, metadata={"format": "pt"})
-        share(partial)
+        write_tensors(partial, shard)
         weight_map.update(dict.fromkeys(shard, names[-1]))
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(names) == 1:

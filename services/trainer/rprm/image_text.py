@@ -14,12 +14,13 @@ from torch.distributed.fsdp import FSDPModule
 from services.trainer.durable import durable_folder
 from services.trainer.lora_policy import add_factors, named_factors
 from services.trainer.observations import ObservationBatch
-from services.trainer.sft.export import copy_but_weights
+from services.trainer.sft.export import checkpoint_bytes, copy_but_weights
 from services.trainer.sft.pixels import Pixels
 from services.trainer.sharding import checkpoint_blocks, compute_dtype, shard
 from services.trainer.world import World
 from vlarl.config import LoraConfig, RewardModelConfig
 from vlarl.judge.image_text import POLICY, ImageTextReader, ImageTextVerdicts, load_image_text
+from vlarl.openvla.checkpoint import require_finite
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.images import Frame, decode_image, prepare_image
 
@@ -106,11 +107,16 @@ def export_image_text(
         target: folder to write; what is there is replaced.
         factors: "LAYER.A" and "LAYER.B".
         finish: adds to the folder before it appears under its name.
+
+    Raises:
+        NotFiniteError: a weight isn't finite.
+        DiskFullError: there is no room. Either way `target` is as it was.
     """
     base = config.checkpoint
     model = load_image_text(base, "auto")
     merge(model, factors, config.lora)
-    with durable_folder(target) as folder:
+    require_finite(str(target), model.named_parameters())
+    with durable_folder(target, checkpoint_bytes(base)) as folder:
         copy_but_weights(base, folder)
         model.save_pretrained(folder)
         (folder / POLICY).mkdir()

@@ -14,6 +14,7 @@ from services.trainer.sft.fit import Fit, Stage
 from services.trainer.sft.progress import StageProgress, stage_weights
 from services.trainer.world import World
 from vlarl.config import RewardModelConfig
+from vlarl.disk import explained
 from vlarl.openvla.checkpoint import base_digest
 
 _LOG = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def run(config: RewardModelConfig, run_dir: Path) -> None:
     Raises:
         FatalError: the run can't go on; the message says why and what to do.
     """
-    with World.joined(config.threads) as world:
+    with explained(run_dir), World.joined(config.threads) as world:
         labelled = read_labelled(config)
         if world.first:
             _LOG.info("%s", labelled.description)

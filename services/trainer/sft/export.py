@@ -43,8 +43,12 @@ def export_checkpoint(
         statistics: new ``norm_stats``, as OpenVLA replaces them; none: those of `base` stay.
         center_crop: whether frames are cropped where the policy acts; none: as in `base`.
         finish: adds to the folder before it appears under its name.
+
+    Raises:
+        NotFiniteError: a weight isn't finite.
+        DiskFullError: there is no room. Either way `target` is as it was.
     """
-    with durable_folder(target) as folder:
+    with durable_folder(target, checkpoint_bytes(base)) as folder:
         copy_but_weights(base, folder)
         if statistics:
             # It would win over config.json.
@@ -56,6 +60,11 @@ def export_checkpoint(
         tensors = _replaced(base, weights) if lora is None else _merged(base, weights, lora)
         save_tensors(folder, tensors)
         finish(folder)
+
+
+def checkpoint_bytes(base: Path) -> int:
+    """What a checkpoint takes on disk, and one with the same tensors takes again."""
+    return sum(path.stat().st_size for path in base.iterdir() if path.is_file())
 
 
 def copy_but_weights(base: Path, folder: Path) -> None:

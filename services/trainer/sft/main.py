@@ -18,6 +18,7 @@ from services.trainer.sft.reading import Demonstrations, read_demonstrations
 from services.trainer.sft.simulation import Simulation
 from services.trainer.world import World
 from vlarl.config import FitConfig, SftConfig
+from vlarl.disk import explained
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.tiny import make_tiny_checkpoint
 
@@ -32,7 +33,7 @@ def run(config: SftConfig, run_dir: Path) -> None:
     Raises:
         FatalError: the run can't go on; the message says why and what to do.
     """
-    with World.joined(config.threads) as world:
+    with explained(run_dir), World.joined(config.threads) as world:
         base = _starting_checkpoint(config, run_dir, world)
         demonstrations = read_demonstrations(
             config.data, base, center_crop=config.augmentation.random_crop, seed=config.seed

@@ -16,6 +16,7 @@ pytest.importorskip("peft")
 from typer.testing import CliRunner  # noqa: E402
 
 from services.reward.rprm import RprmScorer  # noqa: E402
+from services.trainer.rprm.image_text import export_image_text, language_layers  # noqa: E402
 from services.trainer.rprm.main import run  # noqa: E402
 from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.reward.test_rprm_scorer import trajectory  # noqa: E402
@@ -26,7 +27,7 @@ from vlarl.cli import app  # noqa: E402
 from vlarl.config import RewardConfig, RewardModelConfig, save_config  # noqa: E402
 from vlarl.judge import Judge  # noqa: E402
 from vlarl.judge.image_text import ImageTextReader, load_image_text  # noqa: E402
-from vlarl.openvla.checkpoint import CheckpointReader  # noqa: E402
+from vlarl.openvla.checkpoint import CheckpointReader, NotFiniteError  # noqa: E402
 from vlarl.openvla.config import ConfigError  # noqa: E402
 from vlarl.openvla.folder import CheckpointError  # noqa: E402
 from vlarl.stack.ranks import ranks_command  # noqa: E402
@@ -114,6 +115,22 @@ def test_it_learns_and_is_served(llava: Path, checkpoint: Path, tmp_path: Path) 
     expected = judge.probabilities(frames, [judge.prompt(one.instruction)] * 5, tokens)
     assert list(scores.dense) == pytest.approx(expected.tolist(), abs=1e-6)
     assert scores.version == card["version"]
+
+
+def test_factors_that_are_not_finite_are_not_merged_into_a_checkpoint(
+    llava: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = image_text_config(llava, checkpoint, tmp_path)
+    model = load_image_text(llava, torch.float32)
+    layers = language_layers(model)
+    factors = {}
+    for layer in layers:
+        out, into = model.get_parameter(f"{layer}.weight").shape
+        factors |= {f"{layer}.A": torch.ones(1, into), f"{layer}.B": torch.zeros(out, 1)}
+    factors[f"{layers[-1]}.B"][3] = float("inf")
+    with pytest.raises(NotFiniteError, match=f"{layers[-1]}.weight has numbers"):
+        export_image_text(config, tmp_path / "out", factors, lambda _: None)
+    assert not any(tmp_path.iterdir())
 
 
 def test_two_ranks_learn_what_one_learns(llava: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from services.trainer.sft.progress import (  # noqa: E402
     save_stage,
 )
 from vlarl.config import LoraConfig  # noqa: E402
-from vlarl.openvla.checkpoint import CheckpointReader, save_tensors  # noqa: E402
+from vlarl.openvla.checkpoint import CheckpointReader, NotFiniteError, save_tensors  # noqa: E402
 from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.openvla.lora import lora_layers  # noqa: E402
 from vlarl.openvla.modeling import load_model, pad_prompts  # noqa: E402
@@ -87,6 +87,21 @@ def test_factors_are_merged(base: Path, tmp_path: Path) -> None:
             by_hand = 1.5 * (factors[f"{layer}.B"] @ factors[f"{layer}.A"])
             expected = (expected.float() + by_hand).bfloat16()
         assert torch.equal(after.tensor(key), expected), key
+
+
+@pytest.mark.parametrize("weight", [float("nan"), 3.4e38], ids=["nan", "overflow"])
+def test_weights_that_are_not_finite_are_not_exported(
+    base: Path, tmp_path: Path, weight: float
+) -> None:
+    """3.4e38 is a float32, and infinite in bfloat16."""
+    before = CheckpointReader(base).tensor(HEAD)
+    head = before.float()
+    head[2, 3] = weight
+    export_checkpoint(base, tmp_path / "out", {})
+    with pytest.raises(NotFiniteError, match=rf"{HEAD} has numbers .* \(1 of {head.numel()}\)"):
+        export_checkpoint(base, tmp_path / "out", {HEAD: head})
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}, "nothing is left over"
+    assert torch.equal(CheckpointReader(tmp_path / "out").tensor(HEAD), before)
 
 
 def test_what_the_passes_never_use_is_frozen(base: Path) -> None:

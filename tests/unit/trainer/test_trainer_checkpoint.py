@@ -7,6 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file  # noqa: E402
+
 from services.trainer.checkpoint import (  # noqa: E402
     CheckpointError,
     Progress,
@@ -14,6 +16,7 @@ from services.trainer.checkpoint import (  # noqa: E402
     load_checkpoint,
     save_checkpoint,
 )
+from vlarl.openvla.checkpoint import NotFiniteError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -72,3 +75,28 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", ["tensors", "state"])
+def test_what_is_not_finite_is_never_written(tmp_path: Path, number: float, place: str) -> None:
+    path = save_checkpoint(tmp_path, PROGRESS, TENSORS, keep=1)
+    progress, tensors = replace(PROGRESS, iteration=4), dict(TENSORS)
+    if place == "tensors":
+        tensors["critic.0.weight"] = torch.tensor([1.0, number, number])
+    else:
+        progress = replace(progress, metrics={"value_loss": number})
+    with pytest.raises(NotFiniteError, match=r"not finite .*lower the learning rate") as told:
+        save_checkpoint(tmp_path, progress, tensors, keep=1)
+    if place == "tensors":
+        assert "critic.0.weight has numbers that are not finite (2 of 3)" in str(told.value)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert load_checkpoint(path)[0] == PROGRESS
+
+
+def test_one_that_an_older_version_wrote_with_a_nan_is_not_gone_on_from(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, PROGRESS, TENSORS, keep=2)
+    spoiled = TENSORS | {"policy.layer.A": torch.tensor([1.0, float("nan")])}
+    save_file(spoiled, path / "tensors.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{path}: policy\.layer\.A has .*remove the folder"):
+        load_checkpoint(path)
