@@ -110,7 +110,7 @@ def loop(
     config = load_config(CONFIG, overrides)
     with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
         lines = whole_loop(overrides, Path(folder) / "run")
-    steps = sum(line["samples"] * config.env.action_repeat for line in lines)
+    steps = sum(line["control_steps"] for line in lines)
     whole = sum(line["seconds_iteration"] for line in lines)
     if config.trainer.staleness == 0:
         rollout = sum(line["seconds_rollout"] for line in lines)
@@ -168,14 +168,20 @@ def policy_part(config: RunConfig, seconds: float) -> float:
 
 
 def whole_loop(overrides: Sequence[str], run_dir: Path) -> list[dict[str, float]]:
-    """Runs the stack; the metrics of its iterations after the warm-up, but for the last, beside
-    which no further episodes are collected.
+    """Runs the stack; the metrics of its iterations after the warm-up, and the `control_steps` of
+    each, but for the last, beside which no further episodes are collected.
     """
     settings = [part for override in overrides for part in ("--set", override)]
     command = [sys.executable, "-m", "vlarl", "up", str(CONFIG), "--run-dir", str(run_dir)]
     subprocess.run([*command, *settings], check=True)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines][WARM_UP_ITERATIONS:-1]
+    rows = [json.loads(line) for line in lines]
+    before = [0, *(row["env_steps"] for row in rows)]
+    counted = [
+        row | {"control_steps": row["env_steps"] - start}
+        for row, start in zip(rows, before, strict=False)
+    ]
+    return counted[WARM_UP_ITERATIONS:-1]
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ class EnvWorker:
             policy_seconds += waited
             self._metrics.policy_wait_seconds.inc(waited)
             after = await simulator.step(env_pb2.StepEpisode(action=action.values))
-            steps.append(_step(seen, action, after.reward, with_frame=spec.record_frames))
+            steps.append(_step(seen, action, after, with_frame=spec.record_frames))
             seen = after
         return rollout_pb2.Trajectory(
             spec=spec,
@@ -309,8 +309,13 @@ def _pause(attempt: int) -> float:
 
 
 def _step(
-    seen: env_pb2.InteractResponse, action: Action, reward: float, *, with_frame: bool
+    seen: env_pb2.InteractResponse,
+    action: Action,
+    after: env_pb2.InteractResponse,
+    *,
+    with_frame: bool,
 ) -> rollout_pb2.Step:
+    """What was seen, the action, and what came of it."""
     return rollout_pb2.Step(
         image=seen.frames[0].image if with_frame else b"",
         action=policy_pb2.Action(
@@ -319,6 +324,7 @@ def _step(
             values=action.values,
             policy_version=action.policy_version,
         ),
-        env_reward=reward,
+        env_reward=after.reward,
         robot_state=seen.robot_state,
+        control_steps=after.control_steps - seen.control_steps,
     )

@@ -35,7 +35,7 @@ class Progress:
     acted: int = 1
     """Policy version that acted in the last iteration."""
     env_steps: int = 0
-    """Control steps taken since the run began."""
+    """Control steps really taken since the run began."""
     learned: list[str] = field(default_factory=list)
     """Episodes that the last iteration learned from."""
     success: dict[str, list[bool]] = field(default_factory=dict)

@@ -161,13 +161,13 @@ class TrainingLoop:
             success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
             self._curriculum.record(trajectory.spec.task.index, success)
         metrics = rollout_metrics(collected) | learned | self._curriculum.metrics()
-        actions = sum(len(trajectory.steps) for trajectory in trajectories)
+        steps = executed_steps(trajectories, self._config.env.action_repeat)
         return replace(
             progress,
             iteration=progress.iteration + 1,
             version=progress.version + bool(learned.get("policy_steps")),
             acted=progress.version,
-            env_steps=progress.env_steps + actions * self._config.env.action_repeat,
+            env_steps=progress.env_steps + steps,
             learned=[trajectory.spec.episode_id for trajectory in trajectories],
             success=self._curriculum.state(),
             metrics=metrics,
@@ -226,6 +226,14 @@ class TrainingLoop:
         started = time.monotonic()
         yield
         self._seconds[name] += time.monotonic() - started
+
+
+def executed_steps(trajectories: Sequence[rollout_pb2.Trajectory], action_repeat: int) -> int:
+    """Control steps that episodes really took: their end cuts the last action short.
+
+    action_repeat: what an action counts whose worker, one of 0.1.0, didn't tell.
+    """
+    return sum(step.control_steps or action_repeat for one in trajectories for step in one.steps)
 
 
 def rollout_metrics(collected: Collected) -> dict[str, float]:

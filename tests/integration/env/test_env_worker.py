@@ -150,6 +150,10 @@ async def test_an_order_becomes_a_trajectory(bench: Bench) -> None:
         assert len(step.robot_state.position) == 3
     assert trajectory.final_image.startswith(b"\xff\xd8")
     assert trajectory.final_image != trajectory.steps[-1].image
+    executed = [step.control_steps for step in trajectory.steps]
+    assert executed[:-1] == [4] * (len(executed) - 1)
+    assert 1 <= executed[-1] <= 4
+    assert sum(executed) == bench.registry.get_sample_value("vlarl_env_control_steps_total")
     ended = {"driver": "worker", "outcome": "success"}
     assert bench.registry.get_sample_value("vlarl_env_episodes_total", ended) == 1
 
@@ -159,7 +163,7 @@ async def test_the_action_limit_cuts_and_frames_may_be_left_out(bench: Bench) ->
     await bench.queue.issue([order(max_actions=2, record_frames=False)])
     trajectory = await bench.trajectory()
     assert trajectory.outcome == rollout_pb2.OUTCOME_TIME_LIMIT
-    assert len(trajectory.steps) == 2
+    assert [step.control_steps for step in trajectory.steps] == [4, 4]
     assert all(step.image == b"" for step in trajectory.steps)
     assert trajectory.final_image == b""
 

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # noqa: E4
 from services.trainer.actions import ActionLog  # noqa: E402
 from services.trainer.curriculum import Curriculum  # noqa: E402
 from services.trainer.episodes import evaluation_episodes, training_episodes  # noqa: E402
+from services.trainer.loop import executed_steps  # noqa: E402
 from services.trainer.metrics import METRICS, TASK_METRICS, MetricsLog, gauge_name  # noqa: E402
 from services.trainer.minibatches import mini_batches  # noqa: E402
 from services.trainer.starts import record_start  # noqa: E402
@@ -111,6 +112,14 @@ def test_a_line_that_was_written_knows_more_than_its_checkpoint(tmp_path: Path) 
 def acted(*values: list[float]) -> rollout_pb2.Trajectory:
     steps = [rollout_pb2.Step(action=policy_pb2.Action(values=value)) for value in values]
     return rollout_pb2.Trajectory(steps=steps)
+
+
+def test_actions_cut_short_count_what_was_executed_of_them() -> None:
+    """A success in the first of four control steps, and an action that nobody counted."""
+    steps = [rollout_pb2.Step(control_steps=count) for count in (4, 4, 1)]
+    solved, uncounted = rollout_pb2.Trajectory(steps=steps), rollout_pb2.Trajectory()
+    uncounted.steps.add()
+    assert executed_steps([solved, uncounted], action_repeat=4) == 9 + 4
 
 
 def test_the_first_and_the_latest_iterations_actions_are_kept(tmp_path: Path) -> None:

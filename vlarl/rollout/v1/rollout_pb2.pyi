@@ -216,10 +216,15 @@ class Step(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     ENV_REWARD_FIELD_NUMBER: _builtins.int
     ROBOT_STATE_FIELD_NUMBER: _builtins.int
+    CONTROL_STEPS_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """The observation's encoded frame that the action answers; empty where frames aren't recorded."""
     env_reward: _builtins.float
     """Reward of the simulator, summed over the action's control steps."""
+    control_steps: _builtins.int
+    """Control steps that the action was really held for: the episode's end cuts the last one short.
+    0: nobody counted them.
+    """
     @_builtins.property
     def action(self) -> _policy_pb2.Action:
         """The action taken."""
@@ -235,10 +240,11 @@ class Step(_message.Message):
         action: _policy_pb2.Action | None = ...,
         env_reward: _builtins.float = ...,
         robot_state: Global___RobotState | None = ...,
+        control_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "robot_state", b"robot_state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "env_reward", b"env_reward", "image", b"image", "robot_state", b"robot_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "control_steps", b"control_steps", "env_reward", b"env_reward", "image", b"image", "robot_state", b"robot_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
