@@ -4,7 +4,8 @@
 
 Each BDDL file gets a NAME.init.npz beside it, in LIBERO's layout. State k is what reset k of the
 benchmark's evaluation loop draws, so that fixtures, which no state holds, stand in the evaluation
-where they stood when the state was drawn. Training's seeds don't lead there.
+where they stood when the state was drawn. Of the seeds that training draws from, [0, 2**63), only 0
+leads there, to state 0.
 """
 
 from __future__ import annotations

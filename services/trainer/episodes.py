@@ -1,7 +1,10 @@
-"""The episodes that a run orders, each a function of the run's seed and its place in the run.
+"""The episodes that a run orders.
 
-A trainer that comes back after a crash orders the same episodes under the same ids, so the queue
-can tell which of them it has already.
+Placement and sampling seed of an episode are a function of the run's seed and the episode's place
+in the run; its task is one of that and of the curriculum's memory when it is ordered, which the
+checkpoint keeps. A trainer that comes back after a crash orders under the same ids, and the queue
+knows by them what it has already. With `trainer.staleness` 1 a batch is ordered before the last one
+is counted: ordered again later it may name other tasks, and the queue keeps its first order.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ server = RpcServer(config, ["vlarl.policy.v1.PolicyService"])
 policy_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, server.grpc)
 await server.start()                      # listens; health says NOT_SERVING
 ...                                       # load what answering needs
-await server.set_serving(True)
+server.set_serving(True)
 await server.serve_until_terminated(release_episodes)
 """
 
