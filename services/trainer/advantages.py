@@ -52,6 +52,11 @@ def generalised_advantages(
     return advantages, advantages + value
 
 
-def whiten(advantages: Floats, epsilon: float = 1e-8) -> Floats:
-    """Advantages [N] of a whole batch, shifted and scaled to mean 0 and deviation 1."""
-    return np.asarray((advantages - advantages.mean()) / (advantages.std() + epsilon))
+def whiten(advantages: Floats, floor: float = 0.0) -> Floats:
+    """Advantages [N] of a whole batch, shifted and scaled to mean 0 and deviation 1.
+
+    floor: least deviation that is scaled to 1; a smaller one stays smaller in proportion. Where
+        nothing happened all that is left is the critic's noise, and it isn't worth a step.
+    """
+    scale = max(float(advantages.std()) + 1e-8, floor)
+    return np.asarray((advantages - advantages.mean()) / scale)

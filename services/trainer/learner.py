@@ -95,6 +95,7 @@ class Learner:
             "logprob_gap": gap,
             "stale_actions": 1.0 - float(batch.fresh.mean()),
             "entropy": float(entropy.mean()),
+            "advantage_deviation": float(advantages.std()),
             "seconds_inference": time.monotonic() - started,
         }
         warming_up = experience.iteration < self._config.critic.warmup_iterations
@@ -105,8 +106,9 @@ class Learner:
                 token_ids=torch.from_numpy(batch.token_ids),
                 # A stale action was taken by weights that are gone: the server's word counts.
                 logprobs=torch.where(fresh, logprobs, torch.from_numpy(batch.server_logprobs)),
+                start_logprobs=logprobs,
                 advantages=torch.from_numpy(
-                    whiten(advantages) if ppo.whiten_advantages else advantages
+                    whiten(advantages, ppo.whiten_floor) if ppo.whiten_advantages else advantages
                 ).float(),
             )
             order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)

@@ -20,7 +20,7 @@ class PolicyTerms:
     loss: Tensor
     """[B], to be averaged; carries the gradient."""
     kl: Tensor
-    """[B], approximate KL(old || new) of whole actions, detached."""
+    """[B], approximate KL(start || new) of whole actions, detached."""
     clipped: Tensor
     """[B], share of the action's ratios at which clipping bound, detached."""
 
@@ -28,6 +28,7 @@ class PolicyTerms:
 def clipped_policy_terms(
     logprobs_new: Tensor,
     logprobs_old: Tensor,
+    logprobs_start: Tensor,
     advantages: Tensor,
     *,
     clip_low: float,
@@ -44,12 +45,15 @@ def clipped_policy_terms(
     Args:
         logprobs_new: [B, K] under the policy being optimised.
         logprobs_old: [B, K] under the weights that acted; a constant.
+        logprobs_start: [B, K] under the weights that the update began with, from where the KL is
+            measured; the same where these acted.
         advantages: [B].
         clip_low: the ratio is clipped to 1 - clip_low from below.
         clip_high: the ratio is clipped to 1 + clip_high from above.
         ratio: of whole actions or of tokens.
     """
     action_difference = (logprobs_new - logprobs_old).sum(dim=-1, keepdim=True)
+    moved = (logprobs_new - logprobs_start).sum(dim=-1)
     difference = action_difference if ratio == "action" else logprobs_new - logprobs_old
     rho = difference.exp()
     advantage = advantages.unsqueeze(-1)
@@ -57,7 +61,7 @@ def clipped_policy_terms(
     clipped = -advantage * rho.clamp(1.0 - clip_low, 1.0 + clip_high)
     return PolicyTerms(
         loss=torch.maximum(unclipped, clipped).mean(dim=-1),
-        kl=approximate_kl(action_difference.squeeze(-1)).detach(),
+        kl=approximate_kl(moved).detach(),
         clipped=(clipped > unclipped).float().mean(dim=-1).detach(),
     )
 

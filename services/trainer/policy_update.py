@@ -31,6 +31,9 @@ class PolicySamples:
     """int64 [N, K]."""
     logprobs: Tensor
     """[N, K], of the weights that acted, computed before the first step."""
+    start_logprobs: Tensor
+    """[N, K], of the weights as they are before the first step: what the KL is measured from. A
+    stale action's own were an update behind them, and that drift isn't this update's."""
     advantages: Tensor
     """[N]."""
 
@@ -69,7 +72,7 @@ class PolicyUpdate:
 
     def run(self, samples: PolicySamples, generator: np.random.Generator) -> PolicyReport:
         """Goes over the samples in mini-batches, one optimizer step each, until all epochs are
-        done or the policy has moved too far from the one that acted.
+        done or the policy has moved too far from where it began.
 
         Args:
             samples: the batch.
@@ -134,6 +137,7 @@ class PolicyUpdate:
         terms = clipped_policy_terms(
             logprobs,
             samples.logprobs[picked].to(device),
+            samples.start_logprobs[picked].to(device),
             samples.advantages[picked].to(device),
             clip_low=self._config.clip_low,
             clip_high=self._config.clip_high,

@@ -99,13 +99,18 @@ class PpoConfig(Section):
     micro_batch: int = Field(default=32, ge=1)
     """Actions in one forward and backward pass of one rank."""
     kl_stop: float = Field(default=0.1, ge=0)
-    """Approximate KL above which an update ends, without a further step; 0: never."""
+    """Approximate KL from where the update began above which it ends, without a further step; 0:
+    never."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the entropy bonus."""
     whiten_advantages: bool = True
     """Advantages to mean 0 and deviation 1 over the whole batch of all ranks."""
+    whiten_floor: float = Field(default=0.02, ge=0)
+    """Least deviation of advantages, in units of reward, that whitening scales to 1. A batch
+    without a success has a deviation of some 0.003, the critic's noise, which would be learned from
+    like successes; one success among 20,000 actions has more than 0.02."""
 
 
 class EvaluationConfig(Section):

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from services.trainer.batch import Experience, build_batch  # noqa: E402
 from services.trainer.durable import CheckpointError  # noqa: E402
 from services.trainer.learner import Learner, ParityError  # noqa: E402
+from services.trainer.losses import approximate_kl  # noqa: E402
 from services.trainer.observations import Observations, Preparation  # noqa: E402
 from services.trainer.stepping import DivergedError  # noqa: E402
 from services.trainer.world import World  # noqa: E402
@@ -173,7 +174,51 @@ def test_stale_actions_keep_the_log_probs_of_the_weights_that_acted(
     one.learn(experience)
     report = one.learn(Experience(1, 2, experience.trajectories))
     assert report["logprob_gap"] == 0.0, "no action was fresh"
-    assert report["approximate_kl"] > 1e-6
+    # With ratios of 1 it would be minus the mean of the whitened advantages, which is 0.
+    assert abs(report["policy_loss"]) > 1e-4
+    assert report["approximate_kl"] < 1e-9, "before its first step an update hasn't moved anything"
+
+
+def test_the_kl_bound_leaves_out_what_the_last_update_did(
+    checkpoint: Path, experience: Experience
+) -> None:
+    config = trainer_config(ppo=ppo(epochs=1, mini_batch=10**6))
+    one = learner(checkpoint, config)
+    one.learn(experience)
+    batch = build_batch(experience)
+    preparation = Preparation(checkpoint, one.policy.config, center_crop=False)
+    observations = Observations(batch.frames, batch.instructions, preparation, ALONE.device)
+    now, _ = one._logprobs(observations, batch)
+    drift = approximate_kl((now - torch.from_numpy(batch.server_logprobs)).sum(dim=1)).mean()
+    assert drift > 1e-5
+    bounded = learner(checkpoint, trainer_config(ppo=ppo(mini_batch=10**6, kl_stop=drift / 2)))
+    bounded.restore(one.snapshot().tensors)
+    report = bounded.learn(Experience(1, 2, experience.trajectories))
+    assert report["policy_steps"] == 1, "stopped for what an earlier update did"
+
+
+def test_the_raw_deviation_is_told_and_the_floor_holds(
+    checkpoint: Path, experience: Experience
+) -> None:
+    """Half of the deviation as a floor changes nothing; twice of it halves the advantages."""
+    batch = build_batch(experience)
+    trainer = trainer_config()
+    raw, _ = batch.advantages(
+        np.zeros(len(batch.frames)), trainer.ppo.gamma, trainer.ppo.gae_lambda
+    )
+    learned = {}
+    for share in (0.0, 0.5, 2.0):
+        once = ppo(whiten_floor=share * raw.std(), epochs=1, mini_batch=10**6, max_grad_norm=1e9)
+        one = learner(checkpoint, trainer_config(ppo=once))
+        report = one.learn(experience)
+        assert report["advantage_deviation"] == pytest.approx(raw.std())
+        learned[share] = one.snapshot().tensors
+    assert all(torch.equal(tensor, learned[0.5][key]) for key, tensor in learned[0.0].items())
+    # The first step's gradient is in proportion to the advantages, and the first moment to it.
+    moments = [key for key in learned[0.0] if key.startswith("policy") and key.endswith("exp_avg")]
+    assert moments
+    for key in moments:
+        torch.testing.assert_close(2 * learned[2.0][key], learned[0.0][key])
 
 
 def test_truncated_episodes_bootstrap_and_successes_do_not(experience: Experience) -> None:

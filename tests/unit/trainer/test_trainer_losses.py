@@ -1,6 +1,7 @@
 """PPO's losses against golden numbers, and the mistakes they must make impossible."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def test_clipped_loss_equals_the_definition(case: dict) -> None:
     terms = clipped_policy_terms(
         tensor(case["logprobs_new"]),
         tensor(case["logprobs_old"]),
+        tensor(case["logprobs_old"]),
         tensor(case["advantages"]),
         clip_low=case["clip_low"],
         clip_high=case["clip_high"],
@@ -39,20 +41,31 @@ def test_clipped_loss_equals_the_definition(case: dict) -> None:
     torch.testing.assert_close(terms.kl, ratios - 1 - ratios.log())
 
 
+def test_the_kl_is_the_updates_own_and_the_ratio_that_of_the_weights_that_acted() -> None:
+    """The last update moved this action's probability by e^0.3, this one has moved it by e^0.1."""
+    acted, start, new = (torch.tensor([[value]]) for value in (-2.0, -1.7, -1.6))
+    terms = clipped_policy_terms(
+        new, acted, start, torch.tensor([-1.0]), clip_low=0.2, clip_high=0.2, ratio="action"
+    )
+    assert terms.loss.item() == pytest.approx(math.exp(0.4))
+    assert terms.kl.item() == pytest.approx(math.exp(0.1) - 1 - 0.1, abs=1e-6)
+
+
 def test_token_ratio_clips_each_token_alone() -> None:
     old = torch.zeros(1, 2)
     new = torch.tensor([[2.0, 0.0]]).log().nan_to_num(neginf=0.0)  # ratios 2 and 1
     advantage = torch.ones(1)
     clips = {"clip_low": 0.2, "clip_high": 0.2}
-    terms = clipped_policy_terms(new, old, advantage, ratio="token", **clips)
+    terms = clipped_policy_terms(new, old, old, advantage, ratio="token", **clips)
     assert terms.loss.item() == pytest.approx(-(1.2 + 1.0) / 2)
     assert terms.clipped.item() == pytest.approx(0.5)
 
 
 def test_clipped_samples_have_no_gradient_and_the_others_have() -> None:
     new = torch.tensor([[0.5], [0.0]], requires_grad=True)
+    old = torch.zeros(2, 1)
     terms = clipped_policy_terms(
-        new, torch.zeros(2, 1), torch.ones(2), clip_low=0.2, clip_high=0.2, ratio="action"
+        new, old, old, torch.ones(2), clip_low=0.2, clip_high=0.2, ratio="action"
     )
     terms.loss.sum().backward()
     assert new.grad[0].item() == 0.0

@@ -8,6 +8,7 @@ import pytest
 
 from services.trainer.advantages import generalised_advantages, whiten
 from services.trainer.curriculum import draw_tasks, task_probabilities
+from vlarl.config import PpoConfig
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "rl.json").read_text())
 
@@ -44,6 +45,32 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one() -> None:
     white = whiten(np.array([1.0, 2.0, 4.0, 9.0]))
     assert abs(white.mean()) < 1e-12
     assert abs(white.std() - 1.0) < 1e-6
+
+
+def test_noise_below_the_floor_is_not_blown_up_to_a_signal() -> None:
+    """A batch in which all failed, and one with a success, by hand."""
+    noise = 0.003 * np.array([1.0, -1.0, 1.0, -1.0])
+    np.testing.assert_allclose(whiten(noise, floor=0.02), noise / 0.02)
+    solved = np.array([0.0, 0.0, 0.0, 1.0])
+    assert np.array_equal(whiten(solved, floor=0.02), whiten(solved)), (
+        "healthy ones stay, to the bit"
+    )
+
+
+@pytest.mark.parametrize(
+    ("actions", "above"), [(20_000, True), (25_000, False)], ids=["above", "below"]
+)
+def test_one_success_in_a_large_batch_is_above_the_default_floor(actions: int, above: bool) -> None:
+    """The advantages of a success under a critic that knows nothing, at the paper's lambda."""
+    steps = 200
+    rewards = np.zeros(steps)
+    rewards[-1] = 1.0
+    ppo = PpoConfig()
+    advantages, _ = generalised_advantages(
+        rewards, np.zeros(steps), 0.0, terminal=True, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda
+    )
+    everything = np.append(advantages, np.zeros(actions - steps))
+    assert (everything.std() > ppo.whiten_floor) == above
 
 
 @pytest.mark.parametrize("case", GOLDEN["curriculum"])
