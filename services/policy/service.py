@@ -21,7 +21,7 @@ from vlarl.config import PolicyConfig
 from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
 from vlarl.openvla.config import ConfigError, OpenVLAConfig
 from vlarl.openvla.images import ImageError, decode_image, prepare_image
-from vlarl.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, PromptBuilder
+from vlarl.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, PromptBuilder, words_of
 from vlarl.openvla.tokens import ActionStats, ActionTokenizer
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
@@ -187,7 +187,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             if not observation.image:
                 problems.append((f"{where}.image", "is empty"))
             length = len(observation.instruction)
-            if not observation.instruction.strip() or length > MAX_INSTRUCTION_CHARACTERS:
+            if not words_of(observation.instruction) or length > MAX_INSTRUCTION_CHARACTERS:
                 problems.append(
                     (
                         f"{where}.instruction",

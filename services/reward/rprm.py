@@ -21,7 +21,7 @@ from vlarl.errors import FatalError
 from vlarl.judge import Judge
 from vlarl.openvla.folder import REWARD_CARD, reward_model_version
 from vlarl.openvla.images import Frame, ImageError
-from vlarl.openvla.prompt import MAX_INSTRUCTION_CHARACTERS
+from vlarl.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
 from vlarl.rollout.v1 import rollout_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class RprmScorer:
         ids, width = self._judge.action_ids, self._judge.config.action_dim
         problems = []
         length = len(trajectory.instruction)
-        if not trajectory.instruction.strip():
+        if not words_of(trajectory.instruction):
             problems.append(("trajectory.instruction", "must say what is to be done"))
         elif length > MAX_INSTRUCTION_CHARACTERS:
             text = f"at most {MAX_INSTRUCTION_CHARACTERS} characters, not {length}"

@@ -23,7 +23,6 @@ from vlarl.env.v1 import env_pb2
 from vlarl.libero import base_suite
 from vlarl.queue import RolloutQueue
 from vlarl.stack.supervisor import Stack, supervise
-from vlarl.stack.tasks import choose_tasks, suite_tasks
 
 RUN_ID = "evaluation"
 """Every evaluation has a queue of its own, so they may share a name."""
@@ -32,6 +31,7 @@ RUN_ID = "evaluation"
 def run(
     config: RunConfig,
     trained: Path | None,
+    tasks: Sequence[env_pb2.TaskDescription],
     out: Path,
     *,
     videos: int,
@@ -41,8 +41,9 @@ def run(
     """Evaluates a policy, or goes on with what `out` holds of it.
 
     Args:
-        config: the base checkpoint, the tasks (no indices: the whole suite), the episodes.
+        config: the base checkpoint, the suite, the episodes.
         trained: see `load_subject`.
+        tasks: those of the suite that are meant.
         out: the evaluation's folder.
         videos: films of each task and outcome.
         record: whether OUT/rollouts becomes a dataset of the episodes.
@@ -55,14 +56,9 @@ def run(
         FatalError: what was asked for can't be evaluated, or a service failed.
     """
     subject = load_subject(config, trained)
-    chosen = choose_tasks(
-        suite_tasks(config.env, config.tasks.suite),
-        config.tasks.indices,
-        config.evaluation.episodes_per_task,
-    )
     if not config.unnorm_key and not subject.unnorm_key.startswith(base_suite(config.tasks.suite)):
         protocol += f"; actions in the units of {subject.unnorm_key}, the only ones it has"
-    config = _settled(config, chosen)
+    config = _settled(config, tasks)
     folder = EvaluationFolder(out, protocol_of(config, subject))
     folder.save_config(config)
     film = None
@@ -71,7 +67,7 @@ def run(
         film = FilmMaker(out / "videos", videos, config.env.action_repeat, values)
     names = ("policy", "env", "reward") if videos else ("policy", "env")
     stack = Stack(config, out, names, lasting_queue=False)
-    display = EvaluationDisplay(chosen, config, out, protocol)
+    display = EvaluationDisplay(tasks, config, out, protocol)
     with explained(out), contextlib.closing(display):
         recorder = RolloutRecorder(out / "rollouts", config.env) if record else None
         work = _evaluate(stack, subject, folder, film, recorder, display)

@@ -77,16 +77,24 @@ def evaluate(
     goes on where it stopped when the same --out is given again.
     """
     configure_logging(verbose)
+    from vlarl.stack.tasks import choose_tasks, suite_tasks
+
     with one_sentence_errors():
         settings, protocol = evaluation_config(
             config, checkpoint, run, suite, tasks, episodes_per_task, overrides
+        )
+        # Before the policy is looked at, which takes longer the larger it is.
+        chosen = choose_tasks(
+            suite_tasks(settings.env, settings.tasks.suite),
+            settings.tasks.indices,
+            settings.evaluation.episodes_per_task,
         )
         from services.trainer.evaluate import run as run_evaluation
 
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = out or Path("runs") / f"eval-{settings.tasks.suite}-{stamp}"
         code = run_evaluation(
-            settings, run, folder, videos=videos, record=record, protocol=protocol
+            settings, run, chosen, folder, videos=videos, record=record, protocol=protocol
         )
     raise typer.Exit(code)
 

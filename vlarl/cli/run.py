@@ -84,12 +84,12 @@ def _check_stack(settings: RunConfig) -> None:
     from vlarl.openvla.folder import check_whole, reward_model_version
     from vlarl.stack.tasks import choose_tasks, suite_tasks
 
+    tasks = suite_tasks(settings.env, settings.tasks.suite)
+    choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
     _check_policy(settings)
     if settings.reward.checkpoint is not None:
         reward_model_version(settings.reward.checkpoint)
         check_whole(settings.reward.checkpoint)
-    tasks = suite_tasks(settings.env, settings.tasks.suite)
-    choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
 
 
 def _check_policy(settings: RunConfig) -> None:

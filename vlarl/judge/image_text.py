@@ -24,6 +24,7 @@ from vlarl.openvla.config import ConfigError, OpenVLAConfig
 from vlarl.openvla.folder import CheckpointError
 from vlarl.openvla.images import Frame
 from vlarl.openvla.modeling import pad_prompts
+from vlarl.openvla.prompt import words_of
 from vlarl.openvla.tokens import ACTION_BINS
 
 POLICY = "policy"
@@ -93,7 +94,7 @@ class ImageTextReader:
         for special in self._tokenizer.all_special_tokens:
             # Typed by somebody, "<image>" is no image.
             instruction = instruction.replace(special, " ")
-        question = f"What action should the robot take to {instruction.lower()}?"
+        question = f"What action should the robot take to {words_of(instruction)}?"
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text: str = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True

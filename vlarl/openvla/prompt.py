@@ -19,6 +19,15 @@ _VERDICTS = (("▁no", "▁yes"), ("<0x00>", "<0x01>"))
 """Words where the vocabulary has them whole, else bytes that no prompt holds."""
 
 
+def words_of(instruction: str) -> str:
+    """The instruction as prompts have it: in lower case, one space between words, none around.
+
+    The last line end of a file, a line that an editor broke, a tab or a byte order mark change no
+    action. OpenVLA's own code keeps them: what differs is in docs/openvla.md.
+    """
+    return " ".join(instruction.replace("\ufeff", " ").lower().split())
+
+
 class PromptBuilder:
     """Turns instructions into prompt ids with a checkpoint's own ``tokenizer.json``.
 
@@ -41,7 +50,7 @@ class PromptBuilder:
 
     def text(self, instruction: str) -> str:
         """The prompt in words."""
-        question = f"What action should the robot take to {instruction.lower()}?"
+        question = f"What action should the robot take to {words_of(instruction)}?"
         if self._vicuna:
             return f"{_VICUNA_SYSTEM} USER: {question} ASSISTANT:"
         return f"In: {question}\nOut:"

@@ -118,6 +118,24 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--suite", "libero_spacial"], "unknown suite 'libero_spacial'; did you mean 'libero_spa"),
+        (["--suite", "reach", "--tasks", "4"], "suite 'reach' has tasks 0 to 0, so there is no"),
+    ],
+)
+def test_the_suite_and_its_tasks_are_looked_at_before_the_policy(
+    tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    nowhere = ["eval", "--checkpoint", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, [*nowhere, *arguments])
+    assert refused.exit_code == 1
+    assert refused.output.startswith(f"error: {sentence}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.torch
 def test_a_checkpoint_without_statistics_is_one_sentence(tmp_path: Path) -> None:
     import json
 

@@ -31,6 +31,10 @@ def refusal(run_dir: Path, *arguments: str) -> str:
     [
         (["tasks.suite=libero_spatal"], "unknown suite 'libero_spatal'; did you mean 'libero_sp"),
         (["tasks.indices=[0, 4]"], "suite 'reach' has tasks 0 to 0, so there is no number 4"),
+        (
+            ["tasks.suite=rech", "policy.checkpoint=nowhere"],
+            "unknown suite 'rech'; did you mean 'r",
+        ),
         (["policy.checkpoint=nowhere"], "there is no checkpoint folder nowhere (seen from "),
         (["unnorm_key=bridge"], "no dataset statistics named 'bridge'; the checkpoint has: reach"),
         (

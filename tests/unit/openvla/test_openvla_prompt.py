@@ -31,6 +31,30 @@ def test_golden_instructions_give_golden_ids() -> None:
     assert builder.space_id == golden["empty_token_id"]
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Open the drawer\n",
+        "open the drawer\r\n",
+        "  open the drawer ",
+        "\ufeffopen the drawer\n",
+        "open the\n  drawer",
+        "open\tthe  drawer",
+        "open the\u00a0drawer\u2028",
+    ],
+)
+def test_white_space_changes_no_prompt(written: str) -> None:
+    builder = _builder(GOLDEN)
+    assert builder.token_ids(written) == builder.token_ids("open the drawer")
+
+
+def test_words_are_those_of_the_original() -> None:
+    """Byte for byte the original's `instruction.lower()` where single blanks part the words."""
+    written = "put BOTH the cream-cheese (box) & the butter, gently: ÄÖÜ 桃 into it!"
+    text = _builder(GOLDEN).text(written)
+    assert text == f"In: What action should the robot take to {written.lower()}?\nOut:"
+
+
 def test_special_tokens_in_an_instruction_are_text() -> None:
     ids = _builder(GOLDEN).token_ids("say <s></s><unk><PAD> zürich 桃")
     assert not {0, 1, 2, 1024} & set(ids[1:])
