@@ -29,6 +29,16 @@ from PIL import Image
 
 from vlarl.closing import Closing
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
+from vlarl.rpc.arguments import (
+    LONGEST_SECONDS,
+    flag,
+    float32,
+    number,
+    optional_text,
+    sequence,
+    text,
+    whole,
+)
 from vlarl.rpc.channel import channel_config, open_channel, open_sync_channel
 from vlarl.rpc.errors import PolicyError
 from vlarl.rpc.patience import Patience
@@ -85,11 +95,12 @@ class PolicyClient(Closing):
                 server finds this client too fast.
 
         Raises:
+            ValueError: an argument is of another kind; the message names it.
             ConfigError: a file of these can't be used, or an address of a list found.
         """
         config = channel_config(token_file, tls_ca, tls_certificate, tls_key, timeout_seconds)
         self._address = address
-        self._timeout = timeout_seconds
+        self._timeout = config.timeout_seconds
         self._channel = open_sync_channel(address, config, token=token)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
 
@@ -118,15 +129,14 @@ class PolicyClient(Closing):
             unnorm_key: dataset statistics that give the action its units; none: the only ones.
             center_crop: overrides the server's centre crop.
             timeout_seconds: deadline of this call; none: the client's.
+
+        Raises:
+            ValueError: an argument can't be sent; the message names it.
+            PolicyError: the call failed.
         """
-        return self.predict_batch(
-            [(image, instruction)],
-            temperature=temperature,
-            seeds=None if seed is None else [seed],
-            unnorm_key=unnorm_key,
-            center_crop=center_crop,
-            timeout_seconds=timeout_seconds,
-        )[0]
+        asked = [_observation(image, instruction, seed)]
+        request = _request(asked, temperature, unnorm_key, center_crop)
+        return _actions(self._answer(self._stub.PredictActions, request, timeout_seconds), 1)[0]
 
     def predict_batch(
         self,
@@ -139,13 +149,13 @@ class PolicyClient(Closing):
         timeout_seconds: float | None = None,
     ) -> list[Action]:
         """Answers one action for each (image, instruction), in one request; see `predict`."""
-        request = _request(observations, temperature, seeds, unnorm_key, center_crop)
-        return _actions(
-            self._answer(self._stub.PredictActions, request, timeout_seconds), len(observations)
-        )
+        asked = _observations(observations, seeds)
+        request = _request(asked, temperature, unnorm_key, center_crop)
+        answer = self._answer(self._stub.PredictActions, request, timeout_seconds)
+        return _actions(answer, len(asked))
 
     def _answer(self, call: Callable[..., T], request: Message, seconds: float | None = None) -> T:
-        patience = Patience(self._timeout if seconds is None else seconds)
+        patience = Patience(self._timeout if seconds is None else _seconds(seconds))
         while True:
             try:
                 return call(request, timeout=patience.left)
@@ -175,7 +185,7 @@ class AsyncPolicyClient:
         """Opens a channel; see `PolicyClient`."""
         config = channel_config(token_file, tls_ca, tls_certificate, tls_key, timeout_seconds)
         self._address = address
-        self._timeout = timeout_seconds
+        self._timeout = config.timeout_seconds
         self._channel = open_channel(address, config, token=token)
         self._stub: policy_pb2_grpc.PolicyServiceAsyncStub = policy_pb2_grpc.PolicyServiceStub(
             self._channel
@@ -197,15 +207,10 @@ class AsyncPolicyClient:
         timeout_seconds: float | None = None,
     ) -> Action:
         """Answers what to do next; see `PolicyClient.predict`."""
-        actions = await self.predict_batch(
-            [(image, instruction)],
-            temperature=temperature,
-            seeds=None if seed is None else [seed],
-            unnorm_key=unnorm_key,
-            center_crop=center_crop,
-            timeout_seconds=timeout_seconds,
-        )
-        return actions[0]
+        asked = [_observation(image, instruction, seed)]
+        request = _request(asked, temperature, unnorm_key, center_crop)
+        answer = await self._answer(self._stub.PredictActions, request, timeout_seconds)
+        return _actions(answer, 1)[0]
 
     async def predict_batch(
         self,
@@ -218,14 +223,15 @@ class AsyncPolicyClient:
         timeout_seconds: float | None = None,
     ) -> list[Action]:
         """Answers one action for each (image, instruction); see `PolicyClient.predict`."""
-        request = _request(observations, temperature, seeds, unnorm_key, center_crop)
+        asked = _observations(observations, seeds)
+        request = _request(asked, temperature, unnorm_key, center_crop)
         answer = await self._answer(self._stub.PredictActions, request, timeout_seconds)
-        return _actions(answer, len(observations))
+        return _actions(answer, len(asked))
 
     async def _answer(
         self, call: Callable[..., Awaitable[T]], request: Message, seconds: float | None = None
     ) -> T:
-        patience = Patience(self._timeout if seconds is None else seconds)
+        patience = Patience(self._timeout if seconds is None else _seconds(seconds))
         while True:
             try:
                 return await call(request, timeout=patience.left)
@@ -250,55 +256,69 @@ class AsyncPolicyClient:
 
 
 def _request(
-    observations: Sequence[tuple[EncodedOrFrame, str]],
+    observations: list[policy_pb2.Observation],
     temperature: float,
-    seeds: Sequence[int] | None,
     unnorm_key: str | None,
     center_crop: bool | None,
 ) -> policy_pb2.PredictActionsRequest:
-    if not observations:
-        raise ValueError("at least one observation is needed")
-    if not np.isfinite(temperature) or temperature < 0:
-        raise ValueError(f"temperature must be 0 or above, not {temperature}")
-    if seeds is not None and len(seeds) != len(observations):
-        raise ValueError(f"{len(seeds)} seeds for {len(observations)} observations")
-    if seeds is not None and any(not 0 <= seed < 2**64 for seed in seeds):
-        raise ValueError("a seed must be within 0 and 2**64 - 1")
     return policy_pb2.PredictActionsRequest(
-        observations=[
-            policy_pb2.Observation(
-                image=_encoded(image),
-                instruction=_instruction(instruction),
-                seed=None if seeds is None else seeds[index],
-            )
-            for index, (image, instruction) in enumerate(observations)
-        ],
-        temperature=temperature,
-        unnorm_key=unnorm_key or "",
-        center_crop=center_crop,
+        observations=observations,
+        temperature=float32("temperature", temperature),
+        unnorm_key=optional_text("unnorm_key", unnorm_key),
+        center_crop=flag("center_crop", center_crop),
     )
 
 
-def _instruction(instruction: str) -> str:
-    if not isinstance(instruction, str):
-        raise ValueError(f"an instruction is text, not {type(instruction).__name__}")
-    if not instruction.strip():
-        raise ValueError("an instruction is needed: the task in words")
-    return instruction
+def _observations(
+    observations: Sequence[tuple[EncodedOrFrame, str]], seeds: Sequence[int] | None
+) -> list[policy_pb2.Observation]:
+    pairs = sequence("observations", observations, "(image, instruction)")
+    if not pairs:
+        raise ValueError("observations: at least one is needed")
+    chosen: list[object] = [None] * len(pairs)
+    if seeds is not None:
+        given = enumerate(sequence("seeds", seeds, "whole numbers"))
+        chosen = [whole(f"seeds[{index}]", seed, 64) for index, seed in given]
+    if len(chosen) != len(pairs):
+        raise ValueError(f"seeds: {len(chosen)} of them for {len(pairs)} observations")
+    found = []
+    for index, (pair, seed) in enumerate(zip(pairs, chosen, strict=True)):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"observations[{index}] must be (image, instruction)")
+        found.append(_observation(pair[0], pair[1], seed, f"observations[{index}]: "))
+    return found
 
 
-def _encoded(image: EncodedOrFrame) -> bytes:
+def _observation(
+    image: object, instruction: object, seed: object, where: str = ""
+) -> policy_pb2.Observation:
+    words = text(f"{where}instruction", instruction)
+    if not words.strip():
+        raise ValueError(f"{where}instruction is empty: the task in words")
+    return policy_pb2.Observation(
+        image=_encoded(image, f"{where}image"),
+        instruction=words,
+        seed=None if seed is None else whole("seed", seed, 64),
+    )
+
+
+def _seconds(seconds: float) -> float:
+    return number("timeout_seconds", seconds, most=LONGEST_SECONDS)
+
+
+def _encoded(image: object, name: str) -> bytes:
     """The image as encoded bytes: an array becomes PNG, which keeps every pixel."""
     if isinstance(image, bytes | bytearray | memoryview):
-        if not len(image):
-            raise ValueError("the image has no bytes")
+        if not image.nbytes if isinstance(image, memoryview) else not image:
+            raise ValueError(f"{name} has no bytes")
         return bytes(image)
     if not isinstance(image, np.ndarray):
-        raise ValueError(f"an image is encoded bytes or a uint8 array, not {type(image).__name__}")
+        kind = type(image).__name__
+        raise ValueError(f"{name} must be encoded bytes or a uint8 array, not {kind}")
     if image.dtype != np.uint8:
-        raise ValueError(f"an image array must be uint8 (0 to 255), not {image.dtype}")
+        raise ValueError(f"{name} must be an array of uint8 (0 to 255), not {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"an image array must be [height, width, 3], not {list(image.shape)}")
+        raise ValueError(f"{name} must be [height, width, 3], not {list(image.shape)}")
     encoded = io.BytesIO()
     # Level 1 is several times faster than the default and some per cent larger.
     Image.fromarray(np.ascontiguousarray(image)).save(encoded, "PNG", compress_level=1)

@@ -20,11 +20,15 @@ from numpy.typing import ArrayLike
 from vlarl.closing import Closing
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl.rpc.arguments import sequence, text, vector, whole
 from vlarl.rpc.channel import channel_config, open_sync_channel
 from vlarl.rpc.errors import EnvError
 from vlarl.rpc.patience import Patience
 
 __all__ = ["EnvClient", "EnvError", "Episode"]
+
+ACTION_NUMBERS = 7
+"""Translation, rotation and gripper."""
 
 
 class EnvClient(Closing):
@@ -51,13 +55,14 @@ class EnvClient(Closing):
         """
         config = channel_config(token_file, tls_ca, tls_certificate, tls_key, timeout_seconds)
         self._address = address
-        self._timeout = timeout_seconds
+        self._timeout = config.timeout_seconds
         self._channel = open_sync_channel(address, config, token=token)
         self._stub = env_pb2_grpc.EnvServiceStub(self._channel)
 
     def tasks(self, suite: str = "") -> list[env_pb2.TaskDescription]:
         """The tasks of one suite, or all that the server knows."""
-        request, patience = env_pb2.ListTasksRequest(suite=suite), Patience(self._timeout)
+        request = env_pb2.ListTasksRequest(suite=text("suite", suite))
+        patience = Patience(self._timeout)
         while True:
             try:
                 return list(self._stub.ListTasks(request, timeout=patience.left).tasks)
@@ -86,20 +91,22 @@ class EnvClient(Closing):
             cameras: what to render: agentview, robot0_eye_in_hand.
 
         Raises:
-            ValueError: neither or both of `init_state` and `placement_seed`.
+            ValueError: neither or both of `init_state` and `placement_seed`, or an argument that
+                can't be sent; the message names it.
             EnvError: refused; RESOURCE_EXHAUSTED where all simulators are lent out.
         """
         if (init_state is None) == (placement_seed is None):
             raise ValueError("an episode starts from init_state or from placement_seed")
+        names = sequence("cameras", cameras, "names")
         reset = env_pb2.ResetEpisode(
-            task=rollout_pb2.Task(suite=suite, index=task),
-            max_control_steps=max_control_steps,
-            cameras=cameras,
+            task=rollout_pb2.Task(suite=text("suite", suite), index=whole("task", task, 32)),
+            max_control_steps=whole("max_control_steps", max_control_steps, 32),
+            cameras=[text(f"cameras[{index}]", name) for index, name in enumerate(names)],
         )
         if init_state is not None:
-            reset.init_state = init_state
-        elif placement_seed is not None:
-            reset.placement_seed = placement_seed
+            reset.init_state = whole("init_state", init_state, 32)
+        else:
+            reset.placement_seed = whole("placement_seed", placement_seed, 64)
         patience = Patience(self._timeout)
         while True:
             try:
@@ -151,8 +158,13 @@ class Episode(Closing):
         Args:
             action: seven numbers in the dataset's units, as the policy answers in `values`.
             repeat: control steps for which it is held; 0: the server's own number.
+
+        Raises:
+            ValueError: an argument can't be sent; the message names it, the episode goes on.
+            EnvError: the call failed, and the episode with it.
         """
-        step = env_pb2.StepEpisode(action=action, repeat=repeat)  # type: ignore[arg-type]
+        numbers = vector("action", action, ACTION_NUMBERS)
+        step = env_pb2.StepEpisode(action=numbers, repeat=whole("repeat", repeat, 32))
         self.state = self._ask(env_pb2.InteractRequest(step=step))
         return self.state
 

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vlarl.config.base import ConfigError
 from vlarl.config.network import ChannelConfig
+from vlarl.rpc.arguments import LONGEST_SECONDS, number, optional_path, text
 from vlarl.rpc.errors import describe, status_code
 from vlarl.rpc.presets import AsyncPresetChannel, Presets, SyncPresetChannel
 from vlarl.rpc.server import read_pem, split_address
@@ -44,15 +45,20 @@ def channel_config(
     tls_key: Path | str | None,
     timeout_seconds: float,
 ) -> ChannelConfig:
-    """A channel's settings as a client's user gives them, paths as strings too."""
-    return ChannelConfig.model_validate(
-        {
-            "token_file": token_file,
-            "tls_ca": tls_ca,
-            "tls_certificate": tls_certificate,
-            "tls_key": tls_key,
-            "timeout_seconds": timeout_seconds,
-        }
+    """A channel's settings as a client's user gives them, paths as strings too.
+
+    Raises:
+        ValueError: one of them is none; the message names it.
+    """
+    seconds = number("timeout_seconds", timeout_seconds, most=LONGEST_SECONDS)
+    if seconds <= 0:
+        raise ValueError(f"timeout_seconds must be above 0, not {seconds:g}")
+    return ChannelConfig(
+        token_file=optional_path("token_file", token_file),
+        tls_ca=optional_path("tls_ca", tls_ca),
+        tls_certificate=optional_path("tls_certificate", tls_certificate),
+        tls_key=optional_path("tls_key", tls_key),
+        timeout_seconds=seconds,
     )
 
 
@@ -163,12 +169,14 @@ def grpc_target(address: str) -> str:
     """The address as gRPC writes it; names of a list are resolved now, gRPC knows none there.
 
     Raises:
+        ValueError: it is no text.
         ConfigError: it's empty or has no port, is a list that mixes IPv4 and IPv6, or a name of a
             list can't be resolved.
     """
+    address = text("address", address)
     parts = [part.strip() for part in address.split(",") if part.strip()]
     if not parts:
-        raise ConfigError("no address")
+        raise ConfigError("no address: it is HOST:PORT")
     if len(parts) == 1:
         _check_target(parts[0])
         return parts[0]

@@ -12,6 +12,7 @@ from typing import Any, Self
 import grpc
 
 from vlarl.config.network import ChannelConfig
+from vlarl.rpc.arguments import optional_text
 from vlarl.rpc.auth import TokenError, TokenFile
 
 
@@ -22,10 +23,11 @@ class Presets:
         """Takes the token itself, or reads it from the configured file.
 
         Raises:
+            ValueError: the token is no text.
             TokenError: the token file is missing or empty, or the token can't be sent.
         """
         self.timeout = config.timeout_seconds
-        self._token = (token or "").strip()
+        self._token = optional_text("token", token).strip()
         if not (self._token.isascii() and self._token.isprintable()):
             raise TokenError("a token is one line of printable ASCII characters")
         file = config.token_file
