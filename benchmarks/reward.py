@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.report import Report
 from services.reward.rprm import RprmScorer
-from vlarl.config import RewardConfig
+from vlarl.config import PpoConfig, RewardConfig
 from vlarl.judge import Judge
 from vlarl.openvla.images import PixelNormalizer, encode_jpeg
 from vlarl.openvla.modeling import load_model, pad_prompts
@@ -62,7 +62,7 @@ def main() -> None:
 def measure(checkpoint: Path, episodes: int, repeats: int) -> bool:
     """Measures and prints the table."""
     config = RewardConfig(model="rprm", checkpoint=checkpoint)
-    scorer, judge = RprmScorer(config, gamma=0.99), Judge(checkpoint)
+    scorer, judge = RprmScorer(config, PpoConfig()), Judge(checkpoint)
     size, ids = judge.config.image_size, judge.action_ids
     drawn = np.random.default_rng(0)
     trajectories = []

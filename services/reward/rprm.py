@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from services.reward.outcome import OutcomeScorer
 from services.reward.scorer import Unscorable
 from vlarl.allocator import keep_freed_memory
-from vlarl.config import RewardConfig
+from vlarl.config import PpoConfig, RewardConfig
 from vlarl.errors import FatalError
 from vlarl.judge import Judge
 from vlarl.openvla.folder import REWARD_CARD, reward_model_version
@@ -32,21 +32,25 @@ Floats = NDArray[np.float64]
 class RprmScorer:
     """r_t = r_sparse_t + c * r_rprm_t (VLA-RL, arXiv 2505.18719).
 
-    The steps of all trajectories that wait are judged together, batch by batch.
+    Of an action the judge says whether it leads somewhere, the additive form's reward; of a state,
+    before any token of an action, whether what is done there does, the other form's potential. The
+    steps of all trajectories that wait are judged together, batch by batch.
     """
 
     name = "rprm"
     needs_frames = True
 
-    def __init__(self, config: RewardConfig, gamma: float) -> None:
-        """Loads the model; gamma: the trainer's discount.
+    def __init__(self, config: RewardConfig, ppo: PpoConfig) -> None:
+        """Loads the model; ppo: the trainer's, for its discount and what a time limit means there.
 
         Raises:
             ConfigError, CheckpointError: the checkpoint can't be used, or is no reward model.
         """
         assert config.checkpoint is not None  # noqa: S101 - RewardConfig has made sure
         self._config = config
-        self._gamma = gamma
+        self._gamma = ppo.gamma
+        self._of_states = config.form == "potential"
+        self._cut_goes_on = self._of_states and ppo.time_limit == "bootstrap"
         self._checkpoint: Path = config.checkpoint
         self._outcome = OutcomeScorer(config.success_reward)
         # Decoding and resizing release the interpreter's lock for most of their time. Where no GPU
@@ -91,33 +95,51 @@ class RprmScorer:
                 field = f"trajectory.steps[{number}].action.token_ids"
                 wanted = f"must be {width} ids from {ids[0]} to {ids[-1]}, the reward model's own"
                 problems.append((field, wanted))
+        if self._goes_on(trajectory) and not trajectory.final_image:
+            wanted = "must not be empty: the potential form judges the state that a limit cut"
+            problems.append(("trajectory.final_image", wanted))
         return problems
 
+    def _goes_on(self, trajectory: rollout_pb2.Trajectory) -> bool:
+        """Whether the trainer sees something follow the last action, which has a potential then."""
+        return self._cut_goes_on and trajectory.outcome == rollout_pb2.OUTCOME_TIME_LIMIT
+
+    def _images(self, trajectory: rollout_pb2.Trajectory) -> list[bytes]:
+        """Encoded frames of what is judged: of each step, and the last state's if that counts."""
+        final = [trajectory.final_image] if self._goes_on(trajectory) else []
+        return [*(step.image for step in trajectory.steps), *final]
+
     def _judged(self, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Floats | Unscorable]:
-        """P(the action leads somewhere) of each trajectory's steps, batch by batch of all of them;
-        each frame is decoded once.
+        """What the model says of each trajectory's `_images`, batch by batch of all of them; each
+        frame is decoded once.
         """
         if not trajectories:
             return []
         judge, batch = self._judge, self._config.batch_steps
-        steps = [step for one in trajectories for step in one.steps]
-        token_ids = np.array([step.action.token_ids for step in steps], np.int64)
+        images = [self._images(one) for one in trajectories]
+        encoded = list(itertools.chain.from_iterable(images))
+        token_ids = np.zeros((len(encoded), 0), np.int64)
+        if not self._of_states:
+            steps = [step for one in trajectories for step in one.steps]
+            token_ids = np.array([step.action.token_ids for step in steps], np.int64)
         prompts = [
-            ids for one in trajectories for ids in [judge.prompt(one.instruction)] * len(one.steps)
+            ids
+            for one, seen in zip(trajectories, images, strict=True)
+            for ids in [judge.prompt(one.instruction)] * len(seen)
         ]
         frames: list[Frame | ImageError] = []
         parts = []
         blank = np.zeros((judge.config.image_size, judge.config.image_size, 3), np.uint8)
-        for decoded in self._decoded([step.image for step in steps], batch):
+        for decoded in self._decoded(encoded, batch):
             some = slice(len(frames), len(frames) + batch)
             frames += decoded
             pixels = [blank if isinstance(frame, ImageError) else frame for frame in decoded]
             parts.append(judge.probabilities(np.stack(pixels), prompts[some], token_ids[some]))
-        stops = np.cumsum([len(one.steps) for one in trajectories])
+        stops = np.cumsum([len(seen) for seen in images])
         said = np.split(np.concatenate(parts), stops[:-1])
         broken = [
-            _broken(frames[stop - len(one.steps) : stop])
-            for one, stop in zip(trajectories, stops, strict=True)
+            _broken(frames[stop - len(seen) : stop], len(one.steps))
+            for one, seen, stop in zip(trajectories, images, stops, strict=True)
         ]
         return [
             Unscorable(found) if found else each for found, each in zip(broken, said, strict=True)
@@ -139,10 +161,10 @@ class RprmScorer:
         except ImageError as error:
             return error
 
-    def _scores(
-        self, outcome: rollout_pb2.RewardScores, probabilities: Floats
-    ) -> rollout_pb2.RewardScores:
-        dense = dense_rewards(probabilities, self._config.form, self._gamma)
+    def _scores(self, outcome: rollout_pb2.RewardScores, said: Floats) -> rollout_pb2.RewardScores:
+        if self._of_states and len(said) == len(outcome.sparse):
+            said = np.append(said, 0.0)  # nothing follows
+        dense = dense_rewards(said, self._config.form, self._gamma)
         total = np.array(outcome.sparse) + self._config.coefficient * dense
         return rollout_pb2.RewardScores(
             model=self.name,
@@ -181,21 +203,34 @@ class RprmScorer:
         self.version, self._judge, self._seen = version, judge, seen
 
 
-def _broken(frames: Sequence[Frame | ImageError]) -> list[tuple[str, str]]:
-    """Which of a trajectory's frames are no images."""
+def _broken(frames: Sequence[Frame | ImageError], steps: int) -> list[tuple[str, str]]:
+    """Which of a trajectory's frames, those of its steps and perhaps the last, are no images."""
     return [
-        (f"trajectory.steps[{number}].image", str(frame))
+        (
+            f"trajectory.steps[{number}].image" if number < steps else "trajectory.final_image",
+            str(frame),
+        )
         for number, frame in enumerate(frames)
         if isinstance(frame, ImageError)
     ]
 
 
-def dense_rewards(
-    probabilities: Floats, form: Literal["additive", "potential"], gamma: float
-) -> Floats:
-    """r_rprm [T] from P(the action leads somewhere) [T]; after the last step P is 0."""
+def dense_rewards(said: Floats, form: Literal["additive", "potential"], gamma: float) -> Floats:
+    """r_rprm [T] from what the judge says.
+
+        additive:   r_t = P(s_t, a_t)
+        potential:  r_t = gamma * Phi(s_{t+1}) - Phi(s_t)      (Ng, Harada and Russell, 1999)
+
+    The second leaves the best policy what it is, because it depends on states alone, and where an
+    end is none, because the last state's potential then counts (docs/decisions/0014).
+
+    Args:
+        said: additive: [T], P of each action; potential: [T + 1], Phi of each state, and last of
+            the one after the last action: 0 where nothing follows.
+        form: which.
+        gamma: the trainer's discount.
+    """
     if form == "additive":
-        return probabilities
-    following = np.append(probabilities[1:], 0.0)
-    shaped: Floats = gamma * following - probabilities
+        return said
+    shaped: Floats = gamma * said[1:] - said[:-1]
     return shaped

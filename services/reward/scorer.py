@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.reward.outcome import OutcomeScorer
-from vlarl.config import ConfigError, RewardConfig
+from vlarl.config import ConfigError, PpoConfig, RewardConfig
 from vlarl.rollout.v1 import rollout_pb2
 
 MAX_STEPS = 10_000
@@ -43,8 +43,8 @@ class Scorer(Protocol):
         """Scores of each trajectory; every list in a score has one entry for each step."""
 
 
-def build_scorer(config: RewardConfig, gamma: float) -> Scorer:
-    """The scorer that `reward.model` names; gamma: the trainer's discount.
+def build_scorer(config: RewardConfig, ppo: PpoConfig) -> Scorer:
+    """The scorer that `reward.model` names; ppo: how the trainer learns from its scores.
 
     Raises:
         FatalError: its checkpoint can't be used.
@@ -57,7 +57,7 @@ def build_scorer(config: RewardConfig, gamma: float) -> Scorer:
                 f'reward.model = "rprm" needs a package that isn\'t installed ({error}): '
                 "pip install 'vlarl[reward]'"
             ) from error
-        return RprmScorer(config, gamma)
+        return RprmScorer(config, ppo)
     return OutcomeScorer(config.success_reward)
 
 

@@ -13,7 +13,7 @@ import grpc
 from services.reward.metrics import RewardMetrics
 from services.reward.scorer import Unscorable, build_scorer
 from services.reward.worker import RewardWorker, ScoringDesk
-from vlarl.config import QueueConfig, RewardConfig, ServerConfig
+from vlarl.config import PpoConfig, QueueConfig, RewardConfig, ServerConfig
 from vlarl.queue import RolloutQueue
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
 from vlarl.rpc.errors import InvalidRequest
@@ -52,13 +52,13 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
 
 async def serve(
-    config: RewardConfig, gamma: float, queue_config: QueueConfig, server: ServerConfig
+    config: RewardConfig, ppo: PpoConfig, queue_config: QueueConfig, server: ServerConfig
 ) -> None:
-    """Serves until SIGTERM; what is in work then is finished, the rest handed back. gamma: the
-    trainer's discount.
+    """Serves until SIGTERM; what is in work then is finished, the rest handed back. ppo: how
+    the trainer learns from its scores.
     """
     rpc = RpcServer(server, [SERVICE])
-    desk = ScoringDesk(build_scorer(config, gamma), RewardMetrics(rpc.registry))
+    desk = ScoringDesk(build_scorer(config, ppo), RewardMetrics(rpc.registry))
     reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(desk), rpc.grpc)
     name = f"{socket.gethostname()}-{os.getpid()}"
     async with RolloutQueue(queue_config) as queue:

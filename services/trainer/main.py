@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from services.trainer.metrics import MetricsLog
 from services.trainer.publisher import Publisher, check_policy
 from services.trainer.queue_gauges import watched
 from services.trainer.ranks import LeadingRank, follow
+from services.trainer.reward_watch import hovering_pays
 from services.trainer.server import SERVICE, TrainerServicer
 from services.trainer.starts import record_start
 from services.trainer.status import RunStatus
@@ -32,6 +34,7 @@ from vlarl.queue import RolloutQueue
 from vlarl.rpc.server import RpcServer
 from vlarl.trainer.v1 import trainer_pb2_grpc
 
+_LOG = logging.getLogger(__name__)
 _DRAIN_SECONDS = 3.0
 
 
@@ -51,6 +54,8 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
         KeyboardInterrupt: SIGTERM or SIGINT came before the end.
     """
     with explained(run_dir), World.joined(config.trainer.threads) as world:
+        if world.first and (warning := hovering_pays(config)):
+            _LOG.warning("%s", warning)
         model = OpenVLAConfig.from_directory(config.policy.checkpoint)
         crop = config.policy.center_crop
         learner = Learner(

@@ -39,8 +39,10 @@ METRICS = {
     "dense_return_success": "the same, of the episodes that solved their task",
     "dense_return_failure": "the same, of the others",
     "dense_share": "share of all rewards, taken absolutely, that is dense",
-    "dense_success_correlation": "of an episode's dense return with its success, latest episodes",
-    "dense_length_correlation": "of an episode's dense return with its length, latest episodes",
+    "dense_success_correlation": "of an episode's dense return with its success, latest episodes; "
+    "of the additive form",
+    "dense_length_correlation": "of an episode's dense return with its length, latest episodes; "
+    "of the additive form",
     "evaluation_success_rate": "share of greedy episodes on official initial states that succeeded",
     "publish_pause_seconds": "longest time for which a policy replica could start no action",
     "gpu_memory_bytes": "most memory that rank 0's tensors took on its GPU so far; only on a GPU",

@@ -1,7 +1,9 @@
 """Watches for a policy that pleases the reward model without solving its tasks.
 
-Dense rewards can be farmed. Where they are earned honestly, an episode's sum of them goes with its
-success; so what is watched is their correlation over the latest episodes.
+Additive dense rewards can be farmed. Where they are earned honestly, an episode's sum of them goes
+with its success; so what is watched is their correlation over the latest episodes. The sum of the
+potential form is a matter of an episode's first and last state, whatever came between: it can't be
+farmed, and says nothing of success.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlarl.config import RewardConfig
+from vlarl.config import RewardConfig, RunConfig
 from vlarl.errors import FatalError
+from vlarl.libero import LIBERO_SUITES
 from vlarl.rollout.v1 import rollout_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -25,6 +28,51 @@ _FEWEST = 30
 
 class RewardHackedError(FatalError):
     """Dense rewards and success have parted."""
+
+
+def hovering_pays(config: RunConfig) -> str | None:
+    """What to say of a coefficient with which staying where the judge is pleased may be worth more
+    than success; None where it can't be, or where nobody knows how long an episode lasts.
+
+    A judge that says P of a state pays c * P for each action there. Discounted that sums to
+    c * P / (1 - gamma) where the value of what a limit cut stands for ever after, and to
+    c * P * (1 - gamma^N) / (1 - gamma) where N actions are all there is.
+    """
+    reward, ppo = config.reward, config.trainer.ppo
+    if reward.model != "rprm" or reward.form != "additive" or not reward.coefficient:
+        return None
+    until = "for ever"
+    actions = math.inf
+    if ppo.time_limit == "terminal":
+        if (limit := _actions_of_an_episode(config)) is None:
+            return None
+        actions, until = limit, f"for the {limit} actions of an episode"
+    weight = _sum_of_discounts(ppo.gamma, actions)
+    if reward.coefficient * weight <= reward.success_reward:
+        return None
+    bound = max(reward.success_reward, 0.0) / weight
+    lower = f"lower it to {bound:.2g} or less, or " if bound else ""
+    return (
+        f"reward.coefficient, {reward.coefficient:g}, makes hovering worth more than success where "
+        f"the reward model says more than {bound / reward.coefficient:.2g} {until} "
+        f"(reward.success_reward is {reward.success_reward:g}): {lower}set "
+        'reward.form = "potential" (docs/reward.md)'
+    )
+
+
+def _sum_of_discounts(gamma: float, actions: float) -> float:
+    """sum_{t < actions} gamma^t."""
+    if gamma == 1.0:
+        return actions
+    return float((1.0 - gamma**actions) / (1.0 - gamma))
+
+
+def _actions_of_an_episode(config: RunConfig) -> int | None:
+    """The most that it may have; None: the suite's own limit, which its simulators know alone."""
+    if config.tasks.max_actions:
+        return config.tasks.max_actions
+    steps = LIBERO_SUITES.get(config.tasks.suite)
+    return math.ceil(steps / config.env.action_repeat) if steps else None
 
 
 class RewardWatch:
@@ -61,6 +109,8 @@ class RewardWatch:
         for name, chosen in (("success", solved), ("failure", ~solved)):
             if chosen.any():
                 metrics[f"dense_return_{name}"] = float(returns[chosen].mean())
+        if self._config.form == "potential":
+            return metrics
         self._episodes += zip(returns.tolist(), solved.tolist(), lengths.tolist(), strict=True)
         returns, solved, lengths = np.array(self._episodes, dtype=np.float64).T
         with_success = correlation(returns, solved)

@@ -117,4 +117,4 @@ def reward(
 
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
-        asyncio.run(serve(run.reward, run.trainer.ppo.gamma, run.queue, server))
+        asyncio.run(serve(run.reward, run.trainer.ppo, run.queue, server))

@@ -128,11 +128,11 @@ class RewardConfig(Section):
     coefficient: float = Field(default=0.1, ge=0)
     """c of r = sparse + c * dense."""
     form: Literal["additive", "potential"] = "additive"
-    """What dense is. additive: P(the action leads somewhere), the paper's; potential:
-    gamma * P of the next step - P of this one, gamma the trainer's discount, which no loitering can
-    farm (Ng et al., 1999)."""
+    """What dense is. additive: P(the action leads somewhere), the paper's; potential: gamma * P of
+    the next state - P of this one, P being the model's word before any action and gamma the
+    trainer's discount, which no loitering can farm (Ng et al., 1999). See docs/decisions/0014."""
     watch_episodes: int = Field(default=200, ge=30)
-    """Latest training episodes over which the trainer correlates sums of dense rewards with
+    """Latest training episodes over which the trainer correlates sums of additive rewards with
     success: where they part, the policy farms the model."""
     warn_below: float = Field(default=0.1, ge=-1, le=1)
     """Correlation below which the run's log warns."""

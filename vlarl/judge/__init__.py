@@ -99,7 +99,8 @@ class Judge:
         Args:
             frames: prepared, uint8 [N, S, S, 3].
             prompts: N of them, of any lengths.
-            token_ids: [N, K], whole actions.
+            token_ids: [N, K], whole actions, or their first K tokens, as many of each. K = 0: what
+                it says of the states, before anything is done in them.
         """
         found = [np.zeros(0)]
         for start in range(0, len(frames), self._batch):

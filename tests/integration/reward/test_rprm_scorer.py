@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -20,7 +21,7 @@ pytest.importorskip("transformers")
 from services.reward.rprm import RprmScorer, dense_rewards  # noqa: E402
 from services.reward.scorer import Unscorable, build_scorer, score_all  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
-from vlarl.config import QueueConfig, RewardConfig  # noqa: E402
+from vlarl.config import PpoConfig, QueueConfig, RewardConfig  # noqa: E402
 from vlarl.openvla.config import ConfigError  # noqa: E402
 from vlarl.openvla.images import (  # noqa: E402
     PixelNormalizer,
@@ -41,6 +42,8 @@ from vlarl.rpc.errors import violations  # noqa: E402
 pytestmark = pytest.mark.torch
 FIRST_ACTION = 512
 GAMMA = 0.97
+PPO = PpoConfig(gamma=GAMMA)
+TERMINAL = PpoConfig(gamma=GAMMA, time_limit="terminal")
 
 
 def reward_model(folder: Path, seed: int, version: str) -> Path:
@@ -71,6 +74,7 @@ def trajectory(
             for _ in range(steps)
         ],
         outcome=rollout_pb2.OUTCOME_SUCCESS if success else rollout_pb2.OUTCOME_TIME_LIMIT,
+        final_image=encode_jpeg(drawn.integers(256, size=(40, 40, 3), dtype=np.uint8)),
     )
 
 
@@ -80,26 +84,36 @@ def config_for(checkpoint: Path, **changes: object) -> RewardConfig:
 
 
 def by_hand(checkpoint: Path, one: rollout_pb2.Trajectory) -> list[float]:
-    """A step at a time: the share of the positive word among the two, in the next token."""
+    """Of each action, a step at a time."""
+    return [
+        said(checkpoint, step.image, one.instruction, step.action.token_ids) for step in one.steps
+    ]
+
+
+def potentials_by_hand(checkpoint: Path, one: rollout_pb2.Trajectory) -> list[float]:
+    """Of each state and of the last one, before any token."""
+    frames = [*(step.image for step in one.steps), one.final_image]
+    return [said(checkpoint, frame, one.instruction, []) for frame in frames]
+
+
+def said(checkpoint: Path, image: bytes, instruction: str, tokens: Sequence[int]) -> float:
+    """The share of the positive word among the two, in the next token."""
     model, prompts = load_model(checkpoint), PromptBuilder(checkpoint)
     normalize = PixelNormalizer.from_directory(checkpoint)
-    ids, _ = pad_prompts([prompts.token_ids(one.instruction)], model.config.pad_token_id)
-    found = []
-    for step in one.steps:
-        frame = prepare_image(decode_image(step.image), 28, model.config.center_crop)
-        pixels = torch.from_numpy(normalize(frame[None]))
-        text = torch.cat([ids, torch.tensor([list(step.action.token_ids)])], dim=1)
-        with torch.inference_mode():
-            inputs = model.embed(model.image_tokens(pixels), text)
-            logits = model.language_model(inputs_embeds=inputs).logits[0, -1]
-        no, yes = (float(logits[token].exp()) for token in prompts.verdict_ids)
-        found.append(yes / (yes + no))
-    return found
+    ids, _ = pad_prompts([prompts.token_ids(instruction)], model.config.pad_token_id)
+    frame = prepare_image(decode_image(image), 28, model.config.center_crop)
+    pixels = torch.from_numpy(normalize(frame[None]))
+    text = torch.cat([ids, torch.tensor([list(tokens)], dtype=torch.long)], dim=1)
+    with torch.inference_mode():
+        inputs = model.embed(model.image_tokens(pixels), text)
+        logits = model.language_model(inputs_embeds=inputs).logits[0, -1]
+    no, yes = (float(logits[token].exp()) for token in prompts.verdict_ids)
+    return yes / (yes + no)
 
 
 def test_scores_are_the_probabilities_of_the_next_token(checkpoint: Path) -> None:
     solved, failed = trajectory(4), trajectory(3, seed=1, success=False, instruction="go")
-    first, second = RprmScorer(config_for(checkpoint), GAMMA).score([solved, failed])
+    first, second = RprmScorer(config_for(checkpoint), PPO).score([solved, failed])
     assert isinstance(first, rollout_pb2.RewardScores)
     assert isinstance(second, rollout_pb2.RewardScores)
     for one, scores in ((solved, first), (failed, second)):
@@ -115,41 +129,61 @@ def test_scores_are_the_probabilities_of_the_next_token(checkpoint: Path) -> Non
 
 def test_batches_do_not_change_what_is_said(checkpoint: Path) -> None:
     many = [trajectory(2 + number, seed=number) for number in range(4)]
-    together = RprmScorer(config_for(checkpoint), GAMMA).score(many)
-    apart = [
-        RprmScorer(config_for(checkpoint, batch_steps=3), GAMMA).score([one])[0] for one in many
-    ]
+    together = RprmScorer(config_for(checkpoint), PPO).score(many)
+    apart = [RprmScorer(config_for(checkpoint, batch_steps=3), PPO).score([one])[0] for one in many]
     for one, other in zip(together, apart, strict=True):
         assert isinstance(one, rollout_pb2.RewardScores)
         assert isinstance(other, rollout_pb2.RewardScores)
         assert list(one.dense) == pytest.approx(list(other.dense), abs=1e-6)
 
 
-def test_both_forms_by_hand(checkpoint: Path) -> None:
+def test_both_forms_by_hand() -> None:
     said = np.array([0.2, 0.6, 0.5])
     assert dense_rewards(said, "additive", 0.9).tolist() == said.tolist()
-    expected = [0.9 * 0.6 - 0.2, 0.9 * 0.5 - 0.6, -0.5]
+    expected = [0.9 * 0.6 - 0.2, 0.9 * 0.5 - 0.6]
     assert dense_rewards(said, "potential", 0.9).tolist() == pytest.approx(expected)
-    one = trajectory(3)
-    (plain,) = RprmScorer(config_for(checkpoint), GAMMA).score([one])
-    (shaped,) = RprmScorer(config_for(checkpoint, form="potential"), GAMMA).score([one])
-    assert isinstance(plain, rollout_pb2.RewardScores)
-    assert isinstance(shaped, rollout_pb2.RewardScores)
-    wanted = dense_rewards(np.array(plain.dense), "potential", GAMMA)
-    assert list(shaped.dense) == pytest.approx(wanted.tolist(), abs=1e-6)
 
 
-def test_shaping_pays_the_same_whatever_happens_on_the_way() -> None:
-    """The discounted sum telescopes to minus the first potential: loitering earns nothing."""
-    drawn = np.random.default_rng(0)
-    for steps in (1, 5, 50):
-        said = np.concatenate([[0.3], drawn.uniform(size=steps)])
-        rewards = dense_rewards(said, "potential", 0.97)
-        assert (0.97 ** np.arange(len(said)) * rewards).sum() == pytest.approx(-0.3)
+@pytest.mark.parametrize(
+    ("success", "ppo", "goes_on"),
+    [(True, PPO, False), (True, TERMINAL, False), (False, PPO, True), (False, TERMINAL, False)],
+)
+def test_a_potential_is_of_states_and_ends_as_the_trainers_values_do(
+    checkpoint: Path, success: bool, ppo: PpoConfig, goes_on: bool
+) -> None:
+    one = trajectory(3, success=success)
+    (scores,) = RprmScorer(config_for(checkpoint, form="potential"), ppo).score([one])
+    assert isinstance(scores, rollout_pb2.RewardScores)
+    *states, last = potentials_by_hand(checkpoint, one)
+    potentials = [*states, last if goes_on else 0.0]
+    wanted = [GAMMA * after - now for now, after in itertools.pairwise(potentials)]
+    assert list(scores.dense) == pytest.approx(wanted, abs=1e-5)
+    assert list(scores.total) == pytest.approx(
+        [0.5 * dense + sparse for dense, sparse in zip(wanted, scores.sparse, strict=True)],
+        abs=1e-5,
+    )
+    assert max(potentials) - min(states) > 1e-4, "it sees no difference between states"
+    for step in one.steps:
+        step.action.token_ids[:] = [FIRST_ACTION] * 7
+    assert RprmScorer(config_for(checkpoint, form="potential"), ppo).score([one]) == [scores]
+
+
+def test_a_cut_state_that_cannot_be_judged_is_named(checkpoint: Path) -> None:
+    """Only where it counts."""
+    bare, broken = trajectory(2, success=False), trajectory(2, success=False)
+    bare.final_image = b""
+    broken.final_image = broken.final_image[:100]
+    shaped = config_for(checkpoint, form="potential")
+    for result in score_all(RprmScorer(shaped, PPO), [bare, broken]):
+        assert isinstance(result, Unscorable)
+        assert [field for field, _ in result.problems] == ["trajectory.final_image"]
+    for scorer in (RprmScorer(shaped, TERMINAL), RprmScorer(config_for(checkpoint), PPO)):
+        for result in score_all(scorer, [bare, broken]):
+            assert isinstance(result, rollout_pb2.RewardScores)
 
 
 def test_what_cannot_be_judged_is_named_and_the_rest_is_scored(checkpoint: Path) -> None:
-    scorer = RprmScorer(config_for(checkpoint), GAMMA)
+    scorer = RprmScorer(config_for(checkpoint), PPO)
     other, broken, silent, bare = (trajectory(2, seed=n) for n in range(4))
     other.steps[1].action.token_ids[3] = 31744
     broken.steps[0].image = broken.steps[0].image[:100]
@@ -173,7 +207,7 @@ def test_what_cannot_be_judged_is_named_and_the_rest_is_scored(checkpoint: Path)
 
 def test_another_model_is_taken_up_between_two_batches(tmp_path: Path) -> None:
     here = reward_model(tmp_path / "here", 1, "one")
-    scorer = RprmScorer(config_for(here), GAMMA)
+    scorer = RprmScorer(config_for(here), PPO)
     one = trajectory(3)
     (before,) = scorer.score([one])
     assert scorer.score([one]) == [before]
@@ -202,7 +236,7 @@ def test_a_policy_is_no_reward_model(tmp_path: Path) -> None:
     folder = reward_model(tmp_path / "policy", 1, "one")
     (folder / "reward_model.json").unlink()
     with pytest.raises(ConfigError, match="is no reward model"):
-        build_scorer(config_for(folder), GAMMA)
+        build_scorer(config_for(folder), PPO)
     with pytest.raises(ValueError, match=r"needs reward\.checkpoint"):
         RewardConfig(model="rprm")
 

@@ -24,7 +24,7 @@ from tests.integration.trainer.demonstrated import write_dataset  # noqa: E402
 from tests.integration.trainer.image_text_models import tiny_llava  # noqa: E402
 from tests.integration.trainer.test_reward_training import config_for, demonstrations  # noqa: E402
 from vlarl.cli import app  # noqa: E402
-from vlarl.config import RewardConfig, RewardModelConfig, save_config  # noqa: E402
+from vlarl.config import PpoConfig, RewardConfig, RewardModelConfig, save_config  # noqa: E402
 from vlarl.judge import Judge  # noqa: E402
 from vlarl.judge.image_text import ImageTextReader, load_image_text  # noqa: E402
 from vlarl.openvla.checkpoint import CheckpointReader, NotFiniteError  # noqa: E402
@@ -69,17 +69,20 @@ def test_verdicts_are_the_librarys_own_next_tokens(judge_folder: Path) -> None:
     prompts = [judge.prompt(text) for text in texts]
     assert len({len(prompt) for prompt in prompts}) == 3
     said = judge.probabilities(frames, prompts, actions)
+    of_states = judge.probabilities(frames, prompts, actions[:, :0])
 
     model, reader = load_image_text(judge_folder, torch.float32), ImageTextReader(judge_folder, 28)
     no, yes = reader.verdict_ids
     assert reader._tokenizer.convert_ids_to_tokens([no, yes]) == ["no", "yes"]
     for one in range(3):
-        ids = torch.tensor([prompts[one] + (actions[one] - FIRST_ACTION + FIRST_WORD).tolist()])
+        taken = (actions[one] - FIRST_ACTION + FIRST_WORD).tolist()
         pixels = reader._processor.image_processor([frames[one]], return_tensors="pt")
-        with torch.inference_mode():
-            logits = model(input_ids=ids, pixel_values=pixels["pixel_values"]).logits[0, -1]
-        expected = float(torch.sigmoid(logits[yes] - logits[no]))
-        assert said[one] == pytest.approx(expected, abs=1e-6)
+        for tokens, found in ((taken, said), ([], of_states)):
+            ids = torch.tensor([prompts[one] + tokens])
+            with torch.inference_mode():
+                logits = model(input_ids=ids, pixel_values=pixels["pixel_values"]).logits[0, -1]
+            expected = float(torch.sigmoid(logits[yes] - logits[no]))
+            assert found[one] == pytest.approx(expected, abs=1e-6)
     assert np.ptp(said) > 1e-4
     assert prompts[2].count(reader._tokenizer.convert_tokens_to_ids("<image>")) == 4, (
         "a frame of 28 pixels is four patches, and a typed <image> none"
@@ -108,7 +111,7 @@ def test_it_learns_and_is_served(llava: Path, checkpoint: Path, tmp_path: Path) 
 
     one = trajectory(5)
     reward = {"model": "rprm", "checkpoint": made, "coefficient": 0.5, "dtype": "float32"}
-    (scores,) = RprmScorer(RewardConfig.model_validate(reward), 0.99).score([one])
+    (scores,) = RprmScorer(RewardConfig.model_validate(reward), PpoConfig()).score([one])
     judge = Judge(made)
     frames = np.stack([judge.frame(step.image) for step in one.steps])
     tokens = np.array([step.action.token_ids for step in one.steps], np.int64)

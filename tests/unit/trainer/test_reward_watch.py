@@ -13,8 +13,9 @@ from services.trainer.reward_watch import (
     RewardHackedError,
     RewardWatch,
     correlation,
+    hovering_pays,
 )
-from vlarl.config import RewardConfig
+from vlarl.config import RewardConfig, RunConfig
 from vlarl.rollout.v1 import rollout_pb2
 
 pytestmark = pytest.mark.torch
@@ -83,3 +84,69 @@ def test_a_few_episodes_say_too_little(caplog: pytest.LogCaptureFixture) -> None
     watch = RewardWatch(RewardConfig(stop_below=0.9))
     assert watch.record(farmed(20))["dense_success_correlation"] < 0
     assert not caplog.records
+
+
+def test_sums_that_telescope_say_nothing_of_farming(caplog: pytest.LogCaptureFixture) -> None:
+    watch = RewardWatch(RewardConfig(form="potential", stop_below=0.9))
+    found = watch.record(farmed(60))
+    assert "dense_return" in found
+    assert not {name for name in found if name.endswith("correlation")}
+    assert not caplog.records
+
+
+def run_with(
+    coefficient: float, time_limit: str = "bootstrap", gamma: float = 0.99, **reward: object
+) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "reward": {"model": "rprm", "checkpoint": "rewards/reach", "coefficient": coefficient}
+            | reward,
+            "trainer": {"ppo": {"time_limit": time_limit, "gamma": gamma}},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "bound"),
+    [
+        (run_with(0.0101), "lower it to 0.01 or less"),  # 1 / (1 - 0.99) = 100
+        (run_with(0.0099), None),
+        (run_with(0.0101, success_reward=2.0), None),
+        (run_with(0.021, success_reward=2.0), "lower it to 0.02 or less"),
+        (run_with(1e-9, gamma=1.0), "set reward.form"),  # what lasts for ever is worth anything
+        (run_with(0.0, gamma=1.0), None),
+        (run_with(5.0, form="potential"), None),
+        (run_with(5.0, model="outcome"), None),
+    ],
+)
+def test_it_warns_where_hovering_for_ever_is_worth_more_than_success(
+    config: RunConfig, bound: str | None
+) -> None:
+    found = hovering_pays(config)
+    assert (found is None) == (bound is None)
+    if bound is not None:
+        assert bound in str(found)
+
+
+def limited(coefficient: float, gamma: float, **changes: object) -> RunConfig:
+    config = run_with(coefficient, "terminal", gamma)
+    return config.model_validate(config.model_dump() | changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "warns"),
+    [
+        # 1 + 0.5 + 0.25 = 1.75, and 1 / 1.75 = 0.571.
+        (limited(0.58, 0.5, tasks={"max_actions": 3}), True),
+        (limited(0.57, 0.5, tasks={"max_actions": 3}), False),
+        # LIBERO's own limit: 220 control steps, five an action, and 1 / 44 = 0.02273.
+        (limited(0.0228, 1.0, env={"action_repeat": 5}), True),
+        (limited(0.0227, 1.0, env={"action_repeat": 5}), False),
+        # The suite's own limit, which nobody here knows.
+        (limited(5.0, 1.0, tasks={"suite": "reach"}), False),
+    ],
+)
+def test_where_the_limit_is_an_end_the_actions_until_then_count(
+    config: RunConfig, warns: bool
+) -> None:
+    assert (hovering_pays(config) is not None) == warns

@@ -25,10 +25,15 @@ def reward_panels(groups: Sequence[Group]) -> list[Panel]:
         )
         for number, group in enumerate(rewarded)
     ]
+    # Nobody watches potentials, which can't be farmed.
+    watched = [g for g in rewarded if any(run.has("dense_success_correlation") for run in g.runs)]
+    if watched:
+        panels += [
+            draw("dense-success", "Does it go with success?", lambda axes: _success(axes, watched)),
+            draw("dense-length", "Does it go with length?", lambda axes: _length(axes, watched)),
+        ]
     return [
         *panels,
-        draw("dense-success", "Does it go with success?", lambda axes: _success(axes, rewarded)),
-        draw("dense-length", "Does it go with length?", lambda axes: _length(axes, rewarded)),
         draw("dense-share", "Share of all rewards", lambda axes: _share(axes, rewarded)),
     ]
 

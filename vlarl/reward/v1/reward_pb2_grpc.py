@@ -56,7 +56,8 @@ class RewardServiceServicer:
         queue.
 
         - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
-        model needs them.
+        model needs them: of each step, and the final one where rewards are a potential's and the
+        step limit isn't an end (`trainer.ppo.time_limit`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

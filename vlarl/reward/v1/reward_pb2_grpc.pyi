@@ -38,7 +38,8 @@ class RewardServiceStub:
     queue.
 
     - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
-      model needs them.
+      model needs them: of each step, and the final one where rewards are a potential's and the
+      step limit isn't an end (`trainer.ppo.time_limit`).
     """
     GetRewardModel: _grpc.UnaryUnaryMultiCallable[_reward_pb2.GetRewardModelRequest, _reward_pb2.GetRewardModelResponse]
     """GetRewardModel describes the model that scores."""
@@ -53,7 +54,8 @@ class RewardServiceAsyncStub(RewardServiceStub):
     queue.
 
     - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
-      model needs them.
+      model needs them: of each step, and the final one where rewards are a potential's and the
+      step limit isn't an end (`trainer.ppo.time_limit`).
     """
     GetRewardModel: _aio.UnaryUnaryMultiCallable[_reward_pb2.GetRewardModelRequest, _reward_pb2.GetRewardModelResponse]  # type: ignore[assignment]
     """GetRewardModel describes the model that scores."""
@@ -71,7 +73,8 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         queue.
 
         - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
-          model needs them.
+          model needs them: of each step, and the final one where rewards are a potential's and the
+          step limit isn't an end (`trainer.ppo.time_limit`).
         """
 
     @_abc_1.abstractmethod
