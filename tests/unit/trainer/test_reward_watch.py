@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
+from services.trainer.main import run
 from services.trainer.reward_watch import (
     RewardHackedError,
     RewardWatch,
@@ -16,6 +18,7 @@ from services.trainer.reward_watch import (
     hovering_pays,
 )
 from vlarl.config import RewardConfig, RunConfig
+from vlarl.errors import FatalError
 from vlarl.rollout.v1 import rollout_pb2
 
 pytestmark = pytest.mark.torch
@@ -150,3 +153,13 @@ def test_where_the_limit_is_an_end_the_actions_until_then_count(
     config: RunConfig, warns: bool
 ) -> None:
     assert (hovering_pays(config) is not None) == warns
+
+
+def test_the_trainer_says_it_before_anything_is_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = run_with(0.1)
+    absent = config.policy.model_copy(update={"checkpoint": tmp_path / "none"})
+    with caplog.at_level(logging.WARNING), pytest.raises(FatalError, match="none"):
+        run(config.model_copy(update={"policy": absent}), tmp_path)
+    assert "reward.coefficient, 0.1, makes hovering worth more than success" in caplog.text
