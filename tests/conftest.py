@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -98,3 +98,25 @@ async def queue(valkey: Valkey) -> AsyncIterator[RolloutQueue]:
     """A rollout queue on that server."""
     async with RolloutQueue(QueueConfig(url=valkey.url)) as opened:
         yield opened
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[Path, int], None]]:
+    """Makes a folder a file system of its own, of so many MiB."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, mebibytes: int) -> None:
+        if shutil.which("mount") is None:
+            pytest.skip("mount isn't installed")
+        folder.mkdir(parents=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a small file system can't be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+
+    try:
+        yield mount
+    finally:
+        for folder in mounted:
+            subprocess.run(["umount", str(folder)], check=True)

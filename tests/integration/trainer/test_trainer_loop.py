@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,45 @@ async def test_a_killed_trainer_goes_on_as_if_nothing_had_happened(
     _, calm = load_checkpoint(latest_checkpoint(tmp_path / "calm/checkpoints"))
     _, killed = load_checkpoint(latest_checkpoint(tmp_path / "killed/checkpoints"))
     assert all(torch.equal(calm[key], killed[key]) for key in calm)
+
+
+async def test_a_trainer_whose_disk_fills_up_goes_on_as_if_nothing_had_happened(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey, small_disk: Callable[[Path, int], None]
+) -> None:
+    """One sentence, the last checkpoint and the queue: that is all it takes."""
+    rows, learned = {}, {}
+    for name in ("calm", "full"):
+        policy = StandInPolicy(checkpoint)
+        run_dir = tmp_path / name
+        async with (
+            RolloutQueue(QueueConfig(url=valkey.url)) as queue,
+            serving(policy) as address,
+            working(queue, policy) as ran,
+        ):
+            write_config(run_dir, checkpoint, valkey.url, address)
+            checkpoints = run_dir / "checkpoints"
+            if name == "full":
+                small_disk(checkpoints, 32)
+                trainer = await start_trainer(run_dir)
+                while latest_checkpoint(checkpoints) is None:
+                    assert trainer.returncode is None, (run_dir / "log.txt").read_text()[-3000:]
+                    await asyncio.sleep(0.02)
+                (filling := checkpoints / "filling").touch()
+                with pytest.raises(OSError, match="No space left"):
+                    filling.write_bytes(bytes(32 * 2**20))
+                assert await asyncio.wait_for(trainer.wait(), 100) == 1
+                said = (run_dir / "log.txt").read_text()
+                assert f"error: {checkpoints}: its disk has no room for the checkpoint iter" in said
+                assert "Traceback" not in said
+                assert not list(checkpoints.glob(".*")), "what was begun takes no room"
+                filling.unlink()
+            await train_to_the_end(run_dir)
+            assert not await queue.outstanding(name)
+        assert len(set(ran)) == len(ran), "an episode that was in the queue was ordered again"
+        rows[name] = read_metrics(run_dir)
+        _, learned[name] = load_checkpoint(latest_checkpoint(checkpoints))
+    assert rows["full"] == rows["calm"]
+    assert all(torch.equal(learned["calm"][key], learned["full"][key]) for key in learned["calm"])
 
 
 async def test_a_given_up_episode_is_missing_and_the_batch_goes_on(
