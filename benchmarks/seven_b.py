@@ -291,6 +291,8 @@ def fine_tune(table: Report, checkpoint: Path, directory: Path) -> None:
     torch.cuda.empty_cache()
     pixels = np.random.default_rng(1)
     frames = [pixels.integers(256, size=(256, 256, 3), dtype=np.uint8) for _ in range(64)]
+    actions = pixels.uniform(-1, 1, size=(64, 7)).astype(np.float32)
+    actions[:, 6] = actions[:, 6] > 0
     write_task(
         directory / "data",
         Capture("agentview", 256, None, "faithful", 1),
@@ -299,7 +301,7 @@ def fine_tune(table: Report, checkpoint: Path, directory: Path) -> None:
             index=0,
             instruction=INSTRUCTION,
             frames=Frames.of([encode_jpeg(frame) for frame in frames]),
-            actions=pixels.uniform(-1, 1, size=(64, 7)).astype(np.float32),
+            actions=actions,
             episodes=np.repeat(np.arange(8, dtype=np.int32), 8),
             poses=np.zeros((64, 2), np.float32),
             pose_names=("bowl_x", "bowl_y"),

@@ -26,6 +26,10 @@ from vlarl.errors import FatalError
 from vlarl.files import share
 from vlarl.invocation import invocation
 
+LARGEST_ACTION = 1.001
+"""Beyond it a movement isn't what the arm did: the simulator cuts at 1. A float32 may be a hair
+off."""
+
 FORMAT = 1
 _DESCRIPTION = "dataset.json"
 _MAY_LACK = ("placements", "succeeded")
@@ -204,6 +208,13 @@ def describe_dataset(directory: Path, capture: Capture) -> None:
         partial.replace(description)
 
 
+def abandon_dataset(directory: Path, *, keep_folder: bool) -> None:
+    """Takes back the description of a dataset to which no task was added."""
+    (directory / _DESCRIPTION).unlink(missing_ok=True)
+    if not keep_folder:
+        directory.rmdir()
+
+
 def write_task(directory: Path, capture: Capture, samples: TaskSamples, part: str = "") -> Path:
     """Adds a task, or a part of one, to a dataset, or replaces it.
 
@@ -249,6 +260,18 @@ def read_dataset(directory: Path) -> Dataset:
     return Dataset(capture, [_read_task(file) for file in files])
 
 
+def check_dataset(directory: Path) -> None:
+    """Looks at all of a folder's dataset but its frames, in a moment.
+
+    Raises:
+        DatasetError: no dataset is here, a file is broken, or holds what no demonstration can.
+    """
+    _, files = find_dataset(directory)
+    tasks = [_read_task(file, with_frames=False) for file in files]
+    if not any(len(task.frames) for task in tasks):
+        raise DatasetError(f"{directory} holds no sample: make it anew from other demonstrations")
+
+
 def find_dataset(directory: Path) -> tuple[Capture, list[Path]]:
     """How a folder's dataset was captured, and the files of its tasks, by name; none is read.
 
@@ -262,7 +285,8 @@ def find_dataset(directory: Path) -> tuple[Capture, list[Path]]:
             f"{directory}: no dataset here ({_DESCRIPTION} is missing); make one with {convert}"
         )
     capture = _read_capture(description)
-    files = sorted(directory.glob("*.safetensors"))
+    found = sorted(directory.glob("*.safetensors"))
+    files = [file for file in found if not file.name.startswith(".")]  # as macOS leaves behind
     if not files:
         raise DatasetError(f"{directory} holds no task yet; fill it with {convert}")
     return capture, files
@@ -279,16 +303,21 @@ def _read_capture(path: Path) -> Capture:
         raise DatasetError(f"{path} can't be read: {error!r}") from error
 
 
-def _read_task(path: Path) -> TaskSamples:
+def _read_task(path: Path, *, with_frames: bool = True) -> TaskSamples:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata()
             further = {*_MAY_LACK} & {*file.keys()}
-            return TaskSamples(
+            (size,) = file.get_slice("frames").get_shape()
+            offsets = file.get_tensor("frame_offsets")
+            if not _divides(offsets, size):
+                raise DatasetError(f"{path}: its frames are damaged; make it anew")
+            buffer = file.get_tensor("frames") if with_frames else np.zeros(0, np.uint8)
+            samples = TaskSamples(
                 suite=metadata["suite"],
                 index=int(metadata["index"]),
                 instruction=metadata["instruction"],
-                frames=Frames(file.get_tensor("frames"), file.get_tensor("frame_offsets")),
+                frames=Frames(buffer, offsets),
                 actions=file.get_tensor("actions"),
                 episodes=file.get_tensor("episodes"),
                 poses=file.get_tensor("poses"),
@@ -298,6 +327,39 @@ def _read_task(path: Path) -> TaskSamples:
             )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} can't be read: {error!r}; make it anew") from error
+    if samples.succeeded is None:
+        _check_demonstrated(path, samples.actions)
+    return samples
+
+
+def _divides(offsets: NDArray[np.int64], size: int) -> bool:
+    """Whether offsets divide a buffer of so many bytes into frames."""
+    return bool(
+        offsets.ndim == 1
+        and len(offsets)
+        and offsets[0] == 0
+        and offsets[-1] == size
+        and (np.diff(offsets) >= 0).all()
+    )
+
+
+def _check_demonstrated(path: Path, actions: NDArray[np.float32]) -> None:
+    """Refuses actions [N, 7] that no demonstration can have. A policy's own may be anything: the
+    simulator rounds and cuts them.
+    """
+    if not len(actions):
+        return
+    gripper = actions[:, 6]
+    if not np.isclose(gripper, np.round(np.clip(gripper, 0, 1)), atol=1e-3).all():
+        raise DatasetError(
+            f"{path} has gripper commands that are neither 0 (closed) nor 1 (open), from "
+            f"{gripper.min():g} to {gripper.max():g}: convert the demonstrations again"
+        )
+    if (largest := float(np.abs(actions[:, :6]).max())) > LARGEST_ACTION:
+        raise DatasetError(
+            f"{path} has actions of up to {largest:.3g}, though the arm executes 1 at most: "
+            "convert the demonstrations again"
+        )
 
 
 def _read_motion(file: Any) -> Motion | None:  # noqa: ANN401 - safetensors' handle is untyped

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -148,7 +150,9 @@ def expert(
 
 @app.command()
 def convert(
-    demos: Annotated[Path, typer.Argument(help="An .hdf5 file, or a folder of them.")],
+    demos: Annotated[
+        Path, typer.Argument(help="An .hdf5 or .h5 file, or a folder of them and of folders.")
+    ],
     out: Annotated[Path, typer.Option(help="The dataset's folder.")],
     camera: Annotated[str, typer.Option(help="Camera in the scene.")] = "agentview",
     size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the frame, pixels.")] = 256,
@@ -159,20 +163,49 @@ def convert(
         int | None,
         typer.Option(min=1, help="Control steps of the policy's actions; default: the files'."),
     ] = None,
+    task: Annotated[
+        str, typer.Option(metavar="SUITE/NUMBER", help="The file's task, where it doesn't say.")
+    ] = "",
+    gripper: Annotated[
+        Literal["closed-is-1", "open-is-1"] | None,
+        typer.Option(help="What the gripper's 1 means; default: as the recorded fingers tell."),
+    ] = None,
+    clip: Annotated[
+        bool, typer.Option("--clip", help="Cut movements off at 1, as the simulator does.")
+    ] = False,
+    action_scale: Annotated[
+        str,
+        typer.Option(
+            metavar="FACTOR[,ROTATION]", help="Multiplies movements, e.g. 20,2 of metres, radians."
+        ),
+    ] = "",
+    keep_failures: Annotated[
+        bool, typer.Option("--keep-failures", help="Take episodes that miss the goal, too.")
+    ] = False,
+    trust_actions: Annotated[
+        bool,
+        typer.Option("--trust-actions", help="Take actions that the hand's motion contradicts."),
+    ] = False,
     profile: Profile = "fast",
     processes: Processes = 2,
     bddl: OwnSuites = None,
 ) -> None:
     """Make a dataset for `vlarl sft`: render what the policy would have seen before each action.
 
-    Takes what `vlarl demos collect` writes, and LIBERO's own files. May be stopped at any time.
+    Takes what `vlarl demos collect` writes, LIBERO's own files, files regenerated from them, and
+    robomimic's, where their task is known. What their numbers mean is told from how hand and
+    fingers moved; what can't be told is refused. A demonstration that can't be used is left out
+    and named. May be stopped at any time.
     """
     from services.env.demonstrations.converting import common_repeat, convert, find_sources
+    from services.env.demonstrations.examining import Terms
     from services.env.demonstrations.orders import Settings
 
     with one_sentence_errors():
+        cut = _crop(crop, size)
+        terms = Terms(gripper, clip, _scale(action_scale), keep_failures, trust_actions)
         catalog, folders = _catalog(bddl)
-        sources = find_sources(demos, catalog)
+        sources = find_sources(demos, catalog, terms, _task(catalog, task) if task else None)
         settings = Settings(
             job="render",
             profile=profile,
@@ -180,10 +213,53 @@ def convert(
             action_repeat=common_repeat(sources, action_repeat),
             camera=camera,
             render_size=size,
-            crop=_crop(crop, size),
+            crop=cut,
         )
-        asyncio.run(convert(sources, settings, out, processes))
+        for source in sources:
+            say(source.words(), stderr=True)
+            _tell(source.file, source.examined.left_out)
+        done = asyncio.run(convert(sources, settings, out, processes, keep_failures=keep_failures))
+        for file, found in done.left_out.items():
+            _tell(file, found)
+        left = sum(len(source.examined.left_out) for source in sources)
+        left += sum(map(len, done.left_out.values()))
+        if left:
+            of = sum(len(source.examined.header.demos) for source in sources)
+            say(f"left out {left} of {of} demonstrations", stderr=True)
         say(str(out))
+
+
+def _tell(file: Path, left_out: Mapping[str, str]) -> None:
+    """Names what is left out of a file."""
+    for reason in left_out.values():
+        say(f"left out: {file.name}: {reason}", stderr=True)
+
+
+def _task(catalog: TaskCatalog, text: str) -> SuiteTask:
+    from services.env.suites import UnknownTaskError
+
+    suite, _, number = text.partition("/")
+    if not number.isdecimal():
+        raise ConfigError(f"--task is SUITE/NUMBER, e.g. libero_spatial/0, not {text!r}")
+    try:
+        return catalog.find(suite, int(number))
+    except UnknownTaskError as error:
+        raise ConfigError(f"--task {text}: {error}") from error
+
+
+def _scale(text: str) -> tuple[float, float]:
+    """Factors of translation and rotation."""
+    if not text:
+        return 1.0, 1.0
+    try:
+        factors = [float(part) for part in text.split(",")]
+    except ValueError:
+        factors = []
+    if len(factors) not in (1, 2) or not all(0 < factor < math.inf for factor in factors):
+        raise ConfigError(
+            f"--action-scale is one positive number or two with a comma, not {text!r}"
+        )
+    return factors[0], factors[-1]
 
 
 def _catalog(bddl: list[str] | None) -> tuple[TaskCatalog, dict[str, Path]]:

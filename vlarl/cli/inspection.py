@@ -30,7 +30,10 @@ def inspect(
     from services.env.demonstrations.inspection import filmed, summaries
 
     with one_sentence_errors():
-        for table in _tables(summaries(path)):
+        found = summaries(path)
+        for note in [note for summary in found for note in summary.notes]:
+            say(note, stderr=True)
+        for table in _tables(found):
             show(table)
         if out is None:
             return

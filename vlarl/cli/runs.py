@@ -96,11 +96,11 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
     Raises:
         FatalError: something is missing, or doesn't go together.
     """
-    from vlarl.demonstrations import find_dataset
+    from vlarl.demonstrations import check_dataset
     from vlarl.openvla.folder import check_folder, check_whole, is_openvla
 
     for folder in settings.data.datasets:
-        find_dataset(folder)
+        check_dataset(folder)
     if isinstance(settings, SftConfig):
         if settings.checkpoint is not None:
             check_folder(settings.checkpoint)

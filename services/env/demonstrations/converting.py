@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from services.env.demonstrations.crew import run_crew
+from services.env.demonstrations.examining import Examined, Terms, examine
 from services.env.demonstrations.hdf5 import DemoFileError, Header, demo_files, read_header
-from services.env.demonstrations.orders import Answer, RenderOrder, Settings
+from services.env.demonstrations.orders import Answer, RenderOrder, SceneError, Settings
 from services.env.demonstrations.parts import RenderedEpisode, load_rendered
 from services.env.demonstrations.progress import TaskBars
 from services.env.suites import SuiteTask, TaskCatalog
@@ -21,10 +23,12 @@ from vlarl.demonstrations import (
     Frames,
     Motion,
     TaskSamples,
+    abandon_dataset,
     describe_dataset,
     task_file,
     write_task,
 )
+from vlarl.libero import base_suite
 
 PARTS = ".parts"
 """Folder of rendered episodes within the dataset's folder."""
@@ -35,43 +39,111 @@ class Source:
     """A file of demonstrations and its task."""
 
     file: Path
-    header: Header
+    examined: Examined
     task: SuiteTask
 
+    @property
+    def demos(self) -> tuple[str, ...]:
+        """Those that can be used, as far as can be told without a scene."""
+        return self.examined.demos
 
-def find_sources(path: Path, catalog: TaskCatalog) -> list[Source]:
-    """The files at a path, and which task each belongs to.
+    def words(self) -> str:
+        """What was recognised, for people."""
+        of, left = len(self.examined.header.demos), len(self.examined.left_out)
+        few = f"demonstrations: {of}" + (f", left out: {left}" if left else "")
+        told = f"{self.examined.conventions.words()} ({self.examined.told_by})"
+        return f"{self.file.name}: {self.task.suite} task {self.task.index}, {few}; {told}"
+
+
+def find_sources(
+    path: Path, catalog: TaskCatalog, terms: Terms, task: SuiteTask | None = None
+) -> list[Source]:
+    """The files at a path, which task each belongs to, and which of its demonstrations can be used.
+
+    Args:
+        path: A file or a folder.
+        catalog: All tasks.
+        terms: How files are read where they don't say.
+        task: The task of the only file; none: as the file says.
 
     Raises:
-        DemoFileError: a file can't be read, or is of a task that nobody knows.
+        DemoFileError: a file can't be used, or is of a task that nobody knows.
     """
-    sources: list[Source] = []
-    for file in demo_files(path):
-        header = read_header(file)
-        task = _task_of(file, header, catalog)
-        if twin := next((source for source in sources if source.task == task), None):
-            raise DemoFileError(
-                f"{file} and {twin.file} are of the same task, {task.suite} {task.index}: convert "
-                "them into two datasets"
+    files, sources = demo_files(path), list[Source]()
+    if task is not None and len(files) > 1:
+        raise DemoFileError(f"--task is for one file, and {path} holds {len(files)}")
+    faults: list[str] = []
+    for file in files:
+        try:
+            header = read_header(file)
+            its_task = task or task_of(file, header, catalog)
+            source = Source(
+                file.resolve(), _in_scene(file, examine(file, terms), its_task), its_task
             )
-        sources.append(Source(file.resolve(), header, task))
+        except DemoFileError as error:
+            faults.append(str(error))
+            continue
+        if twin := next((one for one in sources if one.task == its_task), None):
+            raise DemoFileError(
+                f"{file} and {twin.file} are of the same task, {its_task.suite} "
+                f"{its_task.index}: convert them into two datasets"
+            )
+        sources.append(source)
+    if faults:
+        raise DemoFileError("\n".join(faults))
     return sources
 
 
-def _task_of(file: Path, header: Header, catalog: TaskCatalog) -> SuiteTask:
+def task_of(file: Path, header: Header, catalog: TaskCatalog) -> SuiteTask:
+    """The task that a file is of.
+
+    The suites that perturb another have tasks of the same names; a file is of one of those only
+    where it says so, or the folder that it lies in.
+
+    Raises:
+        DemoFileError: no suite has such a task, or several have.
+    """
     named = [
         task
         for suite in catalog.suites
         for task in catalog.tasks(suite)
         if task.name == header.task
     ]
-    of_suite = [task for task in named if task.suite == header.suite]
+    for suite in (header.suite, file.resolve().parent.name.removesuffix("_no_noops")):
+        if of_suite := [task for task in named if task.suite == suite]:
+            return of_suite[0]
+    plain = [task for task in named if base_suite(task.suite) == task.suite] or named
     if not named:
+        recorded = f" (recorded in {header.environment})" if header.environment else ""
         raise DemoFileError(
-            f"{file}: data's bddl_file_name names the task {header.task!r}, which no suite has; "
-            "name the folder of its BDDL file with --bddl"
+            f"{file}{recorded}: {header.named_by} names the task {header.task!r}, which no suite "
+            "has; name it with --task SUITE/NUMBER, or the folder of its BDDL file with --bddl"
         )
-    return (of_suite or named)[0]
+    if len(plain) > 1:
+        found = " and ".join(f"{task.suite}/{task.index}" for task in plain)
+        raise DemoFileError(f"{file} may be of {found}: say which with --task SUITE/NUMBER")
+    return plain[0]
+
+
+def _in_scene(file: Path, examined: Examined, task: SuiteTask) -> Examined:
+    """Leaves out demonstrations of another scene, where an official state tells its size; otherwise
+    the scene tells, when it is built.
+
+    Raises:
+        DemoFileError: none is left.
+    """
+    if not task.init_states:
+        return examined
+    size = len(task.init_state(0))
+    return examined.without(
+        file,
+        {
+            demo: f"{demo} has states of {found} numbers, the scene of {task.suite} task "
+            f"{task.index} has {size}: it is of another task, which --task names"
+            for demo, found in examined.state_sizes.items()
+            if found != size
+        },
+    )
 
 
 def common_repeat(sources: Sequence[Source], wanted: int | None) -> int:
@@ -84,7 +156,7 @@ def common_repeat(sources: Sequence[Source], wanted: int | None) -> int:
     Raises:
         DemoFileError: recordings whose actions were held can't be had at another repeat.
     """
-    recorded = {source.header.action_repeat: source for source in sources}
+    recorded = {source.examined.header.action_repeat: source for source in sources}
     repeat = wanted or max(recorded)
     for found, source in recorded.items():
         if found not in (1, repeat):
@@ -95,38 +167,151 @@ def common_repeat(sources: Sequence[Source], wanted: int | None) -> int:
     return repeat
 
 
+@dataclass(frozen=True)
+class Converted:
+    """What became of the files."""
+
+    written: tuple[Path, ...]
+    """The dataset's files, those that were there before among them."""
+    left_out: Mapping[Path, Mapping[str, str]]
+    """By file and name, why demonstrations can't be used; found in the scene."""
+
+
 async def convert(
-    sources: Sequence[Source], settings: Settings, dataset: Path, processes: int
-) -> list[Path]:
+    sources: Sequence[Source],
+    settings: Settings,
+    dataset: Path,
+    processes: int,
+    *,
+    keep_failures: bool = False,
+) -> Converted:
     """Renders what the dataset lacks yet. May be killed at any time: called again, it goes on.
 
     Raises:
-        DemoFileError: a demonstration can't be used.
+        DemoFileError: a file holds no demonstration that can be used; the others are converted.
         DatasetError: the dataset's frames were taken in another way.
+        SceneError: the scene has no such camera.
         WorkerDiedError: a worker ended on its own.
     """
-    dataset, capture = dataset.resolve(), _capture(settings)
-    describe_dataset(dataset, capture)
-    done = {s.file: 0 for s in sources if not _file_of(dataset, s.task).exists()}
-    with TaskBars([(_label(s), len(s.header.demos)) for s in sources]) as bars:
+    dataset, existed = dataset.resolve(), dataset.exists()
+    describe_dataset(dataset, _capture(settings))
+    with TaskBars([(_label(s), len(s.demos)) for s in sources]) as bars:
 
-        def count(source: Source) -> None:
-            done[source.file] += 1
-            bars.show(_label(source), done[source.file])
-            if done[source.file] == len(source.header.demos):
-                _write(dataset, capture, source)
+        def show(source: Source) -> None:
+            bars.show(_label(source), job.done(source))
 
-        def on_answer(order: RenderOrder, answer: Answer) -> None:
-            if answer.error is not None:
-                raise DemoFileError(answer.error)
-            count(next(source for source in sources if source.file == order.file))
-
-        for source in sources:
-            bars.show(_label(source), 0 if source.file in done else len(source.header.demos))
-        orders = _orders([s for s in sources if s.file in done], dataset, count)
-        await run_crew(settings, processes, lambda: next(orders, None), on_answer)
+        job = _Job(dataset, settings, sources, keep_failures, show)
+        try:
+            await run_crew(settings, processes, job.next_order, job.finish)
+        finally:
+            if not job.has_result():
+                abandon_dataset(dataset, keep_folder=existed)
     shutil.rmtree(dataset / PARTS, ignore_errors=True)
-    return [_file_of(dataset, source.task) for source in sources]
+    if hopeless := job.hopeless():
+        raise DemoFileError("\n".join(hopeless))
+    return Converted(
+        tuple(_file_of(dataset, source.task) for source in sources),
+        {file: found for file, found in job.left_out.items() if found},
+    )
+
+
+class _Job:
+    """What is to be rendered, and what has become of it."""
+
+    def __init__(
+        self,
+        dataset: Path,
+        settings: Settings,
+        sources: Sequence[Source],
+        keep_failures: bool,
+        show: Callable[[Source], None],
+    ) -> None:
+        """show: called whenever more of a source is done."""
+        self.left_out: dict[Path, dict[str, str]] = {source.file: {} for source in sources}
+        self._dataset = dataset
+        self._capture = _capture(settings)
+        self._must_succeed = not keep_failures
+        self._sources = {source.file: source for source in sources}
+        self._open = {
+            source.file: 0 for source in sources if not _file_of(dataset, source.task).exists()
+        }
+        self._show = show
+        self._orders = self._all_orders()
+        for source in sources:
+            show(source)
+
+    def done(self, source: Source) -> int:
+        """How many of a source's demonstrations are finished."""
+        return self._open.get(source.file, len(source.demos))
+
+    def next_order(self) -> RenderOrder | None:
+        """What isn't rendered yet; none: all is, or is in work."""
+        return next(self._orders, None)
+
+    def _all_orders(self) -> Iterator[RenderOrder]:
+        for source in [self._sources[file] for file in self._open]:
+            for demo in source.demos:
+                part = self._part(source, demo)
+                if part.exists():
+                    self._count(source)
+                    continue
+                yield RenderOrder(
+                    suite=source.task.suite,
+                    index=source.task.index,
+                    file=source.file,
+                    demo=demo,
+                    conventions=source.examined.conventions,
+                    must_succeed=self._must_succeed,
+                    part=part,
+                )
+
+    def finish(self, order: RenderOrder, answer: Answer) -> None:
+        """Counts a demonstration.
+
+        Raises:
+            SceneError: no other of this scene can be rendered either.
+        """
+        if answer.hopeless:
+            raise SceneError(str(answer.error))
+        if answer.error is not None:
+            self.left_out[order.file][order.demo] = answer.error
+        self._count(self._sources[order.file])
+
+    def _count(self, source: Source) -> None:
+        self._open[source.file] += 1
+        self._show(source)
+        if self._open[source.file] == len(source.demos):
+            self._write(source)
+
+    def _write(self, source: Source) -> None:
+        left_out = self.left_out[source.file]
+        parts = [self._part(source, demo) for demo in source.demos if demo not in left_out]
+        if parts:
+            write_task(self._dataset, self._capture, _samples(source.task, parts))
+            shutil.rmtree(parts[0].parent)
+
+    def has_result(self) -> bool:
+        """Whether the dataset holds anything, or will when it is gone on with."""
+        parts = self._dataset / PARTS
+        tasks = self._dataset.glob("*.safetensors")
+        return any(tasks) or any(parts.glob("*/*.npz"))
+
+    def hopeless(self) -> list[str]:
+        """A sentence for each file of whose demonstrations none could be used."""
+        return [
+            source.examined.none_left(file, self.left_out[file])
+            for file, source in self._sources.items()
+            if len(self.left_out[file]) == len(source.demos)
+        ]
+
+    def _part(self, source: Source, demo: str) -> Path:
+        """Where a rendered demonstration is kept: elsewhere, where it is read in another way."""
+        terms = (
+            f"{source.file} {self._must_succeed} {source.examined.conventions.model_dump_json()}"
+        )
+        task = f"{source.task.suite}-{source.task.index:02d}"
+        way = hashlib.sha256(terms.encode()).hexdigest()[:8]
+        return self._dataset / PARTS / f"{task}-{way}" / f"{demo}.npz"
 
 
 def _capture(settings: Settings) -> Capture:
@@ -147,36 +332,13 @@ def _label(source: Source) -> str:
     return f"{source.task.suite} {source.task.index}"
 
 
-def _part(dataset: Path, source: Source, demo: str) -> Path:
-    return dataset / PARTS / f"{source.task.suite}-{source.task.index:02d}" / f"{demo}.npz"
-
-
-def _orders(
-    sources: Sequence[Source], dataset: Path, rendered: Callable[[Source], None]
-) -> Iterator[RenderOrder]:
-    """What isn't rendered yet; `rendered` is told of what is."""
-    for source in sources:
-        for demo in source.header.demos:
-            part = _part(dataset, source, demo)
-            if part.exists():
-                rendered(source)
-                continue
-            yield RenderOrder(
-                suite=source.task.suite,
-                index=source.task.index,
-                file=source.file,
-                demo=demo,
-                part=part,
-            )
-
-
-def _write(dataset: Path, capture: Capture, source: Source) -> None:
-    episodes = [load_rendered(_part(dataset, source, demo)) for demo in source.header.demos]
+def _samples(task: SuiteTask, parts: Sequence[Path]) -> TaskSamples:
+    episodes = [load_rendered(part) for part in parts]
     lengths = [len(episode.frames) for episode in episodes]
-    samples = TaskSamples(
-        suite=source.task.suite,
-        index=source.task.index,
-        instruction=source.task.instruction,
+    return TaskSamples(
+        suite=task.suite,
+        index=task.index,
+        instruction=task.instruction,
         frames=Frames.of([frame for episode in episodes for frame in episode.frames]),
         actions=np.concatenate([episode.actions for episode in episodes]),
         episodes=np.repeat(np.arange(len(episodes), dtype=np.int32), lengths),
@@ -185,8 +347,6 @@ def _write(dataset: Path, capture: Capture, source: Source) -> None:
         motion=_motion(episodes),
         placements=_placements(episodes),
     )
-    write_task(dataset, capture, samples)
-    shutil.rmtree(_part(dataset, source, "").parent)
 
 
 def _placements(episodes: Sequence[RenderedEpisode]) -> npt.NDArray[np.int64] | None:

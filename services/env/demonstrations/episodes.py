@@ -34,11 +34,13 @@ class Episode:
     expert_actions: Array
     """[T, 7], what is to be learnt: the same without noise."""
     success: bool
-    """Whether the goal held at the end."""
+    """Whether the goal held at the end; of others' recordings, as far as they say."""
     placement_seed: int | None = None
     """Seed that the scene was drawn with; none: unknown."""
     fixtures: str | None = None
     """The scene's XML, which says where fixtures stand; none: as the seed has it."""
+    seen_to_succeed: bool = False
+    """Whether our own simulator saw the goal hold."""
 
 
 @dataclass(frozen=True)

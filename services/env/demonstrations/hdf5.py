@@ -9,11 +9,16 @@
 Ours hold more: `expert_actions` [T, 7] without the noise that was carried out, `placement_seed` of
 each demo, and for all of them `action_repeat`, `suite` and `task_index`. They hold no frames:
 `vlarl demos convert` renders them from the states.
+
+What others write is read as far as it says the same: attributes as bytes or none at all,
+robomimic's `env_args` and masks, demonstrations of any name. Actions are returned as the file has
+them; what they mean is told by `examining`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +34,14 @@ from vlarl.errors import FatalError
 Group = Any
 """What h5py hands out: it has no types."""
 
+ENDINGS = (".hdf5", ".h5")
+"""Of files of demonstrations, in small or capital letters."""
+
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+"""What h5py raises where bytes are damaged, or are no numbers."""
+
+_POINTER = b"version https://git-lfs"
+
 
 class DemoFileError(FatalError):
     """A file of demonstrations that can't be used; the message names the file and what is wrong."""
@@ -39,9 +52,15 @@ class Header:
     """What a file says about all of its demonstrations."""
 
     task: str
-    """The BDDL file's name without its ending."""
+    """The BDDL file's name without its ending; where the file doesn't say, by its own name."""
     suite: str
-    """The folder that the BDDL file lies in, which is the suite's name."""
+    """The folder that the BDDL file lies in, which is the suite's name; empty: unknown."""
+    named_by: str
+    """Where the task's name comes from, for people."""
+    environment: str
+    """The environment that the file says it was recorded in; empty: it doesn't."""
+    ours: bool
+    """Whether `vlarl demos collect` wrote it, so that its conventions are known."""
     action_repeat: int
     """Control steps for which each action was held; 1 where the file doesn't say."""
     demos: tuple[str, ...]
@@ -92,37 +111,74 @@ def read_header(path: Path) -> Header:
     """What a file holds.
 
     Raises:
-        DemoFileError: it can't be read, or lacks something.
+        DemoFileError: it can't be read, or holds no demonstration.
     """
     with _opened(path) as data:
-        json_text = str(_attribute(data, "problem_info", path))
         try:
-            json.loads(json_text)
-        except ValueError as error:
-            raise DemoFileError(f"{path}: data's problem_info is not JSON: {error}") from error
-        bddl_file = Path(str(_attribute(data, "bddl_file_name", path)))
-        demos = sorted(
-            (name for name in data if name.startswith("demo_")),
-            key=lambda name: int(digits) if (digits := name[5:]).isdigit() else -1,
-        )
-        if not demos:
+            names = [name for name in data if data.get(name, getclass=True) is not h5py.Dataset]
+            attributes = {name: _text(value) for name, value in data.attrs.items()}
+        except _DAMAGE as error:
+            raise DemoFileError(_damaged(path, error)) from error
+        if not names:
             raise DemoFileError(f"{path}: data holds no demo_0")
-        repeat = int(data.attrs.get("action_repeat", 1))
-        return Header(bddl_file.stem, bddl_file.parent.name, repeat, tuple(demos))
+        environment = _json(attributes.get("env_args", ""))
+        bddl_file, named_by = _bddl_file(attributes, environment)
+        if not bddl_file:
+            bddl_file, named_by = _without_ending(path.name), "its own name"
+        *folders, file = re.split(r"[/\\]", bddl_file)
+        repeat = attributes.get("action_repeat", "1")
+        if not repeat.isdigit() or not int(repeat):
+            raise DemoFileError(f"{path}: data's action_repeat is {repeat!r}, no number of steps")
+        return Header(
+            task=file.removesuffix(".bddl"),
+            suite=folders[-1] if folders else "",
+            named_by=named_by,
+            environment=str(environment.get("env_name", attributes.get("env", ""))),
+            ours="action_repeat" in attributes,
+            action_repeat=int(repeat),
+            demos=tuple(sorted(names, key=_natural)),
+        )
+
+
+def _bddl_file(attributes: dict[str, str], environment: dict[str, Any]) -> tuple[str, str]:
+    """The BDDL file's path and where it is named; empty where nothing does."""
+    if attributes.get("bddl_file_name"):
+        return attributes["bddl_file_name"], "data's bddl_file_name"
+    arguments = environment.get("env_kwargs")
+    for place in (environment, arguments if isinstance(arguments, dict) else {}):
+        for key in ("bddl_file", "bddl_file_name"):
+            if place.get(key):
+                return str(place[key]), "data's env_args"
+    return "", ""
+
+
+def _without_ending(name: str) -> str:
+    """A file's name as LIBERO names tasks: without `.hdf5` and `_demo`."""
+    ending = next((one for one in ENDINGS if name.lower().endswith(one)), "")
+    return name[: len(name) - len(ending)].removesuffix("_demo")
+
+
+def _natural(name: str) -> tuple[str, int, str]:
+    """Orders demo_10 after demo_9."""
+    stem = name.rstrip("0123456789")
+    digits = name[len(stem) :]
+    return stem, int(digits) if digits else -1, name
 
 
 def read_episode(path: Path, demo: str) -> Episode:
-    """One demonstration.
+    """One demonstration, its actions as the file has them.
 
     Raises:
         DemoFileError: it lacks something, or its arrays don't fit together.
     """
     with _opened(path) as data:
-        if demo not in data:
+        group = data.get(demo)
+        if group is None:
             raise DemoFileError(f"{path}: data has no {demo}")
-        group = data[demo]
+        if not isinstance(group, h5py.Group):
+            raise DemoFileError(f"{path}: {demo} is no group")
         actions, states = (_array(group, name, path) for name in ("actions", "states"))
-        length = len(actions)
+        length = actions.shape[0] if actions.ndim else 0
         if actions.shape != (length, 7) or states.ndim != 2 or len(states) != length or not length:
             raise DemoFileError(
                 f"{path}: {demo} has actions {list(actions.shape)} and states "
@@ -144,24 +200,56 @@ def read_episode(path: Path, demo: str) -> Episode:
             robot_states=robot,
             actions=actions,
             expert_actions=expert,
-            success=bool(group.attrs.get("success", True)),
+            success=_success(group, length, path),
+            seen_to_succeed=bool(group.attrs.get("success", False)),
             placement_seed=None if seed is None else int(seed),
-            fixtures=None if fixtures is None else str(fixtures),
+            fixtures=None if fixtures is None else _text(fixtures),
         )
 
 
+def _success(group: Group, length: int, path: Path) -> bool:
+    """What the file says: our own attribute, or whether any reward was given. Where there are no
+    rewards, only that it was never done says anything.
+    """
+    if "success" in group.attrs:
+        return bool(group.attrs["success"])
+    for name in ("rewards", "dones"):
+        if name in group:
+            values = _array(group, name, path)
+            if values.shape != (length,):
+                raise DemoFileError(
+                    f"{path}: {group.name.lstrip('/')} has {length} actions and {name} "
+                    f"{list(values.shape)}"
+                )
+            return bool((values > 0).any())
+    return True
+
+
 def demo_files(path: Path) -> list[Path]:
-    """The files that a path names: itself, or those in a folder.
+    """The files that a path names: itself, or those in a folder and in the folders in it. Hidden
+    files are passed over, among them the `._NAME` that macOS leaves behind.
 
     Raises:
         DemoFileError: there is none.
     """
-    files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
-    if not files:
-        raise DemoFileError(f"{path} holds no .hdf5 file")
-    if not files[0].exists():
+    if not path.exists():
         raise DemoFileError(f"{path} doesn't exist")
+    if not path.is_dir():
+        return [path]
+    visible = _visible(path)
+    inside = [file for folder in visible if folder.is_dir() for file in _visible(folder)]
+    files = [file for file in [*visible, *inside] if _is_demo_file(file)]
+    if not files:
+        raise DemoFileError(f"{path} holds no .hdf5 or .h5 file, nor do the folders in it")
     return files
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _is_demo_file(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and not path.is_dir()
 
 
 @contextmanager
@@ -169,23 +257,60 @@ def _opened(path: Path) -> Iterator[Group]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise DemoFileError(f"{path} can't be read as HDF5: {error}") from error
+        raise DemoFileError(_unreadable(path, error)) from error
     with file:
-        if "data" not in file:
+        try:
+            data = file.get("data")
+        except _DAMAGE as error:
+            raise DemoFileError(_damaged(path, error)) from error
+        if not isinstance(data, h5py.Group):
             raise DemoFileError(f"{path} has no group 'data'")
-        yield file["data"]
+        yield data
 
 
-def _attribute(data: Group, name: str, path: Path) -> object:
-    if name not in data.attrs:
-        raise DemoFileError(f"{path}: data has no attribute {name!r}")
-    return data.attrs[name]
+def _unreadable(path: Path, error: OSError) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError as reason:
+        return f"{path} can't be read: {reason.strerror or reason}"
+    if start == _POINTER:
+        return f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` where it is"
+    if not start:
+        return f"{path} can't be read as HDF5: it is empty; copy it again"
+    return _damaged(path, error)
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} can't be read as HDF5: {error}; copy it again, or move it away"
+
+
+def _text(value: object) -> str:
+    """An attribute as text: h5py has strings, bytes, and arrays of one of them."""
+    if isinstance(value, np.ndarray):
+        return _text(value.flat[0]) if value.size == 1 else ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if isinstance(value, h5py.Empty) else str(value)
+
+
+def _json(text: str) -> dict[str, Any]:
+    """A JSON object; an empty one where the text is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _array(group: Group, name: str, path: Path) -> Array:
+    place = group.name.lstrip("/")
     if name not in group:
-        raise DemoFileError(f"{path}: {group.name.lstrip('/')} has no {name!r}")
-    array = np.asarray(group[name][()], dtype=np.float64)
+        raise DemoFileError(f"{path}: {place} has no {name!r}")
+    try:
+        array = np.asarray(group[name][()], dtype=np.float64)
+    except _DAMAGE as error:
+        raise DemoFileError(f"{path}: {place}/{name} can't be read: {error}") from error
     if not np.isfinite(array).all():
-        raise DemoFileError(f"{path}: {group.name.lstrip('/')}/{name} is not finite")
+        raise DemoFileError(f"{path}: {place}/{name} is not finite")
     return array

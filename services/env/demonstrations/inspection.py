@@ -9,9 +9,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from services.env.demonstrations.conventions import Conventions
 from services.env.demonstrations.converting import Source, common_repeat, find_sources
-from services.env.demonstrations.hdf5 import demo_files, read_episode, read_header
-from services.env.demonstrations.orders import Settings
+from services.env.demonstrations.episodes import Episode
+from services.env.demonstrations.examining import Terms, examine
+from services.env.demonstrations.hdf5 import (
+    DemoFileError,
+    demo_files,
+    read_episode,
+    read_header,
+)
+from services.env.demonstrations.orders import RenderOrder, Settings
 from services.env.demonstrations.rendering import Renderer
 from services.env.demonstrations.steps import in_dataset_units
 from services.env.suites import TaskCatalog
@@ -30,7 +38,9 @@ class Summary:
     """[episodes], control steps or samples."""
     succeeded: int
     actions: npt.NDArray[np.float64]
-    """[steps, 7], in the units of the dataset."""
+    """[steps, 7], in the units of the dataset; as the file has them where those can't be told."""
+    notes: tuple[str, ...] = ()
+    """What was recognised, and what can't be used."""
 
 
 def is_dataset(path: Path) -> bool:
@@ -46,19 +56,40 @@ def summaries(path: Path) -> list[Summary]:
     """
     if is_dataset(path):
         return _of_dataset(read_dataset(path))
-    found = []
-    for file in demo_files(path):
-        header = read_header(file)
-        episodes = [read_episode(file, demo) for demo in header.demos]
-        found.append(
-            Summary(
-                name=file.stem.removesuffix("_demo"),
-                lengths=np.array([len(episode.actions) for episode in episodes]),
-                succeeded=sum(episode.success for episode in episodes),
-                actions=in_dataset_units(np.concatenate([e.expert_actions for e in episodes])),
-            )
-        )
-    return found
+    return [_of_file(file) for file in demo_files(path)]
+
+
+def _of_file(file: Path) -> Summary:
+    """Also of a file that can't be converted: its numbers say why."""
+    header = read_header(file)
+    conventions: Conventions | None = None
+    try:
+        examined = examine(file, Terms(keep_failures=True))
+        conventions = examined.conventions
+        notes = (f"{file.name}: {conventions.words()}", *examined.left_out.values())
+        names = examined.demos
+    except DemoFileError as error:
+        notes, names = (str(error),), header.demos
+    episodes = [episode for demo in names if (episode := _readable(file, demo)) is not None]
+    if not episodes:
+        raise DemoFileError(notes[0])
+    told = [episode.expert_actions for episode in episodes]
+    if conventions is not None:
+        told = [in_dataset_units(conventions.apply(actions)) for actions in told]
+    return Summary(
+        name=file.stem.removesuffix("_demo"),
+        lengths=np.array([len(episode.actions) for episode in episodes]),
+        succeeded=sum(episode.success for episode in episodes),
+        actions=np.concatenate(told),
+        notes=notes,
+    )
+
+
+def _readable(file: Path, demo: str) -> Episode | None:
+    try:
+        return read_episode(file, demo)
+    except DemoFileError:
+        return None
 
 
 def _of_dataset(dataset: Dataset) -> list[Summary]:
@@ -98,7 +129,7 @@ def filmed(
     if is_dataset(path):
         dataset = read_dataset(path)
         return list(_frames(dataset, episodes)), _CONTROL_RATE / dataset.capture.action_repeat
-    sources = find_sources(path, TaskCatalog(suites))
+    sources = find_sources(path, TaskCatalog(suites), Terms(keep_failures=True))
     repeat = common_repeat(sources, None)
     settings = Settings(job="render", profile="fast", suites=dict(suites), action_repeat=repeat)
     renderer = Renderer(settings)
@@ -114,7 +145,16 @@ def _frames(dataset: Dataset, episodes: int) -> Iterator[list[Frame]]:
 
 
 def _rendered(renderer: Renderer, source: Source, episodes: int) -> Iterator[list[Frame]]:
-    for demo in source.header.demos[:episodes]:
-        rendered = renderer.render(source.task.suite, source.task.index, source.file, demo)
-        if len(rendered.frames):
-            yield [decode_image(frame) for frame in rendered.frames]
+    for demo in source.demos[:episodes]:
+        rendered = renderer.render(
+            RenderOrder(
+                suite=source.task.suite,
+                index=source.task.index,
+                file=source.file,
+                demo=demo,
+                conventions=source.examined.conventions,
+                must_succeed=False,
+                part=source.file,  # nothing is kept
+            )
+        )
+        yield [decode_image(frame) for frame in rendered.frames]

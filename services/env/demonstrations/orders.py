@@ -7,7 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from services.env.demonstrations.conventions import Conventions
 from services.env.scene import Profile
+from vlarl.errors import FatalError
+
+
+class SceneError(FatalError):
+    """A scene that can't be rendered as it was asked for."""
 
 
 class _Message(BaseModel):
@@ -63,6 +69,10 @@ class RenderOrder(_Message):
     index: int
     file: Path
     demo: str
+    conventions: Conventions
+    """What the file's actions mean."""
+    must_succeed: bool
+    """Whether an episode whose states never reach the goal is left out."""
     part: Path
     """Where to keep the frames."""
 

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from services.env.demonstrations.episodes import Episode
 from services.env.demonstrations.hdf5 import DemoFileError, read_episode, read_header
-from services.env.demonstrations.orders import Answer, RenderOrder, Settings
+from services.env.demonstrations.orders import Answer, RenderOrder, SceneError, Settings
 from services.env.demonstrations.parts import RenderedEpisode, save_rendered
 from services.env.demonstrations.stage import Stage, Stages
 from services.env.demonstrations.steps import PolicySteps, grouped_actions, held_actions
 from services.env.experts.expert import goal_point
 from services.env.experts.sight import Sight
-from services.env.scene import OFFICIAL_SEED, Scene
+from services.env.scene import OFFICIAL_SEED, DivergedError, Scene
 from services.env.simulator import crop_frame
 from vlarl.demonstrations import Frames
 from vlarl.openvla.images import encode_jpeg
+
+LAST_STATES = 20
+"""States at the end of a recording in which its goal is looked for."""
+
+FOLLOWING_STEPS = 10
+"""Control steps after its last state in which it is: half a second, for what was let go to fall."""
 
 _BODY = re.compile(r"<body\b([^>]*)>")
 _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
@@ -38,31 +42,46 @@ class Renderer:
         """Renders one episode and keeps it."""
         wanted = RenderOrder.model_validate_json(order)
         try:
-            rendered = self.render(wanted.suite, wanted.index, wanted.file, wanted.demo)
+            rendered = self.render(wanted)
         except DemoFileError as error:
-            return Answer(error=str(error))
+            return Answer(error=str(error).removeprefix(f"{wanted.file}: "))
+        except SceneError as error:
+            return Answer(error=str(error), hopeless=True)
         save_rendered(wanted.part, rendered)
         return Answer(length=len(rendered.frames))
 
-    def render(self, suite: str, index: int, file: Path, demo: str) -> RenderedEpisode:
+    def render(self, wanted: RenderOrder) -> RenderedEpisode:
         """The samples of one demonstration of a task.
 
         Raises:
-            DemoFileError: the file lacks something, or is of another scene.
+            DemoFileError: it lacks something, is of another scene, or misses its goal.
+            SceneError: the scene can't be rendered as the settings say.
         """
+        file, demo, task = wanted.file, wanted.demo, f"{wanted.suite} task {wanted.index}"
         header, episode = read_header(file), read_episode(file, demo)
-        stage = self._stages.of(suite, index)
+        episode = replace(
+            episode,
+            actions=wanted.conventions.apply(episode.actions),
+            expert_actions=wanted.conventions.apply(episode.expert_actions),
+        )
+        stage = self._stages.of(wanted.suite, wanted.index)
         if episode.states.shape[1] != len(stage.scene.state()):
             raise DemoFileError(
                 f"{file}: {demo} has states of {episode.states.shape[1]} numbers, the scene of "
-                f"{suite} task {index} has {len(stage.scene.state())}"
+                f"{task} has {len(stage.scene.state())}"
             )
         if self._settings.camera not in stage.scene.cameras:
             known = ", ".join(sorted(stage.scene.cameras))
-            raise DemoFileError(
-                f"the scene of {suite} task {index} has no camera {self._settings.camera!r}, but "
-                f"{known}"
+            raise SceneError(
+                f"the scene of {task} has no camera {self._settings.camera!r}, but {known}"
             )
+        _place(stage.scene, episode)
+        if wanted.must_succeed and not episode.seen_to_succeed:
+            if not reaches(stage.scene, episode):
+                raise DemoFileError(
+                    f"{file}: {demo} never reaches the goal of {task}; --keep-failures takes it"
+                )
+            _place(stage.scene, episode)
         steps = policy_steps(episode, header.action_repeat, self._settings.action_repeat)
         return self._render(stage, episode, steps)
 
@@ -74,7 +93,7 @@ class Renderer:
         scene, sight = stage.scene, stage.sight
         names = pose_names(sight)
         frames, poses = [], []
-        for state in _placed(scene, episode, steps):
+        for state in episode.states[steps.starts]:
             scene.show(state)
             frame = scene.render(self._settings.camera, self._settings.render_size)
             frames.append(encode_jpeg(crop_frame(frame, self._settings.crop)))
@@ -92,7 +111,7 @@ class Renderer:
 
 
 def policy_steps(episode: Episode, recorded_repeat: int, repeat: int) -> PolicySteps:
-    """The samples of an episode: none of one that missed its goal.
+    """The samples of an episode.
 
     Args:
         episode: The recording.
@@ -100,23 +119,38 @@ def policy_steps(episode: Episode, recorded_repeat: int, repeat: int) -> PolicyS
         repeat: Control steps for which the policy's will be: the same, or any number where the
             recording chose an action at each control step.
     """
-    if not episode.success:
-        return PolicySteps(np.zeros(0, np.int64), np.zeros((0, 7), np.float32))
     if recorded_repeat > 1:
         return held_actions(episode.expert_actions, recorded_repeat)
     return grouped_actions(episode.expert_actions, repeat)
 
 
-def _placed(
-    scene: Scene, episode: Episode, steps: PolicySteps
-) -> Iterator[npt.NDArray[np.float64]]:
-    """The states before each sample, after the fixtures were put where they stood."""
+def _place(scene: Scene, episode: Episode) -> None:
+    """Puts the fixtures where they stood."""
     scene.draw_placement(
         OFFICIAL_SEED if episode.placement_seed is None else episode.placement_seed
     )
     if episode.fixtures is not None:
         place_fixtures(scene, episode.fixtures)
-    yield from episode.states[steps.starts]
+
+
+def reaches(scene: Scene, episode: Episode) -> bool:
+    """Whether the goal holds in one of an episode's last states, or soon after them: states are
+    those before each action, so that the one in which it was reached may not be recorded.
+    """
+    try:
+        for state in episode.states[-LAST_STATES:]:
+            scene.set_state(state)
+            if scene.succeeded():
+                return True
+        action = episode.actions[-1].copy()
+        for _ in range(FOLLOWING_STEPS):
+            scene.control_step(action)
+            if scene.succeeded():
+                return True
+            action[:6] = 0.0
+    except DivergedError:
+        pass  # a state that no scene can be in
+    return False
 
 
 def place_fixtures(scene: Scene, xml: str) -> None:

@@ -160,9 +160,15 @@ def _read_tasks(data: DataConfig, seed: int) -> list[Task]:
             samples = recorded
             if recorded.succeeded is not None:
                 samples = recorded.only(recorded.succeeded)  # nobody imitates a failure
+            if not len(samples.frames):
+                continue
             held_out = _held_out(samples, folder.name, data.held_out, seed)
             labels = np.full(len(samples.frames), np.nan, np.float32)
             tasks.append(Task(folder, dataset.capture.action_repeat, samples, held_out, labels))
+    if not tasks:
+        raise DatasetError(
+            "the datasets hold no sample to learn from: add demonstrations that reach their goals"
+        )
     first: dict[str, Task] = {}
     for task in tasks:
         other = first.setdefault(task.samples.suite, task)

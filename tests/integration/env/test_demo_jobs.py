@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ pytest.importorskip("h5py")
 
 import h5py
 
+from tests.recordings import Edit, acted, changed, variant
 from vlarl.config import EnvConfig
 from vlarl.demonstrations import Dataset, read_dataset
 from vlarl.env.v1 import env_pb2
@@ -199,8 +201,10 @@ def test_liberos_own_files_are_read_as_they_are(collected: Path, tmp_path: Path)
         for number in range(2):
             demo = data.create_group(f"demo_{number}")
             demo["states"], demo["actions"] = states, recorded
-    done = run(*conversion(file, tmp_path / "single"))
+    moved = "--trust-actions"  # the hand did something else
+    done = run(*conversion(file, tmp_path / "single"), moved)
     assert done.returncode == 0, done.stderr
+    assert "gripper -1 opens, 1 closes (as its fingers move)" in done.stderr
     (samples,) = read_dataset(tmp_path / "single").tasks
     kept = np.delete(np.arange(len(states)), 1)
     assert samples.episodes.tolist() == [0] * len(kept) + [1] * len(kept)
@@ -208,7 +212,7 @@ def test_liberos_own_files_are_read_as_they_are(collected: Path, tmp_path: Path)
     assert samples.actions[: len(kept), 6].tolist() == [1] * (len(kept) - 1) + [0]
     assert samples.motion is None
     assert samples.placements is None
-    done = run(*conversion(file, tmp_path / "grouped"), "--action-repeat", 4)
+    done = run(*conversion(file, tmp_path / "grouped"), moved, "--action-repeat", 4)
     assert done.returncode == 0, done.stderr
     assert read_dataset(tmp_path / "grouped").capture.action_repeat == 4
 
@@ -220,8 +224,86 @@ def test_what_cannot_be_converted_is_said_in_one_sentence(collected: Path, tmp_p
     assert "holds each action for 4 control steps" in " ".join(done.stderr.split())
     done = run("convert", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 1
-    assert "holds no .hdf5 file" in " ".join(done.stderr.split())
+    assert "holds no .hdf5 or .h5 file" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+    for wrong, sentence in (
+        (("--task", "reach"), "--task is SUITE/NUMBER"),
+        (("--task", "reach/9"), "so there is no number 9"),
+        (("--action-scale", "0,1"), "--action-scale is one positive number or two"),
+        (("--camera", "nowhere"), "has no camera 'nowhere'"),
+    ):
+        done = run(*conversion(collected, tmp_path / "out"), *wrong)
+        assert done.returncode == 1
+        assert done.stderr.count("error:") == 1
+        assert sentence in " ".join(done.stderr.split())
+        assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+def coarse(path: Path, out: Path, *options: object) -> list[object]:
+    """A conversion with few frames, and small ones."""
+    return ["convert", path, "--out", out, "--size", 32, "--action-repeat", 20, *options]
+
+
+@pytest.mark.slow
+def test_whoever_wrote_them_the_dataset_is_the_same(tmp_path: Path) -> None:
+    """Nested, without attributes, gripper 1 open, and one more that is broken, beside rubbish."""
+
+    def edit(data: Any) -> None:  # noqa: ANN401 - h5py has no types
+        acted(gripper=lambda gripper: (1 - gripper) / 2)(data)
+        for key in [*data.attrs]:
+            del data.attrs[key]
+        data.copy("demo_0", "demo_01")
+        changed("actions", lambda actions: actions * np.nan, "demo_01")(data)
+
+    plain = variant(tmp_path / "plain")
+    other = variant(tmp_path / "other" / "libero_spatial_no_noops", edit)
+    (other.parent / f"._{other.name}").write_bytes(b"resource fork")
+    datasets = []
+    for number, folder in enumerate((plain.parent, other.parent.parent)):
+        done = run(*coarse(folder, tmp_path / str(number)))
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        datasets.append(read_dataset(tmp_path / str(number)).tasks[0])
+    one, same = datasets
+    assert "left out: " in done.stderr
+    assert "demo_01/actions is not finite" in done.stderr
+    assert "left out 1 of 3 demonstrations" in done.stderr
+    assert (one.suite, one.index) == (same.suite, same.index) == ("libero_spatial", 0)
+    assert set(one.actions[:, 6]) == {0, 1}
+    np.testing.assert_array_equal(one.actions, same.actions)
+    np.testing.assert_array_equal(one.episodes, same.episodes)
+    assert list(one.frames) == list(same.frames)
+
+
+@pytest.mark.slow
+def test_what_never_reaches_its_goal_is_left_out(tmp_path: Path) -> None:
+    """LIBERO's files reward the last step of each demonstration, whatever it reached."""
+
+    def cut(*demos: str) -> Edit:
+        def edit(data: Any) -> None:  # noqa: ANN401
+            for name in ("actions", "states", "robot_states", "rewards", "dones"):
+                changed(name, lambda array: array[:40], *demos)(data)
+            for demo in demos:
+                data[demo]["rewards"][-1] = 1
+
+        return edit
+
+    file = variant(tmp_path / "one", cut("demo_1"))
+    done = run(*coarse(file, tmp_path / "few"))
+    assert done.returncode == 0, done.stderr
+    assert "demo_1 never reaches the goal of libero_spatial task 0" in done.stderr
+    assert "left out 1 of 2 demonstrations" in done.stderr
+    assert set(read_dataset(tmp_path / "few").tasks[0].episodes) == {0}
+    file = variant(tmp_path / "all", cut("demo_0", "demo_1"))
+    done = run(*coarse(file, tmp_path / "none"))
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == 1
+    assert "none of its 2 demonstrations can be used" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "none").exists()
+    done = run(*coarse(file, tmp_path / "kept", "--keep-failures"))
+    assert done.returncode == 0, done.stderr
+    assert set(read_dataset(tmp_path / "kept").tasks[0].episodes) == {0, 1}
 
 
 @pytest.mark.slow

@@ -15,6 +15,9 @@ from vlarl.demonstrations import (
     Frames,
     Motion,
     TaskSamples,
+    abandon_dataset,
+    check_dataset,
+    describe_dataset,
     read_dataset,
     task_file,
     write_task,
@@ -25,12 +28,14 @@ CAPTURE = Capture("agentview", 128, (0, 0, 84, 84), "fast", 5)
 
 def samples(suite: str = "reach", count: int = 5) -> TaskSamples:
     rng = np.random.default_rng(count)
+    actions = rng.uniform(-1, 1, size=(count, 7)).astype(np.float32)
+    actions[:, 6] = actions[:, 6] > 0
     return TaskSamples(
         suite=suite,
         index=0,
         instruction="reach",
         frames=Frames.of([bytes([number]) * (number + 1) for number in range(count)]),
-        actions=rng.normal(size=(count, 7)).astype(np.float32),
+        actions=actions,
         episodes=np.arange(count, dtype=np.int32) // 2,
         poses=rng.normal(size=(count, 3)).astype(np.float32),
         pose_names=("x", "y", "z"),
@@ -156,3 +161,42 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     description.write_text(json.dumps({**json.loads(description.read_text()), "format": 9}))
     with pytest.raises(DatasetError, match="another format"):
         read_dataset(tmp_path)
+
+
+def test_what_no_demonstration_can_hold_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """A policy's own actions may be anything: the simulator rounds and cuts them."""
+    half, far = samples().actions.copy(), samples().actions.copy()
+    half[2, 6], far[2, 1] = 0.5, -3.75
+    for wrong, sentence in ((half, "neither 0 .closed. nor 1 .open."), (far, "of up to 3.75")):
+        write_task(tmp_path, CAPTURE, replace(samples(), actions=wrong))
+        for read in (check_dataset, read_dataset):
+            with pytest.raises(DatasetError, match=f"reach-00.*{sentence}.*convert"):
+                read(tmp_path)
+        rollouts = replace(samples(), actions=wrong, succeeded=np.ones(5, np.bool_))
+        write_task(tmp_path, CAPTURE, rollouts)
+        check_dataset(tmp_path)
+        read_dataset(tmp_path)
+
+
+def test_damage_is_found_without_reading_the_frames(tmp_path: Path) -> None:
+    write_task(tmp_path, CAPTURE, samples())
+    check_dataset(tmp_path)
+    (tmp_path / "._reach-00.safetensors").write_bytes(b"resource fork")
+    check_dataset(tmp_path)
+    torn = Frames(samples().frames.buffer, samples().frames.offsets - 1)
+    write_task(tmp_path, CAPTURE, replace(samples(), frames=torn))
+    with pytest.raises(DatasetError, match=r"reach-00.*frames are damaged"):
+        check_dataset(tmp_path)
+    write_task(tmp_path, CAPTURE, samples().only(np.zeros(5, np.bool_)))
+    with pytest.raises(DatasetError, match="holds no sample"):
+        check_dataset(tmp_path)
+
+
+def test_a_description_without_a_task_is_taken_back(tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.mkdir()
+    for folder in (new, old):
+        existed = folder.exists()
+        describe_dataset(folder, CAPTURE)
+        abandon_dataset(folder, keep_folder=existed)
+    assert [*tmp_path.rglob("*")] == [old]

@@ -132,14 +132,89 @@ def test_arrays_that_do_not_fit_are_named(
 
 
 def test_files_without_sense_are_named(tmp_path: Path, written: Path) -> None:
-    with pytest.raises(DemoFileError, match=r"holds no \.hdf5 file"):
-        demo_files(tmp_path / "..")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DemoFileError, match=r"holds no \.hdf5 or \.h5 file"):
+        demo_files(tmp_path / "empty")
     with pytest.raises(DemoFileError, match="doesn't exist"):
         demo_files(tmp_path / "nothing.hdf5")
+    for content, sentence in (
+        (written.read_bytes()[:1000], "can't be read as HDF5"),
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    ):
+        written.write_bytes(content)
+        with pytest.raises(DemoFileError, match=sentence):
+            read_header(written)
+    with h5py.File(written, "w") as file:
+        file["data"] = np.zeros(3)
+    with pytest.raises(DemoFileError, match="no group 'data'"):
+        read_header(written)
+
+
+def test_files_are_found_by_their_endings_one_folder_down_and_not_if_hidden(tmp_path: Path) -> None:
+    (tmp_path / "libero_goal").mkdir()
+    (tmp_path / ".parts").mkdir()
+    names = ["b.hdf5", "a.h5", "C.HDF5", "libero_goal/d.hdf5"]
+    others = ["._b.hdf5", ".b.hdf5", ".parts/e.hdf5", "libero_goal/._d.hdf5", "notes.txt"]
+    for name in names + others:
+        (tmp_path / name).touch()
+    assert {str(file.relative_to(tmp_path)) for file in demo_files(tmp_path)} == {*names}
+    assert demo_files(tmp_path / "notes.txt") == [tmp_path / "notes.txt"], "named by the user"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "task", "suite"),
+    [
+        ({"bddl_file_name": np.bytes_("a/libero_goal/b.bddl")}, "b", "libero_goal"),
+        ({"bddl_file_name": np.array(["libero_goal\\b.bddl"], "O")}, "b", "libero_goal"),
+        ({"env_args": '{"bddl_file": "x/libero_10/c.bddl"}'}, "c", "libero_10"),
+        ({"env_args": b'{"env_kwargs": {"bddl_file_name": "x/s/d.bddl"}}'}, "d", "s"),
+        ({"env_args": "no JSON"}, "turn_on_the_stove", ""),
+        ({}, "turn_on_the_stove", ""),
+    ],
+)
+def test_the_task_is_named_by_attributes_or_by_the_file(
+    written: Path, attributes: dict[str, object], task: str, suite: str
+) -> None:
     with h5py.File(written, "r+") as file:
-        del file["data"].attrs["bddl_file_name"]
-    with pytest.raises(DemoFileError, match="no attribute 'bddl_file_name'"):
-        read_header(written)
-    written.write_bytes(written.read_bytes()[:1000])
-    with pytest.raises(DemoFileError, match="can't be read as HDF5"):
-        read_header(written)
+        for name in list(file["data"].attrs):
+            del file["data"].attrs[name]
+        for name, value in attributes.items():
+            file["data"].attrs[name] = value
+    header = read_header(written)
+    assert (header.task, header.suite, header.ours, header.action_repeat) == (task, suite, False, 1)
+
+
+def test_demonstrations_may_have_any_names(written: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        data = file["data"]
+        for name in list(data):
+            data.move(name, name.replace("demo", "episode"))
+        data["number"] = 11
+        file.create_group("mask")["train"] = np.array([b"episode_0"])
+    demos = read_header(written).demos
+    assert demos == tuple(f"episode_{number}" for number in range(11))
+    np.testing.assert_array_equal(read_episode(written, "episode_2").states, episode(5).states)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "dones", "success"),
+    [
+        ([0, 0, 0, 0, 1], [0, 0, 0, 0, 1], True),
+        ([0, 0, 0, 0, 0], [0, 0, 0, 0, 1], False),
+        (None, [0, 0, 0, 0, 0], False),
+        (None, [0, 0, 0, 0, 1], True),
+        (None, None, True),
+    ],
+)
+def test_success_is_what_rewards_say(
+    written: Path, rewards: list[int] | None, dones: list[int] | None, success: bool
+) -> None:
+    with h5py.File(written, "r+") as file:
+        demo = file["data/demo_2"]
+        del demo.attrs["success"], demo["rewards"], demo["dones"]
+        for name, values in (("rewards", rewards), ("dones", dones)):
+            if values is not None:
+                demo[name] = values
+    read = read_episode(written, "demo_2")
+    assert (read.success, read.seen_to_succeed) == (success, False)

@@ -96,10 +96,21 @@ def test_failures_are_not_imitated(tiny: Path, tmp_path: Path) -> None:
     assert read_in.statistics["squares"]["num_trajectories"] == 3
 
 
+def test_what_only_failed_is_nothing_to_learn_from(tiny: Path, tmp_path: Path) -> None:
+    lost = replace(task_samples(suite="lost"), succeeded=np.zeros(12, np.bool_))
+    folder = write_dataset(tmp_path, lost)
+    with pytest.raises(DatasetError, match="no sample to learn from"):
+        read(tiny, folder)
+    write_dataset(tmp_path, task_samples())
+    assert list(read(tiny, folder).statistics) == ["squares"]
+
+
 def test_each_suite_has_statistics_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    small_ones = [task_samples(index=0), task_samples(index=1, episodes=2)]
+    tenth = np.array([0.1] * 6 + [1], np.float32)
+    small_ones = [replace(one, actions=one.actions * tenth) for one in small_ones]
     large = task_samples(suite="large")
-    large = replace(large, actions=large.actions * np.float32(10))
-    one = write_dataset(tmp_path / "one", task_samples(index=0), task_samples(index=1, episodes=2))
+    one = write_dataset(tmp_path / "one", *small_ones)
     other = write_dataset(tmp_path / "other", large)
     read_in = read(tiny, one, other)
     assert read_in.statistics["squares"]["num_trajectories"] == 6

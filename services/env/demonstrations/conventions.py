@@ -1,0 +1,184 @@
+"""What the numbers of a recording mean: its gripper's convention, and whether its hand moved as its
+actions say. Told from the recorded motion, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from services.env.demonstrations.steps import Array
+from vlarl.demonstrations import LARGEST_ACTION
+
+Gripper = Literal["closed-is-1", "open-is-1"]
+"""What a gripper's highest command means; the lowest, -1 or 0, means the other."""
+
+METRES_A_UNIT = 0.0115
+"""What the hand moves in a control step for each unit of translation: 0.0107 to 0.0121 in
+demonstrations of people and of our expert."""
+
+_SETTLED = 12
+"""Control steps after which the fingers have followed a command."""
+
+_WIDE_OPEN = 0.065
+"""Metres between fingers that hold nothing; wide open they are 0.079 apart."""
+
+_WINDOW = 4
+"""Control steps over which motion is compared: the arm lags by one or two."""
+
+_BETWEEN = (0.1, 0.9)
+_MOST_BETWEEN = 0.2
+"""Share of commands strictly between 0 and 1 from which they aren't open and closed any more."""
+
+_NEARLY_ALL = 0.75
+"""Share of a file's demonstrations that must agree on the gripper; the rest are faulty then."""
+
+
+class Conventions(BaseModel):
+    """How a file's actions become those of the simulator."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gripper: Gripper = "closed-is-1"
+    signed: bool = True
+    """Whether commands lie in -1..1, and 0 holds what was; otherwise in 0..1, cut in the middle."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """What translation and rotation are multiplied by."""
+    clip: bool = False
+    """Whether translation and rotation are then cut off at 1."""
+
+    def apply(self, actions: Array) -> Array:
+        """Actions [T, 7] of the file as the simulator's: gripper -1 open, +1 closed."""
+        applied = np.array(actions, dtype=np.float64)
+        applied[:, :3] *= self.scale[0]
+        applied[:, 3:6] *= self.scale[1]
+        if self.clip:
+            applied[:, :6] = np.clip(applied[:, :6], -1.0, 1.0)
+        high = commanded_high(actions[:, 6], signed=self.signed)
+        closed = high if self.gripper == "closed-is-1" else ~high
+        applied[:, 6] = np.where(closed, 1.0, -1.0)
+        return applied
+
+    def words(self) -> str:
+        """For people."""
+        low, high = ("opens", "closes") if self.gripper == "closed-is-1" else ("closes", "opens")
+        told = [f"gripper {-1 if self.signed else 0} {low}, 1 {high}"]
+        if self.scale != (1.0, 1.0):
+            told.append("translation times {:g}, rotation times {:g}".format(*self.scale))
+        if self.clip:
+            told.append("movements cut off at 1")
+        return "; ".join(told)
+
+
+def commanded_high(commands: Array, *, signed: bool) -> npt.NDArray[np.bool_]:
+    """Whether each gripper's command [T] is the higher of the two. A signed 0 repeats the command
+    before it, as the simulator does; at the start, the first that comes.
+    """
+    if not signed:
+        return np.asarray(commands > 0.5)
+    given = np.flatnonzero(commands)
+    if not len(given):
+        return np.zeros(len(commands), np.bool_)
+    last = np.searchsorted(given, np.arange(len(commands)), side="right") - 1
+    return np.asarray(commands[given[np.maximum(last, 0)]] > 0)
+
+
+def fingers_tell(high: npt.NDArray[np.bool_], opening: Array) -> Gripper | None:
+    """What the higher command means by how far the fingers are open once they have followed.
+
+    Args:
+        high: [T], whether the higher command was given.
+        opening: [T], metres between the fingers, before each command.
+
+    Returns:
+        None where nothing follows: no command was held long enough, or the fingers don't differ.
+    """
+    changes = np.flatnonzero(np.diff(high, prepend=~high[:1]))
+    age = (
+        np.arange(len(high)) - changes[np.searchsorted(changes, np.arange(len(high)), "right") - 1]
+    )
+    held = age >= _SETTLED
+    up, down = opening[held & high], opening[held & ~high]
+    if len(up) and len(down):
+        difference = float(np.median(up) - np.median(down))
+        return None if abs(difference) < 0.01 else _meaning(high_is_open=difference > 0)
+    alone = up if len(up) else down
+    if not len(alone) or alone.min() < _WIDE_OPEN < alone.max():
+        return None
+    return _meaning(high_is_open=bool(alone.min() > _WIDE_OPEN) == bool(len(up)))
+
+
+def _meaning(*, high_is_open: bool) -> Gripper:
+    return "open-is-1" if high_is_open else "closed-is-1"
+
+
+def out_of_range(commands: Array) -> str | None:
+    """Why a file's gripper commands can't be open and closed, whichever way; None: they can."""
+    if commands.min() < 0:
+        return None  # the simulator takes the sign
+    if commands.max() > LARGEST_ACTION:
+        return f"gripper commands from {commands.min():g} to {commands.max():g}"
+    return None
+
+
+def between(commands: Array) -> bool:
+    """Whether commands of 0..1 say how far, rather than open or closed."""
+    low, high = _BETWEEN
+    return bool(((commands > low) & (commands < high)).mean() > _MOST_BETWEEN)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a hand's motion follows actions."""
+
+    share: float
+    """Metres that it moved for each unit, against what the arm does; 1: as commanded."""
+    correlation: float
+    """Of commanded and recorded motion, -1 to 1."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether the actions are what moved the hand."""
+        return self.correlation >= 0.5 and 0.4 <= self.share <= 2.5
+
+
+def motion_fit(actions: Array, hand: Array) -> Fit | None:
+    """How a hand's positions [T, 3] follow the actions [T, 7]; None: too little moves to tell."""
+    steps = len(hand) - _WINDOW
+    if steps < 2 * _WINDOW:
+        return None
+    sums = np.cumsum(np.vstack([np.zeros(3), actions[:, :3]]), axis=0)
+    commanded = METRES_A_UNIT * (sums[_WINDOW:] - sums[:-_WINDOW])[:steps]
+    moved = hand[_WINDOW:] - hand[:-_WINDOW]
+    product = float((commanded * moved).sum())
+    squares = float((commanded**2).sum()), float((moved**2).sum())
+    if max(squares) < steps * 0.002**2:
+        return None
+    if not min(squares):
+        return Fit(share=0.0 if squares[0] else np.inf, correlation=0.0)
+    return Fit(product / squares[0], product / float(np.sqrt(squares[0] * squares[1])))
+
+
+def is_absolute(actions: Array, hand: Array) -> bool:
+    """Whether the actions [T, 7] say where the hand [T, 3] is, rather than how it moves."""
+    told, seen = (values - values.mean(axis=0) for values in (actions[:, :3], hand))
+    squares = float((told**2).sum()), float((seen**2).sum())
+    if not all(squares):
+        return False
+    product = float((told * seen).sum())
+    correlated = product / float(np.sqrt(squares[0] * squares[1])) > 0.95
+    return correlated and 0.8 < product / squares[0] < 1.25
+
+
+def prevailing(told: Sequence[Gripper | None]) -> Gripper | None:
+    """What nearly all say of those that tell anything; None where too many contradict it."""
+    said = [one for one in told if one is not None]
+    for one in set(said):
+        if said.count(one) >= _NEARLY_ALL * len(said):
+            return one
+    return None

@@ -1,0 +1,247 @@
+"""Which demonstrations of a file can be learned from, and what their numbers mean: seconds, before
+anything is rendered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from services.env.demonstrations.arm import finger_opening, hand_positions, has_arm
+from services.env.demonstrations.conventions import (
+    Conventions,
+    Gripper,
+    between,
+    commanded_high,
+    fingers_tell,
+    is_absolute,
+    motion_fit,
+    out_of_range,
+    prevailing,
+)
+from services.env.demonstrations.episodes import Array, Episode
+from services.env.demonstrations.hdf5 import DemoFileError, Header, read_episode, read_header
+from services.env.demonstrations.steps import kept_without_no_ops
+from vlarl.demonstrations import LARGEST_ACTION
+
+GRIPPER_WAY_OUT = "say what 1 means with --gripper closed-is-1 or --gripper open-is-1"
+
+_CLEARLY_BETTER = 0.02
+"""Correlation by which uncut actions must explain the motion better than cut ones."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How files are to be read, where they don't say."""
+
+    gripper: Gripper | None = None
+    """None: as the file's own motion tells."""
+    clip: bool = False
+    """Whether movements beyond 1 are cut off there."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """What translation and rotation are multiplied by."""
+    keep_failures: bool = False
+    """Whether demonstrations that miss their goal are taken, too."""
+    trust_actions: bool = False
+    """Whether actions are taken that the hand's motion contradicts."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A file that can be learned from."""
+
+    header: Header
+    conventions: Conventions
+    told_by: str
+    """What told the gripper's convention, for people."""
+    demos: tuple[str, ...]
+    """Those that can be used; at least one."""
+    left_out: Mapping[str, str]
+    """Why each of the others can't; the sentence doesn't name the file."""
+    state_sizes: Mapping[str, int]
+    """Of those that can, how many numbers a state has."""
+
+    def without(self, path: Path, faults: Mapping[str, str]) -> Examined:
+        """The same without some, and why.
+
+        Raises:
+            DemoFileError: none is left.
+        """
+        demos = tuple(demo for demo in self.demos if demo not in faults)
+        if not demos:
+            raise DemoFileError(self.none_left(path, faults))
+        return replace(self, demos=demos, left_out={**self.left_out, **faults})
+
+    def none_left(self, path: Path, faults: Mapping[str, str]) -> str:
+        """The sentence for a file whose last demonstrations can't be used either."""
+        return none_left(path, self.header.demos, {**self.left_out, **faults})
+
+
+def examine(path: Path, terms: Terms) -> Examined:
+    """Reads all of a file's demonstrations and tells the good from the bad.
+
+    Raises:
+        DemoFileError: the file can't be read, its conventions can't be told, or it holds no
+            demonstration that can be used.
+    """
+    header = read_header(path)
+    episodes: dict[str, Episode] = {}
+    left_out: dict[str, str] = {}
+    for demo in header.demos:
+        try:
+            # The scene's XML is a hundred kilobytes each.
+            episodes[demo] = replace(read_episode(path, demo), fixtures=None)
+        except DemoFileError as error:
+            left_out[demo] = str(error).removeprefix(f"{path}: ")
+            continue
+        if not (episodes[demo].success or terms.keep_failures):
+            left_out[demo] = f"{demo} never reaches its goal; --keep-failures takes it"
+            del episodes[demo]
+    moving = Conventions(scale=terms.scale, clip=terms.clip)  # whatever the gripper does
+    trusted = header.ours or terms.trust_actions
+    for demo, episode in list(episodes.items()):
+        if (fault := _fault(episode, moving, trusted=trusted)) is not None:
+            left_out[demo] = f"{demo} {fault}"
+            del episodes[demo]
+    if not episodes:
+        raise DemoFileError(none_left(path, header.demos, left_out))
+    conventions, told_by, against = _conventions(path, header, episodes, moving, terms.gripper)
+    left_out |= {
+        demo: f"{demo} has fingers that move against its commands, unlike the others'"
+        for demo in against
+    }
+    demos = tuple(demo for demo in header.demos if demo not in left_out)
+    left_out = {demo: left_out[demo] for demo in header.demos if demo in left_out}
+    sizes = {demo: episodes[demo].states.shape[1] for demo in demos}
+    return Examined(header, conventions, told_by, demos, left_out, sizes)
+
+
+def none_left(path: Path, demos: tuple[str, ...], left_out: Mapping[str, str]) -> str:
+    """The sentence for a file none of whose demonstrations can be used."""
+    first = next(left_out[demo] for demo in demos)
+    if len(demos) == 1:
+        return f"{path}: {first}"
+    return f"{path}: none of its {len(demos)} demonstrations can be used: {first}"
+
+
+def _conventions(
+    path: Path,
+    header: Header,
+    episodes: Mapping[str, Episode],
+    moving: Conventions,
+    gripper: Gripper | None,
+) -> tuple[Conventions, str, Sequence[str]]:
+    """What a file's actions mean, what told it, and which few demonstrations contradict it.
+
+    Raises:
+        DemoFileError: it can't be told.
+    """
+    if header.ours:
+        return Conventions(), "as ours are", ()
+    commands = np.concatenate([episode.actions[:, 6] for episode in episodes.values()])
+    signed = bool(commands.min() < 0)
+    chosen = moving.model_copy(update={"signed": signed})
+    if (wrong := out_of_range(commands)) is not None:
+        raise DemoFileError(
+            f"{path} has {wrong}, neither -1 to 1 nor 0 to 1: rescale them before converting"
+        )
+    if gripper is not None:
+        return chosen.model_copy(update={"gripper": gripper}), "as --gripper says", ()
+    if not signed and between(commands):
+        raise DemoFileError(
+            f"{path} has gripper commands between 0 and 1, neither open nor closed: "
+            f"{GRIPPER_WAY_OUT}, and they are cut at 0.5"
+        )
+    told = {demo: _told(episode, signed=signed) for demo, episode in episodes.items()}
+    if (most := prevailing(list(told.values()))) is not None:
+        against = [demo for demo, one in told.items() if one not in (None, most)]
+        return chosen.model_copy(update={"gripper": most}), "as its fingers move", against
+    if any(told.values()):
+        raise DemoFileError(
+            f"{path}: its demonstrations don't agree on what opens and what closes the gripper: "
+            f"split the file, or {GRIPPER_WAY_OUT}"
+        )
+    if signed:
+        return chosen, "as the simulator takes it", ()
+    raise DemoFileError(
+        f"{path} has gripper commands of 0 and 1, and its fingers don't tell which opens: "
+        f"{GRIPPER_WAY_OUT}"
+    )
+
+
+def _told(episode: Episode, *, signed: bool) -> Gripper | None:
+    if not has_arm(episode.states):
+        return None
+    high = commanded_high(episode.actions[:, 6], signed=signed)
+    return fingers_tell(high, finger_opening(episode.states))
+
+
+def _fault(episode: Episode, conventions: Conventions, *, trusted: bool) -> str | None:
+    """Why nothing can be learned from a demonstration; None: it can.
+
+    Args:
+        episode: The recording, its actions as the file has them.
+        conventions: What they mean.
+        trusted: Whether its motion isn't to be compared with its actions.
+    """
+    learned = conventions.apply(episode.expert_actions)
+    if not len(kept_without_no_ops(learned)):
+        return "does nothing: all of its actions are no-ops"
+    hand = hand_positions(episode.states) if has_arm(episode.states) else None
+    largest = float(np.abs(learned[:, :6]).max())
+    if largest > LARGEST_ACTION:
+        return _too_large(largest, conventions.apply(episode.actions), hand)
+    if trusted or hand is None:
+        return None
+    actions = conventions.apply(episode.actions)
+    fit = motion_fit(actions, hand)
+    if fit is None:
+        return None
+    if not fit.follows:
+        return _contradicted(actions, hand)
+    whole = motion_fit(conventions.model_copy(update={"clip": False}).apply(episode.actions), hand)
+    if whole is not None and whole.correlation > fit.correlation + _CLEARLY_BETTER:
+        return (
+            "moves as its whole actions say, not as those that --clip cuts off: try "
+            f"--action-scale {whole.share:.2g} instead"
+        )
+    return None
+
+
+def _too_large(largest: float, actions: Array, hand: Array | None) -> str:
+    """Says what actions beyond 1 are."""
+    told = f"has actions of up to {largest:.3g}, though the arm executes 1 at most"
+    if hand is not None and is_absolute(actions, hand):
+        return f"{told}: they are {_ABSOLUTE}"
+    whole = None if hand is None else motion_fit(actions, hand)
+    cut = None if hand is None else motion_fit(np.clip(actions, -1.0, 1.0), hand)
+    if whole is None or cut is None or max(whole.correlation, cut.correlation) < 0.5:
+        return f"{told}: rescale them with --action-scale, or cut them off with --clip"
+    if whole.correlation > cut.correlation + _CLEARLY_BETTER:
+        # The measured share is good to a tenth; that the largest becomes 1 is a better guess.
+        exact = 0.8 < whole.share * largest < 1.25
+        scale = 1 / largest if exact else whole.share
+        return f"{told}: its hand moved {scale:.3g} times as far, so try --action-scale {scale:.4g}"
+    return f"{told}: --clip cuts them off, as the simulator did by the hand's motion"
+
+
+_ABSOLUTE = "the hand's absolute positions, not movements; convert them to what OSC_POSE takes"
+
+
+def _contradicted(actions: Array, hand: Array) -> str:
+    """Says how the motion differs from the actions."""
+    if is_absolute(actions, hand):
+        return f"has actions that are {_ABSOLUTE}"
+    fit = motion_fit(actions, hand)
+    if fit is None or fit.correlation < 0.5:
+        return (
+            "has a hand that doesn't move as its actions say: they are of another recording or "
+            "another controller; --trust-actions takes them all the same"
+        )
+    return (
+        f"has a hand that moves {fit.share:.2g} times as far as its actions say: rescale them with "
+        f"--action-scale {fit.share:.2g}, or take them as they are with --trust-actions"
+    )
