@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ from services.env.demonstrations.progress import TaskBars
 from services.env.suites import SuiteTask, TaskCatalog
 from vlarl.demonstrations import (
     Capture,
+    DatasetError,
     Frames,
     Motion,
     TaskSamples,
@@ -32,6 +35,10 @@ from vlarl.libero import base_suite
 
 PARTS = ".parts"
 """Folder of rendered episodes within the dataset's folder."""
+
+ORIGINS = "origins.json"
+"""Within the dataset's folder: of which file each task was made, how that was read, what was left
+out of it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def find_sources(
     files, sources = demo_files(path), list[Source]()
     if task is not None and len(files) > 1:
         raise DemoFileError(f"--task is for one file, and {path} holds {len(files)}")
-    faults: list[str] = []
+    faults: dict[Path, str] = {}
     for file in files:
         try:
             header = read_header(file)
@@ -81,7 +88,7 @@ def find_sources(
                 file.resolve(), _in_scene(file, examine(file, terms), its_task), its_task
             )
         except DemoFileError as error:
-            faults.append(str(error))
+            faults[file] = str(error)
             continue
         if twin := next((one for one in sources if one.task == its_task), None):
             raise DemoFileError(
@@ -90,8 +97,14 @@ def find_sources(
             )
         sources.append(source)
     if faults:
-        raise DemoFileError("\n".join(faults))
+        raise DemoFileError(_together(faults))
     return sources
+
+
+def _together(faults: Mapping[Path, str]) -> str:
+    """One sentence for all files that can't be used."""
+    (first, *others), names = faults.values(), [file.name for file in faults]
+    return f"{first}; nor can {' and '.join(names[1:])} be used" if others else first
 
 
 def task_of(file: Path, header: Header, catalog: TaskCatalog) -> SuiteTask:
@@ -189,7 +202,8 @@ async def convert(
 
     Raises:
         DemoFileError: a file holds no demonstration that can be used; the others are converted.
-        DatasetError: the dataset's frames were taken in another way.
+        DatasetError: the dataset's frames were taken in another way, or a task of it is there that
+            was made from another file, or read otherwise.
         SceneError: the scene has no such camera.
         WorkerDiedError: a worker ended on its own.
     """
@@ -208,7 +222,7 @@ async def convert(
                 abandon_dataset(dataset, keep_folder=existed)
     shutil.rmtree(dataset / PARTS, ignore_errors=True)
     if hopeless := job.hopeless():
-        raise DemoFileError("\n".join(hopeless))
+        raise DemoFileError(_together(hopeless))
     return Converted(
         tuple(_file_of(dataset, source.task) for source in sources),
         {file: found for file, found in job.left_out.items() if found},
@@ -236,6 +250,7 @@ class _Job:
             source.file: 0 for source in sources if not _file_of(dataset, source.task).exists()
         }
         self._show = show
+        self._check_origins()
         self._orders = self._all_orders()
         for source in sources:
             show(source)
@@ -287,8 +302,48 @@ class _Job:
         left_out = self.left_out[source.file]
         parts = [self._part(source, demo) for demo in source.demos if demo not in left_out]
         if parts:
-            write_task(self._dataset, self._capture, _samples(source.task, parts))
+            target = write_task(self._dataset, self._capture, _samples(source.task, parts))
+            known = {**source.examined.left_out, **left_out}
+            origins = {**self._origins(), target.name: {**self._way(source), "left_out": known}}
+            partial = self._dataset / f"{ORIGINS}.partial"
+            partial.write_text(json.dumps(origins, indent=1) + "\n", "utf-8")
+            partial.replace(self._dataset / ORIGINS)
             shutil.rmtree(parts[0].parent)
+
+    def _origins(self) -> dict[str, Any]:
+        """What is known of the dataset's tasks, by the names of their files."""
+        try:
+            found = json.loads((self._dataset / ORIGINS).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _check_origins(self) -> None:
+        """Refuses to leave a task as it is that was made otherwise.
+
+        Raises:
+            DatasetError: one was.
+        """
+        origins = self._origins()
+        for source in self._sources.values():
+            file = _file_of(self._dataset, source.task)
+            there = origins.get(file.name)
+            if not file.exists() or not isinstance(there, dict):
+                continue
+            way = self._way(source)
+            if changed := [key for key in way if there.get(key) != way[key]]:
+                raise DatasetError(
+                    f"{file} was made with another {' and '.join(changed)}: delete it, or choose "
+                    "another --out"
+                )
+
+    def _way(self, source: Source) -> dict[str, Any]:
+        """What makes a dataset's task what it is, beside how its frames are taken."""
+        return {
+            "file": str(source.file),
+            "conventions": source.examined.conventions.model_dump(mode="json"),
+            "keep_failures": not self._must_succeed,
+        }
 
     def has_result(self) -> bool:
         """Whether the dataset holds anything, or will when it is gone on with."""
@@ -296,21 +351,18 @@ class _Job:
         tasks = self._dataset.glob("*.safetensors")
         return any(tasks) or any(parts.glob("*/*.npz"))
 
-    def hopeless(self) -> list[str]:
-        """A sentence for each file of whose demonstrations none could be used."""
-        return [
-            source.examined.none_left(file, self.left_out[file])
+    def hopeless(self) -> dict[Path, str]:
+        """What is said of each file of whose demonstrations none could be used."""
+        return {
+            file: source.examined.none_left(file, self.left_out[file])
             for file, source in self._sources.items()
             if len(self.left_out[file]) == len(source.demos)
-        ]
+        }
 
     def _part(self, source: Source, demo: str) -> Path:
         """Where a rendered demonstration is kept: elsewhere, where it is read in another way."""
-        terms = (
-            f"{source.file} {self._must_succeed} {source.examined.conventions.model_dump_json()}"
-        )
         task = f"{source.task.suite}-{source.task.index:02d}"
-        way = hashlib.sha256(terms.encode()).hexdigest()[:8]
+        way = hashlib.sha256(json.dumps(self._way(source)).encode()).hexdigest()[:8]
         return self._dataset / PARTS / f"{task}-{way}" / f"{demo}.npz"
 
 

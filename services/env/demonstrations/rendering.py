@@ -75,7 +75,10 @@ class Renderer:
             raise SceneError(
                 f"the scene of {task} has no camera {self._settings.camera!r}, but {known}"
             )
-        _place(stage.scene, episode)
+        try:
+            _place(stage.scene, episode)
+        except ValueError as error:
+            raise DemoFileError(f"{file}: {demo} {error}") from error
         if wanted.must_succeed and not episode.seen_to_succeed:
             if not reaches(stage.scene, episode):
                 raise DemoFileError(
@@ -125,7 +128,11 @@ def policy_steps(episode: Episode, recorded_repeat: int, repeat: int) -> PolicyS
 
 
 def _place(scene: Scene, episode: Episode) -> None:
-    """Puts the fixtures where they stood."""
+    """Puts the fixtures where they stood.
+
+    Raises:
+        ValueError: the recording has them nowhere.
+    """
     scene.draw_placement(
         OFFICIAL_SEED if episode.placement_seed is None else episode.placement_seed
     )
@@ -154,7 +161,11 @@ def reaches(scene: Scene, episode: Episode) -> bool:
 
 
 def place_fixtures(scene: Scene, xml: str) -> None:
-    """Puts fixtures where a recorded scene's XML has them: their poses are in no state."""
+    """Puts fixtures where a recorded scene's XML has them: their poses are in no state.
+
+    Raises:
+        ValueError: it has them nowhere.
+    """
     model = scene.problem.sim.model._model
     roots = {fixture.root_body for fixture in scene.problem.fixtures_dict.values()}
     for tag in _BODY.findall(xml):
@@ -163,7 +174,22 @@ def place_fixtures(scene: Scene, xml: str) -> None:
             number = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, name)
             for key, target in (("pos", model.body_pos), ("quat", model.body_quat)):
                 if key in attributes:
-                    target[number] = [float(value) for value in attributes[key].split()]
+                    target[number] = _numbers(attributes[key], len(target[number]))
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    """So many numbers with spaces.
+
+    Raises:
+        ValueError: they aren't.
+    """
+    try:
+        numbers = [float(value) for value in text.split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise ValueError(f"has a model_file that places a fixture at {text!r}")
+    return numbers
 
 
 def pose_names(sight: Sight) -> tuple[str, ...]:

@@ -254,6 +254,8 @@ def test_whoever_wrote_them_the_dataset_is_the_same(tmp_path: Path) -> None:
             del data.attrs[key]
         data.copy("demo_0", "demo_01")
         changed("actions", lambda actions: actions * np.nan, "demo_01")(data)
+        data.copy("demo_0", "demo_02")
+        data["demo_02"].attrs["model_file"] = '<body name="wooden_cabinet_1_main" pos="a b c">'
 
     plain = variant(tmp_path / "plain")
     other = variant(tmp_path / "other" / "libero_spatial_no_noops", edit)
@@ -267,12 +269,20 @@ def test_whoever_wrote_them_the_dataset_is_the_same(tmp_path: Path) -> None:
     one, same = datasets
     assert "left out: " in done.stderr
     assert "demo_01/actions is not finite" in done.stderr
-    assert "left out 1 of 3 demonstrations" in done.stderr
+    assert "demo_02 has a model_file that places a fixture at 'a b c'" in done.stderr
+    assert "left out 2 of 4 demonstrations" in done.stderr
     assert (one.suite, one.index) == (same.suite, same.index) == ("libero_spatial", 0)
     assert set(one.actions[:, 6]) == {0, 1}
     np.testing.assert_array_equal(one.actions, same.actions)
     np.testing.assert_array_equal(one.episodes, same.episodes)
     assert list(one.frames) == list(same.frames)
+    again = run(*coarse(other.parent, tmp_path / "1"))
+    assert again.returncode == 0, again.stderr
+    for options, changed_key in ((["--keep-failures"], "keep_failures"), ([], "file")):
+        folder = other.parent if options else plain.parent
+        done = run(*coarse(folder, tmp_path / "1", *options))
+        assert done.returncode == 1
+        assert f"made with another {changed_key}" in " ".join(done.stderr.split())
 
 
 @pytest.mark.slow

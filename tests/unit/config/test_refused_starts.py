@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from tests.integration.trainer.demonstrated import sft_config, write_dataset
+from tests.integration.trainer.demonstrated import sft_config, task_samples, write_dataset
 from vlarl.cli import app, main
 from vlarl.config import dump_toml
 
@@ -193,3 +193,15 @@ def test_fine_tuning_looks_for_its_datasets_first(tmp_path: Path) -> None:
     datasets = f'data.datasets=["{tmp_path / "none"}"]'
     arguments = ["sft", str(ROOT / "configs/sft-reach.toml"), "--set", datasets]
     assert "no dataset here" in refusal(tmp_path / "run", *arguments)
+
+
+def test_fine_tuning_looks_into_its_datasets_first(tmp_path: Path) -> None:
+    wrong = task_samples()
+    wrong.actions[3, 6] = 0.5
+    write_dataset(tmp_path / "wrong", wrong)
+    datasets = f'data.datasets=["{tmp_path / "wrong"}"]'
+    arguments = ["sft", str(ROOT / "configs/sft-reach.toml"), "--set", datasets]
+    assert "neither 0 (closed) nor 1 (open)" in refusal(tmp_path / "run", *arguments)
+    (file,) = (tmp_path / "wrong").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-9])
+    assert f"{file} can't be read" in refusal(tmp_path / "run", *arguments)
