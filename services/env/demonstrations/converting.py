@@ -59,6 +59,8 @@ class Source:
         of, left = len(self.examined.header.demos), len(self.examined.left_out)
         few = f"demonstrations: {of}" + (f", left out: {left}" if left else "")
         told = f"{self.examined.conventions.words()} ({self.examined.told_by})"
+        if not self.examined.fixtures_known:
+            told += "; fixtures as the benchmark's resets draw them, since the file doesn't say"
         return f"{self.file.name}: {self.task.suite} task {self.task.index}, {few}; {told}"
 
 

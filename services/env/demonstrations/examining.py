@@ -63,6 +63,8 @@ class Examined:
     """Why each of the others can't; the sentence doesn't name the file."""
     state_sizes: Mapping[str, int]
     """Of those that can, how many numbers a state has."""
+    fixtures_known: bool
+    """Whether all of those that can say where fixtures stood."""
 
     def without(self, path: Path, faults: Mapping[str, str]) -> Examined:
         """The same without some, and why.
@@ -92,8 +94,7 @@ def examine(path: Path, terms: Terms) -> Examined:
     left_out: dict[str, str] = {}
     for demo in header.demos:
         try:
-            # The scene's XML is a hundred kilobytes each.
-            episodes[demo] = replace(read_episode(path, demo), fixtures=None)
+            episodes[demo] = read_episode(path, demo)
         except DemoFileError as error:
             left_out[demo] = str(error).removeprefix(f"{path}: ")
             continue
@@ -116,7 +117,11 @@ def examine(path: Path, terms: Terms) -> Examined:
     demos = tuple(demo for demo in header.demos if demo not in left_out)
     left_out = {demo: left_out[demo] for demo in header.demos if demo in left_out}
     sizes = {demo: episodes[demo].states.shape[1] for demo in demos}
-    return Examined(header, conventions, told_by, demos, left_out, sizes)
+    known = all(
+        episodes[demo].placement_seed is not None or episodes[demo].fixtures is not None
+        for demo in demos
+    )
+    return Examined(header, conventions, told_by, demos, left_out, sizes, known)
 
 
 def none_left(path: Path, demos: tuple[str, ...], left_out: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ from services.env.demonstrations.stage import Stage, Stages
 from services.env.demonstrations.steps import PolicySteps, grouped_actions, held_actions
 from services.env.experts.expert import goal_point
 from services.env.experts.sight import Sight
-from services.env.scene import OFFICIAL_SEED, DivergedError, Scene
+from services.env.scene import DivergedError, Scene
 from services.env.simulator import crop_frame
 from vlarl.demonstrations import Frames
 from vlarl.openvla.images import encode_jpeg
@@ -76,7 +76,7 @@ class Renderer:
                 f"the scene of {task} has no camera {self._settings.camera!r}, but {known}"
             )
         try:
-            _place(stage.scene, episode)
+            _place(stage.scene, episode, demo)
         except ValueError as error:
             raise DemoFileError(f"{file}: {demo} {error}") from error
         if wanted.must_succeed and not episode.seen_to_succeed:
@@ -84,7 +84,7 @@ class Renderer:
                 raise DemoFileError(
                     f"{file}: {demo} never reaches the goal of {task}; --keep-failures takes it"
                 )
-            _place(stage.scene, episode)
+            _place(stage.scene, episode, demo)
         steps = policy_steps(episode, header.action_repeat, self._settings.action_repeat)
         return self._render(stage, episode, steps)
 
@@ -127,15 +127,20 @@ def policy_steps(episode: Episode, recorded_repeat: int, repeat: int) -> PolicyS
     return grouped_actions(episode.expert_actions, repeat)
 
 
-def _place(scene: Scene, episode: Episode) -> None:
+def _place(scene: Scene, episode: Episode, demo: str) -> None:
     """Puts the fixtures where they stood.
+
+    A recording that doesn't say is taken for one of OpenVLA's regenerated ones: demo_N was played
+    after N + 1 resets of the benchmark's loop, as an evaluation's state N is.
 
     Raises:
         ValueError: the recording has them nowhere.
     """
-    scene.draw_placement(
-        OFFICIAL_SEED if episode.placement_seed is None else episode.placement_seed
-    )
+    if episode.placement_seed is not None:
+        scene.draw_placement(episode.placement_seed)
+    else:
+        digits = re.search(r"(?<!\d)\d{1,2}$", demo)  # of fifty a task
+        scene.draw_official(int(digits[0]) if digits else 0)
     if episode.fixtures is not None:
         place_fixtures(scene, episode.fixtures)
 

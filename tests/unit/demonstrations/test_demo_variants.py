@@ -87,6 +87,7 @@ def test_what_can_be_read_means_what_was_executed(
     (source,) = find(tmp_path)
     assert (source.file, source.task.suite, source.task.index) == (path, "libero_spatial", 0)
     assert told in source.words()
+    assert ("fixtures as" in source.words()) == (edit is not robomimics)
     assert not source.examined.left_out
     np.testing.assert_allclose(simulators_actions(source), executed, atol=1e-12)
 
