@@ -194,9 +194,13 @@ def describe_dataset(directory: Path, capture: Capture) -> None:
     """Begins a dataset, or makes sure that one takes frames in this way.
 
     Raises:
-        DatasetError: the folder's frames were taken in another way.
+        DatasetError: the folder's frames were taken in another way, or it can't be made.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if directory.is_file() else error.strerror
+        raise DatasetError(f"{directory} can't be made: {reason}; choose another folder") from error
     description = directory / _DESCRIPTION
     if description.exists():
         if (there := _read_capture(description)) != capture:

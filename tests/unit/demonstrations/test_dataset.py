@@ -192,6 +192,13 @@ def test_damage_is_found_without_reading_the_frames(tmp_path: Path) -> None:
         check_dataset(tmp_path)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(DatasetError, match=f"{folder} can't be made: .*choose another"):
+            describe_dataset(folder, CAPTURE)
+
+
 def test_a_description_without_a_task_is_taken_back(tmp_path: Path) -> None:
     new, old = tmp_path / "new", tmp_path / "old"
     old.mkdir()
