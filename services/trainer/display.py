@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,14 +88,15 @@ class Display:
         )
         self._console.print(Whole(score_table(evaluation)))
         if evaluation.missing:
-            self._console.print(f"{evaluation.missing} episodes were given up and don't count")
+            self._console.print(styled((given_up(evaluation), "red")))
 
     def finish(self, run_dir: Path) -> None:
         """Says where to look."""
         self.close()
+        board, run = (shlex.quote(str(path)) for path in (run_dir / "tensorboard", run_dir))
         self._console.print(
             f"run: {run_dir}  (metrics.jsonl, checkpoints/; {invocation('tensorboard')} --logdir "
-            f"{run_dir / 'tensorboard'}; {invocation()} report {run_dir})"
+            f"{board}; {invocation()} report {run})"
         )
 
     def close(self) -> None:
@@ -166,17 +168,20 @@ class EvaluationDisplay:
         self.close()
         self._console.print(Whole(score_table(evaluation)))
         if evaluation.missing:
-            self._console.print(
-                styled(
-                    (f"{evaluation.missing} episodes were given up and don't count", "red"),
-                    f"; the same command with --out {self._out} tries them again",
-                )
-            )
+            again = f"; the same command with --out {shlex.quote(str(self._out))} tries them again"
+            self._console.print(styled((given_up(evaluation), "red"), again))
         self._console.print(f"results: {self._out}  (evaluation.json, episodes.jsonl)")
 
     def close(self) -> None:
         """Gives the terminal back."""
         self._bar.stop()
+
+
+def given_up(evaluation: Evaluation) -> str:
+    """How many episodes were, in words."""
+    missing = evaluation.missing
+    words = "1 episode was" if missing == 1 else f"{missing} episodes were"
+    return f"{words} given up and count{'s' if missing == 1 else ''} as failed"
 
 
 def score_table(evaluation: Evaluation) -> Table:
@@ -195,7 +200,7 @@ def _cells(score: TaskScore) -> tuple[str, str, str, str, str]:
         score.instruction,
         f"{score.success_rate:.1%}",
         f"{low:.1%} to {high:.1%}",
-        str(score.episodes),
+        str(score.episodes) + (f" ({score.missing} given up)" if score.missing else ""),
         f"{score.mean_actions:.1f}",
     )
 

@@ -68,12 +68,15 @@ class TaskScore:
     instruction: str = ""
     successes: int = 0
     episodes: int = 0
+    """Those that were given up among them: the policy didn't succeed in them."""
     actions: int = 0
-    """Policy actions of all episodes together."""
+    """Policy actions of all episodes that ended, together."""
+    missing: int = 0
+    """Episodes that were given up."""
 
     @property
     def success_rate(self) -> float:
-        """Share of the episodes; 0 where there are none."""
+        """Share of all episodes; 0 where there are none."""
         return self.successes / max(1, self.episodes)
 
     @property
@@ -83,8 +86,8 @@ class TaskScore:
 
     @property
     def mean_actions(self) -> float:
-        """Policy actions of an episode."""
-        return self.actions / max(1, self.episodes)
+        """Policy actions of an episode that ended."""
+        return self.actions / max(1, self.episodes - self.missing)
 
     def to_json(self) -> dict[str, object]:
         """The score, with what follows from it."""
@@ -105,8 +108,13 @@ class Evaluation:
     env_steps: int
     """Control steps that it was trained for."""
     tasks: dict[int, TaskScore]
-    missing: int
-    """Episodes that were given up; they count neither way."""
+
+    @property
+    def missing(self) -> int:
+        """Episodes that were given up; they count as failures, as the benchmark's evaluators count
+        an episode that breaks.
+        """
+        return sum(score.missing for score in self.tasks.values())
 
     @property
     def total(self) -> TaskScore:
@@ -116,12 +124,14 @@ class Evaluation:
             total.successes += score.successes
             total.episodes += score.episodes
             total.actions += score.actions
+            total.missing += score.missing
         return total
 
     def metrics(self) -> dict[str, float]:
         """Success in total and by task, by their names in docs/metrics.md."""
         name = "evaluation_success_rate"
-        return {name: self.total.success_rate} | {
+        counted = {name: self.total.success_rate, "evaluation_missing_episodes": self.missing}
+        return counted | {
             f"{name}/task_{task}": score.success_rate for task, score in self.tasks.items()
         }
 
@@ -130,23 +140,34 @@ class Evaluation:
         return asdict(self) | {
             "tasks": {task: score.to_json() for task, score in self.tasks.items()},
             "total": self.total.to_json(),
+            "missing": self.missing,
         }
 
 
-def count(results: Iterable[EpisodeResult], progress: Progress, missing: int) -> Evaluation:
-    """The score of the policy that a run had at `progress`."""
+def count(
+    results: Iterable[EpisodeResult],
+    progress: Progress,
+    given_up: Iterable[rollout_pb2.EpisodeSpec],
+) -> Evaluation:
+    """The score of the policy that a run had at `progress`: of the episodes that ended, and of
+    those that were given up.
+    """
     tasks: dict[int, TaskScore] = {}
     for result in results:
-        score = tasks.setdefault(result.task, TaskScore(result.instruction))
+        score = tasks.setdefault(result.task, TaskScore())
+        score.instruction = result.instruction
         score.episodes += 1
         score.successes += result.success
         score.actions += result.actions
+    for spec in given_up:
+        score = tasks.setdefault(spec.task.index, TaskScore())
+        score.episodes += 1
+        score.missing += 1
     return Evaluation(
         iteration=progress.iteration,
         policy_version=progress.version,
         env_steps=progress.env_steps,
         tasks=dict(sorted(tasks.items())),
-        missing=missing,
     )
 
 

@@ -53,13 +53,13 @@ class Evaluator:
         await self._serve_subject()
         specs = self._missing_episodes()
         self._display.start(len(self._folder.results), len(self._folder.results) + len(specs))
-        self._folder.write_score(self._score(0), complete=not specs)
+        self._folder.write_score(self._score([]), complete=not specs)
         timeout = self._config.trainer.rollout_timeout_seconds
         collector = Collector(queue, self._config.name, timeout)
         await collector.issue(specs)
-        given_up = 0
+        given_up: list[rollout_pb2.EpisodeSpec] = []
         async for collected in collector.as_they_end(specs):
-            given_up += len(collected.missing)
+            given_up += [letter.spec for letter in collected.missing]
             await self._record(collected)
             await collector.settle(collected)
             self._folder.write_score(self._score(given_up), complete=False)
@@ -99,7 +99,7 @@ class Evaluator:
             self._folder.add(result)
             self._display.episode(result)
 
-    def _score(self, given_up: int) -> Evaluation:
+    def _score(self, given_up: Sequence[rollout_pb2.EpisodeSpec]) -> Evaluation:
         return count(self._folder.results, self._subject.progress, given_up)
 
 

@@ -213,7 +213,7 @@ class TrainingLoop:
                 specs, learned=progress.iteration, oldest=progress.version
             )
         results = [judge(trajectory, progress.version) for trajectory in collected.trajectories]
-        evaluation = count(results, progress, len(collected.missing))
+        evaluation = count(results, progress, [letter.spec for letter in collected.missing])
         # Shown before it is written down: killed in between, it is only shown twice.
         self._log.evaluation(evaluation.metrics(), progress.env_steps)
         self._evaluations.write(evaluation, time.monotonic() - started)

@@ -44,6 +44,7 @@ METRICS = {
     "dense_length_correlation": "of an episode's dense return with its length, latest episodes; "
     "of the additive form",
     "evaluation_success_rate": "share of greedy episodes on official initial states that succeeded",
+    "evaluation_missing_episodes": "of these, episodes that were given up and count as failed",
     "publish_pause_seconds": "longest time for which a policy replica could start no action",
     "gpu_memory_bytes": "most memory that rank 0's tensors took on its GPU so far; only on a GPU",
     "seconds_rollout": "wall-clock seconds of collecting the batch",

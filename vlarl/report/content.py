@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 
 from vlarl.config import RunConfig, dump_toml
@@ -113,7 +114,8 @@ def _task_table(group: Group, *, alone: bool) -> Table | None:
 
     def row(name: str, instruction: str, scores: Sequence[Score | None]) -> list[Cell]:
         rates: list[Cell] = [Rate.of(score) if score else "–" for score in scores]
-        actions = [score.actions / score.episodes for score in scores if score and score.episodes]
+        known = [score for score in scores if score and score.ended]
+        actions = [score.actions / score.ended for score in known]
         return [name, instruction, *rates, " → ".join(f"{mean:.1f}" for mean in actions)]
 
     tasks = sorted({task for one in ends for task in one.tasks})
@@ -159,8 +161,8 @@ def _films(groups: Sequence[Group]) -> Section:
     reading = "Greedy episodes as the policy saw them, with its action, reward and value."
     if not clips:
         reading = (
-            f"None were made. `vlarl eval --run {runs[0].path} --videos 2` makes some, which the "
-            "next report shows."
+            f"None were made. `vlarl eval --run {shlex.quote(str(runs[0].path))} --videos 2` makes "
+            "some, which the next report shows."
         )
     return Section("films", "Films", reading, clips=clips)
 

@@ -12,7 +12,17 @@ from vlarl.report.groups import Group
 from vlarl.report.milestones import milestones
 from vlarl.report.records import Score
 from vlarl.report.run_folder import Run
-from vlarl.report.sections import Cell, Rate, Section, Table, Tile, duration, percent, percents
+from vlarl.report.sections import (
+    Cell,
+    Rate,
+    Section,
+    Table,
+    Tile,
+    duration,
+    given_up,
+    percent,
+    percents,
+)
 
 
 def headline(groups: Sequence[Group]) -> Section:
@@ -89,7 +99,7 @@ def training_ends(group: Group) -> tuple[float, float]:
 
 
 def _counted(score: Score) -> str:
-    return f"{score.successes} of {score.episodes} ({percents(*score.interval)})"
+    return f"{score.successes} of {score.episodes} ({percents(*score.interval)}{given_up(score)})"
 
 
 def _mean(runs: Sequence[Run], value: Callable[[Run], float]) -> float:

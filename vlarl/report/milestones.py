@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from vlarl.report.groups import Group
 from vlarl.report.records import Evaluation, Score, pooled
@@ -18,11 +17,8 @@ class Milestone:
     """After how many iterations."""
     tasks: dict[int, Score]
     """Episodes of all runs together."""
-
-    @cached_property
-    def total(self) -> Score:
-        """All tasks together."""
-        return pooled(self.tasks.values())
+    total: Score
+    """All tasks together."""
 
 
 def milestones(group: Group) -> list[Milestone]:
@@ -48,7 +44,8 @@ def _together(evaluations: Sequence[Evaluation]) -> Milestone:
     scores = {
         task: pooled(one.tasks[task] for one in evaluations if task in one.tasks) for task in tasks
     }
-    return Milestone(after(min(iterations), max(iterations)), scores)
+    total = pooled(one.total for one in evaluations)
+    return Milestone(after(min(iterations), max(iterations)), scores, total)
 
 
 def after(least: int, most: int) -> str:

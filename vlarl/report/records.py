@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -41,6 +41,13 @@ class Score:
     episodes: int
     actions: int
     """Policy actions of all episodes together."""
+    missing: int = 0
+    """Of the episodes, those that were given up: they failed, and have no actions."""
+
+    @property
+    def ended(self) -> int:
+        """Episodes that weren't given up."""
+        return self.episodes - self.missing
 
     @property
     def rate(self) -> float:
@@ -61,6 +68,7 @@ def pooled(scores: Iterable[Score]) -> Score:
         successes=sum(score.successes for score in known),
         episodes=sum(score.episodes for score in known),
         actions=sum(score.actions for score in known),
+        missing=sum(score.missing for score in known),
     )
 
 
@@ -75,14 +83,17 @@ class Evaluation:
     """Control steps that it was trained for."""
     tasks: dict[int, Score]
     missing: int
-    """Episodes that were given up; they count neither way."""
+    """Episodes that were given up; they count as failures."""
     seconds: float = 0.0
     """Wall-clock seconds that it took; 0 where that wasn't recorded."""
 
     @cached_property
     def total(self) -> Score:
         """All tasks together."""
-        return pooled(self.tasks.values())
+        total = pooled(self.tasks.values())
+        # Until 0.1.0 those that were given up were left out of the tasks' episodes.
+        left_out = self.missing - total.missing
+        return replace(total, episodes=total.episodes + left_out, missing=self.missing)
 
 
 @dataclass(frozen=True)

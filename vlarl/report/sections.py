@@ -26,7 +26,8 @@ class Rate:
     def of(cls, score: Score) -> Rate:
         """With Wilson's interval."""
         low, high = score.interval
-        return cls(score.rate, low, high, f"{percent(score.rate)} ({percents(low, high)})")
+        text = f"{percent(score.rate)} ({percents(low, high)}{given_up(score)})"
+        return cls(score.rate, low, high, text)
 
 
 Cell = str | Rate
@@ -81,6 +82,11 @@ def percent(share: float) -> str:
 def percents(low: float, high: float) -> str:
     """An interval of shares."""
     return f"{low:.0%} to {high:.0%}".replace("%", " %") if low != high else percent(low)
+
+
+def given_up(score: Score) -> str:
+    """A further half-sentence on episodes that were given up; empty where none were."""
+    return f"; {score.missing} given up, which count as failed" if score.missing else ""
 
 
 def duration(seconds: float) -> str:

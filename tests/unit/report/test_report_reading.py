@@ -13,6 +13,7 @@ from tests.unit.report.run_folders import evaluate, make_run
 from vlarl.config import DataConfig, SftConfig, dump_toml
 from vlarl.report.lines import ReportError, read_lines
 from vlarl.report.run_folder import read_run
+from vlarl.report.sections import Rate
 
 pytestmark = pytest.mark.torch
 
@@ -58,6 +59,24 @@ def test_evaluations_are_found_inside_a_run_and_beside_it(copied: Path) -> None:
         (0, 0, True),
         (0, 1, False),
     ]
+
+
+def test_given_up_episodes_are_failures_of_earlier_versions_too(copied: Path) -> None:
+    """Those left them out of the tasks' episodes, and wrote down how many there were."""
+    file = copied / "evaluations.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    now, before = rows[-1], json.loads(json.dumps(rows[-1]))
+    now["tasks"]["3"] |= {"episodes": 12, "missing": 2}
+    now["missing"] = 2
+    before["iteration"], before["missing"] = 4, 2
+    for score in before["tasks"].values():
+        del score["missing"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in (before, now)))
+    first, last = read_run(copied).evaluations
+    for one in (first, last):
+        total = one.total
+        assert (total.successes, total.episodes, total.missing, total.ended) == (12, 22, 2, 20)
+        assert Rate.of(total).text.endswith("; 2 given up, which count as failed)")
 
 
 def test_the_line_that_is_being_written_is_left_out(copied: Path) -> None:

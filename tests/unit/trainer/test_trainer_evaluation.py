@@ -73,26 +73,45 @@ def test_other_weights_and_sampled_actions_do_not_count() -> None:
 
 def test_scores_by_task_and_in_total() -> None:
     results = [result(4, n, success=n == 0) for n in range(4)] + [result(1, n) for n in range(2)]
-    evaluation = count(results, PROGRESS, missing=1)
+    evaluation = count(results, PROGRESS, [])
     assert list(evaluation.tasks) == [1, 4]
     hard = evaluation.tasks[4]
     assert (hard.successes, hard.episodes, hard.mean_actions) == (1, 4, (3 + 4 + 5 + 6) / 4)
     assert (evaluation.total.successes, evaluation.total.episodes) == (3, 6)
     assert evaluation.metrics() == {
         "evaluation_success_rate": 0.5,
+        "evaluation_missing_episodes": 0,
         "evaluation_success_rate/task_1": 1.0,
         "evaluation_success_rate/task_4": 0.25,
     }
     written = json.loads(json.dumps(evaluation.to_json()))
-    assert (written["env_steps"], written["policy_version"], written["missing"]) == (700, 4, 1)
+    assert (written["env_steps"], written["policy_version"], written["missing"]) == (700, 4, 0)
     assert written["tasks"]["4"]["interval"] == pytest.approx(wilson_interval(1, 4))
+
+
+def test_an_episode_that_was_given_up_is_a_failure_and_is_named() -> None:
+    """As the benchmark's evaluators do: one that breaks is none that succeeded."""
+    results = [result(4, n) for n in range(3)] + [result(1, 0, success=False)]
+    given_up = [trajectory(4, 3, success=False).spec, trajectory(7, 0, success=False).spec]
+    evaluation = count(results, PROGRESS, given_up)
+    scores = {
+        task: (one.successes, one.episodes, one.missing) for task, one in evaluation.tasks.items()
+    }
+    assert scores == {1: (0, 1, 0), 4: (3, 4, 1), 7: (0, 1, 1)}
+    assert evaluation.tasks[4].success_rate == 0.75
+    assert evaluation.tasks[4].interval == wilson_interval(3, 4)
+    assert evaluation.tasks[4].mean_actions == (3 + 4 + 5) / 3, "it has no actions to speak of"
+    assert (evaluation.total.success_rate, evaluation.missing) == (3 / 6, 2)
+    written = evaluation.to_json()
+    assert (written["missing"], written["total"]["missing"]) == (2, 2)
+    assert evaluation.metrics()["evaluation_missing_episodes"] == 2
 
 
 def evaluated_at(tmp_path: Path, *done: tuple[int, int]) -> EvaluationLog:
     log = EvaluationLog(tmp_path)
     for iteration, env_steps in done:
         progress = replace(PROGRESS, iteration=iteration, env_steps=env_steps)
-        log.write(count([], progress, missing=0), seconds=1.5)
+        log.write(count([], progress, []), seconds=1.5)
     return EvaluationLog(tmp_path)
 
 
@@ -156,7 +175,7 @@ def test_a_folder_goes_on_with_its_own_episodes_only(tmp_path: Path) -> None:
     protocol = {"profile": "faithful", "crop": (1, 2, 3, 4)}
     folder = EvaluationFolder(tmp_path / "out", protocol)
     folder.add(result(4, 0))
-    folder.write_score(count(folder.results, PROGRESS, 0), complete=False)
+    folder.write_score(count(folder.results, PROGRESS, []), complete=False)
     again = EvaluationFolder(tmp_path / "out", protocol)
     assert again.results == [result(4, 0)]
     assert again.has(4, 0)
