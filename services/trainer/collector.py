@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Sequence, Set
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlarl.errors import FatalError
@@ -63,7 +63,8 @@ class Collector:
         """Waits until each of these episodes has come back or has been given up.
 
         One that an older policy acted in is ordered again: where all services were restarted,
-        simulators may go on before the policy server has the run's weights back.
+        simulators may go on before the policy server has the run's weights back. So is one that
+        was ordered otherwise, before a run went on with another temperature, say.
 
         Args:
             specs: the episodes.
@@ -74,12 +75,13 @@ class Collector:
         Raises:
             RolloutError: nothing has come back for too long, or all was given up.
         """
-        wanted = [spec.episode_id for spec in specs]
+        orders = {spec.episode_id: spec for spec in specs}
+        wanted = list(orders)
         dead: dict[str, DeadLetter] = {}
-        await self._order_again(self._arrived.keys() & set(wanted), oldest)
-        while waiting := set(wanted) - self._arrived.keys() - dead.keys():
+        await self._order_again(orders, oldest)
+        while waiting := orders.keys() - self._arrived.keys() - dead.keys():
             dead |= await self._next(waiting, learned)
-            await self._order_again(self._arrived.keys() & waiting, oldest)
+            await self._order_again({one: orders[one] for one in waiting}, oldest)
         missing = [dead[one] for one in wanted if one not in self._arrived]
         for letter in missing:
             _log_missing(letter)
@@ -90,22 +92,17 @@ class Collector:
             )
         return Collected([self._arrived.pop(i) for i in wanted if i in self._arrived], missing)
 
-    async def _order_again(self, arrived: Set[str], oldest: int) -> None:
-        """Orders those of the arrived episodes again that an older policy acted in."""
-        outdated = [
-            self._arrived.pop(one)
-            for one in sorted(arrived)
-            if _oldest_action(self._arrived[one].message) < oldest
-        ]
-        for delivery in outdated:
-            _LOG.warning(
-                "episode %s is ordered again: policy version %d acted, %d is wanted",
-                delivery.message.spec.episode_id,
-                _oldest_action(delivery.message),
-                oldest,
-            )
-        await self._queue.acknowledge(self._run_id, outdated)
-        await self._queue.issue(delivery.message.spec for delivery in outdated)
+    async def _order_again(
+        self, orders: Mapping[str, rollout_pb2.EpisodeSpec], oldest: int
+    ) -> None:
+        """Orders those of these episodes again that have arrived, but not as they are wanted."""
+        refused = []
+        for one in sorted(self._arrived.keys() & orders.keys()):
+            if reason := _unwanted(self._arrived[one].message, orders[one], oldest):
+                _LOG.warning("episode %s is ordered again: %s", one, reason)
+                refused.append(self._arrived.pop(one))
+        await self._queue.acknowledge(self._run_id, refused)
+        await self._queue.issue(orders[one.message.spec.episode_id] for one in refused)
 
     async def as_they_end(
         self, specs: Sequence[rollout_pb2.EpisodeSpec]
@@ -174,6 +171,20 @@ class Collector:
         await self._queue.abandon(
             self._run_id, [letter.spec.episode_id for letter in collected.missing]
         )
+
+
+def _unwanted(
+    trajectory: rollout_pb2.Trajectory, order: rollout_pb2.EpisodeSpec, oldest: int
+) -> str:
+    """Why a trajectory isn't what is wanted; empty: it is."""
+    if (acted := _oldest_action(trajectory)) < oldest:
+        return f"policy version {acted:g} acted, {oldest} is wanted"
+    # Tasks may differ: the curriculum goes on while episodes are out.
+    for name in ("temperature", "max_actions", "unnorm_key"):
+        was, wanted = getattr(trajectory.spec, name), getattr(order, name)
+        if was != wanted:
+            return f"it was ordered with {name} {was}, {wanted} is wanted"
+    return ""
 
 
 def _oldest_action(trajectory: rollout_pb2.Trajectory) -> float:

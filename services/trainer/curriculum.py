@@ -88,8 +88,9 @@ class Curriculum:
         return sum(recent) / len(recent) if recent else UNSEEN
 
     def record(self, task: int, success: bool) -> None:
-        """Takes an episode's outcome into account."""
-        self._recent[task].append(success)
+        """Takes an episode's outcome into account, unless its task is no longer trained on."""
+        if task in self._recent:
+            self._recent[task].append(success)
 
     def metrics(self) -> dict[str, float]:
         """Recent success and the probability that follows from it, by task."""

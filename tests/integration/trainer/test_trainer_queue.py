@@ -100,6 +100,30 @@ async def test_an_episode_of_an_older_policy_is_ordered_again(queue: RolloutQueu
     assert await queue.next_episode("worker", block_seconds=0.05) is None
 
 
+@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"max_actions": 9}])
+async def test_episodes_that_were_out_when_the_run_changed_are_ordered_again(
+    queue: RolloutQueue, change: dict[str, float]
+) -> None:
+    """A run may go on with another temperature; what was sampled at the old one isn't learned."""
+    before = Collector(queue, "run", 5.0)
+    await before.issue(order(0))
+    await run_episodes(queue, 1)
+    changed = order(0)
+    for spec in changed:
+        for name, value in change.items():
+            setattr(spec, name, value)
+        spec.task.index = 3  # as the curriculum would have it by now
+    collector = Collector(queue, "run", 5.0)
+    await collector.issue(changed)
+    collecting = asyncio.create_task(collector.collect(changed, learned=0, oldest=0))
+    await run_episodes(queue, 3)
+    collected = await collecting
+    assert [trajectory.spec for trajectory in collected.trajectories] == changed
+    await collector.settle(collected)
+    assert not await queue.outstanding("run")
+    assert await queue.next_episode("worker", block_seconds=0.05) is None
+
+
 async def test_a_given_up_episode_is_not_ordered_again(queue: RolloutQueue) -> None:
     collector = Collector(queue, "run", 5.0)
     await collector.issue(order(0))

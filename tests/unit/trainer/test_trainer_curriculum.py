@@ -75,6 +75,14 @@ def test_it_remembers_through_a_checkpoint() -> None:
     assert drawn[0] == drawn[1]
 
 
+def test_an_episode_of_a_task_that_is_no_longer_trained_on_is_forgotten() -> None:
+    """One that was out when the run went on with other tasks."""
+    curriculum = Curriculum(TASKS, CurriculumConfig())
+    before = curriculum.metrics()
+    curriculum.record(max(TASKS) + 1, True)
+    assert curriculum.metrics() == before
+
+
 def test_metrics_name_every_task() -> None:
     curriculum = Curriculum(TASKS, CurriculumConfig(kind="paper", tau=1.0, floor=0.0))
     curriculum.record(MASTERED, True)
