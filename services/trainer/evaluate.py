@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from services.trainer.display import EvaluationDisplay
-from services.trainer.evaluation_folder import EvaluationFolder
+from services.trainer.evaluation_folder import RUN_ID, EvaluationFolder, check_no_run
 from services.trainer.evaluator import Evaluator, protocol_of
 from services.trainer.film import FilmMaker, Values
 from services.trainer.recording import RolloutRecorder
@@ -23,9 +24,6 @@ from vlarl.env.v1 import env_pb2
 from vlarl.libero import base_suite
 from vlarl.queue import RolloutQueue
 from vlarl.stack.supervisor import Stack, supervise
-
-RUN_ID = "evaluation"
-"""Every evaluation has a queue of its own, so they may share a name."""
 
 
 def run(
@@ -55,6 +53,7 @@ def run(
     Raises:
         FatalError: what was asked for can't be evaluated, or a service failed.
     """
+    check_no_run(out)
     subject = load_subject(config, trained)
     if not config.unnorm_key and not subject.unnorm_key.startswith(base_suite(config.tasks.suite)):
         protocol += f"; actions in the units of {subject.unnorm_key}, the only ones it has"
@@ -71,7 +70,9 @@ def run(
     with explained(out), contextlib.closing(display):
         recorder = RolloutRecorder(out / "rollouts", config.env) if record else None
         work = _evaluate(stack, subject, folder, film, recorder, display)
-        return asyncio.run(supervise(stack, work, f"the same command with --out {out}"))
+        return asyncio.run(
+            supervise(stack, work, f"the same command with --out {shlex.quote(str(out))}")
+        )
 
 
 async def _evaluate(

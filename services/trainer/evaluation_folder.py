@@ -11,15 +11,19 @@ OUT/evaluation.json   what was evaluated, how, and the score so far
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from services.trainer.evaluation import EpisodeResult, Evaluation
 from services.trainer.json_lines import JsonLines
-from vlarl.config import ConfigError, RunConfig, dump_toml
+from vlarl.config import ConfigError, RunConfig, save_config
 
 _SCORE = "evaluation.json"
+_CONFIG = "config.toml"
+RUN_ID = "evaluation"
+"""Every evaluation has a queue of its own, so they may share a name."""
 
 
 class EvaluationFolder:
@@ -33,10 +37,11 @@ class EvaluationFolder:
             protocol: everything that an episode's outcome depends on.
 
         Raises:
-            ConfigError: it holds another policy's episodes, or another protocol's.
+            ConfigError: it holds another policy's episodes, or another protocol's, or a run.
         """
         self.path = path
         self._protocol: dict[str, Any] = json.loads(json.dumps(protocol))
+        check_no_run(path)
         before = path / _SCORE
         if before.exists():
             _check_same(path, json.loads(before.read_text())["protocol"], self._protocol)
@@ -47,7 +52,7 @@ class EvaluationFolder:
 
     def save_config(self, config: RunConfig) -> None:
         """Writes the configuration from which services are started."""
-        (self.path / "config.toml").write_text(dump_toml(config))
+        save_config(config, self.path)
 
     def has(self, task: int, init_state: int) -> bool:
         """Whether this episode has ended."""
@@ -64,6 +69,23 @@ class EvaluationFolder:
         partial = self.path / f".{_SCORE}.partial"
         partial.write_text(json.dumps(content, indent=1) + "\n")
         partial.replace(self.path / _SCORE)
+
+
+def check_no_run(path: Path) -> None:
+    """Makes sure that an evaluation in this folder overwrites no run's configuration.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    saved = path / _CONFIG
+    if (path / _SCORE).exists() or not saved.exists():
+        return
+    try:
+        name = tomllib.loads(saved.read_text()).get("name")
+    except (OSError, ValueError):
+        name = None
+    if name != RUN_ID:
+        raise ConfigError(f"{path} holds a run, not an evaluation: choose another --out")
 
 
 def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

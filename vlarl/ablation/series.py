@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from vlarl.ablation.failures import record_failure
 from vlarl.ablation.plan import Ablation, PlannedRun, Standing, standing
 from vlarl.ablation.table import read_table, write_table
 from vlarl.config import save_config
-from vlarl.errors import FatalError
+from vlarl.ownership import owned
 from vlarl.report.lines import ReportError
 from vlarl.report.sections import duration, percent
 from vlarl.stack.service import Service
@@ -61,9 +59,8 @@ class Series:
             FatalError: a folder is damaged or holds a run of another configuration, or another
                 series is at work there.
         """
-        self._ablation.out.mkdir(parents=True, exist_ok=True)
         # Until `stop`: a run that is being stopped isn't anybody else's yet.
-        self._held.enter_context(_alone_in(self._ablation.out))
+        self._held.enter_context(owned(self._ablation.out, "vlarl ablate"))
         before = [standing(planned) for planned in self._ablation.runs]
         waiting = [one for one in before if not one.finished]
         self._announce(before, waiting)
@@ -142,18 +139,3 @@ class Series:
             f"{after.planned.name}{greedy}  in {duration(seconds)}  "
             f"{total - len(following)} of {total} runs  {eta}"
         )
-
-
-@contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Two series in one folder would train one run twice at once.
-
-    Raises:
-        FatalError: another is at work there.
-    """
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FatalError(f"{out}: another `vlarl ablate` is at work there") from error
-        yield

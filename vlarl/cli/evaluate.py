@@ -14,6 +14,7 @@ from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_conf
 from vlarl.config import ConfigError, RunConfig
 from vlarl.libero import LIBERO_SUITES
 from vlarl.logs import configure_logging
+from vlarl.ownership import owned
 
 LIBERO_PROTOCOL = {"env.profile": "faithful", "env.settle_steps": 10, "tasks.max_actions": 0}
 """What published numbers of LIBERO's suites mean, whatever a run trains with. --set wins."""
@@ -83,19 +84,20 @@ def evaluate(
         settings, protocol = evaluation_config(
             config, checkpoint, run, suite, tasks, episodes_per_task, overrides
         )
-        # Before the policy is looked at, which takes longer the larger it is.
-        chosen = choose_tasks(
-            suite_tasks(settings.env, settings.tasks.suite),
-            settings.tasks.indices,
-            settings.evaluation.episodes_per_task,
-        )
-        from services.trainer.evaluate import run as run_evaluation
-
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = out or Path("runs") / f"eval-{settings.tasks.suite}-{stamp}"
-        code = run_evaluation(
-            settings, run, chosen, folder, videos=videos, record=record, protocol=protocol
-        )
+        with owned(folder, "vlarl eval"):
+            # Before the policy is looked at, which takes longer the larger it is.
+            chosen = choose_tasks(
+                suite_tasks(settings.env, settings.tasks.suite),
+                settings.tasks.indices,
+                settings.evaluation.episodes_per_task,
+            )
+            from services.trainer.evaluate import run as run_evaluation
+
+            code = run_evaluation(
+                settings, run, chosen, folder, videos=videos, record=record, protocol=protocol
+            )
     raise typer.Exit(code)
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vlarl.config import ConfigError, RunConfig
 from vlarl.invocation import invocation
+from vlarl.ownership import admission
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.stack.ranks import ranks_command
 from vlarl.stack.service import Service, ServiceDiedError
@@ -128,7 +131,8 @@ class Stack:
         command += ["-m", "vlarl", "train", "--resume", str(self._run_dir)]
         # Not --set, which would save with the run what holds for this start alone.
         command += ["--metrics-listen", self._metrics["trainer"], *self._settings("--here")]
-        trainer = await self._start("trainer", command, foreground=True)
+        environment = {**os.environ, **admission(self._run_dir)}
+        trainer = await self._start("trainer", command, environment, foreground=True)
         return await self.watching(trainer.wait(), but=trainer)
 
     async def stop(self) -> None:
@@ -137,9 +141,16 @@ class Stack:
             await service.stop(_STOP_SECONDS)
         shutil.rmtree(self._sockets, ignore_errors=True)
 
-    async def _start(self, name: str, command: list[str], *, foreground: bool = False) -> Service:
+    async def _start(
+        self,
+        name: str,
+        command: list[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        foreground: bool = False,
+    ) -> Service:
         log = self._run_dir / "logs" / f"{name}.log"
-        service = Service(name, command, log, foreground=foreground)
+        service = Service(name, command, log, environment, foreground=foreground)
         self._services.append(service)  # first: it is stopped even if its start is cut short
         await service.start()
         return service
@@ -200,7 +211,8 @@ async def run_stack(config: RunConfig, run_dir: Path) -> int:
         The exit code: the trainer's; 1 when a service died; 130 after Ctrl-C or SIGTERM.
     """
     stack = Stack(config, run_dir)
-    return await supervise(stack, _train(stack), f"{invocation()} up --resume {run_dir}")
+    again = f"{invocation()} up --resume {shlex.quote(str(run_dir))}"
+    return await supervise(stack, _train(stack), again)
 
 
 async def _train(stack: Stack) -> int:

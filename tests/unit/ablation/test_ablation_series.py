@@ -129,7 +129,7 @@ async def test_a_damaged_folder_is_that_runs_failure(ablation: Ablation, made: P
 async def test_two_in_one_folder_are_refused(ablation: Ablation, made: Path) -> None:
     first = Series(ablation, stand_in(made))
     assert await first.run() == 0
-    with pytest.raises(FatalError, match="another `vlarl ablate` is at work there"):
+    with pytest.raises(FatalError, match="is in use by `vlarl ablate`, process"):
         await run_all(ablation, made)
     await first.stop()
     assert await run_all(ablation, made) == 0
