@@ -10,6 +10,7 @@ aside and renamed: a folder that a crash left behind holds whole tasks, or parts
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,8 @@ FORMAT = 1
 _DESCRIPTION = "dataset.json"
 _MAY_LACK = ("placements", "succeeded")
 """Arrays of a task, one value a sample, that not every recording has."""
+_LONGEST_HEADER = 1 << 20
+"""Bytes of a file's description that are looked at."""
 
 
 class DatasetError(FatalError):
@@ -294,6 +297,26 @@ def find_dataset(directory: Path) -> tuple[Capture, list[Path]]:
     if not files:
         raise DatasetError(f"{directory} holds no task yet; fill it with {convert}")
     return capture, files
+
+
+def dataset_digest(directory: Path) -> str:
+    """SHA-256 of how a folder's dataset was captured and of what its files say that they hold:
+    tasks, instructions, numbers of samples. No frame is read.
+
+    Raises:
+        DatasetError: no dataset is here, or a file can't be read.
+    """
+    capture, files = find_dataset(directory)
+    digest = hashlib.sha256(repr(capture).encode())
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+                digest.update(file.read(min(length, _LONGEST_HEADER)))
+        except OSError as error:
+            raise DatasetError(f"{path} can't be read: {error!r}; make it anew") from error
+    return digest.hexdigest()
 
 
 def _read_capture(path: Path) -> Capture:

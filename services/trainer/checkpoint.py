@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +43,9 @@ class Progress:
     """The curriculum's memory: recent outcomes of each task."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last iteration's metrics."""
+    terms: dict[str, Any] = field(default_factory=dict)
+    """The configuration's fixed keys, without which the tensors mean nothing; {}: an earlier
+    version wrote the checkpoint."""
 
 
 def save_checkpoint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from services.trainer.starts import record_start
 from services.trainer.status import RunStatus
 from services.trainer.world import World
 from vlarl.config import RunConfig, ServerConfig
+from vlarl.config.resuming import check_terms, terms
 from vlarl.disk import explained
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
@@ -161,12 +163,14 @@ def _last_checkpoint(
     config: RunConfig, run_dir: Path, digest: str
 ) -> tuple[Progress, dict[str, torch.Tensor] | None]:
     path = latest_checkpoint(run_dir / "checkpoints")
+    own = terms(config)
     if path is None:
-        return Progress(run_id=config.name, base_digest=digest), None
+        return Progress(run_id=config.name, base_digest=digest, terms=own), None
     progress, tensors = load_checkpoint(path)
     if (progress.run_id, progress.base_digest) != (config.name, digest):
         raise CheckpointError(
             f"checkpoint {path} belongs to run {progress.run_id} on base "
             f"{progress.base_digest[:12]}, not to run {config.name} on base {digest[:12]}"
         )
-    return progress, tensors
+    check_terms(RunConfig, f"checkpoint {path}", progress.terms, own)
+    return replace(progress, terms=own), tensors

@@ -20,9 +20,13 @@ from services.trainer.episodes import chosen_unnorm_key
 from services.trainer.publisher import published_adapter
 from services.trainer.sharding import compute_dtype
 from vlarl.adapter import Adapter
-from vlarl.config import RunConfig
+from vlarl.config import RunConfig, load_config
+from vlarl.config.resuming import check_terms, terms
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
+
+_OWN = ("seed", "trainer.")
+"""Fixed keys that a trained policy's tensors depend on, not what is done with it."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def load_subject(config: RunConfig, trained: Path | None) -> Subject:
                 f"checkpoint {path} was trained on base {progress.base_digest[:12]}, not on "
                 f"{config.policy.checkpoint} ({digest[:12]}); set policy.checkpoint"
             )
+        _check_meaning(path, progress, config)
     crop = config.policy.center_crop
     return Subject(
         model=model,
@@ -83,6 +88,16 @@ def load_subject(config: RunConfig, trained: Path | None) -> Subject:
         progress=progress,
         tensors=tensors,
     )
+
+
+def _check_meaning(path: Path, progress: Progress, config: RunConfig) -> None:
+    """Whether factors and critic are used as they were learned; how episodes run may differ."""
+    learned: Mapping[str, object] = progress.terms
+    saved = path.parents[1] / "config.toml"
+    if not learned and saved.exists():  # an earlier version wrote the checkpoint
+        learned = terms(load_config(saved))
+    own = {key: value for key, value in learned.items() if key.startswith(_OWN)}
+    check_terms(RunConfig, f"checkpoint {path}", own, terms(config))
 
 
 def _checkpoint_of(trained: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,9 +20,9 @@ from vlarl.report.run_folder import read_run
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def status(run: Run) -> tuple[int, str]:
-    """What `vlarl status RUN` says, and its exit code."""
-    command = [sys.executable, "-m", "vlarl", "status", str(run.run_dir)]
+def vlarl(*arguments: str) -> tuple[int, str]:
+    """A command's exit code, and what it says."""
+    command = [sys.executable, "-m", "vlarl", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout + done.stderr
 
@@ -29,19 +30,25 @@ def status(run: Run) -> tuple[int, str]:
 def test_the_loop_closes(
     tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
 ) -> None:
-    run = Run(tmp_path / "run", checkpoint)
+    run = Run(tmp_path / "a run's [b]", checkpoint)
     process = run.start()
     started.append(process)
     wait_for(lambda: len(run.iterations()) >= 1, process, run)
     family = descendants(process.pid)
-    code, said = status(run)
+    for command in ("up", "train"):
+        code, said = vlarl(command, "--resume", str(run.run_dir))
+        assert code == 1
+        assert said.startswith(
+            f"error: {run.run_dir} is in use by `vlarl up`, process {process.pid} on "
+        )
+    code, said = vlarl("status", str(run.run_dir))
     assert code == 0, said
     assert "of 3 iterations" in said
     assert said.count("serving") == 4
     assert process.wait(600) == 0, run.output.read_text()
-    code, said = status(run)
+    code, said = vlarl("status", str(run.run_dir))
     assert (code, "nothing of" in said) == (1, True), said
-    assert run.output.read_text().strip().endswith(f"report {run.run_dir})")
+    assert run.output.read_text().strip().endswith(f"report {shlex.quote(str(run.run_dir))})")
     lines = run.iterations()
     assert [line["iteration"] for line in lines] == [0, 1, 2]
     # The first iteration warms the critic up, and leaves the policy as it is.
@@ -50,6 +57,7 @@ def test_the_loop_closes(
     evaluation = json.loads((run.run_dir / "evaluations.jsonl").read_text())
     assert (evaluation["policy_version"], evaluation["tasks"]["0"]["episodes"]) == (3, 1)
     assert survivors(family) == set()
+    assert not (run.run_dir / ".owner").exists()
     saved = load_config(run.run_dir / "config.toml")
     assert saved.queue.url == QueueConfig().url, "where this start's queue was isn't the run's"
     assert saved.policy.addresses == PolicyConfig().addresses
@@ -98,6 +106,7 @@ def test_a_killed_trainer_and_ctrl_c_cost_no_episode(
     process = run.start(resume=True)
     started.append(process)
     assert process.wait(600) == 0, run.output.read_text()
+    assert "is in use by" not in run.output.read_text()
     lines = run.iterations()
     assert [line["iteration"] for line in lines] == [0, 1, 2]
     assert all(line["episodes"] == 3 for line in lines)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vlarl.cli.groups import command_group
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_section
-from vlarl.cli.runs import Resume, RunDirectory, check_sources, choose_run
+from vlarl.cli.runs import Resume, RunDirectory, check_sources, chosen_run
 from vlarl.config import LabelConfig, RewardModelConfig
 from vlarl.logs import configure_logging
 from vlarl.terminal import say, show, track
@@ -81,12 +81,19 @@ def train(
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        settings, directory = choose_run(
-            RewardModelConfig, config, resume, run_dir, overrides, check_sources
+        chosen = chosen_run(
+            RewardModelConfig,
+            "vlarl reward train",
+            config,
+            resume,
+            run_dir,
+            overrides,
+            check_sources,
         )
-        from services.trainer.rprm.main import run
+        with chosen as (settings, directory):
+            from services.trainer.rprm.main import run
 
-        run(settings, directory)
+            run(settings, directory)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vlarl.cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
-from vlarl.cli.runs import Resume, RunDirectory, choose_run, first_rank
+from vlarl.cli.runs import Resume, RunDirectory, chosen_run, first_rank
 from vlarl.config import RunConfig
 from vlarl.logs import configure_logging
 
@@ -46,14 +46,21 @@ def train(
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        settings, directory = choose_run(
-            RunConfig, config, resume, run_dir, overrides, partial(_check_trainer, places)
+        chosen = chosen_run(
+            RunConfig,
+            "vlarl train",
+            config,
+            resume,
+            run_dir,
+            overrides,
+            partial(_check_trainer, places),
         )
-        if places:
-            settings = read_section(RunConfig, directory / "config.toml", places)
-        from services.trainer.main import run
+        with chosen as (settings, directory):
+            if places:
+                settings = read_section(RunConfig, directory / "config.toml", places)
+            from services.trainer.main import run
 
-        run(settings, directory, metrics_listen=metrics_listen)
+            run(settings, directory, metrics_listen=metrics_listen)
 
 
 def up(
@@ -70,12 +77,11 @@ def up(
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        settings, directory = choose_run(
-            RunConfig, config, resume, run_dir, overrides, _check_stack
-        )
-        from vlarl.stack.supervisor import run_stack
+        chosen = chosen_run(RunConfig, "vlarl up", config, resume, run_dir, overrides, _check_stack)
+        with chosen as (settings, directory):
+            from vlarl.stack.supervisor import run_stack
 
-        code = asyncio.run(run_stack(settings, directory))
+            code = asyncio.run(run_stack(settings, directory))
     raise typer.Exit(code)
 
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import re
+import shlex
 import time
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
+from vlarl.cli.learned import Configuration, check_contents, check_learned
 from vlarl.cli.options import read_section
 from vlarl.config import ConfigError, RewardModelConfig, RunConfig, SftConfig, save_config
+from vlarl.config.base import NAME_PATTERN
 from vlarl.config.files import runs_inside
+from vlarl.ownership import owned
+
+CONFIG = "config.toml"
+EVALUATION = "evaluation.json"
+_LONGEST_NAME = 128
 
 R = TypeVar("R", RunConfig, SftConfig, RewardModelConfig)
 
@@ -30,52 +42,83 @@ RunDirectory = Annotated[
 ]
 
 
-def choose_run(
+@contextlib.contextmanager
+def chosen_run(
     root: type[R],
+    what: str,
     config: Path | None,
     resume: Path | None,
     run_dir: Path | None,
     overrides: list[str] | None,
     check: Callable[[R], object] = lambda _: None,
-) -> tuple[R, Path]:
-    """The configuration and folder of a new run, or of the one to go on with.
+) -> Iterator[tuple[R, Path]]:
+    """The configuration and folder of a new run, or of the one to go on with, which nobody else may
+    write until the end of the block. Nothing is written where anything is refused.
 
     Args:
         root: what kind of run.
+        what: the command, for whoever finds the folder in use.
         config: TOML file of a new one.
         resume: folder of one to go on with.
         run_dir: folder of the new one.
         overrides: of --set.
-        check: raises what is wrong with the configuration, before anything is written.
+        check: raises what else is wrong with the configuration.
 
     Raises:
-        ConfigError: there is no such run, or there is one already where a new one should begin.
+        ConfigError: there is no such run, or there is one already where a new one should begin, or
+            what has been learned there would mean something else.
+        OwnedError: another process has the folder.
     """
     if resume is not None:
         if config is not None or run_dir is not None:
             raise ConfigError("--resume takes the run's own configuration; use --set to change it")
-        saved = saved_config(resume)
-        settings, before = read_section(root, saved, overrides), read_section(root, saved, None)
-        if (settings.name, settings.seed) != (before.name, before.seed):
-            raise ConfigError("a run that goes on keeps its name and its seed; begin a new one")
-        check(settings)
-        if overrides and first_rank():
-            # The run's processes, and whoever reads it later, know the configuration from there.
-            save_config(settings, resume)
-        return settings, resume
-    if config is None:
+        saved_config(resume)
+        directory = resume
+    elif config is None:
         raise ConfigError("name a configuration of configs/, or --resume RUN")
-    settings = read_section(root, config, overrides)
-    check(settings)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    if run_dir is None and "TORCHELASTIC_RUN_ID" in os.environ:
+    else:
+        directory = run_dir or _new_folder(read_section(root, config, overrides))
+        _check_vacant(directory)
+    with owned(directory, what) if first_rank() else contextlib.nullcontext():
+        if resume is None:
+            _check_vacant(directory)  # nobody has come in between
+            settings = read_section(root, config, overrides)
+            settings = settings.model_copy(update={"name": run_id_of(directory)})
+        else:
+            settings = read_section(root, directory / CONFIG, overrides)
+        check_learned(directory, settings)
+        check(settings)
+        check_contents(directory, settings)
+        if first_rank() and (resume is None or overrides):
+            # The run's processes, and whoever reads it later, know the configuration from there.
+            save_config(settings, directory)
+        yield settings, directory
+
+
+def run_id_of(directory: Path) -> str:
+    """The id of a new run in this folder: its name, where that may name keys of a queue and labels
+    of metrics; else what is left of it, and a digest, so that two folders have two ids.
+    """
+    name = directory.name if directory.name not in ("", "..") else directory.resolve().name
+    if re.fullmatch(NAME_PATTERN, name) and len(name) <= _LONGEST_NAME:
+        return name
+    latin = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^a-zA-Z0-9._-]+", "-", latin).strip("-._")[:_LONGEST_NAME]
+    return f"{plain or 'run'}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+
+
+def _new_folder(settings: Configuration) -> Path:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError("under torchrun, name the run's folder with --run-dir")
-    directory = run_dir or Path("runs") / f"{settings.name}-{stamp}"
-    # The folder's name is the run's id: unique, so that runs may share a queue and policy servers.
-    settings = settings.model_copy(update={"name": directory.name})
-    if first_rank():
-        _begin(settings, directory)
-    return settings, directory
+    return Path("runs") / f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _check_vacant(directory: Path) -> None:
+    if (directory / EVALUATION).exists():
+        raise ConfigError(f"{directory} holds an evaluation; name another --run-dir")
+    if first_rank() and (directory / CONFIG).exists():
+        again = shlex.quote(str(directory))
+        raise ConfigError(f"{directory} holds a run already; go on with --resume {again}")
 
 
 def saved_config(run: Path) -> Path:
@@ -84,7 +127,11 @@ def saved_config(run: Path) -> Path:
     Raises:
         ConfigError: it is no run's folder.
     """
-    saved = run / "config.toml"
+    saved = run / CONFIG
+    if (run / EVALUATION).exists():
+        raise ConfigError(
+            f"{run}: an evaluation, not a run; name the run whose policy it evaluated"
+        )
     if not saved.exists():
         raise ConfigError(f"{run}: no run here (config.toml is missing){runs_inside(run)}")
     return saved
@@ -121,10 +168,3 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
 def first_rank() -> bool:
     """Whether this is the process that speaks for all that torchrun has started."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _begin(settings: RunConfig | SftConfig | RewardModelConfig, directory: Path) -> None:
-    """Makes a new run's folder, with its configuration."""
-    if (directory / "config.toml").exists():
-        raise ConfigError(f"{directory} holds a run already; go on with --resume {directory}")
-    save_config(settings, directory)

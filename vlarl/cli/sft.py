@@ -9,7 +9,7 @@ import typer
 
 from vlarl.cli.evaluate import evaluation_config
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors
-from vlarl.cli.runs import Resume, RunDirectory, check_sources, choose_run, first_rank
+from vlarl.cli.runs import Resume, RunDirectory, check_sources, chosen_run, first_rank
 from vlarl.config import SftConfig
 from vlarl.logs import configure_logging
 
@@ -34,10 +34,11 @@ def sft(
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        settings, directory = choose_run(SftConfig, config, resume, run_dir, overrides, _check)
-        from services.trainer.sft.main import run
+        chosen = chosen_run(SftConfig, "vlarl sft", config, resume, run_dir, overrides, _check)
+        with chosen as (settings, directory):
+            from services.trainer.sft.main import run
 
-        run(settings, directory)
+            run(settings, directory)
 
 
 def _check(settings: SftConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,10 +62,10 @@ def status(
             raise ConfigError("name one: a run's folder, or --config")
         overview = _look(run, config, overrides)
         if run is not None and not any(replica.serving for replica in overview.replicas):
-            command = invocation()
+            command, folder = invocation(), shlex.quote(str(run))
             raise ConfigError(
-                f"nothing of {run} runs now; `{command} report {run}` shows what it did, "
-                f"`{command} up --resume {run}` goes on"
+                f"nothing of {run} runs now; `{command} report {folder}` shows what it did, "
+                f"`{command} up --resume {folder}` goes on"
             )
         if watch is None:
             PlainConsole().print(_page(overview))

@@ -14,7 +14,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from vlarl.config.ablation import AblationConfig, PaperNumber
-from vlarl.config.base import ConfigError, Section
+from vlarl.config.base import NAME_PATTERN, ConfigError, Section
 from vlarl.config.files import as_section, dump_toml, load_section, save_config
 from vlarl.config.labels import LabelConfig
 from vlarl.config.learning import (
@@ -83,8 +83,9 @@ class RunConfig(Section):
     """A whole run."""
 
     example = "`vlarl up` takes a run's configuration, as configs/reach.toml"
-    name: str = Field(default="run", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
-    """The run's id: names its folder, its queue and its weights."""
+    name: str = Field(default="run", pattern=NAME_PATTERN)
+    """The run's id: names its queue, its weights and, with the time behind it, its folder. Where
+    --run-dir names the folder, the id follows from that."""
     seed: int = Field(default=7, ge=0)
     """Seed from which placements, sampling, initial factors and batch order are derived."""
     unnorm_key: str = ""

@@ -8,9 +8,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from vlarl.config.base import Section
-
-_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$"
+from vlarl.config.base import NAME_PATTERN, Section
 
 
 class PaperNumber(Section):
@@ -32,7 +30,7 @@ class AblationConfig(Section):
     """Variants of a run, each with several seeds, beside one another."""
 
     example = "`vlarl ablate` takes a table of variants, as configs/ablations-reach.toml"
-    name: str = Field(pattern=_NAME)
+    name: str = Field(pattern=NAME_PATTERN)
     """Names the folder of all runs, runs/NAME."""
     base: Path
     """A run's configuration, relative to this file."""
@@ -53,7 +51,7 @@ class AblationConfig(Section):
     def _names_agree(self) -> Self:
         if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
             raise ValueError(f"seeds names {twice[0]} twice")
-        if bad := [name for name in self.variants if not re.match(_NAME, name)]:
+        if bad := [name for name in self.variants if not re.match(NAME_PATTERN, name)]:
             raise ValueError(
                 f"variants.{bad[0]}: names a folder, so write letters, digits, '.', '_' and '-'"
             )

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+NAME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$"
+"""Of what names keys of the queue, labels of metrics and folders."""
+
+
 class ConfigError(FatalError, ValueError):
     """A configuration that can't be used; the message names the key and says what to do."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vlarl.config.base import Section
+from vlarl.config.base import NAME_PATTERN, Section
 from vlarl.config.labels import LabelConfig
 from vlarl.config.learning import LoraConfig
 from vlarl.config.sft import AugmentationConfig, FitConfig
@@ -36,8 +36,8 @@ class RewardModelConfig(Section):
     """A run of `vlarl reward train`."""
 
     example = "`vlarl reward train` takes a file of its own kind, as configs/reward-object.toml"
-    name: str = Field(default="reward", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
-    """The run's name, which is its folder's."""
+    name: str = Field(default="reward", pattern=NAME_PATTERN)
+    """The run's id; with the time behind it, its folder's name where --run-dir gives none."""
     seed: int = Field(default=7, ge=0)
     """Seed of the held-out placements, the order of samples and what is drawn for them."""
     checkpoint: Path

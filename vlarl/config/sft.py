@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlarl.config.base import Section
+from vlarl.config.base import NAME_PATTERN, Section
 from vlarl.config.learning import LoraConfig
 
 
@@ -113,8 +113,8 @@ class SftConfig(Section):
     """A run of supervised fine-tuning."""
 
     example = "`vlarl sft` takes a file of its own kind, as configs/sft-reach.toml"
-    name: str = Field(default="sft", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
-    """The run's name, which is its folder's."""
+    name: str = Field(default="sft", pattern=NAME_PATTERN)
+    """The run's id; with the time behind it, its folder's name where --run-dir gives none."""
     seed: int = Field(default=7, ge=0)
     """Seed of new weights, the held-out episodes, the order of samples and their augmentation."""
     checkpoint: Path | None = None

@@ -38,9 +38,8 @@ def run(config: RewardModelConfig, run_dir: Path) -> None:
             number=0,
             run_dir=run_dir,
             fit=config.training,
-            seed=config.seed,
+            config=config,
             base_digest=base_digest(config.checkpoint),
-            keep_checkpoints=config.keep_checkpoints,
         )
         with contextlib.closing(Fit(stage, Judgement(config, labelled, world), world)) as fit:
             progress = fit.run()

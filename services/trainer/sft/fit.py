@@ -31,7 +31,9 @@ from services.trainer.sft.simulation import Simulation
 from services.trainer.sharding import like, whole
 from services.trainer.stepping import DivergedError, take_step
 from services.trainer.world import World
-from vlarl.config import FitConfig
+from vlarl.config import FitConfig, RewardModelConfig, SftConfig
+from vlarl.config.resuming import terms
+from vlarl.contents import content_terms
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,10 @@ class Stage:
     """Its place in the run."""
     run_dir: Path
     fit: FitConfig
-    seed: int
+    config: SftConfig | RewardModelConfig
+    """The run's."""
     base_digest: str
     """SHA-256 of the weights that it begins with."""
-    keep_checkpoints: int
 
     @property
     def checkpoints(self) -> Path:
@@ -96,11 +98,13 @@ class Fit:
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), weight_decay=stage.fit.weight_decay
         )
+        config = stage.config
         self._order = Order(
-            len(objective.train), stage.fit, world, seed=stage.seed, stage=stage.number
+            len(objective.train), stage.fit, world, seed=config.seed, stage=stage.number
         )
-        fresh = StageProgress(stage.base_digest, len(objective.train))
-        self._progress, tensors = load_stage(stage.checkpoints, fresh)
+        own = terms(config) | content_terms(config)
+        fresh = StageProgress(stage.base_digest, len(objective.train), terms=own)
+        self._progress, tensors = load_stage(stage.checkpoints, fresh, type(config))
         if tensors:
             for name, parameter in self._parameters.items():
                 parameter.data.copy_(like(tensors[f"weights.{name}"], parameter))
@@ -186,7 +190,7 @@ class Fit:
         weights = {f"weights.{name}": whole(each) for name, each in self._parameters.items()}
         moments = gathered_moments(self._optimizer, self._parameters, "optimizer")
         if self._world.first:
-            keep = self._stage.keep_checkpoints
+            keep = self._stage.config.keep_checkpoints
             save_stage(self._stage.checkpoints, self._progress, weights | moments, keep)
         self._simulate()
         self._window.started = time.monotonic()

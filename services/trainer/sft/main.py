@@ -114,9 +114,8 @@ class _Stages:
             number=number,
             run_dir=self.run_dir,
             fit=fit,
-            seed=self.config.seed,
+            config=self.config,
             base_digest=base_digest(base),
-            keep_checkpoints=self.config.keep_checkpoints,
         )
 
     def _fit(

@@ -9,12 +9,15 @@ The newest are kept, and the one with the lowest held-out loss.
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from services.trainer.durable import CheckpointError, read_state, write_state
+from vlarl.config import Section
+from vlarl.config.resuming import check_terms
 
 _PREFIX = "step-"
 
@@ -33,6 +36,9 @@ class StageProgress:
     """Steps after which the held-out loss was lowest; without held-out samples, the last."""
     best_loss: float | None = None
     """That loss."""
+    terms: dict[str, Any] = field(default_factory=dict)
+    """The configuration's fixed keys, and digests of what it learns from; {}: an earlier version
+    wrote the checkpoint."""
 
     def after(self, step: int, held_out_loss: float | None) -> StageProgress:
         """The stage's place after a measurement."""
@@ -59,11 +65,19 @@ def save_stage(
             shutil.rmtree(old)
 
 
-def load_stage(directory: Path, fresh: StageProgress) -> tuple[StageProgress, dict[str, Tensor]]:
+def load_stage(
+    directory: Path, fresh: StageProgress, root: type[Section]
+) -> tuple[StageProgress, dict[str, Tensor]]:
     """The newest checkpoint; where there is none, `fresh` and no tensors.
+
+    Args:
+        directory: of the stage's checkpoints.
+        fresh: the stage before its first step, as it is configured now.
+        root: what kind of run it belongs to.
 
     Raises:
         CheckpointError: it is broken, or of other weights or demonstrations than `fresh`.
+        ConfigError: a fixed key of the configuration had another value.
     """
     found = sorted(directory.glob(f"{_PREFIX}*"))
     if not found:
@@ -79,7 +93,8 @@ def load_stage(directory: Path, fresh: StageProgress) -> tuple[StageProgress, di
             f"from {progress.samples} samples, this run has {fresh.base_digest[:12]} and "
             f"{fresh.samples}: go on with the same checkpoint and datasets"
         )
-    return progress, tensors
+    check_terms(root, f"checkpoint {found[-1]}", progress.terms, fresh.terms)
+    return replace(progress, terms=fresh.terms), tensors
 
 
 def stage_weights(directory: Path, step: int) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ torch = pytest.importorskip("torch")
 from services.trainer.checkpoint import (  # noqa: E402
     CheckpointError,
     Progress,
+    load_checkpoint,
     save_checkpoint,
 )
 from services.trainer.display import EvaluationDisplay  # noqa: E402
 from services.trainer.evaluate import critic_of  # noqa: E402
 from services.trainer.evaluation import Evaluation  # noqa: E402
-from services.trainer.evaluation_folder import EvaluationFolder  # noqa: E402
+from services.trainer.evaluation_folder import RUN_ID, EvaluationFolder  # noqa: E402
 from services.trainer.evaluator import Evaluator, protocol_of  # noqa: E402
 from services.trainer.film import FilmMaker  # noqa: E402
 from services.trainer.learner import Learner  # noqa: E402
@@ -35,7 +37,9 @@ from vlarl.config import (  # noqa: E402
     QueueConfig,
     RunConfig,
     TasksConfig,
+    save_config,
 )
+from vlarl.config.resuming import terms  # noqa: E402
 from vlarl.demonstrations import read_dataset  # noqa: E402
 from vlarl.env.v1 import env_pb2  # noqa: E402
 from vlarl.openvla.checkpoint import base_digest  # noqa: E402
@@ -162,14 +166,20 @@ async def test_a_runs_policy_is_served_and_named(
         await evaluate(config, tmp_path / "base", valkey, trained=path)
 
 
-async def test_given_up_episodes_do_not_count_and_come_again(
-    checkpoint: Path, tmp_path: Path, valkey: Valkey
+async def test_given_up_episodes_count_as_failed_and_come_again(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, out = config_for(checkpoint), tmp_path / "out"
     gone = frozenset({"evaluation:evaluation-00000:002-01"})
     evaluation, _ = await evaluate(config, out, valkey, give_up=gone)
-    assert (evaluation.missing, evaluation.total.episodes) == (1, 5)
-    assert not json.loads((out / "evaluation.json").read_text())["complete"]
+    assert (evaluation.missing, evaluation.total.episodes) == (1, 6)
+    score = json.loads((out / "evaluation.json").read_text())
+    assert not score["complete"]
+    assert (score["missing"], score["tasks"]["2"]["missing"]) == (1, 1)
+    assert score["total"]["success_rate"] == evaluation.total.successes / 6
+    shown = capsys.readouterr().out
+    assert "1 episode was given up and counts as failed; the same command with --out " in shown
+    assert "3 (1 given up)" in shown
     valkey.kill()
     (valkey.directory / "files").rename(valkey.directory / "old")
     valkey.start()
@@ -235,3 +245,37 @@ def test_what_cannot_be_evaluated_is_named(checkpoint: Path, tmp_path: Path) -> 
     assert load_subject(several, None).unnorm_key == "libero_goal"
     with pytest.raises(ConfigError, match="set unnorm_key: the checkpoint has statistics for"):
         load_subject(several.model_copy(update={"tasks": TasksConfig(suite="reach")}), None)
+
+
+def test_a_policy_is_evaluated_at_the_scale_that_it_was_trained_at(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Factors of another scaling are another policy, and would be believed."""
+    learned = config_for(checkpoint)
+    path = trained_run(tmp_path / "run", checkpoint)
+    changed = trainer_config(lora={"rank": 4, "alpha": 32.0})
+    rescaled = learned.model_copy(update={"trainer": changed})
+    said = pytest.raises(ConfigError, match=r"with trainer\.lora\.alpha = 8\.0, .* = 32\.0")
+    # An earlier version's checkpoint, beside its run's configuration.
+    save_config(learned, tmp_path / "run")
+    with said:
+        load_subject(rescaled, tmp_path / "run")
+    assert load_subject(learned, path).adapter(learned).scaling == 2.0
+    # A checkpoint that was carried elsewhere.
+    progress, tensors = load_checkpoint(path)
+    save_checkpoint(
+        tmp_path / "moved/checkpoints", replace(progress, terms=terms(learned)), tensors, keep=1
+    )
+    with said:
+        load_subject(rescaled, tmp_path / "moved")
+    simulator = learned.env.model_copy(update={"settle_steps": 3})
+    load_subject(learned.model_copy(update={"env": simulator}), tmp_path / "moved")
+
+
+def test_an_evaluation_overwrites_no_run(tmp_path: Path) -> None:
+    save_config(RunConfig(name="mine"), tmp_path)
+    with pytest.raises(ConfigError, match="holds a run, not an evaluation: choose another --out"):
+        EvaluationFolder(tmp_path, {})
+    # One that was killed before its first score is gone on with.
+    save_config(RunConfig(name=RUN_ID), tmp_path)
+    EvaluationFolder(tmp_path, {})

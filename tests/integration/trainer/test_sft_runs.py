@@ -31,6 +31,7 @@ from vlarl.openvla.images import PixelNormalizer, decode_image, prepare_image  #
 from vlarl.openvla.lora import lora_layers  # noqa: E402
 from vlarl.openvla.modeling import generate_actions, load_model  # noqa: E402
 from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
 from vlarl.stack.ranks import ranks_command  # noqa: E402
 
@@ -258,6 +259,49 @@ def test_the_command_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
     code, said = sft("--resume", str(tmp_path / "done"))
     assert code == 1
     assert "go on with the same checkpoint and datasets" in said
+
+
+def test_a_run_that_is_going_on_is_nobody_elses(tmp_path: Path) -> None:
+    """Two would take every step twice, and overwrite one another's checkpoints."""
+    file, run_dir = tmp_path / "settings.toml", tmp_path / "a run's [b]"
+    dataset = write_dataset(tmp_path / "data")
+    stage = {"steps": 1_000_000, "mini_batch": 5, "micro_batch": 5, "evaluate_every": 10}
+    file.write_text(dump_toml(sft_config(dataset, training=stage, model=None, checkpoint="c")))
+    make_tiny_checkpoint(tmp_path / "c", image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
+    command = [sys.executable, "-m", "vlarl", "sft"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "400"}
+
+    def sft(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path
+        )
+        return done.returncode, done.stderr
+
+    with subprocess.Popen(
+        [*command, str(file), "--run-dir", str(run_dir)],
+        env=environment,
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    ) as first:
+        try:
+            while not list((run_dir / "checkpoints/training").glob("step-*")):
+                assert first.poll() is None
+                time.sleep(0.01)
+            before = (run_dir / "config.toml").read_bytes()
+            shorter = ("--resume", str(run_dir), "--set", "training.steps=10")
+            code, said = sft(*shorter)
+            assert code == 1
+            assert said.startswith(
+                f"error: {run_dir} is in use by `vlarl sft`, process {first.pid}"
+            )
+            assert len(said.splitlines()) == 1
+            assert (run_dir / "config.toml").read_bytes() == before
+        finally:
+            first.kill()
+    code, said = sft(*shorter)
+    assert code == 0, said
+    assert (run_dir / "checkpoint/model.safetensors").exists()
 
 
 def test_the_command_has_help() -> None:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from tests.unit.ablation.tables import plan_in, write_table
 from vlarl.ablation.plan import make_plan, standing
 from vlarl.cli import app
-from vlarl.cli.runs import choose_run
+from vlarl.cli.runs import chosen_run
 from vlarl.config import (
     AblationConfig,
     ConfigError,
@@ -90,7 +90,8 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     save_config(run.config, run.folder)
     assert standing(run).begun
     # What `vlarl up --resume` makes of it.
-    assert choose_run(RunConfig, None, run.folder, None, None) == (run.config, run.folder)
+    with chosen_run(RunConfig, "vlarl up", None, run.folder, None, None) as chosen:
+        assert chosen == (run.config, run.folder)
     save_config(load_config(run.folder / "config.toml", ["trainer.temperature=1.9"]), run.folder)
     with pytest.raises(ConfigError, match=r"hot-7 was begun with another trainer.temperature than"):
         standing(run)

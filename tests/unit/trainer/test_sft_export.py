@@ -1,6 +1,7 @@
 """What training writes is an OpenVLA checkpoint like the one it began with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from services.trainer.sft.progress import (  # noqa: E402
     load_stage,
     save_stage,
 )
-from vlarl.config import LoraConfig  # noqa: E402
+from vlarl.config import ConfigError, LoraConfig, SftConfig  # noqa: E402
 from vlarl.openvla.checkpoint import CheckpointReader, NotFiniteError, save_tensors  # noqa: E402
 from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.openvla.lora import lora_layers  # noqa: E402
@@ -122,10 +123,14 @@ def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
         progress = progress.after(step, loss)
         save_stage(tmp_path, progress, {"weights.a": torch.tensor(float(step))}, keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000002", "step-0000004"]
-    loaded, tensors = load_stage(tmp_path, fresh)
+    loaded, tensors = load_stage(tmp_path, fresh, SftConfig)
     assert loaded == StageProgress("digest", 12, step=4, best_step=2, best_loss=1.0)
     assert tensors["weights.a"] == 4
-    assert load_stage(tmp_path / "none", fresh) == (fresh, {})
+    assert load_stage(tmp_path / "none", fresh, SftConfig) == (fresh, {})
+    save_stage(tmp_path, replace(progress, terms={"lora.alpha": 1.0}), tensors, keep=1)
+    rescaled = replace(fresh, terms={"lora.alpha": 2.0})
+    with pytest.raises(ConfigError, match=r"step-0000004 has learned with lora.alpha = 1.0"):
+        load_stage(tmp_path, rescaled, SftConfig)
     unmeasured = fresh.after(5, None)
     assert (unmeasured.step, unmeasured.best_step) == (5, 5)
 
