@@ -61,6 +61,17 @@ async def test_every_run_is_done_in_order(
     assert lines[-1].endswith("6 of 6 runs  ETA 0 s")
 
 
+async def test_a_tables_folder_may_have_any_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "läufe [1], it's [bold]mine[/]"
+    ablation = plan_in(folder)
+    make_all(ablation, folder / "made", ENDS)
+    assert await run_all(ablation, folder / "made") == 0
+    assert f"= 6 runs in {ablation.out}; 0 finished" in capsys.readouterr().out
+    assert (ablation.out / "table.md").exists()
+
+
 async def test_the_same_again_starts_nothing(ablation: Ablation, made: Path) -> None:
     await run_all(ablation, made)
     assert await run_all(ablation, made) == 0

@@ -135,6 +135,17 @@ def test_pictures_lie_beside_the_page(run_dir: Path, shown: str) -> None:
             picture.verify()
 
 
+def test_a_runs_folder_may_have_any_name(run_dir: Path, tmp_path: Path) -> None:
+    odd = Path(shutil.copytree(run_dir, tmp_path / 'läufe [1]; it\'s "<b>" #1'))
+    shutil.rmtree(odd / "evaluation")
+    shown = CliRunner().invoke(app, ["report", str(odd)])
+    assert shown.exit_code == 0, shown.output
+    assert list((odd / "report").glob("*.png"))
+    text = (odd / "report.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;" in text, "the hint to make films names no folder"
+    assert "<b>" not in text
+
+
 def test_several_runs_are_compared(run_dirs: list[Path], tmp_path: Path) -> None:
     report(*run_dirs, "--out", tmp_path / "compared.html")
     content = (tmp_path / "compared.html").read_text()
