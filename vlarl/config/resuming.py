@@ -108,7 +108,7 @@ _KINDS: Mapping[type[Section], _Keys] = {
     PolicyConfig: _Keys(
         free="addresses max_observations max_batch kv_cache_mib cpu_threads trainer_address "
         "catch_up_seconds",
-        ahead="dtype",
+        ahead="dtype exact_float32",
         fixed={
             "checkpoint": "the factors belong to its weights, wherever these lie",
             "center_crop": _PIXELS,
@@ -141,7 +141,8 @@ _KINDS: Mapping[type[Section], _Keys] = {
     PpoConfig: _Keys(
         free="micro_batch",
         ahead="learning_rate warmup_steps ratio clip_low clip_high gamma gae_lambda time_limit "
-        "epochs mini_batch kl_stop max_grad_norm entropy_coefficient whiten_advantages",
+        "epochs mini_batch kl_stop max_grad_norm entropy_coefficient whiten_advantages "
+        "whiten_floor",
     ),
     LoraConfig: _Keys(fixed={"rank": _SCALING, "alpha": _SCALING}),
     CriticConfig: _Keys(
