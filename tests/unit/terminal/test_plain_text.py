@@ -73,7 +73,7 @@ def test_the_trainers_displays(capsys: pytest.CaptureFixture[str]) -> None:
     from vlarl.config import RunConfig
     from vlarl.env.v1 import env_pb2
 
-    scores = Evaluation(0, 1, 2, {0: TaskScore(NASTY, 1, 2, 3)}, missing=1)
+    scores = Evaluation(0, 1, 2, {0: TaskScore(NASTY, 1, 2, 3, missing=1)})
     display = Display(NASTY, iterations=3, done=0)
     display.phase(NASTY)
     display.evaluation(scores)
