@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.display import Display
+from services.trainer.display import Display, EvaluationDisplay
+from services.trainer.evaluation import Evaluation, TaskScore
+from vlarl.config import RunConfig
+from vlarl.env.v1 import env_pb2
 from vlarl.invocation import invocation
 
 pytestmark = pytest.mark.torch
@@ -20,3 +23,18 @@ def test_the_last_line_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().out
     assert f"; {invocation('tensorboard')} --logdir runs/mine/tensorboard; " in said
     assert f"{invocation()} report runs/mine)" in said
+
+
+def test_a_score_names_what_was_given_up(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {0: TaskScore("reach", 1, 3, 5, missing=1), 4: TaskScore("push", 1, 1, 5)}
+    evaluation = Evaluation(3, 4, 500, scores)
+    Display("run", iterations=3, done=3).evaluation(evaluation)
+    display = EvaluationDisplay([env_pb2.TaskDescription()], RunConfig(), Path("my runs/a"), "")
+    display.finish(evaluation)
+    said = capsys.readouterr().out
+    assert said.count("1 episode was given up and counts as failed") == 2
+    assert "; the same command with --out 'my runs/a' tries them again\n" in said
+    assert said.count("33.3%") == 2
+    assert said.count("50.0%") == 2
+    assert said.count("3 (1 given up)") == 2
+    assert said.count("4 (1 given up)") == 2
