@@ -161,14 +161,12 @@ class _Holding:
 
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_seconds):
-            if not self._path.exists():
+            found = _read(self._path)
+            if found is None:
                 continue  # the folder is gone or its volume away: there is nobody to tell
-            if not self._still_ours():
-                _LOG.error(
-                    "%s: taken over by %s; this process ends",
-                    self._path.parent,
-                    _described(_read(self._path)),
-                )
+            if found.token != self._record.token:
+                folder = self._path.parent
+                _LOG.error("%s: taken over by %s; this process ends", folder, _described(found))
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             self._record = replace(self._record, beat=time.time())
@@ -239,7 +237,15 @@ def _lives(path: Path, beat_seconds: float, *, locks: bool) -> bool:
 
 
 def _is_gone(record: Owner) -> bool:
-    return record.processes == _processes() and not Path(f"/proc/{record.pid}").exists()
+    if record.processes != _processes():
+        return False
+    try:
+        os.kill(record.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        pass
+    return False
 
 
 def _refusal(path: Path) -> OwnedError:

@@ -33,7 +33,7 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         help="Folder of a run to go on with, from its last checkpoint; --set changes its "
-        "configuration from there on.",
+        "configuration from there on, where docs/configuration.md doesn't say `fixed`.",
     ),
 ]
 RunDirectory = Annotated[
