@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from vlarl.queue import RolloutQueue
 
+_STREAMS = ("episodes", "trajectories", "scored")
+
 
 @dataclass(frozen=True)
 class Backlog:
@@ -22,7 +24,8 @@ class Backlog:
 
 async def backlog(queue: RolloutQueue) -> Backlog:
     """Looks at the queue once."""
-    length, pending = Counter[str](), Counter[str]()
+    # Zero where there is no such stream: before the first order, and where Redis was emptied.
+    length, pending = Counter(dict.fromkeys(_STREAMS, 0)), Counter(dict.fromkeys(_STREAMS, 0))
     for state in await queue.states():
         stream = state.stream.partition(":")[0]
         length[stream] += state.length

@@ -29,7 +29,8 @@ from vlarl.client import Action, AsyncPolicyClient, PolicyError
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.policy.v1 import policy_pb2
-from vlarl.queue import Delivery, RolloutQueue
+from vlarl.queue import RolloutQueue
+from vlarl.queue_entries import Delivery
 from vlarl.rollout.v1 import rollout_pb2
 
 logger = logging.getLogger(__name__)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from vlarl.errors import FatalError
 from vlarl.invocation import invocation
-from vlarl.queue import DeadLetter, Delivery, RolloutQueue
+from vlarl.queue import DeadLetter, RolloutQueue
+from vlarl.queue_entries import Delivery
 from vlarl.rollout.v1 import rollout_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ class Collector:
 
     async def issue(self, specs: Sequence[rollout_pb2.EpisodeSpec]) -> None:
         """Orders episodes, but for those that are in the queue, arrived, or given up already."""
-        dead = await self._given_up()
-        await self._queue.issue(spec for spec in specs if spec.episode_id not in dead)
+        known = self._arrived.keys() | (await self._given_up()).keys()
+        await self._queue.issue(spec for spec in specs if spec.episode_id not in known)
 
     async def collect(
         self, specs: Sequence[rollout_pb2.EpisodeSpec], *, learned: int, oldest: int
@@ -64,7 +65,8 @@ class Collector:
 
         One that an older policy acted in is ordered again: where all services were restarted,
         simulators may go on before the policy server has the run's weights back. So is one that
-        was ordered otherwise, before a run went on with another temperature, say.
+        was ordered otherwise, before a run went on with another temperature, say, and one that the
+        queue has lost.
 
         Args:
             specs: the episodes.
@@ -79,9 +81,10 @@ class Collector:
         wanted = list(orders)
         dead: dict[str, DeadLetter] = {}
         await self._order_again(orders, oldest)
-        while waiting := orders.keys() - self._arrived.keys() - dead.keys():
+        while out := orders.keys() - self._arrived.keys() - dead.keys():
+            waiting = {one: orders[one] for one in out}
             dead |= await self._next(waiting, learned)
-            await self._order_again({one: orders[one] for one in waiting}, oldest)
+            await self._order_again(waiting, oldest)
         missing = [dead[one] for one in wanted if one not in self._arrived]
         for letter in missing:
             _log_missing(letter)
@@ -112,18 +115,21 @@ class Collector:
         Raises:
             RolloutError: nothing has come back for too long.
         """
-        waiting = {spec.episode_id for spec in specs}
+        waiting = {spec.episode_id: spec for spec in specs}
         while waiting:
             dead = await self._next(waiting, learned=0)
-            ended = sorted(waiting & (self._arrived.keys() | dead.keys()))
-            waiting.difference_update(ended)
+            ended = sorted(waiting.keys() & (self._arrived.keys() | dead.keys()))
+            for one in ended:
+                del waiting[one]
             arrived = [self._arrived.pop(one) for one in ended if one in self._arrived]
             missing = [dead[one] for one in ended if one in dead]
             for letter in missing:
                 _log_missing(letter)
             yield Collected(arrived, missing)
 
-    async def _next(self, waiting: set[str], learned: int) -> dict[str, DeadLetter]:
+    async def _next(
+        self, waiting: Mapping[str, rollout_pb2.EpisodeSpec], learned: int
+    ) -> dict[str, DeadLetter]:
         """Waits until one of the episodes arrives or is given up.
 
         Returns:
@@ -134,21 +140,29 @@ class Collector:
         while clock() - started <= self._timeout:
             found = await self._queue.next_scored(self._run_id, len(waiting), _BLOCK_SECONDS)
             if found:
-                await self._take(found, waiting, learned)
+                await self._take(found, waiting.keys(), learned)
                 return {}
             dead = await self._given_up()
-            if waiting & dead.keys():
-                return {one: dead[one] for one in waiting & dead.keys()}
+            if waiting.keys() & dead.keys():
+                return {one: dead[one] for one in waiting.keys() & dead.keys()}
+            await self._order_lost(waiting)
         raise RolloutError(
             f"no episode came back for {self._timeout:g} s ({len(waiting)} are out): are env "
             f"workers and a reward server running on this queue? (`{invocation()} queue`, "
             "trainer.rollout_timeout_seconds)"
         )
 
+    async def _order_lost(self, waiting: Mapping[str, rollout_pb2.EpisodeSpec]) -> None:
+        """Orders those again that the queue doesn't know of: it was emptied."""
+        lost = waiting.keys() - await self._queue.outstanding(self._run_id)
+        if lost:
+            _LOG.warning("%d episodes are ordered again: the queue has lost them", len(lost))
+            await self._queue.issue(waiting[one] for one in sorted(lost))
+
     async def _take(
         self,
         found: Sequence[Delivery[rollout_pb2.Trajectory]],
-        wanted: set[str],
+        wanted: Set[str],
         learned: int,
     ) -> None:
         done = []

@@ -33,7 +33,8 @@ from vlarl.openvla.modeling import load_model, pad_prompts  # noqa: E402
 from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
-from vlarl.queue import Delivery, RolloutQueue  # noqa: E402
+from vlarl.queue import RolloutQueue  # noqa: E402
+from vlarl.queue_entries import Delivery  # noqa: E402
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402

@@ -82,6 +82,57 @@ async def test_episodes_that_come_early_are_kept_for_their_iteration(queue: Roll
     assert ids(await collector.collect(order(1), learned=1, oldest=0)) == ["run:1:0", "run:1:1"]
 
 
+async def test_what_an_emptied_queue_has_lost_is_ordered_again(queue: RolloutQueue) -> None:
+    """One episode has arrived, one is in work, one waits for its rewards, one for a worker."""
+    collector = Collector(queue, "run", 30.0)
+    await collector.issue(order(0, 4))
+    collecting = asyncio.create_task(collector.collect(order(0, 4), learned=0, oldest=0))
+    await run_episodes(queue, 1)
+    while not collector._arrived:
+        await asyncio.sleep(0.01)
+    held = await queue.next_episode("slow", block_seconds=5)
+    unscored = await queue.next_episode("worker", block_seconds=5)
+    await queue.finish_episode(unscored, rollout_pb2.Trajectory(spec=unscored.message))
+    await queue._redis.flushall()
+    await run_episodes(queue, 3)
+    collected = await collecting
+    assert ids(collected) == [f"run:0:{index}" for index in range(4)]
+    assert not await queue.finish_episode(held, rollout_pb2.Trajectory(spec=held.message))
+    await collector.settle(collected)
+    assert not await queue.outstanding("run")
+    assert all(state.length == state.pending == 0 for state in await queue.states())
+
+
+async def test_what_came_early_is_not_run_again_where_the_queue_was_emptied(
+    queue: RolloutQueue,
+) -> None:
+    collector = Collector(queue, "run", 30.0)
+    await collector.issue(order(1))
+    await run_episodes(queue, 2)
+    await collector.issue(order(0))
+    await run_episodes(queue, 2)
+    first = await collector.collect(order(0), learned=0, oldest=0)
+    await queue._redis.flushall()
+    await collector.settle(first)
+    await collector.issue(order(1))
+    assert await queue.next_episode("worker", block_seconds=0.05) is None
+    assert ids(await collector.collect(order(1), learned=1, oldest=0)) == ["run:1:0", "run:1:1"]
+
+
+async def test_an_emptied_queue_loses_no_episode_of_an_evaluation(queue: RolloutQueue) -> None:
+    collector = Collector(queue, "run", 30.0)
+    await collector.issue(order(0))
+    ending = collector.as_they_end(order(0))
+    await run_episodes(queue, 1)
+    ended = [*ids(await anext(ending))]
+    await queue._redis.flushall()
+    working = asyncio.create_task(run_episodes(queue, 1))
+    async for collected in ending:
+        ended += ids(collected)
+    await working
+    assert sorted(ended) == ["run:0:0", "run:0:1"]
+
+
 async def test_an_episode_of_an_older_policy_is_ordered_again(queue: RolloutQueue) -> None:
     """As after a restart of all services: simulators went on before the weights were back."""
     collector = Collector(queue, "run", 5.0)

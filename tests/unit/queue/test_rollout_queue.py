@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from services.trainer.queue_gauges import QueueGauges
 from tests.conftest import Valkey
 from vlarl import queue_connection
 from vlarl.config import QueueConfig
-from vlarl.queue import Delivery, QueueError, RolloutQueue, check_queue
+from vlarl.queue import TRAJECTORIES, QueueError, RolloutQueue, check_queue
+from vlarl.queue_entries import Delivery
 from vlarl.rollout.v1 import rollout_pb2
 
 RUN = "run-a"
@@ -44,6 +48,10 @@ async def score(queue: RolloutQueue) -> None:
         assert await queue.finish_scoring(delivery, total)
 
 
+async def blob_keys(queue: RolloutQueue) -> list[bytes]:
+    return [key async for key in queue._redis.scan_iter("*:blob:*")]
+
+
 async def test_an_episode_goes_round_and_leaves_nothing_behind(queue: RolloutQueue) -> None:
     assert await queue.issue([spec("a")]) == 1
     await roll_out(queue)
@@ -56,7 +64,7 @@ async def test_an_episode_goes_round_and_leaves_nothing_behind(queue: RolloutQue
     await queue.acknowledge(RUN, [scored])
     assert await queue.outstanding(RUN) == set()
     assert all(state.length == state.pending == 0 for state in await queue.states())
-    assert await queue._blobs.get("a") is None
+    assert await blob_keys(queue) == []
 
 
 async def test_waiting_for_rewards_is_measured_by_the_queues_clock(queue: RolloutQueue) -> None:
@@ -218,10 +226,158 @@ async def test_blobs_may_lie_in_files(valkey: Valkey, tmp_path: Path) -> None:
     async with RolloutQueue(config) as queue:
         await queue.issue([spec("a")])
         await roll_out(queue)
-        assert [path.name for path in (tmp_path / "blobs").iterdir()] == ["a"]
+        assert len(list((tmp_path / "blobs").iterdir())) == 1
         await score(queue)
         await queue.acknowledge(RUN, await queue.next_scored(RUN, 8))
         assert list((tmp_path / "blobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("store", ["redis", "files"])
+async def test_a_late_worker_does_not_change_what_was_scored(
+    valkey: Valkey, tmp_path: Path, store: str
+) -> None:
+    """A is slow, B takes its order over and finishes, B's steps are scored, and then comes A."""
+    blobs = tmp_path / "blobs"
+    config = QueueConfig(
+        url=valkey.url,
+        claim_after_seconds=0.3,
+        blobs="redis" if store == "redis" else f"file://{blobs}",
+    )
+    async with RolloutQueue(config) as rescuer:
+        async with RolloutQueue(config) as slow:
+            await slow.issue([spec("a")])
+            late = await take(slow, "slow")
+        await asyncio.sleep(0.4)
+        taken = await take(rescuer, "rescuer")
+        finished = trajectory(taken.message)
+        assert await rescuer.finish_episode(taken, finished)
+        await score(rescuer)
+        other = trajectory(late.message)
+        other.steps.add()
+        assert not await rescuer.finish_episode(late, other)
+        (scored,) = await rescuer.next_scored(RUN, 8)
+        assert list(scored.message.steps) == list(finished.steps)
+        await rescuer.acknowledge(RUN, [scored])
+        # Now nobody wants it at all.
+        assert not await rescuer.finish_episode(late, other)
+        assert await blob_keys(rescuer) == []
+        assert not blobs.exists() or list(blobs.iterdir()) == []
+
+
+async def test_who_has_lost_an_order_can_neither_fail_it_nor_hand_it_back(valkey: Valkey) -> None:
+    config = QueueConfig(url=valkey.url, claim_after_seconds=0.3)
+    async with RolloutQueue(config) as rescuer:
+        async with RolloutQueue(config) as slow:
+            await slow.issue([spec("a")])
+            late = await take(slow, "slow")
+        await asyncio.sleep(0.4)
+        taken = await take(rescuer, "rescuer")
+        await rescuer.fail_episode(late, "too slow", final=True)
+        await rescuer.release_episode(late)
+        assert await rescuer.dead_letters(RUN) == []
+        assert await rescuer.finish_episode(taken, trajectory(taken.message))
+
+
+async def test_an_episode_that_was_abandoned_in_work_ends_there(queue: RolloutQueue) -> None:
+    await queue.issue([spec("running"), spec("waiting"), spec("scored")])
+    running = await take(queue)
+    assert running.message.episode_id == "running"
+    await queue.abandon(RUN, ["running", "waiting"])
+    assert not await queue.finish_episode(running, trajectory(running.message))
+    assert await queue.next_episode("w", block_seconds=0.05) is None
+    await roll_out(queue)
+    await score(queue)
+    await queue.abandon(RUN, ["scored"])
+    assert await queue.next_scored(RUN, 8, block_seconds=0.05) == []
+    assert all(state.length == state.pending == 0 for state in await queue.states())
+    assert await blob_keys(queue) == []
+
+
+async def test_acknowledging_twice_does_not_take_a_new_order_away(queue: RolloutQueue) -> None:
+    await queue.issue([spec("a")])
+    await roll_out(queue)
+    await score(queue)
+    scored = await queue.next_scored(RUN, 8)
+    await queue.acknowledge(RUN, scored)
+    await queue.issue([spec("a")])
+    await queue.acknowledge(RUN, scored)
+    assert await queue.outstanding(RUN) == {"a"}
+
+
+async def test_two_queues_may_share_a_folder(tmp_path: Path) -> None:
+    """Evaluations share even their run's name."""
+    blobs = f"file://{tmp_path}/blobs"
+    servers = [Valkey(Path(tempfile.mkdtemp(prefix="vlarl-"))) for _ in range(2)]
+    async with contextlib.AsyncExitStack() as stack:
+        queues = []
+        for server in servers:
+            server.start()
+            stack.callback(shutil.rmtree, server.directory)
+            stack.callback(server.kill)
+            config = QueueConfig(url=server.url, blobs=blobs)
+            queues.append(await stack.enter_async_context(RolloutQueue(config)))
+        one, other = queues
+        for queue in queues:
+            await queue.issue([spec("a")])
+            await roll_out(queue)
+            await score(queue)
+        await one.acknowledge(RUN, await one.next_scored(RUN, 8))
+        (scored,) = await other.next_scored(RUN, 8)
+        assert scored.message.spec == spec("a")
+
+
+async def test_entries_of_version_0_1_0_are_read(queue: RolloutQueue) -> None:
+    """They name no blob: it lay under the episode's id."""
+    await queue.issue([spec("a")])
+    order = await take(queue)
+    await queue._redis.set("{vlarl}:blob:a", trajectory(order.message).SerializeToString())
+    await queue._entries.move(order, order.message, TRAJECTORIES, {"id": "a", "failures": 0})
+    await score(queue)
+    (scored,) = await queue.next_scored(RUN, 8)
+    assert scored.message.steps[0].image == b"\xff\xd8frame"
+    await queue.acknowledge(RUN, [scored])
+    assert await blob_keys(queue) == []
+
+
+async def test_an_emptied_queue_goes_on_with_new_orders(queue: RolloutQueue) -> None:
+    await queue.issue([spec("lost")])
+    held = await take(queue)
+    reading = asyncio.create_task(queue.next_trajectories("r", 8, block_seconds=1.0))
+    await asyncio.sleep(0.1)
+    await queue._redis.flushall()
+    assert await reading == []
+    assert not await queue.finish_episode(held, trajectory(held.message))
+    assert await queue.next_scored(RUN, 8, block_seconds=0.05) == []
+    await queue.issue([spec("new")])
+    await roll_out(queue)
+    await score(queue)
+    (scored,) = await queue.next_scored(RUN, 8)
+    assert scored.message.spec.episode_id == "new"
+    assert await queue.outstanding(RUN) == {"new"}
+
+
+async def test_an_emptied_queue_shows_zeros(queue: RolloutQueue) -> None:
+    registry = CollectorRegistry()
+    gauges = QueueGauges(registry)
+    await queue.issue([spec("a")])
+    await gauges.look(queue)
+    await queue._redis.flushall()
+    await gauges.look(queue)
+    for stream in ("episodes", "trajectories", "scored"):
+        assert registry.get_sample_value("vlarl_queue_waiting", {"stream": stream}) == 0
+        assert registry.get_sample_value("vlarl_queue_in_work", {"stream": stream}) == 0
+
+
+async def test_a_server_that_refuses_midway_is_one_clear_error(valkey: Valkey) -> None:
+    """Full memory, a full disk, a replica: whatever a command says."""
+
+    async def order() -> None:
+        async with RolloutQueue(QueueConfig(url=valkey.url)) as queue:
+            await queue._redis.config_set("maxmemory", 1)
+            await queue.issue([spec("a")])
+
+    with pytest.raises(QueueError, match=r"the queue at unix:.* failed: .*maxmemory"):
+        await order()
 
 
 async def test_a_cancellation_is_heard_whenever_it_comes(queue: RolloutQueue) -> None:
