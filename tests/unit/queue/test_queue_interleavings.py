@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,7 +106,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.learned: list[str] = []
         self.gone: set[str] = set()
         """Given up or abandoned."""
-        self.tries = self.restarts = 0
+        self.tries = 0
+        self.rare: Counter[str] = Counter()
+        """How often something has happened that leaves little for the rest of an example."""
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -176,8 +179,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.gone |= dead
         self.run(trainer.do(trainer.queue.abandon(RUN, sorted(dead)), mishap))
 
+    @precondition(lambda self: self.rare["abandoned"] < 2)
     @rule(data=st.data())
     def abandon_one_in_work(self, data: st.DataObject) -> None:
+        self.rare["abandoned"] += 1
         out = sorted(self.issued.keys() - self.learned - self.gone - self.received.keys())
         if out:
             one = data.draw(st.sampled_from(out))
@@ -186,8 +191,10 @@ class QueueMachine(RuleBasedStateMachine):
 
     # ---- env workers -------------------------------------------------------------------------
 
-    @rule(target=orders, worker=workers)
-    def take_an_order(self, worker: str) -> MultipleResults[Order]:
+    @rule(target=orders, worker=workers, others_silent=st.booleans())
+    def take_an_order(self, worker: str, others_silent: bool) -> MultipleResults[Order]:
+        if others_silent:
+            self.fall_silent()
         delivery = self.run(self.actors[worker].queue.next_episode(worker, 0.001))
         return multiple() if delivery is None else multiple(delivery)
 
@@ -217,8 +224,12 @@ class QueueMachine(RuleBasedStateMachine):
 
     # ---- reward servers ----------------------------------------------------------------------
 
-    @rule(target=trajectories, worker=workers, count=st.integers(1, 3))
-    def take_trajectories(self, worker: str, count: int) -> MultipleResults[Ready]:
+    @rule(target=trajectories, worker=workers, count=st.integers(1, 3), others_silent=st.booleans())
+    def take_trajectories(
+        self, worker: str, count: int, others_silent: bool
+    ) -> MultipleResults[Ready]:
+        if others_silent:
+            self.fall_silent()
         queue = self.actors[worker].queue
         return multiple(*self.run(queue.next_trajectories(worker, count, 0.001)))
 
@@ -236,7 +247,6 @@ class QueueMachine(RuleBasedStateMachine):
 
     # ---- mishaps -----------------------------------------------------------------------------
 
-    @rule()
     def fall_silent(self) -> None:
         """Whatever workers hold may be taken over now."""
         self.run(self._age())
@@ -265,10 +275,10 @@ class QueueMachine(RuleBasedStateMachine):
         if name == "trainer":
             self.received.clear()
 
-    @precondition(lambda self: self.restarts < 2)
+    @precondition(lambda self: self.rare["restarted"] < 1)
     @rule()
     def restart_the_server(self) -> None:
-        self.restarts += 1  # Each takes a while.
+        self.rare["restarted"] += 1
         self.valkey.kill()
         self.valkey.start()
         self.run(self._be_quick())
@@ -281,9 +291,11 @@ class QueueMachine(RuleBasedStateMachine):
         await redis.config_set("hz", 500)
         await redis.config_set("appendfsync", "no")
 
+    @precondition(lambda self: self.rare["emptied"] < 1)
     @rule()
     def empty_the_server(self) -> None:
         """What the trainer has in hand it learns from; the rest, it orders again."""
+        self.rare["emptied"] += 1
         self.run(self.actors["trainer"].queue._redis.flushall())
         # An entry's id is its millisecond: none of those that are lost is given again.
         self.run(asyncio.sleep(0.002))
@@ -342,5 +354,5 @@ def test_each_episode_reaches_the_trainer_once_and_leaves_nothing(
     blobs = None if store == "redis" else tmp_path / "blobs"
     run_state_machine_as_test(
         lambda: QueueMachine(valkey, blobs),
-        settings=settings(max_examples=40, stateful_step_count=50),
+        settings=settings(max_examples=40, stateful_step_count=80),
     )
