@@ -36,3 +36,7 @@ class SimulatorFailedError(SimulatorError):
 
 class CommandRefusedError(ValueError):
     """The command makes no sense; the simulator is unharmed."""
+
+
+class BrokenTaskError(CommandRefusedError):
+    """The task's scene can't be built or placed, by this simulator or any other."""

@@ -11,11 +11,15 @@ leads there, to state 0.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from services.env.scene import Scene
+from services.env.bddl_check import check_bddl
+from services.env.scene import BrokenSceneError, Scene
+from services.env.suites import bddl_files
+from vlarl.config import ConfigError
 
 
 def main() -> None:
@@ -24,8 +28,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of BDDL files")
     parser.add_argument("--count", type=int, default=50, help="states of each task")
     arguments = parser.parse_args()
-    for file in sorted(arguments.folder.glob("*.bddl")):
-        draw(file, arguments.count)
+    try:
+        for file in bddl_files(arguments.folder):
+            check_bddl(file)
+            draw(file, arguments.count)
+    except (OSError, ConfigError, BrokenSceneError) as error:
+        sys.exit(str(error))
 
 
 def draw(bddl_file: Path, count: int) -> Path:

@@ -21,6 +21,7 @@ from types import MappingProxyType
 from google.protobuf.message import DecodeError
 
 from services.env.errors import (
+    BrokenTaskError,
     CommandRefusedError,
     SimulatorDiedError,
     SimulatorError,
@@ -127,6 +128,7 @@ class SimulatorProcess:
 
         Raises:
             CommandRefusedError: no such task, state or camera.
+            BrokenTaskError: the task's scene can't be built.
             SimulatorError: the simulator is lost.
         """
         key = (command.task.suite, command.task.index)
@@ -161,6 +163,8 @@ class SimulatorProcess:
         text = frame.payload.decode(errors="replace") if frame.kind is not Kind.ANSWER else ""
         if frame.kind is Kind.REFUSED:
             raise CommandRefusedError(text)
+        if frame.kind is Kind.BROKEN_TASK:
+            raise BrokenTaskError(text)
         if frame.kind is not Kind.ANSWER:
             await self.close()
             raise SimulatorFailedError(text)

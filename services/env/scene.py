@@ -24,13 +24,13 @@ from services.env import headless
 headless.prepare()
 
 import mujoco  # noqa: E402
-from libero.libero.envs import TASK_MAPPING  # noqa: E402
-from libero.libero.envs.bddl_utils import get_problem_info  # noqa: E402
+from libero.libero.envs import TASK_MAPPING, bddl_utils  # noqa: E402
 from robosuite import load_controller_config  # noqa: E402
 from robosuite.utils.binding_utils import MjRenderContextOffscreen  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
 from services.env import predicates  # noqa: E402
+from services.env.bddl_reader import read_bddl  # noqa: E402
 from services.env.control import HeldAction  # noqa: E402
 from services.env.meshes import simplified  # noqa: E402
 from services.env.rendering import Renderer  # noqa: E402
@@ -43,6 +43,19 @@ Untyped = Any
 
 PLACEMENT_TRIES = 50
 """Draws after which a scene whose objects don't fit is given up."""
+
+CONSTRUCTION_TRIES = 4
+"""The same while a scene is built, where each draw takes a second or more."""
+
+_UNBUILDABLE = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+"""What LIBERO, robosuite and MuJoCo raise over a scene that makes no sense to them."""
 
 _BAD_STATE = (
     mujoco.mjtWarning.mjWARN_BADQPOS,
@@ -78,6 +91,10 @@ class _StockReset:
     """numpy's global generator."""
     loads: int
     """Times that the model was loaded before."""
+
+
+class BrokenSceneError(ValueError):
+    """A scene that can't be built, or whose objects don't fit: no simulator could do better."""
 
 
 class DivergedError(RuntimeError):
@@ -130,24 +147,16 @@ class Scene:
     Args:
         bddl_file: The scene and its goal.
         profile: See the module.
+
+    Raises:
+        BrokenSceneError: the file describes nothing that can be built.
     """
 
     def __init__(self, bddl_file: Path, profile: Profile) -> None:
         predicates.register()
         self._fast = profile == "fast"
-        np.random.seed(0)  # Construction draws a first placement.
-        self._env: Untyped = _problem_class(bddl_file, capped=self._fast)(
-            str(bddl_file),
-            robots=["Panda"],
-            controller_configs=load_controller_config(default_controller="OSC_POSE"),
-            initialization_noise=None,
-            use_camera_obs=False,
-            has_renderer=False,
-            has_offscreen_renderer=False,
-            control_freq=20,
-            ignore_done=True,
-            hard_reset=False,
-        )
+        self._env = _build(bddl_file, capped=self._fast)
+        self._bddl_file = bddl_file
         self._substeps = int(self._env.control_timestep / self._env.model_timestep)
         if self._env.sim.model.opt.integrator != mujoco.mjtIntegrator.mjINT_EULER:
             raise ValueError(f"{bddl_file}: scenes are integrated by Euler's method, not this one")
@@ -174,7 +183,7 @@ class Scene:
         Equal to reconstructing the scene after `numpy.random.seed(seed)`, two hundred times faster.
 
         Raises:
-            RandomizationError: the objects don't fit into their regions.
+            BrokenSceneError: the objects don't fit into their regions.
         """
         np.random.seed(seed if seed < 2**32 else [seed % 2**32, seed >> 32])
         self._reset(itertools.repeat(1))
@@ -190,7 +199,7 @@ class Scene:
             number: Of the official initial state, from 0; `set_state` is to follow.
 
         Raises:
-            RandomizationError: the objects don't fit into their regions.
+            BrokenSceneError: the objects don't fit into their regions.
         """
         if not self._stock_resets:
             np.random.seed(OFFICIAL_SEED)
@@ -215,7 +224,7 @@ class Scene:
             The loads of the try that succeeded.
 
         Raises:
-            RandomizationError: the objects don't fit into their regions.
+            BrokenSceneError: the objects don't fit into their regions.
         """
         # LIBERO adds the place drawn for a fixture to where its parts are in the model: one that
         # stands where the last draw put it would throw what belongs on it into the air.
@@ -226,9 +235,9 @@ class Scene:
             try:
                 self._env.reset()
                 break
-            except RandomizationError:
+            except RandomizationError as error:
                 if tried == PLACEMENT_TRIES:
-                    raise
+                    raise _no_room(self._bddl_file, tried) from error
         robot = self._env.robots[0]
         # The one thing that robosuite's own soft reset forgets.
         robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
@@ -364,8 +373,42 @@ class Scene:
         self._env.close()
 
 
+def _no_room(bddl_file: Path, tries: int) -> BrokenSceneError:
+    text = "there is no room for all objects in the regions that :init puts them into"
+    return BrokenSceneError(f"{bddl_file}: {text} ({tries} placements tried); widen their :ranges")
+
+
+def _build(bddl_file: Path, *, capped: bool) -> Untyped:
+    """LIBERO's environment of a scene, without graphics."""
+    # LIBERO's own scanner knows no byte order mark and reads in the terminal's encoding.
+    bddl_utils.scan_tokens = lambda filename: read_bddl(Path(filename)).tokens()
+    problem = _problem_class(bddl_file, capped=capped)
+    for tried in range(CONSTRUCTION_TRIES):
+        np.random.seed(tried)  # Construction draws a first placement.
+        try:
+            return problem(
+                str(bddl_file),
+                robots=["Panda"],
+                controller_configs=load_controller_config(default_controller="OSC_POSE"),
+                initialization_noise=None,
+                use_camera_obs=False,
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                control_freq=20,
+                ignore_done=True,
+                hard_reset=False,
+            )
+        except RandomizationError as error:
+            failed = error
+        except _UNBUILDABLE as error:
+            text = f"{bddl_file}: LIBERO can't build this scene: {type(error).__name__}: {error}"
+            raise BrokenSceneError(text) from error
+    raise _no_room(bddl_file, CONSTRUCTION_TRIES) from failed
+
+
 def _problem_class(bddl_file: Path, *, capped: bool) -> Untyped:
-    base = TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]]
+    named = next(group for group in read_bddl(bddl_file).groups if group.head == "problem")
+    base = TASK_MAPPING[named.words[-1].text]
 
     def initialize_sim(self: Untyped, xml_string: str | None = None) -> None:
         if capped:

@@ -5,7 +5,6 @@ folders of BDDL files of our own.
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from services.env.bddl_check import check_bddl
+from services.env.bddl_reader import instruction
 from vlarl.config import ConfigError
 from vlarl.libero import LIBERO_SUITES
 
@@ -89,7 +90,8 @@ class TaskCatalog:
             (`NAME.init.npz`); `suite.toml` may give `max_control_steps`.
 
     Raises:
-        ConfigError: a folder without BDDL files, a name that is taken, or a broken file.
+        ConfigError: a folder without BDDL files, a name that is taken, or a broken file, whose
+            line the message names.
     """
 
     def __init__(self, own_suites: Mapping[str, Path] | None = None) -> None:
@@ -154,7 +156,7 @@ def _libero_tasks(suite: str, max_control_steps: int) -> list[SuiteTask]:
                 suite=suite,
                 index=index,
                 name=task.name,
-                instruction=_instruction(bddl_file) if speaking else task.language,
+                instruction=instruction(bddl_file) if speaking else task.language,
                 bddl_file=bddl_file,
                 states_file=states / task.problem_folder / f"{task.init_states_file}.npz",
                 max_control_steps=max_control_steps,
@@ -164,7 +166,10 @@ def _libero_tasks(suite: str, max_control_steps: int) -> list[SuiteTask]:
 
 
 def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
-    files = sorted(folder.resolve().glob("*.bddl"))
+    try:
+        files = bddl_files(folder.resolve())
+    except OSError as error:
+        raise ConfigError(f"suite {suite!r}: {folder}: {error.strerror}") from error
     if not files:
         raise ConfigError(f"suite {suite!r}: {folder} holds no .bddl file")
     limit = OWN_STEP_LIMIT
@@ -182,7 +187,7 @@ def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
             suite=suite,
             index=index,
             name=file.stem,
-            instruction=_instruction(file),
+            instruction=check_bddl(file),
             bddl_file=file,
             states_file=states if (states := file.with_suffix(".init.npz")).is_file() else None,
             max_control_steps=limit,
@@ -191,8 +196,15 @@ def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
     ]
 
 
-def _instruction(bddl_file: Path) -> str:
-    found = re.search(r"\(:language\s+([^()]+?)\s*\)", bddl_file.read_text("utf-8"))
-    if found is None:
-        raise ConfigError(f"{bddl_file} has no (:language ...)")
-    return " ".join(found.group(1).split())
+def bddl_files(folder: Path) -> list[Path]:
+    """The scene files of a folder, in the order of their names.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    # macOS leaves a file ._NAME of its own beside each that it copies.
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() == ".bddl" and not file.name.startswith(".") and file.is_file()
+    )

@@ -30,6 +30,8 @@ class Kind(enum.IntEnum):
     """From the simulator: the command makes no sense, nothing has happened. Text."""
     FAILED = 6
     """From the simulator: it broke, and must be replaced. Text."""
+    BROKEN_TASK = 7
+    """From the simulator: this task's scene can't be built, here or elsewhere. Text."""
 
 
 @dataclass(frozen=True)

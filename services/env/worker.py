@@ -20,7 +20,7 @@ import grpc
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from services.env.errors import CommandRefusedError, SimulatorError
+from services.env.errors import BrokenTaskError, CommandRefusedError, SimulatorError
 from services.env.metrics import EnvMetrics
 from services.env.pool import SimulatorPool
 from services.env.process import SimulatorProcess
@@ -110,6 +110,7 @@ class EnvWorker:
         self._config = config
         self._metrics = metrics
         self._name = name
+        self._broken: dict[tuple[str, int], str] = {}
         self._stopping = False
         self._drivers: list[asyncio.Task[None]] = []
 
@@ -168,6 +169,9 @@ class EnvWorker:
         order = _Order(delivery)
         try:
             self._check(order.spec)
+        except BrokenTaskError as error:
+            await self._give_up_task(order, error)
+            return None
         except (UnknownTaskError, ValueError) as error:
             await self._give_up(order, str(error))
             return None
@@ -175,6 +179,8 @@ class EnvWorker:
 
     def _check(self, spec: rollout_pb2.EpisodeSpec) -> None:
         """Refuses an order that can't be carried out, before a simulator is bothered."""
+        if cause := self._broken.get((spec.task.suite, spec.task.index)):
+            raise BrokenTaskError(cause)
         task = self._catalog.find(spec.task.suite, spec.task.index)
         placement = spec.WhichOneof("placement")
         if placement is None:
@@ -192,6 +198,8 @@ class EnvWorker:
             logger.warning("episode %s is handed back: %s", order.spec.episode_id, error)
             self._metrics.episodes.labels("worker", "released").inc()
             await self._insist(lambda: self._queue.release_episode(order.delivery))
+        except BrokenTaskError as error:
+            await self._give_up_task(order, error)
         except CommandRefusedError as error:
             await self._give_up(order, f"the simulator refused: {error}")
         except PolicyError as error:
@@ -215,9 +223,16 @@ class EnvWorker:
         await self._insist(lambda: self._queue.fail_episode(order.delivery, cause))
         return None
 
-    async def _give_up(self, order: _Order, cause: str) -> None:
+    async def _give_up_task(self, order: _Order, error: BrokenTaskError) -> None:
+        """Gives up the order, and later ones of its task unasked; it is said once."""
+        task = (order.spec.task.suite, order.spec.task.index)
+        level = logging.INFO if task in self._broken else logging.WARNING
+        self._broken[task] = str(error)
+        await self._give_up(order, str(error), level)
+
+    async def _give_up(self, order: _Order, cause: str, level: int = logging.WARNING) -> None:
         """Straight to the dead letters: no worker could do better."""
-        logger.warning("episode %s is given up: %s", order.spec.episode_id, cause)
+        logger.log(level, "episode %s is given up: %s", order.spec.episode_id, cause)
         self._metrics.episodes.labels("worker", "refused").inc()
         await self._insist(lambda: self._queue.fail_episode(order.delivery, cause, final=True))
 

@@ -58,5 +58,9 @@ def choose_tasks(
             raise ConfigError(
                 f"task {task.task.index} of suite {suite!r} has {task.init_states} official "
                 f"initial states, fewer than {episodes} episodes (evaluation.episodes_per_task)"
+                + (
+                    "; python -m services.env.init_states FOLDER draws some"
+                    * (not task.init_states)
+                )
             )
     return chosen

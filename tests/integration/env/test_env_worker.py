@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from services.env.metrics import EnvMetrics
 from services.env.pool import SimulatorPool
-from services.env.suites import TaskCatalog
+from services.env.suites import SHIPPED_SUITES, TaskCatalog
 from services.env.worker import EnvWorker, action_seed
 from vlarl.client import AsyncPolicyClient
 from vlarl.config import EnvConfig
@@ -78,8 +79,15 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(queue: RolloutQueue) -> AsyncIterator[Bench]:
+async def bench(queue: RolloutQueue, tmp_path: Path) -> AsyncIterator[Bench]:
+    reach = (SHIPPED_SUITES["reach"] / "reach_the_point_above_the_bowl.bddl").read_text("utf-8")
+    crowded = reach.replace("akita_black_bowl_1 -", "akita_black_bowl_1 akita_black_bowl_2 -")
+    region = "main_table_bowl_region)"
+    crowded = crowded.replace(region, f"{region} (On akita_black_bowl_2 {region}")
+    crowded = crowded.replace("-0.065 -0.075 0.065 0.075", "0.0 0.0 0.01 0.01")
+    (tmp_path / "crowd.bddl").write_text(crowded, "utf-8")
     config = EnvConfig(
+        bddl_directories={"crowded": tmp_path},
         processes=1,
         profile="fast",
         render_size=64,
@@ -98,7 +106,7 @@ async def bench(queue: RolloutQueue) -> AsyncIterator[Bench]:
         AsyncPolicyClient(f"127.0.0.1:{port}", timeout_seconds=5) as client,
         SimulatorPool(config, [], metrics) as pool,
     ):
-        catalog = TaskCatalog()
+        catalog = TaskCatalog(config.bddl_directories)
         worker = EnvWorker(queue, pool, client, catalog, config, metrics, "worker-1")
         opened = Bench(queue, policy, worker)
         opened.registry, opened.pool = registry, pool
@@ -236,6 +244,23 @@ async def test_an_order_that_makes_no_sense_is_a_dead_letter_at_once(
     (letter,) = await bench.queue.dead_letters()
     assert letter.spec.episode_id == "bad"
     assert cause in letter.cause
+
+
+async def test_a_scene_without_room_is_tried_once_and_said_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = bench.pool.pids
+    crowded = rollout_pb2.Task(suite="crowded", index=0)
+    await bench.queue.issue([order(f"bad-{number}", task=crowded) for number in range(4)])
+    await bench.queue.issue([order("good")])
+    assert (await bench.trajectory()).spec.episode_id == "good"
+    letters = await bench.queue.dead_letters()
+    assert len(letters) == 4
+    for letter in letters:
+        assert "crowd.bddl: there is no room for all objects" in letter.cause
+    assert bench.pool.pids == process, "the simulator was replaced"
+    warned = [entry for entry in caplog.records if entry.levelname == "WARNING"]
+    assert len(warned) == 1
 
 
 async def test_what_the_policy_refuses_is_a_dead_letter(bench: Bench) -> None:

@@ -10,14 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.env.suites import TaskCatalog, UnknownTaskError
+from services.env.bddl_check import check_bddl
+from services.env.bddl_reader import read_bddl
+from services.env.suites import SHIPPED_SUITES, TaskCatalog, UnknownTaskError
 from vlarl.config import ConfigError, EnvConfig
 from vlarl.libero import LIBERO_SUITES, PERTURBED_SUITES, base_suite, variants
 from vlarl.stack.tasks import choose_tasks, suite_tasks
 
 pytestmark = pytest.mark.sim
 
-SCENE = "(define (problem LIBERO_Tabletop_Manipulation)\n  (:language  push   the cube )\n)"
+SCENE = (
+    (SHIPPED_SUITES["reach"] / "reach_the_point_above_the_bowl.bddl")
+    .read_text("utf-8")
+    .replace("(:language reach the point above the bowl)", "(:language  push   the cube )")
+)
+
+
+ABILITIES = ("is_open", "is_close", "turn_on", "turn_off", "in_box")
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +144,10 @@ def test_a_folder_of_scenes_makes_a_suite(tmp_path: Path) -> None:
 def test_broken_suites_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no \.bddl file"):
         TaskCatalog({"empty": tmp_path})
+    with pytest.raises(ConfigError, match=r"suite 'gone': .*/none: No such file"):
+        TaskCatalog({"gone": tmp_path / "none"})
     (tmp_path / "a.bddl").write_text("(define (problem x))")
-    with pytest.raises(ConfigError, match="has no"):
+    with pytest.raises(ConfigError, match=r"a\.bddl:1: no \(:language"):
         TaskCatalog({"silent": tmp_path})
     (tmp_path / "a.bddl").write_text(SCENE)
     (tmp_path / "suite.toml").write_text("max_steps = 4\n")
@@ -144,6 +155,53 @@ def test_broken_suites_are_refused(tmp_path: Path) -> None:
         TaskCatalog({"typo": tmp_path})
     with pytest.raises(ConfigError, match="LIBERO's own"):
         TaskCatalog({"libero_10": tmp_path})
+
+
+def test_a_broken_scene_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    file = tmp_path / "lift.bddl"
+    file.write_text(SCENE.replace("- akita_black_bowl", "- akita_black_bol"), "utf-8")
+    with pytest.raises(ConfigError) as refused:
+        suite_tasks(EnvConfig(bddl_directories={"mine": tmp_path}), "mine")
+    assert str(refused.value) == (
+        f"{file}:15: unknown kind of object akita_black_bol; did you mean akita_black_bowl?"
+    )
+
+
+def test_liberos_own_files_are_read_as_libero_reads_them(catalog: TaskCatalog) -> None:
+    """All tasks pass the check and give LIBERO's own scanner's tokens."""
+    from bddl.parsing import scan_tokens
+
+    for suite in LIBERO_SUITES:
+        for task in catalog.tasks(suite):
+            check_bddl(task.bddl_file)
+            assert read_bddl(task.bddl_file).tokens() == scan_tokens(filename=str(task.bddl_file))
+
+
+def test_the_table_of_kinds_is_liberos_registry() -> None:
+    """What isn't in it has no files in the package."""
+    from libero.libero.envs import TASK_MAPPING
+    from libero.libero.envs.objects import get_object_dict, get_object_fn
+    from libero.libero.envs.predicates import VALIDATE_PREDICATE_FN_DICT
+
+    import services.env.scene  # noqa: F401
+    from services.env import bddl_check, predicates
+
+    predicates.register()
+    table = bddl_check._kinds()
+    assert table.keys() <= get_object_dict().keys()
+    for kind in get_object_dict():
+        if kind not in table:
+            with pytest.raises(FileNotFoundError):
+                get_object_fn(kind)(name="thing")
+            continue
+        made = get_object_fn(kind)(name="thing")
+        abilities = {name for name in ABILITIES if hasattr(made, name)}
+        assert set(table[kind].can) == abilities, kind
+        tree = made.__dict__.get("worldbody")
+        sites = set() if tree is None else {site.get("name") for site in tree.iter("site")}
+        assert {f"thing_{site}" for site in table[kind].sites} <= sites, kind
+    assert bddl_check.WORKSPACES.keys() == TASK_MAPPING.keys()
+    assert bddl_check._GOALS.keys() == VALIDATE_PREDICATE_FN_DICT.keys()
 
 
 def test_imports_leave_a_fresh_home_alone(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""Scene files as people write them, built by LIBERO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vlarl.config import EnvConfig
+from vlarl.env.v1 import env_pb2
+from vlarl.rollout.v1 import rollout_pb2
+
+pytestmark = pytest.mark.sim
+
+
+def test_a_scene_of_any_encoding_runs_under_its_own_words(tmp_path: Path) -> None:
+    from services.env.simulator import Simulator
+    from services.env.suites import SHIPPED_SUITES, TaskCatalog
+
+    scene = (SHIPPED_SUITES["reach"] / "reach_the_point_above_the_bowl.bddl").read_text("utf-8")
+    words = "把碗 (the black one)"
+    scene = scene.replace("reach the point above the bowl", words).replace("\n", "\r\n")
+    scene = scene.replace("(And (ReachedAbove", "(AND (REACHEDABOVE")
+    (tmp_path / "A BOWL.BDDL").write_bytes(b"\xef\xbb\xbf" + scene.encode())
+    (tmp_path / "._A BOWL.BDDL").write_bytes(b"\x00\x05\x16\x07")
+    (task,) = TaskCatalog({"mine": tmp_path}).tasks("mine")
+    simulator = Simulator(task, EnvConfig(profile="fast", render_size=64))
+    asked = rollout_pb2.Task(suite="mine", index=0)
+    seen = simulator.reset(env_pb2.ResetEpisode(task=asked, placement_seed=3))
+    for _ in range(60):
+        if not (seen.terminated or seen.truncated):
+            seen = simulator.step(env_pb2.StepEpisode(action=[1.0, 0, -0.7, 0, 0, 0, 1.0]))
+    assert seen.terminated
+    assert seen.instruction == words
+    simulator.close()
