@@ -47,6 +47,8 @@ function openClient(address, tlsCa) {
     "grpc.service_config": JSON.stringify(SERVICE_CONFIG),
     "grpc.max_send_message_length": 32 * MEBIBYTE,
     "grpc.max_receive_message_length": 32 * MEBIBYTE,
+    // A proxy for the way out (http_proxy, grpc_proxy) must not catch a neighbour's calls.
+    "grpc.enable_http_proxy": 0,
   });
 }
 

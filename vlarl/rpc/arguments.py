@@ -58,7 +58,7 @@ def number(name: str, value: object, *, most: float, least: float = -LONGEST_SEC
     try:
         found = float(value)
     except OverflowError:
-        found = math.copysign(math.inf, value)
+        found = math.inf
     if not least <= found <= most:
         bound = f"{least:g} or above" if found < least else f"at most {most:g}"
         wanted = "a number" if math.isnan(found) else bound

@@ -24,6 +24,8 @@ class EchoPolicy(policy_pb2_grpc.PolicyServiceServicer):
         self.calls = 0
         self.unavailable = 0
         """Next calls that are refused as UNAVAILABLE."""
+        self.seconds = 0.0
+        """That an answer takes at least."""
         self.started = asyncio.Event()
         self.release = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -38,6 +40,7 @@ class EchoPolicy(policy_pb2_grpc.PolicyServiceServicer):
             raise Unavailable("the engine is restarting")
         self.images += [o.image for o in request.observations]
         await self._trouble(request.observations[0].instruction)
+        await asyncio.sleep(self.seconds)
         return policy_pb2.PredictActionsResponse(
             actions=[_act(request, o) for o in request.observations]
         )

@@ -18,6 +18,8 @@ from tests.integration.rpc.servicers import Serve
 
 ALICE = "alice"
 NPM_SECONDS = 45
+PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:1")
+"""Where nobody listens."""
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ async def test_javascript(
     asked = ("--image", picture, "--instruction", "lift the bowl", "--seed", "9")
     ask = ("node", "act.js", "--address", served.address, *asked, "--temperature", "0.5")
     code, output, errors = await run_program(
-        *ask, "--token-file", tokens["client_token_file"], folder=javascript
+        *ask, "--token-file", tokens["client_token_file"], folder=javascript, **PROXIES
     )
     assert (code, errors) == (0, "")
     digest = hashlib.sha256(picture.read_bytes()).digest()
@@ -150,6 +152,22 @@ async def test_the_control_loop_counts_what_comes_too_late(serve: Serve) -> None
     code, output, errors = await run_program(*control_loop(served.address, *options))
     assert (code, errors) == (0, "")
     assert "deadlines missed: 20 of 20 (100.0 %)" in output
+    kept = re.search(r"^without haste a step .* ms: --rate (\S+) is kept$", output, re.MULTILINE)
+    assert kept is not None
+    assert 0 < float(kept[1]) < 2000
+
+
+async def test_the_rate_that_could_be_kept_is_one_that_is(serve: Serve) -> None:
+    served = await serve()
+    served.policy.seconds = 0.2  # longer than a period at the rate asked for
+    code, output, errors = await run_program(
+        *control_loop(served.address, "--rate", "10", "--steps", "3")
+    )
+    assert (code, errors) == (0, "")
+    assert "deadlines missed: 3 of 3 (100.0 %)" in output
+    kept = re.search(r"--rate (\S+) is kept", output)
+    assert kept is not None
+    assert float(kept[1]) <= 5
 
 
 async def test_the_control_loop_says_what_can_not_work(
