@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlarl.config import AblationConfig, ConfigError, RunConfig, as_section, load_config
+from vlarl.config import AblationConfig, ConfigError, RunConfig, as_section, load_config, load_saved
 from vlarl.config.base import merge
 from vlarl.report.groups import differing_keys
 from vlarl.report.lines import read_lines
@@ -117,7 +117,7 @@ def standing(planned: PlannedRun) -> Standing:
     saved = planned.folder / "config.toml"
     if not saved.exists():
         return Standing(planned, begun=False, run=None)
-    if keys := differing_keys([load_config(saved), planned.config]):
+    if keys := differing_keys([load_saved(RunConfig, saved), planned.config]):
         raise ConfigError(
             f"{planned.folder} was begun with another {', '.join(keys)} than the table says now; "
             "choose another --out, or remove that folder"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_config
+from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_config, read_saved
 from vlarl.config import ConfigError, RunConfig
 from vlarl.libero import LIBERO_SUITES
 from vlarl.logs import configure_logging
@@ -129,13 +130,13 @@ def evaluation_config(
         chosen += [f"tasks.suite={json.dumps(suite)}", "tasks.indices=[]"]
     if tasks is not None:
         chosen.append(f"tasks.indices={_numbers(tasks)}")
-    source = config if run is None else _saved_config(run)
+    read = partial(read_config, config) if run is None else partial(read_saved, _saved_config(run))
     chosen += overrides or []
-    given = read_config(source, chosen)
+    given = read(chosen)
     if given.tasks.suite not in LIBERO_SUITES:
         return given, f"the configuration's own, as {given.tasks.suite} is none of LIBERO's suites"
     protocol = [f"{key}={value}" for key, value in LIBERO_PROTOCOL.items()]
-    settings = read_config(source, [*protocol, *chosen])
+    settings = read([*protocol, *chosen])
     return settings, _libero_protocol(given, settings)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from vlarl.config import ConfigError, RunConfig, Section, ServerConfig, load_section
+from vlarl.config import ConfigError, RunConfig, Section, ServerConfig, load_saved, load_section
 from vlarl.disk import explained
 from vlarl.errors import FatalError
 from vlarl.terminal import complain, say
@@ -85,6 +85,14 @@ def read_section(root: type[S], path: Path | None, overrides: list[str] | None) 
     """The configuration of a command; a mistake in it ends the command with one sentence."""
     try:
         return load_section(root, path, overrides or [])
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def read_saved(path: Path, overrides: list[str] | None) -> RunConfig:
+    """The configuration of a run to look at, whatever version has saved it; see `load_saved`."""
+    try:
+        return load_saved(RunConfig, path, overrides or [])
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
 

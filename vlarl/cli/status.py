@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_config
+from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_config, read_saved
 from vlarl.cli.runs import saved_config
 from vlarl.config import ConfigError
 from vlarl.invocation import invocation
@@ -80,7 +80,10 @@ def _look(run: Path | None, file: Path | None, overrides: list[str] | None) -> O
     """Everything anew: replicas come and go, and a run that is resumed has other addresses."""
     from vlarl.status import addresses_of_config, addresses_of_run, look
 
-    config = read_config(file if run is None else saved_config(run), overrides)
+    if run is None:
+        config = read_config(file, overrides)
+    else:
+        config = read_saved(saved_config(run), overrides)
     try:
         found = addresses_of_config(config) if run is None else addresses_of_run(run)
     except OSError as error:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from vlarl.config.ablation import AblationConfig, PaperNumber
 from vlarl.config.base import NAME_PATTERN, ConfigError, Section
-from vlarl.config.files import as_section, dump_toml, load_section, save_config
+from vlarl.config.files import as_section, dump_toml, load_saved, load_section, save_config
 from vlarl.config.labels import LabelConfig
 from vlarl.config.learning import (
     CriticConfig,
@@ -71,6 +71,7 @@ __all__ = [
     "as_section",
     "dump_toml",
     "load_config",
+    "load_saved",
     "load_section",
     "save_config",
 ]

@@ -81,6 +81,19 @@ def explain(root: type[Section], error: ValidationError, source: str) -> ConfigE
     return ConfigError(f"{source}: " + "\n  ".join(["", *lines]).strip())
 
 
+def unknown_keys(root: type[Section], values: Mapping[str, object]) -> list[str]:
+    """The keys that the section doesn't know; none where the whole is for another command."""
+    try:
+        root.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors()
+        if _wrong_kind(root, problems):
+            return []
+        extra = [one for one in problems if one["type"] == "extra_forbidden"]
+        return [".".join(str(part) for part in one["loc"]) for one in extra]
+    return []
+
+
 def _wrong_kind(root: type[Section], problems: Sequence[ErrorDetails]) -> str:
     """What is wrong with a file that is probably meant for another command; empty: nothing.
 

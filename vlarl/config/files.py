@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from vlarl.config.base import ConfigError, Section, explain, merge
+from vlarl.config.base import ConfigError, Section, explain, merge, unknown_keys
+
+logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Section)
+_MOVED = {"reward.gamma": "trainer.ppo.gamma"}
+"""Keys that runs of older versions saved, and where they are now."""
 
 
 def load_section(root: type[S], path: Path | None, overrides: Iterable[str] = ()) -> S:
@@ -28,17 +34,69 @@ def load_section(root: type[S], path: Path | None, overrides: Iterable[str] = ()
         ConfigError: unreadable file, unknown key (the nearest known one is named), bad value.
     """
     source = str(path) if path else "configuration"
-    values: dict[str, object] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"{path}: can't be read ({error.strerror})") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path}: not TOML: {error}") from error
+    values = {} if path is None else _read_toml(path)
     for override in overrides:
         values = merge(values, _parse_override(override))
     return as_section(root, values, source)
+
+
+def load_saved(root: type[S], path: Path, overrides: Iterable[str] = ()) -> S:
+    """Reads what a run of any version has saved: keys that this version doesn't know are left out,
+    those that have moved are read from where they were, and a warning tells of each, once.
+
+    Only for looking at a run: one that goes on needs every key to mean what it meant.
+
+    Args:
+        root: what the file is as a whole.
+        path: a run's config.toml.
+        overrides: as in `load_section`, and as strict.
+
+    Raises:
+        ConfigError: unreadable file, another kind of configuration, bad value, wrong override.
+    """
+    values = _read_toml(path)
+    for old, new in _MOVED.items():
+        if (found := _taken(values, old)) is not None:
+            _tell(f"{path}: {old}, of an older version, is {new} now")
+            if _at(values, new) is None:
+                values = merge(values, _nested(new, found))
+    for key in unknown_keys(root, values):
+        _taken(values, key)
+        _tell(f"{path}: {key}, of another version, is left out")
+    for override in overrides:
+        values = merge(values, _parse_override(override))
+    return as_section(root, values, str(path))
+
+
+@cache
+def _tell(text: str) -> None:
+    logger.warning("%s", text)
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8, as TOML is: {error.reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def _at(values: Mapping[str, object], key: str) -> object:
+    """What stands there; None: nothing."""
+    found: object = values
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _taken(values: dict[str, object], key: str) -> object:
+    """What stands there, removed; None: nothing."""
+    table, _, name = key.rpartition(".")
+    inside = _at(values, table) if table else values
+    return inside.pop(name, None) if isinstance(inside, dict) else None
 
 
 def as_section(root: type[S], values: Mapping[str, object], source: str) -> S:
@@ -66,10 +124,13 @@ def _parse_override(text: str) -> dict[str, object]:
         parsed: object = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    for part in reversed(key.strip().split(".")):
-        parsed = {part: parsed}
-    assert isinstance(parsed, dict)  # noqa: S101 - at least one key was wrapped
-    return parsed
+    return _nested(key.strip(), parsed)
+
+
+def _nested(key: str, value: object) -> dict[str, object]:
+    """Tables that hold the value at this key."""
+    outer, *inner = key.split(".")
+    return {outer: _nested(".".join(inner), value) if inner else value}
 
 
 def save_config(config: Section, directory: Path) -> None:

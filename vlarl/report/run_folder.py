@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from vlarl import __version__
-from vlarl.config import ConfigError, RunConfig, SftConfig, load_config, load_section
+from vlarl.config import ConfigError, RunConfig, SftConfig, load_saved, load_section
 from vlarl.config.files import runs_inside
 from vlarl.report.lines import ReportError, read_lines
 from vlarl.report.records import (
@@ -143,7 +143,7 @@ def _read_config(path: Path) -> RunConfig:
     if not saved.exists():
         raise ReportError(f"{path}: not a run's folder (config.toml is missing){runs_inside(path)}")
     try:
-        return load_config(saved)
+        return load_saved(RunConfig, saved)
     except ConfigError as error:
         if not isinstance(error.__cause__, ValidationError):
             raise ReportError(str(error)) from error  # can't be read, or isn't TOML

@@ -124,8 +124,11 @@ def test_lines_of_another_version_are_named(
 
 def test_a_run_of_another_version_is_named_with_that_version(copied: Path) -> None:
     config = copied / "config.toml"
-    config.write_text("velocity = 3\n" + config.read_text())
-    with pytest.raises(ReportError, match=r"another version .* \(vlarl \S+ made it\).*velocity"):
+    written = config.read_text()
+    config.write_text("velocity = 3\n" + written)
+    assert read_run(copied).name == "alone"
+    config.write_text(written.replace("seed = 7", 'seed = "seven"', 1))
+    with pytest.raises(ReportError, match=r"another version .* \(vlarl \S+ made it\).*seed"):
         read_run(copied)
     config.write_text("seed = ")
     with pytest.raises(ReportError, match="not TOML"):
