@@ -69,16 +69,7 @@ def chosen_run(
             what has been learned there would mean something else.
         OwnedError: another process has the folder.
     """
-    if resume is not None:
-        if config is not None or run_dir is not None:
-            raise ConfigError("--resume takes the run's own configuration; use --set to change it")
-        saved_config(resume)
-        directory = resume
-    elif config is None:
-        raise ConfigError("name a configuration of configs/, or --resume RUN")
-    else:
-        directory = run_dir or _new_folder(read_section(root, config, overrides))
-        _check_vacant(directory)
+    directory = _chosen_folder(root, config, resume, run_dir, overrides)
     with owned(directory, what) if first_rank() else contextlib.nullcontext():
         if resume is None:
             _check_vacant(directory)  # nobody has come in between
@@ -93,6 +84,25 @@ def chosen_run(
             # The run's processes, and whoever reads it later, know the configuration from there.
             save_config(settings, directory)
         yield settings, directory
+
+
+def _chosen_folder(
+    root: type[R],
+    config: Path | None,
+    resume: Path | None,
+    run_dir: Path | None,
+    overrides: list[str] | None,
+) -> Path:
+    """The folder that the arguments name, after a first look at it."""
+    if resume is not None:
+        if config is not None or run_dir is not None:
+            raise ConfigError("--resume takes the run's own configuration; use --set to change it")
+        return saved_config(resume).parent
+    if config is None:
+        raise ConfigError("name a configuration of configs/, or --resume RUN")
+    directory = run_dir or _new_folder(read_section(root, config, overrides))
+    _check_vacant(directory)
+    return directory
 
 
 def run_id_of(directory: Path) -> str:
