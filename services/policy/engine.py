@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import multiprocessing
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +30,7 @@ from services.policy.kv_cache import MAX_BATCHED_TOKENS, kv_cache_bytes, longest
 from services.policy.metrics import PolicyMetrics
 from services.policy.processing import engine_input
 from vlarl.config import PolicyConfig
-from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.config import OpenVLAConfig, read_json
 from vlarl.openvla.tokens import ActionTokenizer
 
 _SHUTDOWN_SECONDS = 1.0
@@ -74,6 +76,7 @@ def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
         dtype = "bfloat16" if on_gpu else "float32"
     return AsyncEngineArgs(
         model=str(config.checkpoint),
+        load_format="safetensors",
         dtype=dtype,
         skip_tokenizer_init=True,
         generation_config="vllm",
@@ -182,6 +185,11 @@ class PolicyEngine:
         # vLLM leaves its sockets behind.
         sockets = tempfile.TemporaryDirectory(prefix="vlarl-engine-")
         os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
+        # The engine reads the configuration as we do: with a byte-order mark, without its code.
+        raw = read_json(config.checkpoint / "config.json")
+        raw.pop("auto_map", None)
+        (Path(sockets.name) / "config.json").write_text(json.dumps(raw))
+        arguments = replace(arguments, hf_config_path=sockets.name)
         try:
             engine = await _construct(arguments)
         except BaseException:

@@ -19,9 +19,10 @@ from vlarl.allocator import keep_freed_memory
 from vlarl.config import PpoConfig, RewardConfig
 from vlarl.errors import FatalError
 from vlarl.judge import Judge
-from vlarl.openvla.folder import REWARD_CARD, reward_model_version
+from vlarl.openvla.folder import REWARD_CARD
 from vlarl.openvla.images import Frame, ImageError
 from vlarl.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
+from vlarl.openvla.wholeness import check_reward_model
 from vlarl.rollout.v1 import rollout_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class RprmScorer:
 
     def _load(self) -> tuple[str, Judge, tuple[int, int]]:
         seen = self._state()
-        version = reward_model_version(self._checkpoint)
+        version = check_reward_model(self._checkpoint)
         judge = Judge(self._checkpoint, self._config.dtype, self._config.batch_steps)
         return version, judge, seen
 

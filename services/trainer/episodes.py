@@ -20,6 +20,9 @@ from vlarl.libero import base_suite
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.rollout.v1 import rollout_pb2
 
+_ARM = 7
+"""Numbers of an action in the simulator."""
+
 
 def training_episodes(
     config: RunConfig, iteration: int, curriculum: Curriculum, unnorm_key: str
@@ -77,13 +80,21 @@ def chosen_unnorm_key(config: RunConfig, model: OpenVLAConfig) -> str:
     """The statistics that un-normalise actions: those named, the suite's, or the only ones.
 
     Raises:
-        ConfigError: there are none of this name, or several, and none is the suite's.
+        ConfigError: there are none of this name, or several, and none is the suite's; or they
+            are of another arm's actions.
     """
+    if model.action_dim != _ARM:
+        raise ConfigError(
+            f"{model.name}: its actions have {model.action_dim} dimensions, and the simulated arm "
+            f"takes {_ARM}"
+        )
     if config.unnorm_key:
         return model.unnorm_key(config.unnorm_key)
     for name in (config.tasks.suite, base_suite(config.tasks.suite), ""):
         with contextlib.suppress(ValueError):
             return model.unnorm_key(name)
     raise ConfigError(
-        f"set unnorm_key: the checkpoint has statistics for {', '.join(sorted(model.norm_stats))}"
+        f"set unnorm_key: {model.statistics_file} of the checkpoint has statistics for "
+        f"{', '.join(sorted(model.norm_stats))}, none for {config.tasks.suite} (those of a "
+        "fine-tuning run lie in its dataset_statistics.json)"
     )

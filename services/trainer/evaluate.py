@@ -55,8 +55,9 @@ def run(
     """
     check_no_run(out)
     subject = load_subject(config, trained)
+    protocol += f"; {subject.model.usage(subject.unnorm_key, config.policy.center_crop)}"
     if not config.unnorm_key and not subject.unnorm_key.startswith(base_suite(config.tasks.suite)):
-        protocol += f"; actions in the units of {subject.unnorm_key}, the only ones it has"
+        protocol += f", the only ones it has, and none of {config.tasks.suite}"
     config = _settled(config, tasks)
     folder = EvaluationFolder(out, protocol_of(config, subject))
     folder.save_config(config)

@@ -84,7 +84,11 @@ def ablate(
 
 def _run(ablation: Ablation, resume: str, *, verbose: bool) -> int:
     from vlarl.ablation.series import UP, Series
+    from vlarl.cli.run import check_checkpoints
     from vlarl.stack.supervisor import supervise
+
+    for planned in ablation.runs[: len(ablation.config.variants)]:
+        check_checkpoints(planned.config)
 
     async def supervised() -> int:
         series = Series(ablation, (*UP, "--verbose") if verbose else UP)

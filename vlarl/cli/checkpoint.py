@@ -34,27 +34,23 @@ def show(
     directory: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
 ) -> None:
     """Show what a checkpoint holds, as the policy server reads it."""
-    from vlarl.openvla.checkpoint import base_digest
-    from vlarl.openvla.config import OpenVLAConfig
-    from vlarl.openvla.folder import check_folder
-
     with one_sentence_errors():
-        check_folder(directory)
-        config = OpenVLAConfig.from_directory(directory)
+        from vlarl.openvla.wholeness import check_openvla
+
+        config = check_openvla(directory)
         say(f"parameters    {_size(directory):,}")
         say(f"image size    {config.image_size}")
         say(f"centre crop   {config.center_crop}")
         say(f"un-norm keys  {', '.join(config.norm_stats)}")
+        say(f"usage         {config.usage()}")
+        from vlarl.openvla.checkpoint import base_digest
+
         say(f"digest        {base_digest(directory)}")
 
 
 def _size(directory: Path) -> int:
     from math import prod
 
-    from safetensors import safe_open
+    from vlarl.openvla.wholeness import check_weights
 
-    total = 0
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="np") as tensors:
-            total += sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-    return total
+    return sum(prod(tensor.shape) for tensor in check_weights(directory).values())

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_config, read_saved
+from vlarl.cli.runs import check_reward
 from vlarl.config import ConfigError, RunConfig
 from vlarl.libero import LIBERO_SUITES
 from vlarl.logs import configure_logging
@@ -94,6 +95,11 @@ def evaluate(
                 settings.tasks.indices,
                 settings.evaluation.episodes_per_task,
             )
+            from vlarl.openvla.wholeness import check_openvla
+
+            check_openvla(settings.policy.checkpoint)  # before torch is loaded
+            if videos:
+                check_reward(settings)
             from services.trainer.evaluate import run as run_evaluation
 
             code = run_evaluation(

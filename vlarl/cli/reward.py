@@ -116,12 +116,13 @@ def judge(
         vlarl reward judge runs/reward/checkpoint runs/seen/rollouts
     """
     with one_sentence_errors():
+        from vlarl.openvla.wholeness import check_reward_model
+
+        version = check_reward_model(checkpoint)  # before torch is loaded
         from services.trainer.rprm.judging import judge_rollouts, together
         from vlarl.demonstrations import read_dataset
         from vlarl.judge import Judge
-        from vlarl.openvla.folder import reward_model_version
 
-        version = reward_model_version(checkpoint)
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]
         shown = track(datasets, "judging")
         judged = judge_rollouts(Judge(checkpoint), shown)

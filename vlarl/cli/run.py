@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +11,11 @@ from typing import Annotated
 import typer
 
 from vlarl.cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
-from vlarl.cli.runs import Resume, RunDirectory, chosen_run, first_rank
+from vlarl.cli.runs import Resume, RunDirectory, check_reward, chosen_run, first_rank
 from vlarl.config import RunConfig
 from vlarl.logs import configure_logging
+
+_LOG = logging.getLogger(__name__)
 
 ConfigArgument = Annotated[
     Path | None, typer.Argument(help="The run's TOML file, e.g. configs/embedded.toml.")
@@ -58,6 +61,8 @@ def train(
         with chosen as (settings, directory):
             if places:
                 settings = read_section(RunConfig, directory / "config.toml", places)
+            elif first_rank():
+                _LOG.info("%s", _usage(settings))
             from services.trainer.main import run
 
             run(settings, directory, metrics_listen=metrics_listen)
@@ -79,6 +84,7 @@ def up(
     with one_sentence_errors():
         chosen = chosen_run(RunConfig, "vlarl up", config, resume, run_dir, overrides, _check_stack)
         with chosen as (settings, directory):
+            _LOG.info("%s", _usage(settings))
             from vlarl.stack.supervisor import run_stack
 
             code = asyncio.run(run_stack(settings, directory))
@@ -87,31 +93,39 @@ def up(
 
 def _check_stack(settings: RunConfig) -> None:
     """Finds out what would otherwise end a service once all have been started."""
-    from vlarl.openvla.folder import check_whole, reward_model_version
     from vlarl.stack.tasks import choose_tasks, suite_tasks
 
     tasks = suite_tasks(settings.env, settings.tasks.suite)
     choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
-    _check_policy(settings)
-    if settings.reward.checkpoint is not None:
-        reward_model_version(settings.reward.checkpoint)
-        check_whole(settings.reward.checkpoint)
+    check_checkpoints(settings)
 
 
-def _check_policy(settings: RunConfig) -> None:
-    """Looks for the checkpoint, and in it for the statistics that actions are in."""
+def check_checkpoints(settings: RunConfig) -> None:
+    """Looks at a run's policy and reward model.
+
+    Raises:
+        FatalError: one can't be loaded, or has no statistics for the run's actions.
+    """
+    _usage(settings)
+    check_reward(settings)
+
+
+def _usage(settings: RunConfig) -> str:
+    """How the run uses its policy, whose checkpoint is looked at first, and in it for the
+    statistics that actions are in.
+    """
     from services.trainer.episodes import chosen_unnorm_key
-    from vlarl.openvla.config import OpenVLAConfig
-    from vlarl.openvla.folder import check_folder
+    from vlarl.openvla.wholeness import check_openvla
 
-    check_folder(settings.policy.checkpoint)
-    chosen_unnorm_key(settings, OpenVLAConfig.from_directory(settings.policy.checkpoint))
+    model = check_openvla(settings.policy.checkpoint)
+    key = chosen_unnorm_key(settings, model)
+    return f"{model.name}: {model.usage(key, settings.policy.center_crop)}"
 
 
 def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:
     """Looks for the policy, and for the queue where nobody has just started one."""
     from vlarl.queue import check_queue
 
-    _check_policy(settings)
+    _usage(settings)
     if first_rank() and not places:
         asyncio.run(check_queue(settings.queue))

@@ -154,15 +154,16 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
         FatalError: something is missing, or doesn't go together.
     """
     from vlarl.demonstrations import check_dataset
-    from vlarl.openvla.folder import check_folder, check_whole, is_openvla
+    from vlarl.openvla.folder import is_openvla
+    from vlarl.openvla.wholeness import check_any, check_openvla
 
     for folder in settings.data.datasets:
         check_dataset(folder)
     if isinstance(settings, SftConfig):
         if settings.checkpoint is not None:
-            check_folder(settings.checkpoint)
+            check_openvla(settings.checkpoint)
         return
-    check_whole(settings.checkpoint)
+    check_any(settings.checkpoint)
     openvla = is_openvla(settings.checkpoint)
     if openvla and settings.policy is not None:
         raise ConfigError("policy: an OpenVLA judges its own action tokens; leave it out")
@@ -172,7 +173,19 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
                 f"{settings.checkpoint} is no OpenVLA: name the one whose actions are judged in "
                 '`policy`, and set mode = "lora"'
             )
-        check_folder(settings.policy)
+        check_openvla(settings.policy)
+
+
+def check_reward(settings: RunConfig) -> None:
+    """Looks at the reward model, if a run has one.
+
+    Raises:
+        FatalError: it is none, or can't be loaded.
+    """
+    from vlarl.openvla.wholeness import check_reward_model
+
+    if settings.reward.checkpoint is not None:
+        check_reward_model(settings.reward.checkpoint)
 
 
 def first_rank() -> bool:

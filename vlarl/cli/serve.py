@@ -22,6 +22,7 @@ from vlarl.cli.options import (
     read_config,
     server_config,
 )
+from vlarl.cli.runs import check_reward
 from vlarl.logs import configure_logging
 
 app = command_group("Serve one service in this process, until SIGTERM.")
@@ -67,9 +68,9 @@ def policy(
     configure_logging(verbose)
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
-        from vlarl.openvla.folder import check_folder
+        from vlarl.openvla.wholeness import check_openvla
 
-        check_folder(section.checkpoint)  # before vLLM is loaded, which takes a while
+        check_openvla(section.checkpoint)  # before vLLM is loaded, which takes a while
         from services.policy.server import serve
 
         asyncio.run(serve(section, server, run.security.channel()))
@@ -113,8 +114,9 @@ def reward(
     """The reward server: scores trajectories on their way to the trainer."""
     run = read_config(config, overrides)
     configure_logging(verbose)
-    from services.reward.server import serve
-
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
+        check_reward(run)
+        from services.reward.server import serve
+
         asyncio.run(serve(run.reward, run.trainer.ppo, run.queue, server))

@@ -21,14 +21,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from vlarl.openvla.config import ConfigError, OpenVLAConfig
-from vlarl.openvla.folder import CheckpointError
+from vlarl.openvla.folder import CheckpointError, judged_policy
 from vlarl.openvla.images import Frame
 from vlarl.openvla.modeling import pad_prompts
 from vlarl.openvla.prompt import words_of
 from vlarl.openvla.tokens import ACTION_BINS
 
-POLICY = "policy"
-"""Folder in a judge's checkpoint that holds the configuration of the policy it judges."""
 _VERDICTS = (("no", "yes"), ("No", "Yes"), ("0", "1"))
 
 
@@ -199,12 +197,7 @@ class ImageTextJudge:
         Raises:
             ConfigError, CheckpointError: a part is missing or can't be used.
         """
-        if not (checkpoint / POLICY).is_dir():
-            raise ConfigError(
-                f"{checkpoint} is no judge: {POLICY}/, which says what its policy's action tokens "
-                "are, is missing"
-            )
-        policy = OpenVLAConfig.from_directory(checkpoint / POLICY)
+        policy = judged_policy(checkpoint)
         reader = ImageTextReader(checkpoint, policy.image_size)
         return cls(ImageTextVerdicts(checkpoint, reader, policy, dtype, device), reader, policy)
 

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlarl.errors import FatalError
-from vlarl.invocation import invocation
 from vlarl.openvla.tokens import ACTION_BINS, ActionStats
+from vlarl.openvla.whereabouts import missing_folder, no_configuration, pointer_sentence
+
+STATISTICS = "dataset_statistics.json"
+"""Beside ``config.json``, whose ``norm_stats`` it replaces."""
+_SHOWN_KEYS = 8
 
 
 class ConfigError(FatalError, ValueError):
@@ -100,7 +104,8 @@ class OpenVLAConfig:
     ``image_size`` is the height and width in pixels that the model sees, ``towers`` come in the
     order in which their features are concatenated, ``action_vocab_size`` is the text vocabulary
     without its padding (action ids are its last 256), ``norm_stats`` maps a dataset's name to its
-    statistics, ``center_crop`` is the default for observations, ``vicuna_prompt`` tells an
+    statistics, as ``statistics_file`` holds them, ``center_crop`` is the default for observations,
+    which ``center_crop_is_set`` says was set rather than guessed, ``vicuna_prompt`` tells an
     OpenVLA v0.1 checkpoint.
     """
 
@@ -112,6 +117,8 @@ class OpenVLAConfig:
     pad_token_id: int
     norm_stats: Mapping[str, ActionStats]
     center_crop: bool
+    center_crop_is_set: bool
+    statistics_file: str
     vicuna_prompt: bool
 
     @classmethod
@@ -127,22 +134,24 @@ class OpenVLAConfig:
         """
         directory = Path(directory)
         if not directory.is_dir():
-            raise ConfigError(
-                f"there is no checkpoint folder {directory} (seen from {Path.cwd()}); "
-                f"`{invocation()} checkpoint tiny DIR` makes an untrained one"
-            )
+            raise ConfigError(missing_folder(directory))
         if not (directory / "config.json").exists():
-            raise ConfigError(f"{directory} is no checkpoint: config.json is missing")
-        raw = _read_json(directory / "config.json")
+            raise ConfigError(no_configuration(directory))
+        raw = read_json(directory / "config.json")
+        norm_stats, statistics_file = _statistics(raw, directory)
         try:
-            return cls._from_json(raw, _statistics(raw, directory), directory.resolve().name)
+            return cls._from_json(raw, norm_stats, statistics_file, _model_name(directory))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{directory / 'config.json'}: {cause}") from error
 
     @classmethod
     def _from_json(
-        cls, raw: Mapping[str, Any], norm_stats: dict[str, ActionStats], name: str
+        cls,
+        raw: Mapping[str, Any],
+        norm_stats: dict[str, ActionStats],
+        statistics_file: str,
+        name: str,
     ) -> OpenVLAConfig:
         if raw.get("model_type") != "openvla":
             raise ConfigError(f"model_type is {raw.get('model_type')!r}, not 'openvla'")
@@ -151,6 +160,8 @@ class OpenVLAConfig:
         text = TextConfig.from_json(raw["text_config"])
         towers = _towers(raw)
         on_libero = all(key.startswith("libero") for key in norm_stats)
+        if not 0 <= raw["pad_token_id"] < text.vocab_size:
+            raise ConfigError(f"pad_token_id {raw['pad_token_id']} is beyond the vocabulary")
         is_v01 = "openvla-v01" in f"{raw.get('_name_or_path', '')} {name}"
         return cls(
             name=name,
@@ -161,6 +172,8 @@ class OpenVLAConfig:
             pad_token_id=raw["pad_token_id"],
             norm_stats=norm_stats,
             center_crop=bool(raw.get("center_crop", on_libero)),
+            center_crop_is_set="center_crop" in raw,
+            statistics_file=statistics_file,
             vicuna_prompt=is_v01 or str(raw.get("llm_backbone_id", "")).startswith("vicuna"),
         )
 
@@ -189,6 +202,30 @@ class OpenVLAConfig:
         if not name:
             raise ConfigError(f"the checkpoint has several datasets' statistics; name one: {known}")
         raise ConfigError(f"no dataset statistics named {name!r}; the checkpoint has: {known}")
+
+    def usage(self, key: str | None = None, center_crop: bool | None = None) -> str:
+        """Which statistics and which crop are used, and why, in words.
+
+        Args:
+            key: the one whose units actions are in; None: callers name one of all.
+            center_crop: the setting that overrides the checkpoint's; None: there is none.
+        """
+        keys = sorted(self.norm_stats)
+        shown = ", ".join(keys[:_SHOWN_KEYS]) + ", ..." * (len(keys) > _SHOWN_KEYS)
+        if key is None and len(keys) > 1:
+            units = f"actions in the units that a call names: {shown}"
+        else:
+            others = f", one of {len(keys)}: {shown}" if len(keys) > 1 else ""
+            units = f"actions in the units of {key or shown}{others}"
+        crop = self.center_crop if center_crop is None else center_crop
+        if center_crop is not None:
+            why = "as the configuration says"
+        elif self.center_crop_is_set:
+            why = "as the checkpoint says"
+        else:
+            which = "all of these statistics are" if crop else "not all of these statistics are"
+            why = f"guessed, as {which} of LIBERO; policy.center_crop decides"
+        return f"{units} ({self.statistics_file}); centre crop {'on' if crop else 'off'} ({why})"
 
     def statistics(self, name: str = "") -> ActionStats:
         """Statistics of ``unnorm_key(name)``.
@@ -222,24 +259,47 @@ def _towers(raw: Mapping[str, Any]) -> tuple[TowerConfig, ...]:
     return tuple(towers)
 
 
-def _statistics(raw: Mapping[str, Any], directory: Path) -> dict[str, ActionStats]:
-    beside = directory / "dataset_statistics.json"
-    datasets = _read_json(beside) if beside.exists() else raw.get("norm_stats") or {}
-    if not datasets:
+def _model_name(directory: Path) -> str:
+    """The folder's name; in the hub's cache, where that is a commit's, the model's."""
+    folder = directory.resolve()
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.rpartition("--")[2]
+    return folder.name
+
+
+def _statistics(raw: Mapping[str, Any], directory: Path) -> tuple[dict[str, ActionStats], str]:
+    """Statistics of every dataset, and the name of the file that holds them."""
+    beside = directory / STATISTICS
+    path = beside if beside.exists() else directory / "config.json"
+    datasets = read_json(beside) if beside.exists() else raw.get("norm_stats") or {}
+    if not datasets or not isinstance(datasets, dict):
         raise ConfigError(
-            "there are no norm_stats, here or in dataset_statistics.json, and without them action "
+            f"{path}: there are no norm_stats, here or in {STATISTICS}, and without them action "
             "tokens have no units"
         )
-    stats = {key: ActionStats.from_json(dataset["action"]) for key, dataset in datasets.items()}
+    stats = {}
+    for key, dataset in datasets.items():
+        try:
+            stats[key] = ActionStats.from_json(dataset["action"])
+        except (KeyError, TypeError, ValueError) as error:
+            cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(f"{path}: action statistics of {key!r}: {cause}") from error
     if len({one.action_dim for one in stats.values()}) != 1:
-        raise ConfigError("norm_stats must hold datasets of one action dimension")
-    return stats
+        raise ConfigError(f"{path}: norm_stats must hold datasets of one action dimension")
+    return stats, path.name
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a checkpoint's JSON file holds, with or without a byte-order mark.
+
+    Raises:
+        ConfigError: it is missing, a Git LFS pointer, or no JSON object.
+    """
+    if pointer := pointer_sentence(path):
+        raise ConfigError(pointer)
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a JSON object")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vlarl.errors import FatalError
 from vlarl.invocation import invocation
-from vlarl.openvla.config import ConfigError, OpenVLAConfig
-from vlarl.openvla.images import PixelNormalizer
+from vlarl.openvla.config import ConfigError, OpenVLAConfig, read_json
+from vlarl.openvla.whereabouts import missing_folder, no_configuration, no_weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+POLICY = "policy"
+"""Folder in another kind of judge's checkpoint: the configuration of the policy it judges."""
 REWARD_CARD = "reward_model.json"
 """Makes a checkpoint a process reward model: its version, how it was made, what it is worth."""
 
@@ -26,41 +27,32 @@ def is_openvla(directory: Path) -> bool:
     Raises:
         ConfigError: there is no such folder, or it doesn't say.
     """
+    if not directory.is_dir():
+        raise ConfigError(missing_folder(directory))
     path = directory / "config.json"
-    if directory.is_dir():
-        try:
-            return bool(json.loads(path.read_bytes())["model_type"] == "openvla")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} can't be read: {error!r}") from error
-    OpenVLAConfig.from_directory(directory)  # says what is to be done
-    raise AssertionError
+    if not path.exists():
+        raise ConfigError(no_configuration(directory))
+    try:
+        return bool(read_json(path)["model_type"] == "openvla")
+    except KeyError as error:
+        raise ConfigError(f"{path} names no model_type") from error
 
 
-def check_folder(directory: Path) -> None:
-    """Makes sure that a folder holds all files of a checkpoint, for who starts processes with it.
-
-    Raises:
-        ConfigError: there is no such folder, or its settings can't be read.
-        CheckpointError: its weights or its tokenizer are missing.
-    """
-    OpenVLAConfig.from_directory(directory)
-    PixelNormalizer.from_directory(directory)
-    for path in (*weight_files(directory), directory / "tokenizer.json"):
-        if not path.is_file():
-            raise CheckpointError(f"checkpoint {directory} is incomplete: {path.name} is missing")
-
-
-def check_whole(directory: Path) -> None:
-    """`check_folder` for an OpenVLA; of a model of another kind, whether it has weights at all.
+def index_of(directory: Path) -> dict[str, str]:
+    """The file of each tensor by the index; empty where there is none.
 
     Raises:
-        ConfigError, CheckpointError: something is missing.
+        CheckpointError: the index can't be read.
     """
-    if is_openvla(directory):
-        check_folder(directory)
-    for path in weight_files(directory):
-        if not path.is_file():
-            raise CheckpointError(f"checkpoint {directory} is incomplete: {path.name} is missing")
+    index = directory / INDEX
+    if not index.exists():
+        return {}
+    try:
+        return {str(key): Path(name).name for key, name in read_json(index)["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise CheckpointError(str(error)) from error
+        raise CheckpointError(f"cannot read {index}: {error!r}") from error
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -69,16 +61,25 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, or the index can't be read.
     """
-    index = directory / INDEX
-    if index.exists():
-        try:
-            weight_map = json.loads(index.read_bytes())["weight_map"]
-            return sorted(directory / Path(name).name for name in set(weight_map.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"cannot read {index}: {error!r}") from error
+    if (directory / INDEX).exists():
+        return sorted(directory / name for name in set(index_of(directory).values()))
     if (directory / SINGLE).exists():
         return [directory / SINGLE]
-    raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}")
+    raise CheckpointError(no_weights(directory))
+
+
+def judged_policy(directory: Path) -> OpenVLAConfig:
+    """The policy that another kind of judge judges.
+
+    Raises:
+        ConfigError: its configuration is missing or can't be used.
+    """
+    if not (directory / POLICY).is_dir():
+        raise ConfigError(
+            f"{directory} is no judge: {POLICY}/, which says what its policy's action tokens are, "
+            "is missing"
+        )
+    return OpenVLAConfig.from_directory(directory / POLICY)
 
 
 def reward_model_version(directory: Path) -> str:
@@ -88,12 +89,14 @@ def reward_model_version(directory: Path) -> str:
         ConfigError: the folder holds no reward model.
     """
     card = directory / REWARD_CARD
-    try:
-        return str(json.loads(card.read_bytes())["version"])
-    except FileNotFoundError as error:
+    if not directory.is_dir():
+        raise ConfigError(missing_folder(directory))
+    if not card.exists():
         raise ConfigError(
             f"{directory} is no reward model ({REWARD_CARD} is missing): `{invocation()} reward "
             "train` makes one"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{card} can't be read: {error!r}") from error
+        )
+    try:
+        return str(read_json(card)["version"])
+    except KeyError as error:
+        raise ConfigError(f"{card} names no version") from error

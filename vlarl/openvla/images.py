@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import struct
 import zlib
 from pathlib import Path
@@ -20,7 +19,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vlarl.openvla.config import ConfigError
+from vlarl.openvla.config import ConfigError, read_json
 
 Frame = NDArray[np.uint8]
 """An RGB image, uint8[height, width, 3]."""
@@ -187,13 +186,21 @@ class PixelNormalizer:
             ConfigError: the file is missing or has no ``tvf_normalize_params``.
         """
         path = Path(checkpoint) / "preprocessor_config.json"
+        if not path.exists():
+            raise ConfigError(
+                f"{path} is missing: copy it from the checkpoint that this one was made of"
+            )
         try:
-            towers = json.loads(path.read_bytes())["tvf_normalize_params"]
+            towers = read_json(path)["tvf_normalize_params"]
             means = np.array([tower["mean"] for tower in towers], dtype=np.float64)
             stds = np.array([tower["std"] for tower in towers], dtype=np.float64)
             means, stds = means.reshape(len(towers), 3), stds.reshape(len(towers), 3)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(f"cannot read {path}: {error!r}") from error
+        if not np.isfinite(means).all() or not (np.isfinite(stds) & (stds > 0)).all():
+            raise ConfigError(f"{path}: tvf_normalize_params need finite means, deviations above 0")
         return cls(means, stds)
 
     def __call__(self, frames: Frame) -> NDArray[np.float32]:

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from vlarl.openvla.checkpoint import CheckpointReader, tensors_digest
-from vlarl.openvla.config import OpenVLAConfig, TextConfig, TowerConfig
+from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.tensors import stored_tensors, unused_prefixes
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 """For each layer its A [rank, in] and B [out, rank]."""
+
+_EMBEDDINGS = ("language_model.model.embed_tokens.", "language_model.lm_head.")
 
 
 def lora_layers(config: OpenVLAConfig) -> dict[str, tuple[int, int]]:
@@ -26,12 +29,13 @@ def lora_layers(config: OpenVLAConfig) -> dict[str, tuple[int, int]]:
     The values are (out, in). Left out are the towers' last blocks and attention pool, which are
     stored but never computed, and the language model's head.
     """
+    unused = unused_prefixes(config)
     layers: dict[str, tuple[int, int]] = {}
-    names = ("featurizer", "fused_featurizer")
-    for name, tower in zip(names, config.towers, strict=False):
-        layers |= _tower_layers(f"vision_backbone.{name}", tower)
-    layers |= _projector_layers(sum(t.embed_dim for t in config.towers), config)
-    return layers | _language_layers(config.text)
+    for key, shape in stored_tensors(config).items():
+        layer, _, kind = key.rpartition(".")
+        if kind == "weight" and len(shape) == 2 and not key.startswith((*unused, *_EMBEDDINGS)):
+            layers[layer] = (shape[0], shape[1])
+    return layers
 
 
 def merged_tensors(
@@ -83,42 +87,3 @@ def _merge(
             a, b = factors[layer]
             weight = weight + scaling * (b.detach().cpu().float() @ a.detach().cpu().float())
         yield f"{layer}.weight", weight.to(dtype)
-
-
-def _tower_layers(prefix: str, tower: TowerConfig) -> dict[str, tuple[int, int]]:
-    dim, hidden = tower.embed_dim, tower.mlp_hidden
-    layers = {}
-    for index in range(tower.depth - 1):
-        block = f"{prefix}.blocks.{index}"
-        layers[f"{block}.attn.qkv"] = (3 * dim, dim)
-        layers[f"{block}.attn.proj"] = (dim, dim)
-        layers[f"{block}.mlp.fc1"] = (hidden, dim)
-        layers[f"{block}.mlp.fc2"] = (dim, hidden)
-    return layers
-
-
-def _projector_layers(vision: int, config: OpenVLAConfig) -> dict[str, tuple[int, int]]:
-    text = config.text.hidden_size
-    if len(config.towers) == 1:
-        return {"projector.fc1": (text, vision), "projector.fc2": (text, text)}
-    return {
-        "projector.fc1": (4 * vision, vision),
-        "projector.fc2": (text, 4 * vision),
-        "projector.fc3": (text, text),
-    }
-
-
-def _language_layers(text: TextConfig) -> dict[str, tuple[int, int]]:
-    dim, hidden = text.hidden_size, text.intermediate_size
-    grouped = dim // text.num_attention_heads * text.num_key_value_heads
-    layers = {}
-    for index in range(text.num_hidden_layers):
-        block = f"language_model.model.layers.{index}"
-        layers[f"{block}.self_attn.q_proj"] = (dim, dim)
-        layers[f"{block}.self_attn.k_proj"] = (grouped, dim)
-        layers[f"{block}.self_attn.v_proj"] = (grouped, dim)
-        layers[f"{block}.self_attn.o_proj"] = (dim, dim)
-        layers[f"{block}.mlp.gate_proj"] = (hidden, dim)
-        layers[f"{block}.mlp.up_proj"] = (hidden, dim)
-        layers[f"{block}.mlp.down_proj"] = (dim, hidden)
-    return layers

@@ -231,18 +231,6 @@ def load_model(
     return model.eval()
 
 
-def unused_prefixes(config: OpenVLAConfig) -> tuple[str, ...]:
-    """How the keys of tensors begin that are stored, but never computed with: each tower's last
-    block, final norm and attention pool.
-    """
-    towers = zip(("featurizer", "fused_featurizer"), config.towers, strict=False)
-    return tuple(
-        f"vision_backbone.{name}.{part}."
-        for name, tower in towers
-        for part in (f"blocks.{tower.depth - 1}", "norm", "attn_pool")
-    )
-
-
 def pad_prompts(
     prompts: Sequence[Sequence[int]], pad_id: int, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, Tensor]:

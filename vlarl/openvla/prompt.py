@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vlarl.openvla.config import ConfigError, OpenVLAConfig
+from vlarl.openvla.whereabouts import pointer_sentence
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -38,8 +39,10 @@ class PromptBuilder:
         """Raises ConfigError where the tokenizer is missing, broken or not Llama-like."""
         config = OpenVLAConfig.from_directory(checkpoint)
         path = Path(checkpoint) / "tokenizer.json"
+        if pointer := pointer_sentence(path):
+            raise ConfigError(pointer)
         try:
-            self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
         except Exception as error:  # what `tokenizers` raises has no class of its own
             raise ConfigError(f"cannot read {path}: {error}") from error
         # "</s>" in an instruction is text that somebody typed, not the end of the sequence.

@@ -17,6 +17,7 @@ ACTION_BINS = 256
 """Number of action ids. There are 255 bins between 256 edges: the two lowest ids share a value."""
 
 _NORMALIZE_EPSILON = 1e-8
+_LARGEST = float(np.finfo(np.float32).max) / 4
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,30 @@ class ActionStats:
 
     @classmethod
     def from_json(cls, action: Mapping[str, Any]) -> ActionStats:
-        """From ``norm_stats[key]["action"]``; a missing mask is all true.
+        """From ``norm_stats[key]["action"]``; a missing mask is all true, missing ``min`` and
+        ``max`` are the quantiles.
 
         Raises:
-            KeyError: a statistic is missing.
-            ValueError: the statistics differ in length or hold no numbers.
+            ValueError: the quantiles are missing, cross, or aren't finite; lengths differ.
         """
-        q01, q99, low, high = (_vector(action[name]) for name in ("q01", "q99", "min", "max"))
-        mask = np.asarray(action.get("mask", [True] * len(q01)), dtype=np.bool_)
+        missing = [name for name in ("q01", "q99") if action.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"{' and '.join(missing)} missing: tokens stand for values between these "
+                "quantiles, and min and max are no substitute; take the statistics of the "
+                "fine-tuning run"
+            )
+        q01, q99 = _vector("q01", action["q01"]), _vector("q99", action["q99"])
+        bounds = [action.get(name) for name in ("min", "max")]
+        # Only normalising asks for these, to find the dimensions that carry nothing.
+        has_bounds = None not in bounds
+        low = _vector("min", action["min"]) if has_bounds else q01
+        high = _vector("max", action["max"]) if has_bounds else q99
+        mask = _mask(action.get("mask"), len(q01))
         if len({q01.shape, q99.shape, low.shape, high.shape, mask.shape}) != 1:
-            raise ValueError("action statistics differ in length")
+            raise ValueError("q01, q99, min, max and mask differ in length")
+        if crossed := np.flatnonzero(q01 > q99).tolist():
+            raise ValueError(f"q01 lies above q99 in dimension {crossed[0]}")
         return cls(q01=q01, q99=q99, mask=mask, min=low, max=high)
 
     @property
@@ -126,8 +141,20 @@ def to_simulator(action: ArrayLike) -> NDArray[np.float64]:
     return converted
 
 
-def _vector(values: Sequence[float]) -> NDArray[np.float64]:
+def _vector(name: str, values: Sequence[float]) -> NDArray[np.float64]:
     vector = np.asarray(values, dtype=np.float64)
-    if vector.ndim != 1:
-        raise ValueError("an action statistic is one number for each dimension")
+    if vector.ndim != 1 or not len(vector):
+        raise ValueError(f"{name} is one number for each dimension")
+    # Actions leave as float32, and a width is a difference of two.
+    if not (np.abs(vector) < _LARGEST).all():
+        raise ValueError(f"{name} has values that aren't finite: {vector.tolist()}")
     return vector
+
+
+def _mask(values: Sequence[bool] | None, dimensions: int) -> NDArray[np.bool_]:
+    if values is None:
+        return np.ones(dimensions, dtype=np.bool_)
+    mask = np.asarray(values)
+    if mask.ndim != 1 or mask.dtype.kind not in "bi":
+        raise ValueError("mask is true or false for each dimension")
+    return mask.astype(np.bool_)

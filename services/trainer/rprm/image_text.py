@@ -19,9 +19,10 @@ from services.trainer.sft.pixels import Pixels
 from services.trainer.sharding import checkpoint_blocks, compute_dtype, shard
 from services.trainer.world import World
 from vlarl.config import LoraConfig, RewardModelConfig
-from vlarl.judge.image_text import POLICY, ImageTextReader, ImageTextVerdicts, load_image_text
+from vlarl.judge.image_text import ImageTextReader, ImageTextVerdicts, load_image_text
 from vlarl.openvla.checkpoint import require_finite
 from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.folder import POLICY
 from vlarl.openvla.images import Frame, decode_image, prepare_image
 
 

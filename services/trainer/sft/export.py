@@ -13,12 +13,11 @@ from services.trainer.durable import durable_folder
 from services.trainer.sft.statistics import Statistics
 from vlarl.config import LoraConfig
 from vlarl.openvla.checkpoint import CheckpointReader, save_tensors
-from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.config import STATISTICS, OpenVLAConfig
 from vlarl.openvla.folder import INDEX, weight_files
 from vlarl.openvla.lora import lora_layers, merged_tensors
 
 _CONFIG = "config.json"
-_STATISTICS = "dataset_statistics.json"
 
 
 def export_checkpoint(
@@ -52,7 +51,7 @@ def export_checkpoint(
         copy_but_weights(base, folder)
         if statistics:
             # It would win over config.json.
-            (folder / _STATISTICS).unlink(missing_ok=True)
+            (folder / STATISTICS).unlink(missing_ok=True)
         raw = json.loads((base / _CONFIG).read_bytes())
         raw |= {"norm_stats": dict(statistics)} if statistics else {}
         raw |= {} if center_crop is None else {"center_crop": center_crop}

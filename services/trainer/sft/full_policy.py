@@ -12,7 +12,8 @@ from torch.distributed.fsdp import FSDPModule
 from services.trainer.observations import ObservationBatch
 from services.trainer.sharding import checkpoint_blocks, shard
 from services.trainer.world import World
-from vlarl.openvla.modeling import OpenVLA, load_model, unused_prefixes
+from vlarl.openvla.modeling import OpenVLA, load_model
+from vlarl.openvla.tensors import unused_prefixes
 
 _WRAPPER = "_checkpoint_wrapped_module."
 

@@ -1,0 +1,170 @@
+"""Every command that takes a checkpoint looks at it first, by the same check."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("transformers", reason="runs in the torch environment (.venv)")
+
+from tests.checkpoint_layouts import BROKEN, WHOLE, lay_out
+from tests.integration.trainer.demonstrated import write_dataset
+from vlarl.cli import app
+
+pytestmark = pytest.mark.torch
+ROOT = Path(__file__).parents[3]
+RUN = str(ROOT / "configs/reach.toml")
+HUB_NAME = "openvla/openvla-7b-finetuned-libero-spatial"
+
+
+def sets(**values: object) -> list[str]:
+    keys = ((key.replace("__", "."), value) for key, value in values.items())
+    return [part for key, value in keys for part in ("--set", f"{key}={value}")]
+
+
+def data(here: Path) -> str:
+    return f'["{here / "data"}"]'
+
+
+def ablation(here: Path, checkpoint: Path) -> list[str]:
+    file = here / "table.toml"
+    file.write_text(f'name = "t"\nbase = "{RUN}"\nseeds = [1]\nvariants.a = {{}}\n')
+    return ["ablate", str(file), *sets(common__policy__checkpoint=checkpoint), "--out"]
+
+
+COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
+    "checkpoint show": lambda _, it: ["checkpoint", "show", str(it)],
+    "serve policy": lambda _, it: ["serve", "policy", "--checkpoint", str(it)],
+    "serve reward": lambda _, it: [
+        *("serve", "reward", *sets(reward__model="rprm", reward__checkpoint=it)),
+    ],
+    "up": lambda _, it: ["up", RUN, *sets(policy__checkpoint=it), "--run-dir"],
+    "up: reward": lambda _, it: [
+        *("up", RUN, *sets(reward__model="rprm", reward__checkpoint=it), "--run-dir"),
+    ],
+    "train": lambda _, it: ["train", RUN, *sets(policy__checkpoint=it), "--run-dir"],
+    "eval": lambda _, it: ["eval", "--checkpoint", str(it), "--suite", "reach", "--out"],
+    "eval: reward": lambda _, it: [
+        *("eval", RUN, "--videos", "1", *sets(reward__model="rprm", reward__checkpoint=it)),
+        "--out",
+    ],
+    "sft": lambda here, it: [
+        *("sft", str(ROOT / "configs/sft-7b.toml"), *sets(checkpoint=it)),
+        *(*sets(data__datasets=data(here)), "--run-dir"),
+    ],
+    "reward train": lambda here, it: [
+        *("reward", "train", str(ROOT / "configs/reward-reach.toml"), *sets(checkpoint=it)),
+        *(*sets(data__datasets=data(here)), "--run-dir"),
+    ],
+    "reward judge": lambda here, it: ["reward", "judge", str(it), str(here / "data")],
+    "ablate": ablation,
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vlarl.openvla.tiny import make_tiny_checkpoint
+
+    folder = tmp_path_factory.mktemp("door")
+    tiny = folder / "tiny"
+    make_tiny_checkpoint(tiny, image_size=28, tower_dim=32, tower_depth=2, text_dim=64)
+    (tiny / "reward_model.json").write_text('{"version": "1"}')
+    write_dataset(folder / "data")
+    return folder
+
+
+def refusal(here: Path, command: str, checkpoint: Path) -> str:
+    """What a command says of a checkpoint; it must write nothing."""
+    arguments = COMMANDS[command](here, checkpoint)
+    out = here / "out"
+    if arguments[-1].startswith("--"):
+        arguments.append(str(out))
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1, (refused.output, refused.exception)
+    assert not out.exists()
+    said = refused.output.strip()
+    assert len(said.splitlines()) == 1
+    assert said.startswith("error: ")
+    return said
+
+
+@pytest.mark.parametrize("layout", BROKEN)
+def test_a_broken_checkpoint_is_refused_by_every_command(layout: str, here: Path) -> None:
+    change, expected = BROKEN[layout]
+    checkpoint = here / "broken"
+    try:
+        lay_out(here / "tiny", checkpoint, change)
+        if not (checkpoint / "reward_model.json").exists():
+            (checkpoint / "reward_model.json").write_text('{"version": "1"}')
+        for command in COMMANDS:
+            said = refusal(here, command, checkpoint)
+            for part in expected:
+                assert part.replace("{}", str(checkpoint)) in said, command
+    finally:
+        shutil.rmtree(checkpoint)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_hub_name_is_told_how_to_become_a_folder(
+    command: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(here))
+    said = refusal(here, command, Path(HUB_NAME))
+    assert f"`hf download {HUB_NAME} --local-dir DIR`" in said
+
+
+@pytest.mark.parametrize("command", ["serve policy", "serve reward", "eval", "reward judge"])
+def test_no_engine_is_loaded_to_find_out(command: str, here: Path, tmp_path: Path) -> None:
+    checkpoint = lay_out(here / "tiny", tmp_path / "it", BROKEN["cut"][0])
+    arguments = COMMANDS[command](here, checkpoint)
+    arguments += [str(tmp_path / "out")] if arguments[-1].startswith("--") else []
+    program = (
+        "import sys; from vlarl.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as ended: assert ended.code == 1\n"
+        "assert not {'torch', 'vllm'} & sys.modules.keys()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "is cut short" in ran.stderr
+
+
+def test_another_arms_actions_are_not_simulated(here: Path, tmp_path: Path) -> None:
+    checkpoint = lay_out(here / "tiny", tmp_path / "it", WHOLE["eight dimensions"])
+    for command in ("up", "train", "eval"):
+        said = refusal(here, command, checkpoint)
+        assert said.endswith("its actions have 8 dimensions, and the simulated arm takes 7")
+
+
+def test_statistics_of_the_base_alone_say_where_the_suites_are(here: Path, tmp_path: Path) -> None:
+    checkpoint = lay_out(
+        here / "tiny", tmp_path / "it", WHOLE["the base's statistics in config.json"]
+    )
+    (checkpoint / "dataset_statistics.json").unlink()
+    from tests.checkpoint_layouts import configured
+
+    configured(
+        checkpoint,
+        lambda config: config["norm_stats"].update(fractal=config["norm_stats"]["bridge_orig"]),
+    )
+    for command in ("up", "eval"):
+        said = refusal(here, command, checkpoint)
+        assert "config.json of the checkpoint has statistics for bridge_orig, fractal" in said
+        assert "lie in its dataset_statistics.json" in said
+
+
+@pytest.mark.parametrize("layout", WHOLE)
+def test_a_whole_one_is_shown(layout: str, here: Path, tmp_path: Path) -> None:
+    checkpoint = lay_out(here / "tiny", tmp_path / "it", WHOLE[layout])
+    shown = CliRunner().invoke(app, ["checkpoint", "show", str(checkpoint)])
+    assert shown.exit_code == 0, shown.output
+    assert "centre crop" in shown.output
+    assert "actions in the units " in shown.output

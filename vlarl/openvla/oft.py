@@ -1,0 +1,41 @@
+"""Recognises OpenVLA-OFT, whose weights have OpenVLA's names and are used in another way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_FILES = (
+    "action_head--*",
+    "proprio_projector--*",
+    "noisy_action_projector--*",
+    "vision_backbone--*",
+)
+"""What its fine-tuning writes beside the weights."""
+_CHUNK = re.compile(r"""\bNUM_ACTIONS_CHUNK\b["']?(?:\s*(?::\s*int\s*)?[:=]\s*(\d+))?""")
+_COMMENT = re.compile(r"#.*")
+
+
+def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
+    """What shows that a folder is OpenVLA-OFT's, in words; empty: it is none.
+
+    Signs are the files of its heads, and a chunk of more than one action in the code beside the
+    weights (read, never run) or in ``config.json``. Proprioceptive statistics are none: later
+    scripts write them for plain OpenVLA, too.
+    """
+    for pattern in _FILES:
+        if found := sorted(directory.glob(pattern)):
+            return found[0].name
+    for path in sorted(directory.glob("*.py")):
+        code = _COMMENT.sub("", path.read_text(encoding="utf-8", errors="replace"))
+        # Imported from another file it has no number; plain code hasn't the name at all.
+        sizes = {match[1] for match in _CHUNK.finditer(code)}
+        if sizes and sizes - {None} != {"1"}:
+            return f"NUM_ACTIONS_CHUNK in {path.name}"
+    for key, value in config.items():
+        name = key.lower()
+        if "action" in name and "chunk" in name and isinstance(value, int) and value > 1:
+            return f"{key} = {value} in config.json"
+    return ""

@@ -1,0 +1,132 @@
+"""What is wrong with a folder that is no checkpoint, and what to do: one sentence each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from vlarl.invocation import invocation
+
+ADAPTER_CONFIG = "adapter_config.json"
+_POINTER = b"version https://git-lfs.github.com/"
+_HUB_NAME = re.compile(r"(?:https?:/+huggingface\.co/)?([\w-][\w.-]*/[\w.-]+?)(?:/tree/\w+)?/?")
+_OWN_FOLDERS = {"checkpoints", "policies", "rewards", "runs"}
+"""Where the documentation puts checkpoints: a name below them is no hub's."""
+
+
+def missing_folder(directory: Path) -> str:
+    """Of a path that is no folder."""
+    if directory.is_file():
+        return f"{directory} is a file: name the folder that holds the checkpoint's files"
+    if name := _hub_name(directory):
+        if cached := _cached_snapshot(name):
+            return (
+                f"there is no folder {directory}; {name} lies in the hub's cache, and nothing is "
+                f"looked up there by itself: name {cached}"
+            )
+        return (
+            f"there is no folder {directory} (seen from {Path.cwd()}), and nothing is downloaded "
+            f"by itself: if that is a name on the hub, `hf download {name} --local-dir DIR`, and "
+            "name DIR"
+        )
+    return (
+        f"there is no checkpoint folder {directory} (seen from {Path.cwd()}); "
+        f"`{invocation()} checkpoint tiny DIR` makes an untrained one"
+    )
+
+
+def no_configuration(directory: Path) -> str:
+    """Of a folder without config.json."""
+    if (directory / ADAPTER_CONFIG).exists():
+        return adapter_alone(directory)
+    snapshots = sorted(directory.glob("snapshots/*/config.json"))
+    if snapshots:
+        return (
+            f"{directory} is the hub's cache of a model, not the model: name {snapshots[-1].parent}"
+        )
+    told = f"{directory} is no checkpoint: config.json is missing"
+    inside = sorted(directory.glob("*/config.json"))
+    if (directory / "checkpoint/config.json") in inside:
+        inside = [directory / "checkpoint/config.json"]
+    return f"{told}; {inside[0].parent} has one" if inside else told
+
+
+def adapter_alone(directory: Path) -> str:
+    """Of a folder with a LoRA adapter and no model."""
+    try:
+        base = json.loads((directory / ADAPTER_CONFIG).read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    onto = base if isinstance(base, str) and base else "the model that it was trained on"
+    return (
+        f"{directory} holds a LoRA adapter alone ({ADAPTER_CONFIG}), not a model: merge it onto "
+        f"{onto} with `{invocation()} checkpoint adopt {directory} OUT --base DIR`, DIR being that "
+        "model's folder"
+    )
+
+
+def no_weights(directory: Path) -> str:
+    """Of a folder without the weights' single file or index."""
+    missing = f"{directory} has neither model.safetensors nor model.safetensors.index.json"
+    if (directory / ADAPTER_CONFIG).exists():
+        return adapter_alone(directory)
+    if shards := sorted(directory.glob("model-*-of-*.safetensors")):
+        return (
+            f"{directory}: model.safetensors.index.json, which says what is in {len(shards)} files "
+            f"such as {shards[0].name}, is missing: download it again, or let `{invocation()} "
+            f"checkpoint adopt {directory} OUT` write a checkpoint with one"
+        )
+    if pickled := pickled_weights(directory):
+        return (
+            f"{directory}: its weights are pickled ({pickled[0].name}), which no command "
+            f"loads: convert them once with `{invocation()} checkpoint adopt {directory} OUT`"
+        )
+    if (directory / "checkpoints").is_dir() and list(directory.glob("checkpoints/*.pt")):
+        return (
+            f"{missing}: it is a training run of the original code, whose "
+            "vla-scripts/extern/convert_openvla_weights_to_hf.py makes a checkpoint of it"
+        )
+    return missing
+
+
+def pickled_weights(directory: Path) -> list[Path]:
+    """Files of a model's weights as torch.save writes them, sorted."""
+    return sorted(directory.glob("pytorch_model*.bin"))
+
+
+def pointer_sentence(path: Path) -> str:
+    """Of a file that Git LFS hasn't fetched; empty: it is none."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return ""
+    return is_pointer * (
+        f"{path} is a Git LFS pointer, not the file: run `git lfs pull` in {path.parent}"
+    )
+
+
+def _hub_name(directory: Path) -> str:
+    """OWNER/NAME where a path can be meant as that; else empty."""
+    found = _HUB_NAME.fullmatch(str(directory))
+    if found is None:
+        return ""
+    owner = Path(found[1]).parts[0]
+    return "" if owner in _OWN_FOLDERS or Path(owner).exists() else found[1]
+
+
+def _cached_snapshot(name: str) -> Path | None:
+    """Where the hub's cache holds a model: its main branch's snapshot, else the newest."""
+    home = os.environ.get("HF_HOME", os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    model = cache / f"models--{name.replace('/', '--')}"
+    try:
+        main = model / "snapshots" / (model / "refs/main").read_text().strip()
+        if (main / "config.json").exists():
+            return main
+    except OSError:
+        pass
+    whole = (path.parent for path in model.glob("snapshots/*/config.json"))
+    return max(whole, key=lambda path: path.stat().st_mtime, default=None)
