@@ -9,7 +9,7 @@ import typer
 
 from vlarl.cli.groups import command_group
 from vlarl.cli.options import one_sentence_errors
-from vlarl.terminal import say
+from vlarl.terminal import PlainConsole, say, text_column
 
 app = command_group("Make and inspect OpenVLA checkpoints.")
 
@@ -46,6 +46,38 @@ def show(
         from vlarl.openvla.checkpoint import base_digest
 
         say(f"digest        {base_digest(directory)}")
+
+
+@app.command()
+def adopt(
+    source: Annotated[Path, typer.Argument(help="Folder of `.bin` weights, or of a LoRA adapter.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the model that the adapter belongs to.")
+    ] = None,
+) -> None:
+    """Make a checkpoint of a folder that is none yet.
+
+    Converts pickled weights (pytorch_model*.bin) to safetensors, of which nothing can run code;
+    writes the index that shards have lost; merges a LoRA adapter onto its --base. Names, values
+    and data types stay. OUT appears once it is whole; cut short, the same command starts over.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise typer.BadParameter(f"{out} exists and is no empty folder")
+    with one_sentence_errors():
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+        from services.trainer.durable import durable_folder
+        from vlarl.openvla.adoption import find_adoption
+
+        found = find_adoption(source, base)
+        columns = (text_column("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        console = PlainConsole(stderr=True)
+        bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        with durable_folder(out, found.size) as folder, bar:
+            task = bar.add_task("", total=found.size)
+            found.write(folder, lambda size: bar.advance(task, size))
+        say(f"{out}: {_size(out):,} parameters")
 
 
 def _size(directory: Path) -> int:
