@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from vlarl.adapter import CAUSES
 
 _FAILURES = {
-    "PredictActions": ("invalid", "engine"),
+    "PredictActions": ("invalid", "engine", "value"),
     "UpdateWeights": (*CAUSES, "version", "swap", "engine", "cancelled"),
 }
 

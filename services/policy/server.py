@@ -14,7 +14,7 @@ import numpy as np
 
 from services.policy.engine import PolicyEngine
 from services.policy.metrics import PolicyMetrics
-from services.policy.service import PolicyServicer
+from services.policy.service import PolicyServicer, UnsoundActionError, action_of
 from services.policy.swap import WeightSwapper
 from services.policy.trainers_weights import PolicyServerError, TrainersWeights
 from vlarl.config import ChannelConfig, PolicyConfig, ServerConfig
@@ -22,6 +22,7 @@ from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.lora import lora_layers
 from vlarl.openvla.prompt import PromptBuilder
+from vlarl.openvla.tokens import ActionTokenizer
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.server import RpcServer
 
@@ -42,11 +43,12 @@ async def serve(
 
     Raises:
         PolicyServerError: the engine didn't start, died, or lost its weights; the trainer's
-            adapter doesn't fit.
+            adapter doesn't fit; the weights give no finite numbers.
         ConfigError, CheckpointError: the checkpoint can't be used.
         ListenError: the address can't be bound.
     """
     model = OpenVLAConfig.from_directory(config.checkpoint)
+    _LOG.info("%s: %s", model.name, model.usage(center_crop=config.center_crop))
     digest = await asyncio.to_thread(base_digest, config.checkpoint)
     rpc = RpcServer(server, [_SERVICE])
     metrics = PolicyMetrics(rpc.registry)
@@ -82,7 +84,12 @@ async def _warm_up(engine: PolicyEngine, config: PolicyConfig, model: OpenVLACon
     # One real action, which proves that the server can answer.
     pixels = np.full((model.image_size, model.image_size, 3), 127, np.uint8)
     prompt_ids = PromptBuilder(config.checkpoint).token_ids("pick up the black bowl")
-    await engine.act(prompt_ids, pixels, temperature=0.0, seed=None)
+    sampled = await engine.act(prompt_ids, pixels, temperature=0.0, seed=None)
+    statistics = next(iter(model.norm_stats.values()))
+    try:
+        action_of(sampled, statistics, ActionTokenizer(model.action_vocab_size))
+    except UnsoundActionError as error:
+        raise PolicyServerError(f"{config.checkpoint}: {error}") from error
 
 
 async def _until_lost(engine: PolicyEngine, lost: asyncio.Future[str]) -> None:

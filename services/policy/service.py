@@ -33,6 +33,10 @@ Problem = tuple[str, str]
 """A request's field and what is wrong with it."""
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+"""What answers can hold: they are float32."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """An observation as the engine takes it: prompt ids, uint8 [S, S, 3], seed."""
@@ -40,6 +44,10 @@ class Prepared:
     prompt_ids: list[int]
     pixels: Pixels
     seed: int | None
+
+
+class UnsoundActionError(Exception):
+    """An answer that must not leave, in one sentence: a robot would move by it."""
 
 
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
@@ -121,9 +129,14 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         except EngineDeadError as error:
             self._metrics.failures.labels("PredictActions", "engine").inc()
             raise self.lose(f"the engine died: {error}") from error
+        try:
+            actions = [action_of(one, statistics, self._action_tokens) for one in sampled]
+        except UnsoundActionError as error:
+            self._metrics.failures.labels("PredictActions", "value").inc()
+            raise Internal(str(error), reason="NOT_FINITE") from error
         self._metrics.actions.inc(len(sampled))
         self._metrics.request_seconds.observe(time.perf_counter() - started)
-        return pb.PredictActionsResponse(actions=[self._action(one, statistics) for one in sampled])
+        return pb.PredictActionsResponse(actions=actions)
 
     async def UpdateWeights(
         self,
@@ -236,14 +249,35 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         except ImageError as error:
             return error
 
-    def _action(self, sampled: SampledAction, statistics: ActionStats) -> pb.Action:
-        normalized = self._action_tokens.decode(np.asarray(sampled.token_ids))
-        return pb.Action(
-            token_ids=sampled.token_ids,
-            logprobs=sampled.logprobs,
-            values=statistics.unnormalize(normalized).tolist(),
-            policy_version=sampled.policy_version,
+
+def action_of(
+    sampled: SampledAction, statistics: ActionStats, tokens: ActionTokenizer
+) -> pb.Action:
+    """The answer that the sampled tokens become.
+
+    Raises:
+        UnsoundActionError: it would hold a number that isn't finite, or another token than an
+            action's.
+    """
+    ids, logprobs = np.asarray(sampled.token_ids), np.asarray(sampled.logprobs)
+    version = sampled.policy_version
+    if not (np.abs(logprobs) <= _LARGEST).all() or not np.isin(ids, tokens.action_ids).all():
+        whose = f"version {version}'s" if version else "the checkpoint's"
+        raise UnsoundActionError(
+            f"{whose} weights give probabilities that aren't finite numbers, so there is no "
+            "action; other weights have to be served"
         )
+    values = statistics.unnormalize(tokens.decode(ids))
+    if not (np.abs(values) <= _LARGEST).all():
+        raise UnsoundActionError(
+            "the dataset statistics turn the tokens into numbers that aren't finite"
+        )
+    return pb.Action(
+        token_ids=sampled.token_ids,
+        logprobs=sampled.logprobs,
+        values=values.tolist(),
+        policy_version=version,
+    )
 
 
 def _temperature(request: pb.PredictActionsRequest) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,17 @@ class Unscorable:
 
     problems: list[tuple[str, str]]
     """(field, description) pairs, at least one."""
+
+
+@dataclass(frozen=True)
+class Misjudged:
+    """A score that must not leave: it holds a number that isn't finite."""
+
+    cause: str
+    """In one sentence; the model's fault, not the trajectory's."""
+
+
+Result = rollout_pb2.RewardScores | Unscorable | Misjudged
 
 
 class Scorer(Protocol):
@@ -61,14 +73,24 @@ def build_scorer(config: RewardConfig, ppo: PpoConfig) -> Scorer:
     return OutcomeScorer(config.success_reward)
 
 
-def score_all(
-    scorer: Scorer, trajectories: Sequence[rollout_pb2.Trajectory]
-) -> list[rollout_pb2.RewardScores | Unscorable]:
+def score_all(scorer: Scorer, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Result]:
     """Scores of those trajectories that are whole, and what is wrong with the others, in order."""
     found = [trajectory_problems(one, scorer.needs_frames) for one in trajectories]
     pairs = zip(trajectories, found, strict=True)
     scores = iter(scorer.score([trajectory for trajectory, problems in pairs if not problems]))
-    return [Unscorable(problems) if problems else next(scores) for problems in found]
+    return [Unscorable(problems) if problems else _finite(next(scores)) for problems in found]
+
+
+def _finite(result: rollout_pb2.RewardScores | Unscorable) -> Result:
+    if isinstance(result, Unscorable):
+        return result
+    numbers = (*result.sparse, *result.dense, *result.total)
+    if all(map(math.isfinite, numbers)):
+        return result
+    return Misjudged(
+        f"reward model {result.model} {result.version} gives rewards that aren't finite numbers; "
+        "another one has to be put in its place"
+    )
 
 
 def trajectory_problems(

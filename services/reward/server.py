@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 
 from services.reward.metrics import RewardMetrics
-from services.reward.scorer import Unscorable, build_scorer
+from services.reward.scorer import Misjudged, Unscorable, build_scorer
 from services.reward.worker import RewardWorker, ScoringDesk
 from vlarl.config import PpoConfig, QueueConfig, RewardConfig, ServerConfig
 from vlarl.queue import RolloutQueue
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
-from vlarl.rpc.errors import InvalidRequest
+from vlarl.rpc.errors import Internal, InvalidRequest
 from vlarl.rpc.server import RpcServer
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         (result,) = await self._desk.score([request.trajectory], "client")
         if isinstance(result, Unscorable):
             raise InvalidRequest(result.problems)
+        if isinstance(result, Misjudged):
+            raise Internal(result.cause, reason="NOT_FINITE")
         return reward_pb2.ScoreTrajectoryResponse(scores=result)
 
     async def GetRewardModel(

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from services.reward.metrics import RewardMetrics
-from services.reward.scorer import Scorer, Unscorable, score_all
+from services.reward.scorer import Misjudged, Result, Scorer, Unscorable, score_all
 from vlarl.queue import RolloutQueue
 from vlarl.queue_entries import Delivery
 from vlarl.rollout.v1 import rollout_pb2
@@ -25,7 +25,7 @@ class ScoringDesk:
 
     async def score(
         self, trajectories: Sequence[rollout_pb2.Trajectory], source: str
-    ) -> list[rollout_pb2.RewardScores | Unscorable]:
+    ) -> list[Result]:
         """Scores a batch off the event loop; `source` is where it came from, for the metrics."""
         async with self._turn:
             with self.metrics.score_seconds.time():
@@ -33,7 +33,7 @@ class ScoringDesk:
         self.metrics.batch.observe(len(trajectories))
         labels = (source, self.scorer.name)
         for trajectory, result in zip(trajectories, results, strict=True):
-            if isinstance(result, Unscorable):
+            if isinstance(result, (Unscorable, Misjudged)):
                 self.metrics.failures.labels(source).inc()
             else:
                 self.metrics.trajectories.labels(*labels).inc()
@@ -68,12 +68,13 @@ class RewardWorker:
     async def _score(self, deliveries: list[Delivery[rollout_pb2.Trajectory]]) -> None:
         results = await self._desk.score([delivery.message for delivery in deliveries], "queue")
         for delivery, result in zip(deliveries, results, strict=True):
-            if isinstance(result, Unscorable):
+            if isinstance(result, rollout_pb2.RewardScores):
+                await self._queue.finish_scoring(delivery, result)
+                continue
+            if isinstance(result, Misjudged):
+                cause = result.cause
+            else:
                 field, description = result.problems[0]
                 cause = f"{field} {description}"
-                log.warning(
-                    "episode %s can't be scored: %s", delivery.message.spec.episode_id, cause
-                )
-                await self._queue.fail_scoring(delivery, cause)
-            else:
-                await self._queue.finish_scoring(delivery, result)
+            log.warning("episode %s can't be scored: %s", delivery.message.spec.episode_id, cause)
+            await self._queue.fail_scoring(delivery, cause)

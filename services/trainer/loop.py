@@ -12,6 +12,7 @@ trajectories that it had not learned from in the queue, and orders only what is 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -266,5 +267,5 @@ def iteration_message(progress: Progress) -> trainer_pb2.Iteration:
         iteration=progress.iteration - 1,
         policy_version=progress.acted,
         env_steps=progress.env_steps,
-        metrics=progress.metrics,
+        metrics={name: one for name, one in progress.metrics.items() if math.isfinite(one)},
     )

@@ -28,7 +28,11 @@ class Section(BaseModel):
     """A section of the configuration: typed, immutable, unknown keys refused."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
     example: ClassVar[str] = ""
     """Of sections that are whole files: the command that takes one, and an example."""

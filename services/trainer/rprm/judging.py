@@ -14,6 +14,7 @@ from services.trainer.rprm.measures import Floats, auc
 from services.trainer.sft.reading import token_ids
 from vlarl.demonstrations import Dataset, DatasetError, TaskSamples
 from vlarl.judge import Judge
+from vlarl.openvla.folder import CheckpointError
 from vlarl.openvla.images import ImageError
 
 
@@ -58,6 +59,7 @@ def judge_rollouts(judge: Judge, datasets: Iterable[tuple[Path, Dataset]]) -> li
     Raises:
         DatasetError: a dataset holds demonstrations, whose failures nobody kept, or a frame that
             is no image.
+        CheckpointError: the model gives no finite numbers.
     """
     found: dict[str, list[JudgedTask]] = {}
     for folder, dataset in datasets:
@@ -73,6 +75,8 @@ def judge_rollouts(judge: Judge, datasets: Iterable[tuple[Path, Dataset]]) -> li
                 raise DatasetError(f"{folder}: a frame is no image: {error}") from error
             prompts = [judge.prompt(task.instruction)] * len(frames)
             steps = judge.probabilities(frames, prompts, token_ids(task, judge.config, {}))
+            if not np.isfinite(steps).all():
+                raise CheckpointError("the reward model's probabilities aren't finite numbers")
             name = f"{task.suite} {task.index}"
             found.setdefault(name, []).append(JudgedTask(name, *_episodes(task, steps)))
     return [replace(together(parts), name=name) for name, parts in found.items()]

@@ -19,7 +19,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from services.reward.rprm import RprmScorer, dense_rewards  # noqa: E402
-from services.reward.scorer import Unscorable, build_scorer, score_all  # noqa: E402
+from services.reward.scorer import Misjudged, Unscorable, build_scorer, score_all  # noqa: E402
+from tests.checkpoint_layouts import lay_out, weights  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from vlarl.config import PpoConfig, QueueConfig, RewardConfig  # noqa: E402
 from vlarl.openvla.config import ConfigError  # noqa: E402
@@ -336,3 +337,11 @@ async def test_what_a_killed_server_had_in_hand_is_scored_by_two_others(
     last = next(found.message for found in scored if found.message.spec.episode_id == names[-1])
     expected = by_hand(checkpoint, last)
     assert list(last.scores.dense) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_that_has_diverged_scores_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    here = lay_out(checkpoint, tmp_path / "nan", lambda _: None)
+    weights(here, lambda tensors: tensors["language_model.model.norm.weight"].fill_(torch.nan))
+    (result,) = score_all(RprmScorer(config_for(here), GAMMA), [trajectory(3)])
+    assert isinstance(result, Misjudged)
+    assert "reward model rprm one gives rewards that aren't finite" in result.cause

@@ -66,6 +66,8 @@ class PolicyServiceServicer:
         server's `policy.max_observations`), an image and an instruction in each.
         - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
         - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
+        - INTERNAL, `NOT_FINITE`: the weights that serve give no finite numbers. No answer ever holds
+        one that isn't.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

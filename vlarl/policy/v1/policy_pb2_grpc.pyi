@@ -45,6 +45,8 @@ class PolicyServiceStub:
       server's `policy.max_observations`), an image and an instruction in each.
     - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
     - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
+    - INTERNAL, `NOT_FINITE`: the weights that serve give no finite numbers. No answer ever holds
+      one that isn't.
     """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]
     """GetPolicy describes the model and the weights that serve now.
@@ -81,6 +83,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
       server's `policy.max_observations`), an image and an instruction in each.
     - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
     - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
+    - INTERNAL, `NOT_FINITE`: the weights that serve give no finite numbers. No answer ever holds
+      one that isn't.
     """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]  # type: ignore[assignment]
     """GetPolicy describes the model and the weights that serve now.
@@ -120,6 +124,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
           server's `policy.max_observations`), an image and an instruction in each.
         - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
         - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
+        - INTERNAL, `NOT_FINITE`: the weights that serve give no finite numbers. No answer ever holds
+          one that isn't.
         """
 
     @_abc_1.abstractmethod

@@ -58,6 +58,8 @@ class RewardServiceServicer:
         - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
         model needs them: of each step, and the final one where rewards are a potential's and the
         step limit isn't an end (`trainer.ppo.time_limit`).
+        - INTERNAL, `NOT_FINITE`: the model's own rewards aren't finite numbers. No answer ever holds
+        one that isn't.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

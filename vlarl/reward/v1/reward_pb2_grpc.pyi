@@ -40,6 +40,8 @@ class RewardServiceStub:
     - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
       model needs them: of each step, and the final one where rewards are a potential's and the
       step limit isn't an end (`trainer.ppo.time_limit`).
+    - INTERNAL, `NOT_FINITE`: the model's own rewards aren't finite numbers. No answer ever holds
+      one that isn't.
     """
     GetRewardModel: _grpc.UnaryUnaryMultiCallable[_reward_pb2.GetRewardModelRequest, _reward_pb2.GetRewardModelResponse]
     """GetRewardModel describes the model that scores."""
@@ -56,6 +58,8 @@ class RewardServiceAsyncStub(RewardServiceStub):
     - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
       model needs them: of each step, and the final one where rewards are a potential's and the
       step limit isn't an end (`trainer.ppo.time_limit`).
+    - INTERNAL, `NOT_FINITE`: the model's own rewards aren't finite numbers. No answer ever holds
+      one that isn't.
     """
     GetRewardModel: _aio.UnaryUnaryMultiCallable[_reward_pb2.GetRewardModelRequest, _reward_pb2.GetRewardModelResponse]  # type: ignore[assignment]
     """GetRewardModel describes the model that scores."""
@@ -75,6 +79,8 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: no steps, a step without an action, no outcome, or no frames where the
           model needs them: of each step, and the final one where rewards are a potential's and the
           step limit isn't an end (`trainer.ppo.time_limit`).
+        - INTERNAL, `NOT_FINITE`: the model's own rewards aren't finite numbers. No answer ever holds
+          one that isn't.
         """
 
     @_abc_1.abstractmethod

@@ -102,7 +102,9 @@ class Iteration(_message.Message):
     """Control steps taken since the run began."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Every scalar of the iteration's log line, by its name in docs/metrics.md."""
+        """Every scalar of the iteration's log line that is a finite number, by its name in
+        docs/metrics.md.
+        """
 
     def __init__(
         self,
