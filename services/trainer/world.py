@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from vlarl.stack.tether import end_with_parent
 
 Indices = NDArray[np.int64]
 
@@ -42,6 +45,9 @@ class World:
         this process is alone.
         """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if size > 1:
+            # torchrun gives each rank a session of its own: a killed one would leave them behind.
+            end_with_parent(signal.SIGTERM)
         cuda = torch.cuda.is_available()
         device = torch.device("cpu")
         if cuda:

@@ -17,6 +17,8 @@ from vlarl.terminal import say
 # Starts in 15 ms: nothing of the environment is needed.
 _TETHER = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tether.py"))]
 
+_LAST_WORDS_SECONDS = 2.0
+
 
 class ServiceDiedError(FatalError):
     """A service ended on its own; the message names it, how it ended and its last words."""
@@ -59,33 +61,48 @@ class Service:
 
     async def _start(self) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        pipe = None if self._foreground else asyncio.subprocess.PIPE
         environment = dict(os.environ if self._environment is None else self._environment)
-        if not self._foreground:
-            environment["PYTHONIOENCODING"] = "utf-8"  # its log's, whatever this terminal's is
+        if self._foreground:
+            await self._execute(environment, None)
+            return
+        environment["PYTHONIOENCODING"] = "utf-8"  # its log's, whatever this terminal's is
+        # A pipe of our own: asyncio would take the process for alive as long as anybody, such as
+        # an engine that a killed server has left behind, holds its output open.
+        ours, theirs = os.pipe()
+        self._reader = asyncio.create_task(self._copy_output(ours))
+        try:
+            await self._execute(environment, theirs)
+        finally:
+            os.close(theirs)
+
+    async def _execute(self, environment: Mapping[str, str], output: int | None) -> None:
         self.process = await asyncio.create_subprocess_exec(
             *(*_TETHER, str(os.getpid()), *self._command),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=pipe,
+            stdout=output,
             stderr=None if self._foreground else asyncio.subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            limit=1 << 20,
         )
-        if not self._foreground:
-            self._reader = asyncio.create_task(self._copy_output())
 
-    async def _copy_output(self) -> None:
-        assert self.process is not None  # noqa: S101 - called by start
-        assert self.process.stdout is not None  # noqa: S101 - started with a pipe
-        with self._log.open("ab") as log:
-            async for line in self.process.stdout:
+    async def _copy_output(self, pipe: int) -> None:
+        output = asyncio.StreamReader(limit=1 << 20)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(output), os.fdopen(pipe, "rb", 0)
+        )
+        with contextlib.closing(transport), self._log.open("ab") as log:
+            async for line in output:
                 log.write(line)
                 log.flush()
                 text = line.decode(errors="replace").rstrip()
                 self._tail.append(text)
                 if " ERROR " in text or " CRITICAL " in text:
                     say(f"[{self.name}] {text}", stderr=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process has been started and runs."""
+        return self.process is not None and self.process.returncode is None
 
     async def wait(self) -> int:
         """Exit code of the process; negative: the signal that ended it."""
@@ -99,8 +116,7 @@ class Service:
     async def epitaph(self) -> str:
         """How the process ended, where its log is, and its last lines."""
         code = await self.wait()
-        if self._reader:
-            await self._reader
+        await self._end_of_group()
         ended = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
         words = "\n  ".join(["", *self._tail]) if self._tail else ""
         return f"({ended}); its log: {self._log}{words}"
@@ -112,11 +128,18 @@ class Service:
         self._signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.process.wait(), grace_seconds)
-        # The group outlives its leader where that left children behind.
+        await self._end_of_group()
+
+    async def _end_of_group(self) -> None:
+        """Kills what is left of the process group, and reads its output to the end."""
+        # The group outlives its leader where that left children behind, e.g. because it was killed.
         self._signal(signal.SIGKILL, whole_group=True)
-        await self.process.wait()
+        await self.wait()
         if self._reader:
-            await self._reader
+            # A child that has left the group may hold the output open.
+            await asyncio.wait([self._reader], timeout=_LAST_WORDS_SECONDS)
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
 
     def _signal(self, number: signal.Signals, *, whole_group: bool = False) -> None:
         assert self.process is not None  # noqa: S101 - called after start

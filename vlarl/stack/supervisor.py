@@ -27,6 +27,7 @@ from vlarl.terminal import complain, say, waiting
 
 _START_SECONDS = 300.0
 _STOP_SECONDS = 20.0
+_STOP_SECONDS_WITHOUT_QUEUE = 5.0
 _INTERRUPTED = 130
 _LOWEST_PORT = 10_000
 
@@ -89,9 +90,10 @@ class Stack:
         self._config = config
         self._run_dir = run_dir
         self._names = names
-        # A Unix socket's path must be short, so it can't lie in the run's folder.
-        self._sockets = Path(tempfile.mkdtemp(prefix="vlarl-"))
-        self._queue_files = run_dir / "queue" if lasting_queue else self._sockets / "files"
+        # All temporary files of all services, and the queue's socket: a Unix socket's path must be
+        # short, so it can't lie in the run's folder.
+        self._folder = Path(tempfile.gettempdir()) / f"vlarl-{secrets.token_hex(4)}"
+        self._queue_files = run_dir / "queue" if lasting_queue else self._folder / "files"
         self._services: list[Service] = []
         self._addresses = {name: free_address() for name in (*names, "trainer")}
         self._metrics = {name: free_address() for name in self._addresses}
@@ -101,7 +103,7 @@ class Stack:
     def overrides(self) -> list[str]:
         """What this start decides, for `load_config`: where the queue and the services are."""
         chosen = {
-            "queue.url": f"unix://{self._sockets / 'queue'}",
+            "queue.url": f"unix://{self._folder / 'queue'}",
             "policy.addresses": self._addresses["policy"],
             "trainer.address": self._addresses["trainer"],
         }
@@ -109,7 +111,8 @@ class Stack:
 
     async def start(self) -> None:
         """Starts the queue and the services, and waits until all serve."""
-        valkey = self._sockets / "queue"
+        self._folder.mkdir(mode=0o700)
+        valkey = self._folder / "queue"
         await self._start("queue", valkey_command(self._queue_files, valkey))
         await self.watching(self._until_exists(valkey))
         self._write_addresses()
@@ -136,10 +139,18 @@ class Stack:
         return await self.watching(trainer.wait(), but=trainer)
 
     async def stop(self) -> None:
-        """Ends every process, the trainer first and the queue last."""
-        for service in reversed(self._services):
-            await service.stop(_STOP_SECONDS)
-        shutil.rmtree(self._sockets, ignore_errors=True)
+        """Ends every process: the trainer, then those that hand back to the queue what they have in
+        work, then the policy that they ask meanwhile, and the queue last. If that has died, there
+        is nothing to hand back.
+        """
+        queue_lives = any(service.alive for service in self._services if service.name == "queue")
+        seconds = _STOP_SECONDS if queue_lives else _STOP_SECONDS_WITHOUT_QUEUE
+        turns = {"env": 1, "reward": 1, "policy": 2, "queue": 3}
+        for turn in range(4):
+            together = [one for one in self._services if turns.get(one.name, 0) == turn]
+            await asyncio.gather(*(service.stop(seconds) for service in together))
+        # What killed services have left goes, too.
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _start(
         self,
@@ -150,7 +161,8 @@ class Stack:
         foreground: bool = False,
     ) -> Service:
         log = self._run_dir / "logs" / f"{name}.log"
-        service = Service(name, command, log, environment, foreground=foreground)
+        own = {**(environment or os.environ), "TMPDIR": str(self._folder)}
+        service = Service(name, command, log, own, foreground=foreground)
         self._services.append(service)  # first: it is stopped even if its start is cut short
         await service.start()
         return service
@@ -166,7 +178,7 @@ class Stack:
 
     def _write_addresses(self) -> None:
         """Writes down where everything listens, for people."""
-        lines = [f"queue unix://{self._sockets / 'queue'}"]
+        lines = [f"queue unix://{self._folder / 'queue'}"]
         for name, address in self._addresses.items():
             lines.append(f"{name} {address} metrics http://{self._metrics[name]}/metrics")
         (self._run_dir / "addresses.txt").write_text("\n".join(lines) + "\n")

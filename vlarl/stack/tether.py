@@ -11,10 +11,16 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Has this process get the signal when its parent is gone, however that died (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
 if __name__ == "__main__":
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
     if os.getppid() != parent:  # It was gone before the kernel was asked.
         sys.exit(1)
     os.execvp(command[0], command)  # noqa: S606 - what this program is for

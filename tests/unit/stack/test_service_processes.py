@@ -129,3 +129,52 @@ asyncio.run(main())
     supervisor.wait()
     supervisor.stdout.close()
     assert gone_within(service, 10), "the service outlived its supervisor"
+
+
+async def test_the_last_words_of_a_killed_service_are_not_waited_for_for_ever(
+    tmp_path: Path,
+) -> None:
+    """Its child holds the output open, in a session of its own as torchrun's ranks have."""
+    code = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
+                         start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+    service = Service("policy", python(code), tmp_path / "policy.log")
+    await service.start()
+    child = int(await first_line(tmp_path / "policy.log"))
+    assert service.process is not None
+    service.process.kill()
+    try:
+        assert "killed by SIGKILL" in str(await service.obituary())
+        await service.stop(1)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is signalled on Linux only")
+def test_who_ends_with_its_parent_does_so_in_a_session_of_its_own() -> None:
+    child = """
+import signal, time
+from vlarl.stack.tether import end_with_parent
+end_with_parent(signal.SIGTERM)
+print("tied", flush=True)
+time.sleep(600)
+"""
+    code = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=True, text=True,
+                         stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+    launcher = subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    rank = int(launcher.stdout.readline())
+    launcher.kill()
+    launcher.wait()
+    launcher.stdout.close()
+    assert gone_within(rank, 10)

@@ -1,0 +1,78 @@
+"""A stack of real services of which one is killed: all others end, and nothing of them stays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.unit.stack.test_service_processes import alive
+from vlarl.config import RunConfig
+from vlarl.stack.supervisor import Stack, supervise
+
+# One that uses the system's folder of temporary files, and is as deaf as a hung engine.
+LITTERER = """
+import signal, tempfile, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(tempfile.mkdtemp() + "/socket", "w").close()
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def litter(folder: Path) -> bool:
+    return any(folder.glob("**/socket"))
+
+
+def serving(run_dir: Path) -> bool:
+    log = run_dir / "logs" / "reward.log"
+    return log.exists() and " serves on " in log.read_text()
+
+
+@pytest.mark.parametrize("victim", ["queue", "reward", "trainer"])
+async def test_whoever_is_killed_all_end_and_no_temporary_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="t-"))  # Short, for the queue's socket.
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr("vlarl.stack.supervisor._STOP_SECONDS", 2.0)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    stack = Stack(RunConfig(), run_dir, [])
+    reward = [sys.executable, "-m", "vlarl", "serve", "reward", "--listen", "127.0.0.1:0"]
+    reward += ["--set", f"queue.url=unix://{stack._folder}/queue"]
+    pids: dict[str, int] = {}
+
+    async def work() -> int:
+        await stack.start()
+        await stack._start("reward", reward)
+        await stack._start("trainer", [sys.executable, "-c", LITTERER])
+        while not (litter(folder) and serving(run_dir)):
+            await asyncio.sleep(0.02)
+        for service in stack._services:
+            assert service.process is not None
+            pids[service.name] = service.process.pid
+        os.kill(pids[victim], signal.SIGKILL)
+        await stack.watching(asyncio.sleep(600))
+        return 0
+
+    assert await supervise(stack, work(), "again") == 1
+    assert set(pids) == {"queue", "reward", "trainer"}
+    assert not any(alive(pid) for pid in pids.values())
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+
+
+def test_a_stack_that_never_starts_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    Stack(RunConfig(), tmp_path)
+    assert list((tmp_path / "tmp").iterdir()) == []
