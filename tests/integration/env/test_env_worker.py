@@ -275,6 +275,25 @@ async def test_what_the_policy_refuses_is_a_dead_letter(bench: Bench) -> None:
     assert "unknown unnorm_key 'libero'" in letters[0].cause
 
 
+async def test_a_worker_goes_on_where_the_queue_was_emptied(bench: Bench) -> None:
+    """In the midst of an episode, whose end nobody waits for any more."""
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(context: Context) -> None:
+        arrived.set()
+        await go_on.wait()
+
+    bench.policy.before = wait
+    await bench.queue.issue([order("lost")])
+    async with asyncio.timeout(60):
+        await arrived.wait()
+    await bench.queue._redis.flushall()
+    bench.policy.before = None
+    go_on.set()
+    await bench.queue.issue([order("new")])
+    assert (await bench.trajectory()).spec.episode_id == "new"
+
+
 async def test_a_drain_hands_back_what_does_not_end(bench: Bench) -> None:
     arrived = asyncio.Event()
 

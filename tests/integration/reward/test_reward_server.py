@@ -81,6 +81,22 @@ async def test_a_trajectory_that_cannot_be_scored_is_a_dead_letter(
     )
 
 
+async def test_it_goes_on_where_the_queue_was_emptied(
+    channel: grpc.aio.Channel, queue: RolloutQueue
+) -> None:
+    for episode in ("before", "after"):
+        await queue.issue([rollout_pb2.EpisodeSpec(episode_id=episode, run_id="r")])
+        delivery = await queue.next_episode("w")
+        assert delivery is not None
+        await queue.finish_episode(
+            delivery, finished(delivery.message, rollout_pb2.OUTCOME_TIME_LIMIT)
+        )
+        while not (scored := await queue.next_scored("r", 1)):
+            pass
+        assert scored[0].message.spec.episode_id == episode
+        await queue._redis.flushall()
+
+
 async def test_clients_score_their_own_trajectories(channel: grpc.aio.Channel) -> None:
     stub = reward_pb2_grpc.RewardServiceStub(channel)
     model = await stub.GetRewardModel(reward_pb2.GetRewardModelRequest())

@@ -206,6 +206,33 @@ async def test_a_trainer_whose_disk_fills_up_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(learned["calm"][key], learned["full"][key]) for key in learned["calm"])
 
 
+async def test_a_run_whose_queue_is_emptied_learns_as_if_nothing_had_happened(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    """FLUSHALL, in the midst of rollouts and perhaps of learning: no other curve, no end."""
+    rows = {}
+    for name, emptied in (("calm", []), ("emptied", [2, 5, 10])):
+        policy = StandInPolicy(checkpoint)
+        run_dir = tmp_path / name
+        async with (
+            RolloutQueue(QueueConfig(url=valkey.url)) as queue,
+            serving(policy) as address,
+            working(queue, policy) as ran,
+        ):
+            write_config(run_dir, checkpoint, valkey.url, address)
+            training = asyncio.create_task(train_to_the_end(run_dir))
+            for episodes in emptied:
+                while len(ran) < episodes and not training.done():
+                    await asyncio.sleep(0.01)
+                await queue._redis.flushall()
+            await training
+            assert not await queue.outstanding(name)
+            assert all(state.length == state.pending == 0 for state in await queue.states())
+        rows[name] = read_metrics(run_dir)
+    assert rows["emptied"] == rows["calm"]
+    assert "ordered again: the queue has lost them" in (tmp_path / "emptied/log.txt").read_text()
+
+
 async def test_a_given_up_episode_is_missing_and_the_batch_goes_on(
     checkpoint: Path, valkey: Valkey, queue: RolloutQueue, tmp_path: Path
 ) -> None:

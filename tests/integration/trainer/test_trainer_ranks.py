@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     steep_config,
     trainer_config,
 )
+from tests.unit.stack.test_service_processes import gone_within  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
@@ -85,3 +87,25 @@ def test_no_rank_steps_where_the_gradient_is_infinite(checkpoint: Path, tmp_path
     before, after = (load_file(tmp_path / f"{name}.safetensors") for name in ("before", "after"))
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
+    """torchrun starts them in sessions of their own, so killing its group would not reach them."""
+    program = tmp_path / "rank.py"
+    program.write_text(
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "from services.trainer.world import World\n"
+        "world = World.from_environment()\n"
+        f"(Path({str(tmp_path)!r}) / f'{{world.rank}}.pid').write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen([*ranks_command(2), str(program)], env=environment)
+    files = [tmp_path / "0.pid", tmp_path / "1.pid"]
+    while not all(file.exists() and file.read_text() for file in files):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    assert all(gone_within(int(file.read_text()), 20) for file in files)
