@@ -42,6 +42,8 @@ def check_contents(run: Path, settings: Configuration) -> None:
         was, now = folders_of(before, key), folders_of(settings, key)
         if [one.resolve() for one in was] == [one.resolve() for one in now]:
             continue
+        if not all(map(Path.is_dir, now)):
+            continue  # which is said by whoever looks for what a run needs
         held = learned.get(key)
         if held is None and was and all(map(Path.is_dir, was)):
             held = content_digest(key, was)

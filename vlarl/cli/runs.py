@@ -78,8 +78,8 @@ def chosen_run(
         else:
             settings = read_section(root, directory / CONFIG, overrides)
         check_learned(directory, settings)
-        check(settings)
         check_contents(directory, settings)
+        check(settings)
         if first_rank() and (resume is None or overrides):
             # The run's processes, and whoever reads it later, know the configuration from there.
             save_config(settings, directory)

@@ -186,6 +186,8 @@ def test_weights_may_lie_elsewhere_but_must_be_the_same(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="other holds something else"):
         go_on(RunConfig, run, changed)
     assert (run / "config.toml").read_text() == before
+    gone = ["up", "--resume", str(run), "--set", f"policy.checkpoint={tmp_path / 'gone'}"]
+    assert "there is no checkpoint folder" in CliRunner().invoke(app, gone).output
     go_on(RunConfig, run, f"policy.checkpoint={tmp_path / 'same'}")
     go_on(RunConfig, run, f"policy.checkpoint={tmp_path / 'moved'}")
 
