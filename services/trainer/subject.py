@@ -20,7 +20,7 @@ from services.trainer.episodes import chosen_unnorm_key
 from services.trainer.publisher import published_adapter
 from services.trainer.sharding import compute_dtype
 from vlarl.adapter import Adapter
-from vlarl.config import RunConfig, load_config
+from vlarl.config import RunConfig, load_saved
 from vlarl.config.resuming import check_terms, terms
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
@@ -95,7 +95,7 @@ def _check_meaning(path: Path, progress: Progress, config: RunConfig) -> None:
     learned: Mapping[str, object] = progress.terms
     saved = path.parents[1] / "config.toml"
     if not learned and saved.exists():  # an earlier version wrote the checkpoint
-        learned = terms(load_config(saved))
+        learned = terms(load_saved(RunConfig, saved))
     own = {key: value for key, value in learned.items() if key.startswith(_OWN)}
     check_terms(RunConfig, f"checkpoint {path}", own, terms(config))
 
