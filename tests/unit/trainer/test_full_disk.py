@@ -25,6 +25,7 @@ from services.trainer.json_lines import JsonLines  # noqa: E402
 from services.trainer.sft.export import export_checkpoint  # noqa: E402
 from services.trainer.sft.progress import StageProgress, load_stage, save_stage  # noqa: E402
 from vlarl.cli import app  # noqa: E402
+from vlarl.config import SftConfig  # noqa: E402
 from vlarl.demonstrations import Capture, Frames, TaskSamples, read_dataset, write_task  # noqa: E402
 from vlarl.disk import DiskFullError, explained  # noqa: E402
 from vlarl.openvla.checkpoint import write_tensors  # noqa: E402
@@ -89,7 +90,7 @@ def test_a_stage_of_fine_tuning_goes_on_from_its_last_checkpoint(disk: Path) -> 
     save_stage(disk, done, SMALL, keep=1)
     with pytest.raises(DiskFullError, match="step-0000004"):
         save_stage(disk, done.after(4, None), LARGE, keep=1)
-    assert load_stage(disk, fresh)[0] == done
+    assert load_stage(disk, fresh, SftConfig)[0] == done
 
 
 def test_an_export_without_room_is_not_begun(disk: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from services.trainer.sft.fit import Fit, Stage  # noqa: E402
 from services.trainer.sft.samples import SampleBatch  # noqa: E402
 from services.trainer.stepping import DivergedError, take_step  # noqa: E402
 from services.trainer.world import World  # noqa: E402
+from tests.integration.trainer.demonstrated import sft_config, write_dataset  # noqa: E402
 from vlarl.config import CriticConfig, FitConfig  # noqa: E402
 from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
 
@@ -92,7 +94,7 @@ class Line:
 
     def __getitem__(self, chosen: np.ndarray) -> SampleBatch:
         empty = torch.zeros(len(chosen), 1)
-        return SampleBatch(empty, empty, empty, empty, empty, empty)
+        return SampleBatch(**{each.name: empty for each in fields(SampleBatch)})
 
 
 class Falling:
@@ -121,8 +123,10 @@ class Falling:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
+    shown = write_dataset(tmp_path / "shown")
     fit = FitConfig(steps=6, mini_batch=4, micro_batch=4, evaluate_every=2, learning_rate=0.1)
-    return Stage("training", 1, tmp_path, fit, seed=3, base_digest="abc", keep_checkpoints=1)
+    config = sft_config(shown).model_copy(update={"training": fit, "seed": 3})
+    return Stage("training", 1, tmp_path, fit, config, base_digest="abc")
 
 
 def run(stage: Stage, steep_at: int | None = None) -> Tensor:
@@ -148,5 +152,5 @@ def test_fine_tuning_refuses_the_step_and_goes_on_from_the_checkpoint(
     tensors = load_file(kept / "tensors.safetensors")
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     (tmp_path / "other").mkdir()
-    undisturbed = Stage("training", 1, tmp_path / "other", stage.fit, 3, "abc", 1)
+    undisturbed = replace(stage, run_dir=tmp_path / "other")
     assert torch.equal(run(stage), run(undisturbed))
