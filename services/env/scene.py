@@ -419,7 +419,9 @@ def _problem_class(bddl_file: Path, *, capped: bool) -> Untyped:
         self.unplaced = np.array(model.body_pos), np.array(model.body_quat)
 
     def reset_internal(self: Untyped) -> None:
-        # As where the model is loaded anew: the constraint solver starts from where this ends.
+        # As where the model is loaded anew, with its graphics: one forward pass each. The
+        # constraint solver starts from where they end.
+        self.sim.forward()
         self.sim.forward()
         base._reset_internal(self)
 
