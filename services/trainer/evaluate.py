@@ -24,6 +24,7 @@ from vlarl.env.v1 import env_pb2
 from vlarl.libero import base_suite
 from vlarl.queue import RolloutQueue
 from vlarl.stack.supervisor import Stack, supervise
+from vlarl.stack.tasks import simulator_identity
 
 
 def run(
@@ -54,12 +55,13 @@ def run(
         FatalError: what was asked for can't be evaluated, or a service failed.
     """
     check_no_run(out)
+    simulator = simulator_identity(config.env, config.tasks.suite)
     subject = load_subject(config, trained)
     protocol += f"; {subject.model.usage(subject.unnorm_key, config.policy.center_crop)}"
     if not config.unnorm_key and not subject.unnorm_key.startswith(base_suite(config.tasks.suite)):
         protocol += f", the only ones it has, and none of {config.tasks.suite}"
     config = _settled(config, tasks)
-    folder = EvaluationFolder(out, protocol_of(config, subject))
+    folder = EvaluationFolder(out, protocol_of(config, subject, simulator))
     folder.save_config(config)
     film = None
     if videos:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.trainer.collector import Collected, Collector
@@ -103,8 +103,16 @@ class Evaluator:
         return count(self._folder.results, self._subject.progress, given_up)
 
 
-def protocol_of(config: RunConfig, subject: Subject) -> dict[str, Any]:
-    """Everything that an episode's outcome depends on, besides its task and initial state."""
+def protocol_of(
+    config: RunConfig, subject: Subject, simulator: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that an episode's outcome depends on, besides its task and initial state.
+
+    Args:
+        config: the evaluation's.
+        subject: the policy.
+        simulator: what `vlarl.stack.tasks.simulator_identity` says of the suite.
+    """
     env, progress = config.env, subject.progress
     return {
         "checkpoint": subject.model.name,
@@ -124,4 +132,5 @@ def protocol_of(config: RunConfig, subject: Subject) -> dict[str, Any]:
         "render_size": env.render_size,
         "crop": env.crop,
         "action_repeat": env.action_repeat,
+        "simulator": dict(simulator),
     }

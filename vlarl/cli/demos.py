@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +17,7 @@ from vlarl.cli import inspection
 from vlarl.cli.groups import command_group
 from vlarl.cli.options import OwnSuites, one_sentence_errors, own_suites
 from vlarl.config import ConfigError
+from vlarl.libero import has_simulator, simulator_environment
 from vlarl.terminal import say, show
 
 if TYPE_CHECKING:
@@ -50,13 +50,14 @@ MaxActions = Annotated[
 @app.callback()
 def in_simulator_environment() -> None:
     """Runs the command where LIBERO is, if this environment has none."""
-    if find_spec("libero") is not None:
+    if has_simulator():
         return
     from vlarl.stack.supervisor import simulator_python
 
     with one_sentence_errors():
         python = str(simulator_python())
-    os.execv(python, [python, "-m", "vlarl", *sys.argv[1:]])  # noqa: S606 - our own program
+    environment = simulator_environment(os.environ)
+    os.execve(python, [python, "-m", "vlarl", *sys.argv[1:]], environment)  # noqa: S606 - our own
 
 
 app.command("inspect")(inspection.inspect)

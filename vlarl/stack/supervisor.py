@@ -12,12 +12,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Coroutine, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vlarl.config import ConfigError, RunConfig
 from vlarl.invocation import invocation
+from vlarl.libero import has_simulator, simulator_environment
 from vlarl.ownership import admission
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.stack.ranks import ranks_command
@@ -40,7 +40,7 @@ def simulator_python() -> Path:
     Raises:
         ConfigError: neither has it.
     """
-    if find_spec("libero") is not None:
+    if has_simulator():
         return Path(sys.executable)
     beside = Path(sys.prefix).parent / ".venv-sim" / "bin" / "python"
     if not beside.exists():
@@ -118,8 +118,11 @@ class Stack:
         self._write_addresses()
         simulator = str(simulator_python())
         for name in self._names:
-            python = simulator if name == "env" else sys.executable
-            await self._start(name, self._serve(name, python))
+            if name == "env":
+                environment = simulator_environment(os.environ)
+                await self._start(name, self._serve(name, simulator), environment)
+            else:
+                await self._start(name, self._serve(name, sys.executable))
         with waiting(f"starting the services: {', '.join(self._names)}"):
             for name in self._names:
                 await self.watching(self._until_serving(name))

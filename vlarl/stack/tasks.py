@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from google.protobuf.json_format import Parse
 
 from vlarl.config import ConfigError, EnvConfig
 from vlarl.env.v1 import env_pb2
+from vlarl.libero import simulator_environment
 from vlarl.stack.supervisor import simulator_python
 
 
@@ -19,18 +21,34 @@ def suite_tasks(env: EnvConfig, suite: str) -> list[env_pb2.TaskDescription]:
     Raises:
         ConfigError: no such suite (the message names those that exist), or no simulator.
     """
-    command = [str(simulator_python()), "-m", "services.env.listing", suite]
+    said = _ask_simulator("services.env.listing", env, suite)
+    return list(Parse(said, env_pb2.ListTasksResponse()).tasks)
+
+
+def simulator_identity(env: EnvConfig, suite: str) -> dict[str, str]:
+    """Versions of the simulator's packages, and a digest of a suite's scenes and initial states.
+
+    Raises:
+        ConfigError: no such suite, or no simulator.
+    """
+    identity: dict[str, str] = json.loads(_ask_simulator("services.env.identity", env, suite))
+    return identity
+
+
+def _ask_simulator(module: str, env: EnvConfig, suite: str) -> str:
+    """What a program of the simulator's environment prints about a suite."""
+    command = [str(simulator_python()), "-m", module, suite]
     done = subprocess.run(  # noqa: S603 - our own program
         command,
         input=env.model_dump_json(),
         capture_output=True,
         encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        env=simulator_environment(os.environ) | {"PYTHONIOENCODING": "utf-8"},
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:]
         raise ConfigError(last[0] if last else f"{' '.join(command)} failed")
-    return list(Parse(done.stdout, env_pb2.ListTasksResponse()).tasks)
+    return done.stdout
 
 
 def choose_tasks(

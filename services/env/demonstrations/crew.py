@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -20,7 +19,6 @@ from vlarl.errors import FatalError
 
 Order = TypeVar("Order", bound=BaseModel)
 
-_PACKAGES = Path(__file__).parents[3]
 """Folder of `services`: the workers run the code that this process runs."""
 
 
@@ -64,8 +62,6 @@ class _Worker:
         devices = egl_devices(os.environ)
         device = devices[number % len(devices)] if devices else None
         environment = headless_environment(os.environ, device)
-        paths = [str(_PACKAGES), *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
         # MuJoCo writes MUJOCO_LOG.TXT into the working directory.
         folder = cache_folder() / "simulators"
         folder.mkdir(exist_ok=True)

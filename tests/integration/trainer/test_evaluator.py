@@ -101,7 +101,7 @@ async def evaluate(
         section = config.policy.model_copy(update={"addresses": address})
         here = config.model_copy(update={"policy": section})
         subject = load_subject(here, trained)
-        folder = EvaluationFolder(out, protocol_of(here, subject))
+        folder = EvaluationFolder(out, protocol_of(here, subject, {}))
         display = EvaluationDisplay(TASKS, here, out, "LIBERO's")
         evaluator = Evaluator(here, subject, folder, film, display, recorder)
         evaluation = await evaluator.run(queue)

