@@ -130,7 +130,7 @@ def read_header(path: Path) -> Header:
         if not repeat.isdigit() or not int(repeat):
             raise DemoFileError(f"{path}: data's action_repeat is {repeat!r}, no number of steps")
         return Header(
-            task=file.removesuffix(".bddl"),
+            task=re.sub(r"\.bddl$", "", file, flags=re.IGNORECASE),
             suite=folders[-1] if folders else "",
             named_by=named_by,
             environment=str(environment.get("env_name", attributes.get("env", ""))),

@@ -9,7 +9,7 @@ from services.env.demonstrations.orders import Answer, PlayOrder, Settings
 from services.env.demonstrations.parts import save_episode
 from services.env.demonstrations.stage import Stages
 from services.env.experts.goals import NoExpertError
-from services.env.scene import DivergedError
+from services.env.scene import BrokenSceneError, DivergedError
 
 
 class Player:
@@ -22,12 +22,12 @@ class Player:
     def do(self, order: str) -> Answer:
         """Plays one episode and keeps it if it reached the goal."""
         wanted = PlayOrder.model_validate_json(order)
-        stage = self._stages.of(wanted.suite, wanted.index)
         how = Play(self._settings.action_repeat, self._settings.noise, self._settings.pace)
-        limit = stage.task.max_control_steps
-        if self._settings.max_actions is not None:
-            limit = self._settings.max_actions * how.action_repeat
         try:
+            stage = self._stages.of(wanted.suite, wanted.index)
+            limit = stage.task.max_control_steps
+            if self._settings.max_actions is not None:
+                limit = self._settings.max_actions * how.action_repeat
             start(
                 stage.scene,
                 stage.task,
@@ -39,7 +39,7 @@ class Player:
             episode = play(stage.scene, stage.sight, limit, how, rng)
         except DivergedError as error:
             return Answer(success=False, error=str(error))
-        except NoExpertError as error:
+        except (BrokenSceneError, NoExpertError) as error:
             return Answer(success=False, error=str(error), hopeless=True)
         if wanted.part is not None and (episode.success or wanted.keep_failures):
             save_episode(wanted.part, episode, wanted.placement_seed)
