@@ -7,12 +7,23 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.skips import (  # noqa: F401 - pytest finds its hooks here
+    HAS_SIMULATOR,
+    HAS_TORCH,
+    OTHER_SIMULATOR,
+    OTHER_TORCH,
+    check_environment,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from vlarl.config import QueueConfig
 from vlarl.queue import RolloutQueue
 from vlarl.stack.valkey import start_valkey
@@ -20,9 +31,6 @@ from vlarl.stack.valkey import start_valkey
 # A slow machine is no failure: time is measured in benchmarks/.
 hypothesis.settings.register_profile("vlarl", deadline=None)
 hypothesis.settings.load_profile("vlarl")
-
-HAS_TORCH = find_spec("vllm") is not None
-HAS_SIMULATOR = find_spec("libero") is not None
 
 # Folders whose modules import torch or vLLM, or need what came with them.
 TORCH_FOLDERS = (
@@ -37,13 +45,18 @@ TORCH_FOLDERS = (
 collect_ignore_glob = [] if HAS_TORCH else [*TORCH_FOLDERS]
 
 
+def pytest_configure() -> None:
+    """Ends the session where its environment isn't whole."""
+    check_environment()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves to each environment its own tests; `make test` runs the suite in both."""
     for item in items:
         if "torch" in item.keywords and not HAS_TORCH:
-            item.add_marker(pytest.mark.skip(reason="runs in the torch environment (.venv)"))
+            item.add_marker(pytest.mark.skip(reason=OTHER_TORCH))
         if "sim" in item.keywords and not HAS_SIMULATOR:
-            item.add_marker(pytest.mark.skip(reason="runs in the simulator's (.venv-sim)"))
+            item.add_marker(pytest.mark.skip(reason=OTHER_SIMULATOR))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -204,9 +203,8 @@ async def test_weights_that_cannot_be_brought_back_end_the_server(
 def test_a_signal_during_the_start_ends_it_cleanly(checkpoint: Path, tmp_path: Path) -> None:
     process = PolicyProcess(checkpoint, tmp_path)
     assert process.address  # it listens, and has just begun to load
-    started = time.monotonic()
-    assert process.stop() == 143
-    assert time.monotonic() - started < 20
+    assert process.stop() == 143, "0 is that of a server that has served"
+    assert "stopped while starting" in process.log
 
 
 def test_a_checkpoint_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
