@@ -145,7 +145,7 @@ def bare(task: str, loop: str, seconds: float, processes: int) -> float:
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         for _ in range(processes)
     ]

@@ -42,7 +42,7 @@ def serving(env: EnvConfig, python: str = sys.executable) -> Iterator[str]:
     """A server in a process of its own, run by that interpreter; its address."""
     with tempfile.TemporaryDirectory(prefix="vlarl-") as name:
         folder = Path(name)
-        (folder / "run.toml").write_text(dump_toml(RunConfig(env=env)))
+        (folder / "run.toml").write_text(dump_toml(RunConfig(env=env)), encoding="utf-8")
         process = subprocess.Popen(
             [
                 *(python, "-m", "vlarl", "serve", "env", "--no-queue"),
@@ -55,7 +55,7 @@ def serving(env: EnvConfig, python: str = sys.executable) -> Iterator[str]:
                 if process.poll() is not None:
                     raise RuntimeError(f"the server ended with status {process.returncode}")
                 time.sleep(0.05)
-            yield (folder / "address").read_text().strip()
+            yield (folder / "address").read_text(encoding="utf-8").strip()
         finally:
             process.terminate()
             process.wait()

@@ -46,7 +46,9 @@ def main() -> None:
 async def measure(checkpoint: Path, directory: Path, seconds: int) -> bool:
     """Measures and prints the table."""
     requests = directory / "observations.json"
-    requests.write_text(json.dumps([as_json(*pair) for pair in observations(max(CLIENTS))]))
+    requests.write_text(
+        json.dumps([as_json(*pair) for pair in observations(max(CLIENTS))]), encoding="utf-8"
+    )
     table = Report("load", "What k6 waits for an action of the tiny policy, 224 px")
     async with served(checkpoint, directory, max(CLIENTS)) as address:
         for clients in CLIENTS:
@@ -89,7 +91,7 @@ def ask(address: str, requests: Path, clients: int, seconds: int) -> dict[str, d
     }
     chosen = [part for key, value in settings.items() for part in ("-e", f"{key}={value}")]
     command = [str(Path(sys.executable).parent / "k6"), "run", "--quiet", *chosen, str(SCRIPT)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"k6 failed: {done.stderr[-2000:]}")
     metrics: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])

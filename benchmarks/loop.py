@@ -174,7 +174,7 @@ def whole_loop(overrides: Sequence[str], run_dir: Path) -> list[dict[str, float]
     settings = [part for override in overrides for part in ("--set", override)]
     command = [sys.executable, "-m", "vlarl", "up", str(CONFIG), "--run-dir", str(run_dir)]
     subprocess.run([*command, *settings], check=True)
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     before = [0, *(row["env_steps"] for row in rows)]
     counted = [

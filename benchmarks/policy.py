@@ -140,7 +140,11 @@ def baseline(
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     done = subprocess.run(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=True,
     )
     return float(done.stdout.strip().splitlines()[-1])
 

@@ -88,9 +88,11 @@ async def served(
     try:
         while not address_file.exists():
             if process.poll() is not None:
-                raise RuntimeError(f"the policy server ended: {log_file.read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"the policy server ended: {log_file.read_text(encoding='utf-8')[-2000:]}"
+                )
             await asyncio.sleep(0.1)
-        address = address_file.read_text().strip()
+        address = address_file.read_text(encoding="utf-8").strip()
         async with open_channel(address) as channel:
             await wait_until_serving(channel, "vlarl.policy.v1.PolicyService", 300)
         yield address

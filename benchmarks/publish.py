@@ -23,7 +23,7 @@ ORDER = ("env", "policy", "load", "swap", "loop", "reward", "blind", "seven_b")
 
 def main() -> None:
     """Writes the page."""
-    before = sections(PAGE.read_text()) if PAGE.exists() else {}
+    before = sections(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
     lines = [
         "# Benchmarks",
         "",
@@ -34,12 +34,12 @@ def main() -> None:
     for name in ORDER:
         file = RESULTS / f"{name}.json"
         if file.exists():
-            lines += section(json.loads(file.read_text()))
+            lines += section(json.loads(file.read_text(encoding="utf-8")))
         else:
             lines += before.get(name, [])
     if REMARKS.exists():
-        lines += ["", REMARKS.read_text().rstrip()]
-    PAGE.write_text("\n".join(lines) + "\n")
+        lines += ["", REMARKS.read_text(encoding="utf-8").rstrip()]
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def sections(page: str) -> dict[str, list[str]]:

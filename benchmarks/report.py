@@ -108,7 +108,9 @@ class Report:
             "machine": describe_machine(),
             "measurements": [asdict(row) for row in self._rows],
         }
-        (directory / f"{self._name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        (directory / f"{self._name}.json").write_text(
+            json.dumps(content, indent=2) + "\n", encoding="utf-8"
+        )
         return all(row.met is not False for row in self._rows)
 
     def table(self) -> Table:
@@ -147,7 +149,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
@@ -167,7 +169,7 @@ def _version(package: str) -> str | None:
 def _first_line(command: list[str]) -> str:
     """The first line that a command prints; "" where it isn't installed or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.partition("\n")[0].strip()

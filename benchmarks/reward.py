@@ -54,7 +54,9 @@ def main() -> None:
         if checkpoint is None:
             checkpoint = Path(directory) / "tiny"
             make_tiny_checkpoint(checkpoint)
-            (checkpoint / "reward_model.json").write_text(json.dumps({"version": "bench"}))
+            (checkpoint / "reward_model.json").write_text(
+                json.dumps({"version": "bench"}), encoding="utf-8"
+            )
         met = measure(checkpoint, 2 if arguments.quick else 8, 2 if arguments.quick else 25)
     sys.exit(0 if met else 1)
 

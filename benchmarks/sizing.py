@@ -143,11 +143,11 @@ def layouts(config: RunConfig, model: OpenVLAConfig) -> dict[str, dict[str, Budg
 def original_sizes(directory: Path) -> OpenVLAConfig:
     """Gives a tiny checkpoint's configuration OpenVLA-7B's sizes; its weights stay as they are."""
     path = directory / "config.json"
-    raw = json.loads(path.read_text())
+    raw = json.loads(path.read_text(encoding="utf-8"))
     del raw["timm_model_kwargs"]
     raw["pad_token_id"] = 32000
     raw["text_config"] = {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 32000}
-    path.write_text(json.dumps(raw))
+    path.write_text(json.dumps(raw), encoding="utf-8")
     return OpenVLAConfig.from_directory(directory)
 
 

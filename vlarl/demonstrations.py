@@ -211,7 +211,7 @@ def describe_dataset(directory: Path, capture: Capture) -> None:
     else:
         content = {"format": FORMAT, **asdict(capture)}
         partial = description.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         partial.replace(description)
 
 
@@ -321,7 +321,7 @@ def dataset_digest(directory: Path) -> str:
 
 def _read_capture(path: Path) -> Capture:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise DatasetError(f"{path} is of another format than {FORMAT}: make it anew")
         crop = content.pop("crop")

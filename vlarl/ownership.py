@@ -283,7 +283,7 @@ def _tokens(path: Path) -> set[str]:
 def _machine() -> str:
     """The kernel, since it was booted."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return platform.node()
 

@@ -28,7 +28,9 @@ def open_redis(config: QueueConfig, retries: int) -> Any:  # noqa: ANN401
         config: where it is, and how it knows us.
         retries: of whatever finds no connection; 8 take some 15 seconds in all.
     """
-    password = config.password_file.read_text().strip() if config.password_file else None
+    password = (
+        config.password_file.read_text(encoding="utf-8").strip() if config.password_file else None
+    )
     tls: dict[str, Any] = config.tls()
     return Redis.from_url(
         config.url,

@@ -70,7 +70,7 @@ def addresses_of_run(run_dir: Path) -> Addresses:
             f"{run_dir}: no run that `vlarl up` started (addresses.txt is missing); of services "
             "elsewhere, give their configuration with --config"
         )
-    lines = [line.split() for line in path.read_text().splitlines()]
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     (queue_url,) = [line[1] for line in lines if line[0] == "queue"]
     services = tuple((line[0], line[1]) for line in lines if line[0] != "queue")
     return Addresses(services, queue_url)

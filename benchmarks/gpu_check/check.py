@@ -39,7 +39,7 @@ class Check:
         if not self.cuda:
             return
         query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-        used = subprocess.run(query, capture_output=True, text=True).stdout.split()
+        used = subprocess.run(query, capture_output=True, encoding="utf-8").stdout.split()
         if used:
             gib = int(used[0]) / 1024
             self.results.add(f"{name}: the GPU's memory in use, {when}", gib, "GiB")
@@ -47,7 +47,7 @@ class Check:
 
 def log_tail(path: Path, length: int = 600) -> str:
     """What a log ends with; its last errors first where it names some."""
-    lines = path.read_text(errors="replace").splitlines()
+    lines = path.read_text(errors="replace", encoding="utf-8").splitlines()
     errors = [line for line in lines if "Error" in line and "EngineDead" not in line][-2:]
     errors += [line for line in lines if line.startswith("error: ")]
     return " | ".join([*errors, *lines[-3:]])[-length:]

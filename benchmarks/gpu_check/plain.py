@@ -93,5 +93,5 @@ class Difference:
 
 def dataset_key(checkpoint: Path) -> str:
     """Any of a checkpoint's datasets."""
-    known = json.loads((checkpoint / "config.json").read_text())["norm_stats"]
+    known = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["norm_stats"]
     return "libero_goal" if "libero_goal" in known else min(known)

@@ -29,7 +29,9 @@ def add_probe(check: Check) -> None:
         RuntimeError: it ended before it said anything.
     """
     command = [sys.executable, "-m", "benchmarks.gpu_check.probe"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=max(5, check.left))
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", timeout=max(5, check.left)
+    )
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         raise RuntimeError(f"the probe ended with {done.returncode}: {done.stderr[-1500:]}")

@@ -95,5 +95,7 @@ class Results:
             "rows": [asdict(row) for row in self._rows],
             "errors": self._errors,
         }
-        (self._out / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-        (self._out / "report.txt").write_text(self.report)
+        (self._out / "results.json").write_text(
+            json.dumps(content, indent=1) + "\n", encoding="utf-8"
+        )
+        (self._out / "report.txt").write_text(self.report, encoding="utf-8")

@@ -110,7 +110,7 @@ class Server:
             if self._process.poll() is not None:
                 self._try_otherwise()
             elif self._file("address").exists():
-                address = self._file("address").read_text().strip()
+                address = self._file("address").read_text(encoding="utf-8").strip()
                 with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
                     async with open_channel(address) as channel:
                         await wait_until_serving(channel, SERVICE, 2)
@@ -130,7 +130,7 @@ class Server:
     def _add_start(self) -> None:
         took, label = time.perf_counter() - self._began, RUNGS[self._rung][0]
         self._check.results.add(f"{self.name}: serves after", took, "s", label, ok=self._rung == 0)
-        lines = self.log.read_text(errors="replace").splitlines()
+        lines = self.log.read_text(errors="replace", encoding="utf-8").splitlines()
         for wanted in _FACTS:
             for line in [line for line in lines if wanted in line][:3]:
                 say(f"   {self.name}: {line[-230:]}")

@@ -79,7 +79,7 @@ class SmallServer:
     async def _add_golden(self, client: AsyncPolicyClient) -> None:
         """Tokens, log-probs and values of the original code."""
         numbers = np.load(self.server.checkpoint / "golden.npz")
-        described = json.loads((self.server.checkpoint / "golden.json").read_text())
+        described = json.loads((self.server.checkpoint / "golden.json").read_text(encoding="utf-8"))
         pairs = list(zip(numbers["images"], described["instructions"], strict=True))
         key = described["unnorm_key"]
         actions = await client.predict_batch(pairs, unnorm_key=key, center_crop=False)

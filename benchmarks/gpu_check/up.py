@@ -57,7 +57,7 @@ def run_up(check: Check, config: str, settings: Sequence[str], seconds: float) -
     add("up: ended with", "still running" if code is None else code, ok=code == 0)
     add("up: took", time.perf_counter() - began, "s")
     metrics = run / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     add("up: iterations", len(lines), ok=bool(lines))
     for line in lines:
         _add_iteration(check, json.loads(line))
@@ -65,7 +65,7 @@ def run_up(check: Check, config: str, settings: Sequence[str], seconds: float) -
         shutil.copy(service, check.work / f"up-{service.stem}.log")
     env = run / "logs/env.log"
     if env.exists():
-        drawn = "draw with GPUs" in env.read_text(errors="replace")
+        drawn = "draw with GPUs" in env.read_text(errors="replace", encoding="utf-8")
         add("up: simulators draw on a GPU", drawn, note="the env's log")
     if code != 0:
         say(f"   {log_tail(log)}")

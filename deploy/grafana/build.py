@@ -516,7 +516,7 @@ def main() -> None:
     """Writes all of them."""
     FOLDER.mkdir(exist_ok=True)
     for board in BOARDS:
-        (FOLDER / f"{board.name}.json").write_text(build(board))
+        (FOLDER / f"{board.name}.json").write_text(build(board), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
     settings = folder / "suite.toml"
     if settings.is_file():
         try:
-            values = tomllib.loads(settings.read_text())
+            values = tomllib.loads(settings.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{settings}: not TOML: {error}") from error
         limit = values.pop("max_control_steps", OWN_STEP_LIMIT)

@@ -188,7 +188,7 @@ class PolicyEngine:
         # The engine reads the configuration as we do: with a byte-order mark, without its code.
         raw = read_json(config.checkpoint / "config.json")
         raw.pop("auto_map", None)
-        (Path(sockets.name) / "config.json").write_text(json.dumps(raw))
+        (Path(sockets.name) / "config.json").write_text(json.dumps(raw), encoding="utf-8")
         arguments = replace(arguments, hf_config_path=sockets.name)
         try:
             engine = await _construct(arguments)

@@ -83,7 +83,7 @@ def write_state(final: Path, state: Mapping[str, Any], tensors: dict[str, Tensor
     needed = _SLACK_BYTES + len(described) + sum(tensor.nbytes for tensor in tensors.values())
     with durable_folder(final, needed) as folder:
         write_tensors(folder / _TENSORS, tensors)
-        (folder / _STATE).write_text(described)
+        (folder / _STATE).write_text(described, encoding="utf-8")
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -93,7 +93,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         CheckpointError: a file is missing or broken, or a number isn't finite.
     """
     try:
-        state: dict[str, Any] = json.loads((path / _STATE).read_text())
+        state: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
         tensors = load_file(path / _TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} can't be read: {error}") from error

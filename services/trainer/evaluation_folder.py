@@ -44,7 +44,9 @@ class EvaluationFolder:
         check_no_run(path)
         before = path / _SCORE
         if before.exists():
-            _check_same(path, json.loads(before.read_text())["protocol"], self._protocol)
+            _check_same(
+                path, json.loads(before.read_text(encoding="utf-8"))["protocol"], self._protocol
+            )
         path.mkdir(parents=True, exist_ok=True)
         self._lines = JsonLines(path / "episodes.jsonl")
         self.results = [EpisodeResult(**row) for row in self._lines.rows]
@@ -67,7 +69,7 @@ class EvaluationFolder:
         """Writes evaluation.json anew."""
         content = {"complete": complete, "protocol": self._protocol} | evaluation.to_json()
         partial = self.path / f".{_SCORE}.partial"
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.path / _SCORE)
 
 
@@ -81,7 +83,7 @@ def check_no_run(path: Path) -> None:
     if (path / _SCORE).exists() or not saved.exists():
         return
     try:
-        name = tomllib.loads(saved.read_text()).get("name")
+        name = tomllib.loads(saved.read_text(encoding="utf-8")).get("name")
     except (OSError, ValueError):
         name = None
     if name != RUN_ID:

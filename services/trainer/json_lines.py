@@ -28,7 +28,7 @@ class JsonLines:
     def append(self, row: Mapping[str, object]) -> None:
         """Adds an object; it is on disk when this returns."""
         line = json.dumps(row)
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -141,7 +141,7 @@ class MetricsLog:
             if not done or done[-1].iteration < latest.iteration:
                 done.append(latest)
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(map(_line, done)))
+        partial.write_text("".join(map(_line, done)), encoding="utf-8")
         partial.replace(self._path)
         following = latest.iteration + 1 if latest is not None else 0
         self._board = SummaryWriter(str(self._board_dir), purge_step=following)
@@ -150,14 +150,14 @@ class MetricsLog:
     def _read(self) -> Iterable[trainer_pb2.Iteration]:
         if not self._path.exists():
             return
-        for line in self._path.read_text().splitlines():
+        for line in self._path.read_text(encoding="utf-8").splitlines():
             # A crash may have cut the last line short.
             if line.endswith("}"):
                 yield _parse(json.loads(line))
 
     def write(self, iteration: trainer_pb2.Iteration) -> None:
         """Records an iteration."""
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(iteration))
             file.flush()
             os.fsync(file.fileno())

@@ -41,7 +41,7 @@ def record_start(run_dir: Path, iteration: int, world: World) -> None:
 def _processor() -> str:
     """The processor's name as the kernel tells it, or at least its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -137,7 +137,7 @@ def save_config(config: Section, directory: Path) -> None:
     """Makes a new run's folder, with its config.toml: whole, or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / ".config.partial"
-    partial.write_text(dump_toml(config))
+    partial.write_text(dump_toml(config), encoding="utf-8")
     partial.replace(directory / "config.toml")
 
 

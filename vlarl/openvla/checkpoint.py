@@ -177,7 +177,7 @@ def save_tensors(
         (directory / INDEX).unlink(missing_ok=True)
     else:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        partial.write_text(json.dumps(index, indent=1))
+        partial.write_text(json.dumps(index, indent=1), encoding="utf-8")
         partial.replace(directory / INDEX)
     for stale in {path.name for path in directory.glob("model*.safetensors")} - set(names):
         (directory / stale).unlink()

@@ -253,4 +253,4 @@ def _initial_tensor(key: str, shape: torch.Size, generator: torch.Generator) -> 
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

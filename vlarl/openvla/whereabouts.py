@@ -123,7 +123,7 @@ def _cached_snapshot(name: str) -> Path | None:
     cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
     model = cache / f"models--{name.replace('/', '--')}"
     try:
-        main = model / "snapshots" / (model / "refs/main").read_text().strip()
+        main = model / "snapshots" / (model / "refs/main").read_text(encoding="utf-8").strip()
         if (main / "config.json").exists():
             return main
     except OSError:

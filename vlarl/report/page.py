@@ -23,11 +23,11 @@ def render(title: str, sections: Sequence[Section]) -> str:
     environment.filters |= {"code": _code, "picture": Markup}
     environment.tests["rate"] = lambda cell: isinstance(cell, Rate)
     here = files("vlarl.report")
-    template = environment.from_string((here / "page.html.jinja").read_text())
+    template = environment.from_string((here / "page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         title=title,
         sections=sections,
-        style=Markup((here / "page.css").read_text()),  # noqa: S704 - our own file
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         light=Markup(colour_variables(dark=False)),  # noqa: S704 - our own colours
         dark=Markup(colour_variables(dark=True)),  # noqa: S704
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

@@ -185,7 +185,7 @@ def _evaluation_folders(run: Path, run_id: str) -> Iterator[EvaluationFolder]:
     found = {*run.resolve().glob("*/evaluation.json"), *beside.glob("*/evaluation.json")}
     for file in sorted(found):
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text(encoding="utf-8"))
             owner = content["protocol"]["run"]
         except (OSError, ValueError, LookupError, TypeError):
             continue  # whatever it is, it doesn't say that it is this run's

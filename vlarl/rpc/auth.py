@@ -55,7 +55,7 @@ class TokenFile:
             stat = self._path.stat()
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if stamp != self._stamp:
-                lines = self._path.read_text().splitlines()
+                lines = self._path.read_text(encoding="utf-8").splitlines()
                 self._tokens = tuple(s for s in map(str.strip, lines) if s) or self._tokens
                 self._stamp = stamp
         except (OSError, UnicodeDecodeError) as error:

@@ -361,5 +361,5 @@ def _write_address(path: Path, address: str) -> None:
     """Writes the file whole: a reader sees nothing or the address."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(address + "\n")
+    partial.write_text(address + "\n", encoding="utf-8")
     partial.replace(path)

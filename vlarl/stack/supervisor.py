@@ -64,7 +64,7 @@ def free_address() -> str:
 def _ports() -> int:
     """How many ports lie between the lowest that is taken here and those of the kernel."""
     setting = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    first = int(setting.read_text().split()[0]) if setting.exists() else 32768
+    first = int(setting.read_text(encoding="utf-8").split()[0]) if setting.exists() else 32768
     return max(1000, first - _LOWEST_PORT)
 
 
@@ -184,7 +184,7 @@ class Stack:
         lines = [f"queue unix://{self._folder / 'queue'}"]
         for name, address in self._addresses.items():
             lines.append(f"{name} {address} metrics http://{self._metrics[name]}/metrics")
-        (self._run_dir / "addresses.txt").write_text("\n".join(lines) + "\n")
+        (self._run_dir / "addresses.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     async def _until_exists(self, path: Path) -> None:
         while not path.exists():

@@ -205,8 +205,8 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "settings.json"
     if not note.exists():
-        note.write_text(json.dumps(settings, indent=1) + "\n")
-    elif (there := json.loads(note.read_text())) != settings:
+        note.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    elif (there := json.loads(note.read_text(encoding="utf-8"))) != settings:
         changed = ", ".join(key for key in settings if there.get(key) != settings[key])
         raise CollectionError(
             f"{folder.parent} holds episodes collected with another {changed}; choose another --out"
@@ -216,7 +216,7 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
 def _write(out: Path, progress: TaskProgress, settings: Settings) -> None:
     task, wish = progress.task, progress.wish
     numbers = sorted(progress.kept)[: wish.episodes]
-    bddl = task.bddl_file.read_text()
+    bddl = task.bddl_file.read_text(encoding="utf-8")
     problem = found[1] if (found := _PROBLEM.search(bddl)) else ""
     bddl_file = f"{task.suite}/{task.bddl_file.name}"
     info = {

@@ -72,8 +72,8 @@ def write_card(checkpoint: Path, config: RewardModelConfig, labelled: Labelled) 
         },
         "config": config.model_dump(mode="json"),
     }
-    (checkpoint / REWARD_CARD).write_text(json.dumps(content, indent=1) + "\n")
-    (checkpoint / "README.md").write_text(_page(content))
+    (checkpoint / REWARD_CARD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (checkpoint / "README.md").write_text(_page(content), encoding="utf-8")
     if spread is not None:
         _draw(checkpoint / "reliability.png", spread)
         _LOG.info(

@@ -123,7 +123,9 @@ def export_image_text(
         (folder / POLICY).mkdir()
         policy = json.loads((config.judged / "config.json").read_bytes())
         policy["center_crop"] = config.augmentation.random_crop
-        (folder / POLICY / "config.json").write_text(json.dumps(policy, indent=1) + "\n")
+        (folder / POLICY / "config.json").write_text(
+            json.dumps(policy, indent=1) + "\n", encoding="utf-8"
+        )
         statistics = config.judged / "dataset_statistics.json"
         if statistics.exists():
             shutil.copyfile(statistics, folder / POLICY / statistics.name)

@@ -55,7 +55,7 @@ def export_checkpoint(
         raw = json.loads((base / _CONFIG).read_bytes())
         raw |= {"norm_stats": dict(statistics)} if statistics else {}
         raw |= {} if center_crop is None else {"center_crop": center_crop}
-        (folder / _CONFIG).write_text(json.dumps(raw, indent=1) + "\n")
+        (folder / _CONFIG).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
         tensors = _replaced(base, weights) if lora is None else _merged(base, weights, lora)
         save_tensors(folder, tensors)
         finish(folder)

@@ -48,7 +48,7 @@ class StageLog:
             if line["stage"] != self._stage or line["step"] <= step
         ]
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         partial.replace(self._path)
         return kept[-1] if kept else {}
 
@@ -58,7 +58,7 @@ class StageLog:
         if line == self._last:
             return
         self._last = line
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -75,7 +75,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a metrics file."""
     if not path.exists():
         return
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         # A crash may have cut the last line short.
         if line.endswith("}"):
             yield json.loads(line)

@@ -103,7 +103,7 @@ def _read_success(folder: Path) -> dict[str, float]:
     path = folder / "evaluation.json"
     if not path.exists():
         return {}
-    score = json.loads(path.read_text())
+    score = json.loads(path.read_text(encoding="utf-8"))
     if not score["complete"]:
         return {}
     by_task = {
