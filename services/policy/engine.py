@@ -183,7 +183,7 @@ class PolicyEngine:
         arguments = engine_args(config, model)
         set_engine_environment(config, on_gpu=not arguments.enforce_eager)
         # vLLM leaves its sockets behind.
-        sockets = tempfile.TemporaryDirectory(prefix="vlarl-engine-")
+        sockets = tempfile.TemporaryDirectory(prefix="vlarl-")
         os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
         # The engine reads the configuration as we do: with a byte-order mark, without its code.
         raw = read_json(config.checkpoint / "config.json")

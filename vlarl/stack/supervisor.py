@@ -29,6 +29,10 @@ _START_SECONDS = 300.0
 _STOP_SECONDS = 20.0
 _STOP_SECONDS_WITHOUT_QUEUE = 5.0
 _INTERRUPTED = 130
+_LONGEST_FOLDER = 107 - len("/vlarl-12345678/") - 36
+"""Bytes of the name of a folder in which the policy's engine may have its sockets, each named by a
+UUID; the system takes 107.
+"""
 _LOWEST_PORT = 10_000
 
 T = TypeVar("T")
@@ -92,7 +96,7 @@ class Stack:
         self._names = names
         # All temporary files of all services, and the queue's socket: a Unix socket's path must be
         # short, so it can't lie in the run's folder.
-        self._folder = Path(tempfile.gettempdir()) / f"vlarl-{secrets.token_hex(4)}"
+        self._folder = Path(tempfile.gettempdir()) / f"vlarl-{secrets.token_hex(3)}"
         self._queue_files = run_dir / "queue" if lasting_queue else self._folder / "files"
         self._services: list[Service] = []
         self._addresses = {name: free_address() for name in (*names, "trainer")}
@@ -111,6 +115,11 @@ class Stack:
 
     async def start(self) -> None:
         """Starts the queue and the services, and waits until all serve."""
+        if "policy" in self._names and len(os.fsencode(self._folder)) > _LONGEST_FOLDER:
+            folder = tempfile.gettempdir()
+            raise ConfigError(
+                f"{folder}: too long for Unix sockets; set TMPDIR to a shorter folder"
+            )
         self._folder.mkdir(mode=0o700)
         valkey = self._folder / "queue"
         await self._start("queue", valkey_command(self._queue_files, valkey))

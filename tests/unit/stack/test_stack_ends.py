@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.stack.test_service_processes import alive
-from vlarl.config import RunConfig
+from vlarl.config import ConfigError, RunConfig
 from vlarl.stack.supervisor import Stack, supervise
 
 # One that uses the system's folder of temporary files, and is as deaf as a hung engine.
@@ -76,3 +76,16 @@ def test_a_stack_that_never_starts_leaves_no_folder(
     (tmp_path / "tmp").mkdir()
     Stack(RunConfig(), tmp_path)
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+async def test_a_folder_that_is_too_long_for_sockets_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("t" * 60)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    stack = Stack(RunConfig(), tmp_path)
+    with pytest.raises(ConfigError, match="too long for Unix sockets; set TMPDIR"):
+        await stack.start()
+    await stack.stop()
+    assert list(folder.iterdir()) == []
