@@ -33,3 +33,14 @@ def test_a_scene_of_any_encoding_runs_under_its_own_words(tmp_path: Path) -> Non
     assert seen.terminated
     assert seen.instruction == words
     simulator.close()
+
+
+def test_an_expert_without_room_is_hopeless_not_dead(crowded: Path) -> None:
+    from services.env.demonstrations.orders import PlayOrder, Settings
+    from services.env.demonstrations.playing import Player
+
+    player = Player(Settings(job="play", profile="fast", suites={"crowded": crowded}))
+    order = PlayOrder(suite="crowded", index=0, number=0, placement_seed=1)
+    answer = player.do(order.model_dump_json())
+    assert (answer.success, answer.hopeless) == (False, True)
+    assert "crowd.bddl: there is no room for all objects" in str(answer.error)

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from services.env.metrics import EnvMetrics
 from services.env.pool import SimulatorPool
-from services.env.suites import SHIPPED_SUITES, TaskCatalog
+from services.env.suites import TaskCatalog
 from services.env.worker import EnvWorker, action_seed
 from vlarl.client import AsyncPolicyClient
 from vlarl.config import EnvConfig
@@ -79,15 +79,9 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(queue: RolloutQueue, tmp_path: Path) -> AsyncIterator[Bench]:
-    reach = (SHIPPED_SUITES["reach"] / "reach_the_point_above_the_bowl.bddl").read_text("utf-8")
-    crowded = reach.replace("akita_black_bowl_1 -", "akita_black_bowl_1 akita_black_bowl_2 -")
-    region = "main_table_bowl_region)"
-    crowded = crowded.replace(region, f"{region} (On akita_black_bowl_2 {region}")
-    crowded = crowded.replace("-0.065 -0.075 0.065 0.075", "0.0 0.0 0.01 0.01")
-    (tmp_path / "crowd.bddl").write_text(crowded, "utf-8")
+async def bench(queue: RolloutQueue, crowded: Path) -> AsyncIterator[Bench]:
     config = EnvConfig(
-        bddl_directories={"crowded": tmp_path},
+        bddl_directories={"crowded": crowded},
         processes=1,
         profile="fast",
         render_size=64,
