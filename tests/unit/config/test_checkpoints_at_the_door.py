@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,9 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 from tests.checkpoint_layouts import BROKEN, WHOLE, lay_out
 from tests.integration.trainer.demonstrated import write_dataset
 from vlarl.cli import app
+from vlarl.config import EnvConfig
+from vlarl.env.v1 import env_pb2
+from vlarl.stack import tasks
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
@@ -77,6 +80,22 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tiny / "reward_model.json").write_text('{"version": "1"}')
     write_dataset(folder / "data")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def suites_are_listed_once() -> Iterator[None]:
+    """A process of the simulator's environment lists a suite; hundreds of commands ask here."""
+    listed: dict[str, list[env_pb2.TaskDescription]] = {}
+    ask = tasks.suite_tasks
+
+    def known(env: EnvConfig, suite: str) -> list[env_pb2.TaskDescription]:
+        if suite not in listed:
+            listed[suite] = ask(env, suite)
+        return listed[suite]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "suite_tasks", known)
+        yield
 
 
 def refusal(here: Path, command: str, checkpoint: Path) -> str:
