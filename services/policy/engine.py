@@ -30,7 +30,8 @@ from services.policy.kv_cache import MAX_BATCHED_TOKENS, kv_cache_bytes, longest
 from services.policy.metrics import PolicyMetrics
 from services.policy.processing import engine_input
 from vlarl.config import PolicyConfig
-from vlarl.openvla.config import OpenVLAConfig, read_json
+from vlarl.openvla.config import STATISTICS, OpenVLAConfig, read_json
+from vlarl.openvla.folder import INDEX, weight_files
 from vlarl.openvla.tokens import ActionTokenizer
 
 _SHUTDOWN_SECONDS = 1.0
@@ -144,6 +145,22 @@ async def _construct(args: AsyncEngineArgs) -> AsyncLLM:
         raise
 
 
+def _plain_view(checkpoint: Path, folder: Path) -> Path:
+    """A folder with a checkpoint's weights, as links, and its settings, without byte-order marks
+    and code of its own: vLLM reads each several times, and also what lies beside them.
+    """
+    folder.mkdir()
+    for name in ("config.json", "preprocessor_config.json", STATISTICS):
+        if (checkpoint / name).exists():
+            content = read_json(checkpoint / name)
+            content.pop("auto_map", None)
+            (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    for path in (*weight_files(checkpoint), checkpoint / INDEX):
+        if path.exists():
+            (folder / path.name).symlink_to(path.absolute())
+    return folder
+
+
 class PolicyEngine:
     """The running engine of one checkpoint."""
 
@@ -185,11 +202,8 @@ class PolicyEngine:
         # vLLM leaves its sockets behind.
         sockets = tempfile.TemporaryDirectory(prefix="vlarl-")
         os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
-        # The engine reads the configuration as we do: with a byte-order mark, without its code.
-        raw = read_json(config.checkpoint / "config.json")
-        raw.pop("auto_map", None)
-        (Path(sockets.name) / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-        arguments = replace(arguments, hf_config_path=sockets.name)
+        view = _plain_view(config.checkpoint, Path(sockets.name) / model.name)
+        arguments = replace(arguments, model=str(view))
         try:
             engine = await _construct(arguments)
         except BaseException:

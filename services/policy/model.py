@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from vllm.sequence import IntermediateTensors
 
 from services.policy.processing import DummyInputs, ProcessingInfo, Processor
 from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.folder import INDEX, SINGLE
 from vlarl.openvla.modeling import Projector, VisionBackbone
 from vlarl.openvla.pixels import TowerPixels
 
@@ -40,9 +38,6 @@ class OpenVLAForActionPrediction(nn.Module, SupportsMultiModal):  # type: ignore
         super().__init__()
         checkpoint = vllm_config.model_config.model
         config = OpenVLAConfig.from_directory(checkpoint)
-        # vLLM would load every safetensors file of the folder, a stray adapter's, too; with an
-        # index it takes those that are named there.
-        self.allow_patterns_overrides = None if (Path(checkpoint) / INDEX).exists() else [SINGLE]
         self.pixels = TowerPixels(checkpoint)
         with self._mark_tower_model(vllm_config, "image"):  # type: ignore[operator]
             self.vision_backbone = VisionBackbone(config)
