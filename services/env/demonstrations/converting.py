@@ -213,8 +213,8 @@ async def convert(
     describe_dataset(dataset, _capture(settings))
     with TaskBars([(_label(s), len(s.demos)) for s in sources]) as bars:
 
-        def show(source: Source) -> None:
-            bars.show(_label(source), job.done(source))
+        def show(source: Source, done: int) -> None:
+            bars.show(_label(source), done)
 
         job = _Job(dataset, settings, sources, keep_failures, show)
         try:
@@ -240,9 +240,9 @@ class _Job:
         settings: Settings,
         sources: Sequence[Source],
         keep_failures: bool,
-        show: Callable[[Source], None],
+        show: Callable[[Source, int], None],
     ) -> None:
-        """show: called whenever more of a source is done."""
+        """show: called whenever more of a source is done, with how much is."""
         self.left_out: dict[Path, dict[str, str]] = {source.file: {} for source in sources}
         self._dataset = dataset
         self._capture = _capture(settings)
@@ -255,7 +255,7 @@ class _Job:
         self._check_origins()
         self._orders = self._all_orders()
         for source in sources:
-            show(source)
+            show(source, self.done(source))
 
     def done(self, source: Source) -> int:
         """How many of a source's demonstrations are finished."""
@@ -296,7 +296,7 @@ class _Job:
 
     def _count(self, source: Source) -> None:
         self._open[source.file] += 1
-        self._show(source)
+        self._show(source, self._open[source.file])
         if self._open[source.file] == len(source.demos):
             self._write(source)
 
