@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import h5py
 import robosuite
 
 from services.env.demonstrations.arm import finger_opening, hand_positions
-from services.env.demonstrations.converting import Source, find_sources
+from services.env.demonstrations.converting import ORIGINS, Source, convert, find_sources
 from services.env.demonstrations.examining import Terms, examine
 from services.env.demonstrations.hdf5 import DemoFileError, read_episode
+from services.env.demonstrations.orders import Settings
 from services.env.suites import TaskCatalog
 from tests.recordings import (
     RECORDED,
@@ -29,6 +31,7 @@ from tests.recordings import (
     variant,
     without_attributes,
 )
+from vlarl.demonstrations import DatasetError
 
 pytestmark = pytest.mark.sim
 
@@ -260,3 +263,27 @@ def test_the_arm_in_a_state_is_where_the_simulator_saw_it() -> None:
             # robosuite sees the hand a substep earlier; the base stands where the table has it.
             offset = seen[:, 2:5] - hand_positions(states)
             np.testing.assert_allclose(offset, np.broadcast_to(offset[0], offset.shape), atol=2e-3)
+
+
+def test_what_rendered_nothing_leaves_nothing_and_what_was_read_otherwise_stays(
+    tmp_path: Path,
+) -> None:
+    """Without workers: what is there before the first, and after the last."""
+    path, out = variant(tmp_path / "demos"), tmp_path / "dataset"
+    settings = Settings(job="render", profile="fast")
+
+    def converted(**terms: Any) -> None:  # noqa: ANN401
+        kept = bool(terms.get("keep_failures"))
+        asyncio.run(convert(find(path, **terms), settings, out, 0, keep_failures=kept))
+
+    converted()
+    assert not out.exists()
+    out.mkdir()
+    (out / "libero_spatial-00.safetensors").write_bytes(b"made before")
+    conventions = find(path)[0].examined.conventions.model_dump(mode="json")
+    made = {"file": str(path), "conventions": conventions, "keep_failures": False}
+    (out / ORIGINS).write_text(json.dumps({"libero_spatial-00.safetensors": made}))
+    converted()
+    for terms, key in (({"keep_failures": True}, "keep_failures"), ({"clip": True}, "conventions")):
+        with pytest.raises(DatasetError, match=f"made with another {key}: delete it"):
+            converted(**terms)
