@@ -8,12 +8,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_check.carried import interpreter, loaders
 from benchmarks.gpu_check.check import Check, log_tail
 from benchmarks.gpu_check.results import say
 
@@ -49,7 +49,8 @@ def run_up(check: Check, config: str, settings: Sequence[str], seconds: float) -
         seconds: after which it is interrupted.
     """
     run, log = check.work / "run", check.work / "up.log"
-    command = [sys.executable, "-m", "vlarl", "up", config, "--run-dir", str(run)]
+    python = str(interpreter(check.work / "environment"))
+    command = [python, "-m", "vlarl", "up", config, "--run-dir", str(run)]
     command += [part for setting in settings for part in ("--set", setting)]
     began = time.perf_counter()
     code = _call(command, log, check, max(5.0, min(seconds, check.left - 5)))
@@ -73,7 +74,7 @@ def run_up(check: Check, config: str, settings: Sequence[str], seconds: float) -
 
 def _call(command: Sequence[str], log: Path, check: Check, seconds: float) -> int | None:
     """Its exit code; none: it was interrupted."""
-    variables = os.environ | {"VLARL_CACHE": str(check.work / "simulator-cache")}
+    variables = os.environ | loaders() | {"VLARL_CACHE": str(check.work / "simulator-cache")}
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, env=variables, start_new_session=True
