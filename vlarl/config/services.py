@@ -137,7 +137,7 @@ class RewardConfig(Section):
     warn_below: float = Field(default=0.1, ge=-1, le=1)
     """Correlation below which the run's log warns."""
     stop_below: float | None = Field(default=None, ge=-1, le=1)
-    """Correlation below which the run stops; none: it goes on."""
+    """Correlation below which the run stops, of the additive form; none: it goes on."""
     batch_steps: int = Field(default=64, ge=1)
     """Steps, of any trajectories, in one forward pass."""
     dtype: Literal["auto", "float32"] = "auto"
@@ -151,5 +151,14 @@ class RewardConfig(Section):
             raise ValueError(
                 'reward.model = "rprm" needs reward.checkpoint, a folder that `vlarl reward train` '
                 "wrote"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_can_be_farmed_is_watched(self) -> Self:
+        if self.form == "potential" and self.stop_below is not None:
+            raise ValueError(
+                "reward.stop_below is a correlation of additive rewards; with reward.form = "
+                '"potential" there is nothing to farm, so leave it out'
             )
         return self

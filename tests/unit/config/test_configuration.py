@@ -95,6 +95,7 @@ def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
         ("trainer.ppo.micro_batch=100", "must not exceed ppo.mini_batch"),
         ("name=a/b", "name: "),
         ("temperature", "an override is written section.key=value"),
+        ('reward={form="potential",stop_below=0}', "reward: .* nothing to farm, so leave it out"),
     ],
 )
 def test_mistakes_are_named(override: str, message: str) -> None:
