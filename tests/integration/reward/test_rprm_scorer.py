@@ -342,6 +342,6 @@ async def test_what_a_killed_server_had_in_hand_is_scored_by_two_others(
 def test_a_model_that_has_diverged_scores_nothing(checkpoint: Path, tmp_path: Path) -> None:
     here = lay_out(checkpoint, tmp_path / "nan", lambda _: None)
     weights(here, lambda tensors: tensors["language_model.model.norm.weight"].fill_(torch.nan))
-    (result,) = score_all(RprmScorer(config_for(here), GAMMA), [trajectory(3)])
+    (result,) = score_all(RprmScorer(config_for(here), PPO), [trajectory(3)])
     assert isinstance(result, Misjudged)
     assert "reward model rprm one gives rewards that aren't finite" in result.cause

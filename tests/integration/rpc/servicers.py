@@ -97,8 +97,8 @@ class EchoEnv(env_pb2_grpc.EnvServiceServicer):
         try:
             steps = 0
             async for request in request_iterator:
-                if request.HasField("step") and len(request.step.action) != 7:
-                    raise InvalidRequest([("step.action", "needs 7 numbers")])
+                if request.HasField("step") and request.step.action[-1] not in (0, 1):
+                    raise InvalidRequest([("step.action", "the gripper's must be 0 or 1")])
                 steps += request.HasField("step")
                 yield env_pb2.InteractResponse(control_steps=steps)
         finally:

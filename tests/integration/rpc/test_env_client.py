@@ -39,14 +39,14 @@ async def test_a_refused_step_is_told_and_ends_its_episode(serve: Serve) -> None
     def play() -> EnvError:
         with EnvClient(served.address) as env, env.episode("reach", init_state=0) as episode:
             with pytest.raises(EnvError) as caught:
-                episode.step([0.0] * 6)
-            with pytest.raises(EnvError, match="needs 7 numbers"):
+                episode.step([0.0] * 6 + [0.5])
+            with pytest.raises(EnvError, match="must be 0 or 1"):
                 episode.step(ACTION)
         return caught.value
 
     error = await asyncio.to_thread(play)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert error.violations == [("step.action", "needs 7 numbers")]
+    assert error.violations == [("step.action", "the gripper's must be 0 or 1")]
     assert str(error).startswith(f"{served.address}: step.action: ")
     assert served.env.open_episodes == 0
 

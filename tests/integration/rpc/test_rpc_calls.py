@@ -118,10 +118,10 @@ async def test_an_error_ends_a_response_stream(serve: Serve) -> None:
         call = env_pb2_grpc.EnvServiceStub(channel).Interact()
         await call.write(step(SEVEN))
         assert (await call.read()).control_steps == 1
-        await call.write(step([1.0]))
+        await call.write(step([0.5]))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
-    assert violations(caught.value) == [("step.action", "needs 7 numbers")]
+    assert violations(caught.value) == [("step.action", "the gripper's must be 0 or 1")]
     assert served.env.open_episodes == 0
 
 

@@ -172,6 +172,7 @@ def test_the_environment_that_a_command_wants_is_named(
         raise ModuleNotFoundError(f"No module named '{package}.nn'", name=f"{package}.nn")
 
     monkeypatch.setattr("vlarl.cli.app", fails)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # or what main sets would stay for further tests
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
@@ -185,6 +186,7 @@ def test_a_missing_module_of_the_project_is_no_users_mistake(
         raise ModuleNotFoundError("No module named 'vlarl.gone'", name="vlarl.gone")
 
     monkeypatch.setattr("vlarl.cli.app", fails)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # or what main sets would stay for further tests
     with pytest.raises(ModuleNotFoundError):
         main()
 
