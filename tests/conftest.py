@@ -53,9 +53,9 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves to each environment its own tests; `make test` runs the suite in both."""
     for item in items:
-        if "torch" in item.keywords and not HAS_TORCH:
+        if item.get_closest_marker("torch") and not HAS_TORCH:
             item.add_marker(pytest.mark.skip(reason=OTHER_TORCH))
-        if "sim" in item.keywords and not HAS_SIMULATOR:
+        if item.get_closest_marker("sim") and not HAS_SIMULATOR:
             item.add_marker(pytest.mark.skip(reason=OTHER_SIMULATOR))
 
 
