@@ -18,7 +18,7 @@ from services.env.suites import TaskCatalog, UnknownTaskError
 from services.env.wire import HEADER, Frame, Kind, decode_header
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
-from vlarl.parent import die_with_parent
+from vlarl.stack.tether import end_with_parent
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def leave_the_end_to_the_parent() -> None:
     """Leaves it to the parent when this process ends, and ends with it."""
     # The terminal's Ctrl-C goes to the whole group; the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent()
+    end_with_parent(signal.SIGKILL)
 
 
 def _serve(connection: socket.socket) -> None:

@@ -12,7 +12,7 @@ import signal
 import threading
 from multiprocessing.process import BaseProcess
 
-from vlarl.parent import die_with_parent
+from vlarl.stack.tether import end_with_parent
 
 
 def register() -> None:
@@ -26,7 +26,7 @@ def register() -> None:
     if parent is not None:
         # An engine would outlive a server that was killed, with all its memory. The kernel ends
         # one that hangs, too; the thread one whose server was gone before the kernel was asked.
-        die_with_parent()
+        end_with_parent(signal.SIGKILL)
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -13,7 +13,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Has this process get the signal when its parent is gone, however that died (on Linux)."""
+    """Has this process get the signal when the thread that started it is gone, however that ended.
+
+    Asked too late, where the parent is gone already, the signal never comes. Linux only.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
