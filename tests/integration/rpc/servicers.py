@@ -121,5 +121,26 @@ class Served:
         value = self.server.registry.get_sample_value("grpc_server_handled_total", labels)
         return value or 0.0
 
+    async def counts(self, method: str, code: str, wanted: int) -> None:
+        """Waits for the counter of failed calls: the client has its status before they are counted.
+
+        Raises:
+            AssertionError: the count isn't `wanted` after some seconds.
+        """
+        await eventually(lambda: self.handled(method, code) == wanted)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Waits until the condition holds.
+
+    Raises:
+        AssertionError: it doesn't after some seconds.
+    """
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not after 10 seconds")
+
 
 Serve = Callable[..., Awaitable[Served]]

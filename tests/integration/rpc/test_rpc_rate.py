@@ -60,7 +60,7 @@ async def test_a_client_that_is_too_fast_is_told_when_to_come_back(
     assert await ask(served.address, BOB) is None, "one client's haste is another's trouble"
     assert served.policy.calls == 4
     assert throttled(served, "PredictActions") == 1
-    assert served.handled("PredictActions", "RESOURCE_EXHAUSTED") == 1
+    await served.counts("PredictActions", "RESOURCE_EXHAUSTED", 1)
 
 
 async def test_the_runs_own_services_and_health_are_never_slowed_down(

@@ -52,7 +52,7 @@ async def test_a_call_needs_the_token_and_health_does_not(serve: Serve, tmp_path
     async with open_channel(served.address) as channel:
         await wait_until_serving(channel, POLICY, 5)
     assert await asyncio.to_thread(server_health, served.address) == "SERVING"
-    assert served.handled("PredictActions", "UNAUTHENTICATED") == 2
+    await served.counts("PredictActions", "UNAUTHENTICATED", 2)
 
 
 async def test_a_token_is_rotated_without_a_gap(serve: Serve, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_few_episodes_say_too_little(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_sums_that_telescope_say_nothing_of_farming(caplog: pytest.LogCaptureFixture) -> None:
-    watch = RewardWatch(RewardConfig(form="potential", stop_below=0.9))
+    watch = RewardWatch(RewardConfig(form="potential"))
     found = watch.record(farmed(60))
     assert "dense_return" in found
     assert not {name for name in found if name.endswith("correlation")}
