@@ -65,9 +65,16 @@ class EvaluationFolder:
         self._lines.append(asdict(result))
         self.results.append(result)
 
-    def write_score(self, evaluation: Evaluation, *, complete: bool) -> None:
-        """Writes evaluation.json anew."""
-        content = {"complete": complete, "protocol": self._protocol} | evaluation.to_json()
+    def write_score(self, evaluation: Evaluation, *, ended: bool) -> None:
+        """Writes evaluation.json anew.
+
+        Args:
+            evaluation: the score so far.
+            ended: whether no episode is still to come. With all of them, none of which was given
+                up, the evaluation is complete; given-up ones are run when it is called again.
+        """
+        state = {"complete": ended and not evaluation.missing, "ended": ended}
+        content = state | {"protocol": self._protocol} | evaluation.to_json()
         partial = self.path / f".{_SCORE}.partial"
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.path / _SCORE)

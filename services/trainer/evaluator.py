@@ -53,7 +53,7 @@ class Evaluator:
         await self._serve_subject()
         specs = self._missing_episodes()
         self._display.start(len(self._folder.results), len(self._folder.results) + len(specs))
-        self._folder.write_score(self._score([]), complete=not specs)
+        self._folder.write_score(self._score([]), ended=not specs)
         timeout = self._config.trainer.rollout_timeout_seconds
         collector = Collector(queue, self._config.name, timeout)
         await collector.issue(specs)
@@ -62,9 +62,9 @@ class Evaluator:
             given_up += [letter.spec for letter in collected.missing]
             await self._record(collected)
             await collector.settle(collected)
-            self._folder.write_score(self._score(given_up), complete=False)
+            self._folder.write_score(self._score(given_up), ended=False)
         evaluation = self._score(given_up)
-        self._folder.write_score(evaluation, complete=not given_up)
+        self._folder.write_score(evaluation, ended=True)
         return evaluation
 
     async def _serve_subject(self) -> None:

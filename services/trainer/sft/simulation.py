@@ -99,13 +99,20 @@ class Simulation:
 
 
 def _read_success(folder: Path) -> dict[str, float]:
-    """The metrics of an evaluation; {} if it isn't there, or lacks episodes."""
+    """The metrics of an evaluation that has ended; {} otherwise."""
     path = folder / "evaluation.json"
     if not path.exists():
         return {}
     score = json.loads(path.read_text(encoding="utf-8"))
-    if not score["complete"]:
+    if not score.get("ended", score["complete"]):  # older ones don't say
         return {}
+    if score["missing"]:
+        _LOG.warning(
+            "%d of %d episodes were given up, and count as failures: see %s",
+            score["missing"],
+            score["total"]["episodes"],
+            folder / "logs",
+        )
     by_task = {
         f"success_rate/task_{task}": counted["success_rate"]
         for task, counted in score["tasks"].items()

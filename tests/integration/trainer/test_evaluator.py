@@ -126,7 +126,7 @@ async def test_two_evaluations_give_the_same_episodes(
     assert first == second
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     written = json.loads((tmp_path / "a/evaluation.json").read_text())
-    assert written["complete"]
+    assert (written["complete"], written["ended"]) == (True, True)
     assert written["total"]["successes"] == first.total.successes
     assert {row["policy_version"] for row in rows(tmp_path / "a")} == {0}
 
@@ -174,7 +174,7 @@ async def test_given_up_episodes_count_as_failed_and_come_again(
     evaluation, _ = await evaluate(config, out, valkey, give_up=gone)
     assert (evaluation.missing, evaluation.total.episodes) == (1, 6)
     score = json.loads((out / "evaluation.json").read_text())
-    assert not score["complete"]
+    assert (score["complete"], score["ended"]) == (False, True)
     assert (score["missing"], score["tasks"]["2"]["missing"]) == (1, 1)
     assert score["total"]["success_rate"] == evaluation.total.successes / 6
     valkey.kill()

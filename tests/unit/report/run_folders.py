@@ -148,5 +148,5 @@ def evaluate(run: Path, folder: Path, *, films: bool = True) -> Path:
             frames = (np.full((64, 48, 3), 20 * n, np.uint8) for n in range(5))
             write_film(folder / f"videos/task-00_init-0{init_state}_{end}.mp4", frames, 5)
     progress = Progress(run.name, "abc", iteration=6, version=7, env_steps=600)
-    opened.write_score(count(opened.results, progress, []), complete=True)
+    opened.write_score(count(opened.results, progress, []), ended=True)
     return folder

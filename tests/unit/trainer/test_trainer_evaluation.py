@@ -18,7 +18,9 @@ from services.trainer.evaluation import (  # noqa: E402
 )
 from services.trainer.evaluation_folder import EvaluationFolder  # noqa: E402
 from services.trainer.json_lines import JsonLines  # noqa: E402
-from vlarl.config import ConfigError, EvaluationConfig  # noqa: E402
+from services.trainer.sft.simulation import Simulation  # noqa: E402
+from services.trainer.world import World  # noqa: E402
+from vlarl.config import ConfigError, EvaluationConfig, SimulationConfig  # noqa: E402
 from vlarl.intervals import wilson_interval  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
@@ -171,11 +173,26 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
     assert JsonLines(file).rows == [{"a": 1}, {"a": 3}]
 
 
+def test_fine_tuning_counts_an_evaluations_given_up_episodes_as_failed(tmp_path: Path) -> None:
+    folder = EvaluationFolder(tmp_path / "evaluations/step-0000003", {})
+    folder.add(result(0, 0))
+    gone = trajectory(0, 1, success=False).spec
+    folder.write_score(count(folder.results, PROGRESS, [gone]), ended=True)
+    config = SimulationConfig(config=tmp_path / "none.toml", every_steps=3)
+    alone = World(rank=0, size=1, device=torch.device("cpu"), mesh=None)
+
+    def export(step: int, to: Path) -> None:
+        raise AssertionError("it was evaluated again")
+
+    simulation = Simulation(config, tmp_path, 3, export, alone)
+    assert simulation.success(3) == {"success_rate": 0.5, "success_rate/task_0": 0.5}
+
+
 def test_a_folder_goes_on_with_its_own_episodes_only(tmp_path: Path) -> None:
     protocol = {"profile": "faithful", "crop": (1, 2, 3, 4)}
     folder = EvaluationFolder(tmp_path / "out", protocol)
     folder.add(result(4, 0))
-    folder.write_score(count(folder.results, PROGRESS, []), complete=False)
+    folder.write_score(count(folder.results, PROGRESS, []), ended=False)
     again = EvaluationFolder(tmp_path / "out", protocol)
     assert again.results == [result(4, 0)]
     assert again.has(4, 0)
