@@ -50,6 +50,10 @@ def main() -> None:
     # All processes below this one, of whatever launcher, start where the user is, and what lies
     # there isn't theirs to import: a `services/` or `queue.py` would take the place of ours.
     os.environ["PYTHONSAFEPATH"] = "1"
+    if "PYTHONPATH" in os.environ:
+        # An empty entry, as `PYTHONPATH=$PYTHONPATH:/more` leaves, is the working folder, too.
+        entries = os.environ["PYTHONPATH"].split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))
     use_lookalikes()
     try:
         app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -189,6 +190,20 @@ def test_a_missing_module_of_the_project_is_no_users_mistake(
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # or what main sets would stay for further tests
     with pytest.raises(ModuleNotFoundError):
         main()
+
+
+def test_processes_below_a_command_dont_look_into_the_working_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setattr(
+        "vlarl.cli.app",
+        lambda: seen.extend(map(os.environ.get, ("PYTHONSAFEPATH", "PYTHONPATH"))),
+    )
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "/a", "", "/b"]))
+    main()
+    assert seen == ["1", os.pathsep.join(["/a", "/b"])]
 
 
 def test_fine_tuning_looks_for_its_datasets_first(tmp_path: Path) -> None:
