@@ -9,19 +9,12 @@ is counted: ordered again later it may name other tasks, and the queue keeps its
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 
 from services.trainer.curriculum import Curriculum
 from services.trainer.seeds import Stream, generator_for
-from vlarl.config import ConfigError, RunConfig
-from vlarl.libero import base_suite
-from vlarl.openvla.config import OpenVLAConfig
+from vlarl.config import RunConfig
 from vlarl.rollout.v1 import rollout_pb2
-
-_ARM = 7
-"""Numbers of an action in the simulator."""
 
 
 def training_episodes(
@@ -74,27 +67,3 @@ def evaluation_episodes(
         for task in config.tasks.indices
         for init_state in range(config.evaluation.episodes_per_task)
     ]
-
-
-def chosen_unnorm_key(config: RunConfig, model: OpenVLAConfig) -> str:
-    """The statistics that un-normalise actions: those named, the suite's, or the only ones.
-
-    Raises:
-        ConfigError: there are none of this name, or several, and none is the suite's; or they
-            are of another arm's actions.
-    """
-    if model.action_dim != _ARM:
-        raise ConfigError(
-            f"{model.name}: its actions have {model.action_dim} dimensions, and the simulated arm "
-            f"takes {_ARM}"
-        )
-    if config.unnorm_key:
-        return model.unnorm_key(config.unnorm_key)
-    for name in (config.tasks.suite, base_suite(config.tasks.suite), ""):
-        with contextlib.suppress(ValueError):
-            return model.unnorm_key(name)
-    raise ConfigError(
-        f"set unnorm_key: {model.statistics_file} of the checkpoint has statistics for "
-        f"{', '.join(sorted(model.norm_stats))}, none for {config.tasks.suite} (those of a "
-        "fine-tuning run lie in its dataset_statistics.json)"
-    )

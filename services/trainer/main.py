@@ -15,7 +15,6 @@ from services.trainer.checkpoint import Progress, latest_checkpoint, load_checkp
 from services.trainer.collector import Collector
 from services.trainer.display import Display
 from services.trainer.durable import CheckpointError
-from services.trainer.episodes import chosen_unnorm_key
 from services.trainer.learner import Learner
 from services.trainer.loop import TrainingLoop, iteration_message
 from services.trainer.metrics import MetricsLog
@@ -32,6 +31,7 @@ from vlarl.config.resuming import check_terms, terms
 from vlarl.disk import explained
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.meaning import chosen_unnorm_key, meaning_terms
 from vlarl.queue import RolloutQueue
 from vlarl.rpc.server import RpcServer
 from vlarl.trainer.v1 import trainer_pb2_grpc
@@ -163,7 +163,7 @@ def _last_checkpoint(
     config: RunConfig, run_dir: Path, digest: str
 ) -> tuple[Progress, dict[str, torch.Tensor] | None]:
     path = latest_checkpoint(run_dir / "checkpoints")
-    own = terms(config)
+    own = terms(config) | meaning_terms(config)
     if path is None:
         return Progress(run_id=config.name, base_digest=digest, terms=own), None
     progress, tensors = load_checkpoint(path)

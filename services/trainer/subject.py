@@ -16,14 +16,14 @@ from services.trainer.checkpoint import (
     load_checkpoint,
 )
 from services.trainer.durable import CheckpointError
-from services.trainer.episodes import chosen_unnorm_key
 from services.trainer.publisher import published_adapter
 from services.trainer.sharding import compute_dtype
 from vlarl.adapter import Adapter
 from vlarl.config import RunConfig, load_saved
-from vlarl.config.resuming import check_terms, terms
+from vlarl.config.resuming import UNITS, check_terms, terms
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
+from vlarl.openvla.meaning import chosen_unnorm_key, units_of
 
 _OWN = ("seed", "trainer.")
 """Fixed keys that a trained policy's tensors depend on, not what is done with it."""
@@ -79,7 +79,7 @@ def load_subject(config: RunConfig, trained: Path | None) -> Subject:
                 f"checkpoint {path} was trained on base {progress.base_digest[:12]}, not on "
                 f"{config.policy.checkpoint} ({digest[:12]}); set policy.checkpoint"
             )
-        _check_meaning(path, progress, config)
+        _check_meaning(path, progress, config, model)
     crop = config.policy.center_crop
     return Subject(
         model=model,
@@ -90,14 +90,17 @@ def load_subject(config: RunConfig, trained: Path | None) -> Subject:
     )
 
 
-def _check_meaning(path: Path, progress: Progress, config: RunConfig) -> None:
+def _check_meaning(path: Path, progress: Progress, config: RunConfig, model: OpenVLAConfig) -> None:
     """Whether factors and critic are used as they were learned; how episodes run may differ."""
     learned: Mapping[str, object] = progress.terms
     saved = path.parents[1] / "config.toml"
     if not learned and saved.exists():  # an earlier version wrote the checkpoint
         learned = terms(load_saved(RunConfig, saved))
     own = {key: value for key, value in learned.items() if key.startswith(_OWN)}
-    check_terms(RunConfig, f"checkpoint {path}", own, terms(config))
+    now = terms(config)
+    if isinstance(units := learned.get(UNITS), Mapping):
+        own[UNITS], now[UNITS] = units, units_of(model, units)
+    check_terms(RunConfig, f"checkpoint {path}", own, now)
 
 
 def _checkpoint_of(trained: Path) -> Path:

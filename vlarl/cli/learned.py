@@ -19,10 +19,13 @@ def check_learned(run: Path, settings: Configuration) -> None:
     Raises:
         ConfigError: a fixed key has another value than what was learned there.
     """
+    from vlarl.openvla.meaning import meaning_terms
+
     checkpoint, learned = _newest_terms(run)
     before = _saved(run, settings)
-    known = terms(before) if before is not None else {}
-    check_terms(type(settings), run if before else checkpoint, known | learned, terms(settings))
+    known = terms(before) | meaning_terms(before) if before is not None else {}
+    now = terms(settings) | meaning_terms(settings)
+    check_terms(type(settings), run if before else checkpoint, known | learned, now)
 
 
 def check_contents(run: Path, settings: Configuration) -> None:

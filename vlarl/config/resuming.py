@@ -38,6 +38,9 @@ from vlarl.config import (
 )
 from vlarl.config.base import ConfigError, Section, nested_section
 
+_SHOWN = 200
+"""Characters of a value in an error."""
+
 Terms = Mapping[str, object]
 """The fixed keys' values, as JSON has them."""
 
@@ -214,6 +217,11 @@ _KINDS: Mapping[type[Section], _Keys] = {
 CONTENTS = frozenset({"policy.checkpoint", "checkpoint", "policy", "data.datasets"})
 """Fixed keys that name folders: what these hold is fixed, and where they lie is free."""
 
+UNITS, CENTER_CROP = "action units", "centre crop"
+"""Terms that are no keys: a policy's files say them (`vlarl.openvla.meaning`)."""
+
+_MEANINGS = {UNITS: Kind(OnResume.FIXED, _STATISTICS), CENTER_CROP: Kind(OnResume.FIXED, _PIXELS)}
+
 _PARTS: Mapping[str, Callable[[list[object]], object]] = {"env.cameras": lambda names: names[:1]}
 """Of some keys only a part is fixed: the policy sees the first camera."""
 
@@ -264,7 +272,7 @@ def check_terms(root: type[Section], where: object, before: Terms, now: Terms) -
     Raises:
         ConfigError: a fixed key has another value.
     """
-    known = kinds(root)
+    known = kinds(root) | _MEANINGS
     for key, asked in now.items():
         if key not in before or before[key] == asked:
             continue
@@ -281,4 +289,5 @@ def _value(key: str, value: object) -> str:
         return f"no {key}"
     if key in CONTENTS:
         return f"another {key} ({str(value)[:12]})"
-    return f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{key} = {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}"

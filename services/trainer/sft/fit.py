@@ -34,6 +34,7 @@ from services.trainer.world import World
 from vlarl.config import FitConfig, RewardModelConfig, SftConfig
 from vlarl.config.resuming import terms
 from vlarl.contents import content_terms
+from vlarl.openvla.meaning import meaning_terms
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Fit:
         self._order = Order(
             len(objective.train), stage.fit, world, seed=config.seed, stage=stage.number
         )
-        own = terms(config) | content_terms(config)
+        own = terms(config) | meaning_terms(config) | content_terms(config)
         fresh = StageProgress(stage.base_digest, len(objective.train), terms=own)
         self._progress, tensors = load_stage(stage.checkpoints, fresh, type(config))
         if tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from vlarl.config import (
 )
 from vlarl.config.resuming import CONTENTS, OnResume, check_terms, kinds, terms
 from vlarl.contents import content_digest
+from vlarl.openvla.meaning import meaning_terms
 
 ROOT = Path(__file__).parents[3]
 ROOTS: dict[type[Section], str] = {
@@ -190,6 +192,37 @@ def test_weights_may_lie_elsewhere_but_must_be_the_same(tmp_path: Path) -> None:
     assert "there is no checkpoint folder" in CliRunner().invoke(app, gone).output
     go_on(RunConfig, run, f"policy.checkpoint={tmp_path / 'same'}")
     go_on(RunConfig, run, f"policy.checkpoint={tmp_path / 'moved'}")
+
+
+@pytest.mark.torch
+def test_the_same_weights_in_other_units_are_another_policy(tmp_path: Path) -> None:
+    from vlarl.openvla.tiny import make_tiny_checkpoint
+
+    small = {"image_size": 28, "tower_dim": 32, "text_dim": 64, "tower_depth": 2}
+    make_tiny_checkpoint(tmp_path / "was", **small)
+    chosen = (f"policy.checkpoint={tmp_path / 'was'}", 'unnorm_key="libero_object"')
+    run = begun(RunConfig, tmp_path / "run", chosen)
+    learned = meaning_terms(load_section(RunConfig, run / "config.toml"))
+    shutil.copytree(tmp_path / "was", tmp_path / "larger")
+    file = tmp_path / "larger/config.json"
+    config = json.loads(file.read_bytes())
+    for dataset in config["norm_stats"].values():
+        dataset["action"]["q99"] = [10 * value for value in dataset["action"]["q99"]]
+    file.write_text(json.dumps(config))
+    elsewhere = f"policy.checkpoint={tmp_path / 'larger'}"
+    with pytest.raises(ConfigError, match=r"has learned with action units = .* new run"):
+        go_on(RunConfig, run, elsewhere)
+    # Changed in place, the checkpoint alone knows what they were.
+    checkpoint_of(run, terms=learned, base_digest="")
+    (tmp_path / "was").rename(tmp_path / "aside")
+    (tmp_path / "larger").rename(tmp_path / "was")
+    with pytest.raises(ConfigError, match=r"has learned with action units = .* new run"):
+        go_on(RunConfig, run)
+    config = json.loads((tmp_path / "aside/config.json").read_bytes())
+    config["center_crop"] = not config.get("center_crop", False)
+    (tmp_path / "was/config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="has learned with centre crop = "):
+        go_on(RunConfig, run)
 
 
 def test_every_folder_whose_content_is_fixed_is_a_key() -> None:

@@ -1,0 +1,78 @@
+"""What a checkpoint's files say beside its weights that gives tokens and frames their meaning: the
+units of actions, and the crop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from vlarl.config import ConfigError, RewardModelConfig, RunConfig, Section, SftConfig
+from vlarl.config.resuming import CENTER_CROP, UNITS
+from vlarl.libero import base_suite
+from vlarl.openvla.config import OpenVLAConfig
+
+_ARM = 7
+"""Numbers of an action in the simulator."""
+
+
+def chosen_unnorm_key(config: RunConfig, model: OpenVLAConfig) -> str:
+    """The statistics that un-normalise actions: those named, the suite's, or the only ones.
+
+    Raises:
+        ConfigError: there are none of this name, or several, and none is the suite's; or they
+            are of another arm's actions.
+    """
+    if model.action_dim != _ARM:
+        raise ConfigError(
+            f"{model.name}: its actions have {model.action_dim} dimensions, and the simulated arm "
+            f"takes {_ARM}"
+        )
+    if config.unnorm_key:
+        return model.unnorm_key(config.unnorm_key)
+    for name in (config.tasks.suite, base_suite(config.tasks.suite), ""):
+        with contextlib.suppress(ValueError):
+            return model.unnorm_key(name)
+    raise ConfigError(
+        f"set unnorm_key: {model.statistics_file} of the checkpoint has statistics for "
+        f"{', '.join(sorted(model.norm_stats))}, none for {config.tasks.suite} (those of a "
+        "fine-tuning run lie in its dataset_statistics.json)"
+    )
+
+
+def meaning_terms(config: Section) -> dict[str, object]:
+    """The terms that a run's policy adds to those of its configuration.
+
+    Weights have a digest of their own; one and the same weights with other statistics move the arm
+    otherwise. What the configuration decides alone isn't among them. Empty where there is no
+    checkpoint yet that can be read: whoever needs it says so.
+    """
+    with contextlib.suppress(ConfigError, ValueError):
+        if isinstance(config, RunConfig):
+            model = OpenVLAConfig.from_directory(config.policy.checkpoint)
+            crop = config.policy.center_crop
+            return {
+                UNITS: units_of(model, [chosen_unnorm_key(config, model)]),
+                CENTER_CROP: model.center_crop if crop is None else crop,
+            }
+        if isinstance(config, RewardModelConfig):
+            return _all_units(config.judged)
+        if isinstance(config, SftConfig) and config.checkpoint is not None:
+            own = config.data.statistics == "checkpoint"
+            return _all_units(config.checkpoint) if own else {}
+    return {}
+
+
+def _all_units(folder: Path) -> dict[str, object]:
+    model = OpenVLAConfig.from_directory(folder)
+    return {UNITS: units_of(model, model.norm_stats)}
+
+
+def units_of(model: OpenVLAConfig, keys: Iterable[str]) -> dict[str, object]:
+    """The numbers that un-normalise actions, as JSON has them, by key; without those it lacks."""
+    return {
+        key: {"q01": one.q01.tolist(), "q99": one.q99.tolist(), "mask": one.mask.tolist()}
+        for key in sorted(keys)
+        if (one := model.norm_stats.get(key)) is not None
+    }
