@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections import OrderedDict
 
-from services.env.scene import BrokenSceneError
+from services.env.scene import BrokenSceneError, NoRoomError
 from services.env.simulator import BadCommandError, Simulator
 from services.env.suites import TaskCatalog, UnknownTaskError
 from services.env.wire import HEADER, Frame, Kind, decode_header
@@ -69,7 +69,7 @@ class _Tasks:
             return _carry_out(self._running, request)
         except BrokenSceneError as error:
             return Frame(Kind.BROKEN_TASK, str(error).encode())
-        except (BadCommandError, UnknownTaskError) as error:
+        except (BadCommandError, NoRoomError, UnknownTaskError) as error:
             return Frame(Kind.REFUSED, str(error).encode())
         except Exception as error:  # noqa: BLE001 - the boundary of the simulator's libraries
             traceback.print_exc()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from services.env.bddl_check import check_bddl
-from services.env.scene import BrokenSceneError, Scene
+from services.env.scene import BrokenSceneError, NoRoomError, Scene
 from services.env.suites import bddl_files
 from vlarl.config import ConfigError
 
@@ -32,7 +32,7 @@ def main() -> None:
         for file in bddl_files(arguments.folder):
             check_bddl(file)
             draw(file, arguments.count)
-    except (OSError, ConfigError, BrokenSceneError) as error:
+    except (OSError, ConfigError, BrokenSceneError, NoRoomError) as error:
         sys.exit(str(error))
 
 

@@ -94,7 +94,11 @@ class _StockReset:
 
 
 class BrokenSceneError(ValueError):
-    """A scene that can't be built, or whose objects don't fit: no simulator could do better."""
+    """A scene that can't be built: no simulator could do better."""
+
+
+class NoRoomError(ValueError):
+    """A draw after which objects don't fit, however often it is tried; another seed's may."""
 
 
 class DivergedError(RuntimeError):
@@ -183,7 +187,7 @@ class Scene:
         Equal to reconstructing the scene after `numpy.random.seed(seed)`, two hundred times faster.
 
         Raises:
-            BrokenSceneError: the objects don't fit into their regions.
+            NoRoomError: the objects don't fit into their regions.
         """
         np.random.seed(seed if seed < 2**32 else [seed % 2**32, seed >> 32])
         self._reset(itertools.repeat(1))
@@ -199,7 +203,7 @@ class Scene:
             number: Of the official initial state, from 0; `set_state` is to follow.
 
         Raises:
-            BrokenSceneError: the objects don't fit into their regions.
+            NoRoomError: the objects don't fit into their regions.
         """
         if not self._stock_resets:
             np.random.seed(OFFICIAL_SEED)
@@ -224,7 +228,7 @@ class Scene:
             The loads of the try that succeeded.
 
         Raises:
-            BrokenSceneError: the objects don't fit into their regions.
+            NoRoomError: the objects don't fit into their regions.
         """
         # LIBERO adds the place drawn for a fixture to where its parts are in the model: one that
         # stands where the last draw put it would throw what belongs on it into the air.
@@ -237,7 +241,7 @@ class Scene:
                 break
             except RandomizationError as error:
                 if tried == PLACEMENT_TRIES:
-                    raise _no_room(self._bddl_file, tried) from error
+                    raise NoRoomError(_no_room(self._bddl_file, tried)) from error
         robot = self._env.robots[0]
         # The one thing that robosuite's own soft reset forgets.
         robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
@@ -373,9 +377,9 @@ class Scene:
         self._env.close()
 
 
-def _no_room(bddl_file: Path, tries: int) -> BrokenSceneError:
+def _no_room(bddl_file: Path, tries: int) -> str:
     text = "there is no room for all objects in the regions that :init puts them into"
-    return BrokenSceneError(f"{bddl_file}: {text} ({tries} placements tried); widen their :ranges")
+    return f"{bddl_file}: {text} ({tries} placements tried); widen their :ranges"
 
 
 def _build(bddl_file: Path, *, capped: bool) -> Untyped:
@@ -403,7 +407,7 @@ def _build(bddl_file: Path, *, capped: bool) -> Untyped:
         except _UNBUILDABLE as error:
             text = f"{bddl_file}: LIBERO can't build this scene: {type(error).__name__}: {error}"
             raise BrokenSceneError(text) from error
-    raise _no_room(bddl_file, CONSTRUCTION_TRIES) from failed
+    raise BrokenSceneError(_no_room(bddl_file, CONSTRUCTION_TRIES)) from failed
 
 
 def _problem_class(bddl_file: Path, *, capped: bool) -> Untyped:

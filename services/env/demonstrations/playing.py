@@ -9,7 +9,7 @@ from services.env.demonstrations.orders import Answer, PlayOrder, Settings
 from services.env.demonstrations.parts import save_episode
 from services.env.demonstrations.stage import Stages
 from services.env.experts.goals import NoExpertError
-from services.env.scene import BrokenSceneError, DivergedError
+from services.env.scene import BrokenSceneError, DivergedError, NoRoomError
 
 
 class Player:
@@ -37,7 +37,7 @@ class Player:
             )
             rng = np.random.default_rng(wanted.noise_seed)
             episode = play(stage.scene, stage.sight, limit, how, rng)
-        except DivergedError as error:
+        except (DivergedError, NoRoomError) as error:
             return Answer(success=False, error=str(error))
         except (BrokenSceneError, NoExpertError) as error:
             return Answer(success=False, error=str(error), hopeless=True)

@@ -16,7 +16,7 @@ from services.env.demonstrations.stage import Stage, Stages
 from services.env.demonstrations.steps import PolicySteps, grouped_actions, held_actions
 from services.env.experts.expert import goal_point
 from services.env.experts.sight import Sight
-from services.env.scene import BrokenSceneError, DivergedError, Scene
+from services.env.scene import BrokenSceneError, DivergedError, NoRoomError, Scene
 from services.env.simulator import crop_frame
 from vlarl.demonstrations import Frames
 from vlarl.openvla.images import encode_jpeg
@@ -45,6 +45,8 @@ class Renderer:
             rendered = self.render(wanted)
         except DemoFileError as error:
             return Answer(error=str(error).removeprefix(f"{wanted.file}: "))
+        except NoRoomError as error:
+            return Answer(error=str(error))
         except (BrokenSceneError, SceneError) as error:
             return Answer(error=str(error), hopeless=True)
         save_rendered(wanted.part, rendered)

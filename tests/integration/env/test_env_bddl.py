@@ -44,3 +44,30 @@ def test_an_expert_without_room_is_hopeless_not_dead(crowded: Path) -> None:
     answer = player.do(order.model_dump_json())
     assert (answer.success, answer.hopeless) == (False, True)
     assert "crowd.bddl: there is no room for all objects" in str(answer.error)
+
+
+def test_a_draw_without_room_costs_one_episode_and_not_the_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from robosuite.utils.errors import RandomizationError
+
+    from services.env.child import _Tasks
+    from services.env.wire import Kind
+
+    simulators = _Tasks(EnvConfig(profile="fast", render_size=64))
+    reach = rollout_pb2.Task(suite="reach", index=0)
+    reset = env_pb2.ResetEpisode(task=reach, placement_seed=3)
+    asked = env_pb2.InteractRequest(reset=reset)
+    assert simulators.answer(asked).kind is Kind.ANSWER
+
+    def full(*_: object) -> None:
+        raise RandomizationError("no room")
+
+    assert simulators._running is not None
+    scene = simulators._running._scene
+    with monkeypatch.context() as unlucky:
+        unlucky.setattr(scene.problem.placement_initializer, "sample", full)
+        refused = simulators.answer(asked)
+    assert refused.kind is Kind.REFUSED
+    assert b"there is no room for all objects" in refused.payload
+    assert simulators.answer(asked).kind is Kind.ANSWER
