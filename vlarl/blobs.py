@@ -114,8 +114,16 @@ class FileBlobs:
     async def put(self, name: str, payload: bytes) -> None:
         # Written aside and moved into place, so that a reader never sees half a file.
         part = self._path(name) + ".part"
-        await asyncio.to_thread(self._files.pipe_file, part, payload)
-        await asyncio.to_thread(self._files.mv, part, self._path(name))
+        for last in (False, False, True):
+            await asyncio.to_thread(self._files.pipe_file, part, payload)
+            try:
+                await asyncio.to_thread(self._files.mv, part, self._path(name))
+                return
+            except FileNotFoundError:
+                # A trainer clears what no outstanding episode has, and this one's may just have
+                # ended elsewhere. What is written in vain goes with the next clearing.
+                if last:
+                    raise
 
     async def get(self, name: str) -> bytes | None:
         try:

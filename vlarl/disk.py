@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from vlarl.errors import FatalError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PLENTY = 2**30
+"""Bytes: a disk that has them free isn't the one that was full."""
 
 
 class DiskFullError(FatalError):
@@ -56,16 +59,24 @@ def explained(folder: Path | None = None, what: str = "", needed: int = 0) -> It
     except Exception as error:
         if not disk_is_full(error):
             raise
-        if folder is None and isinstance(error, OSError) and error.filename:
-            folder = Path(error.filename).parent
-        raise DiskFullError(_sentence(what, folder, needed)) from error
+        raise DiskFullError(_sentence(what, _full_folder(error, folder, what), needed)) from error
+
+
+def _full_folder(error: Exception, folder: Path | None, what: str) -> Path | None:
+    """Where there was no room; None: nobody knows."""
+    if isinstance(error, OSError) and error.filename:
+        return Path(os.fsdecode(error.filename)).parent
+    # Of all that a block does, not all goes into its folder.
+    if folder is not None and not what and shutil.disk_usage(folder).free > _PLENTY:
+        return None
+    return folder
 
 
 def _sentence(what: str, folder: Path | None, needed: int) -> str:
     wanted = f" ({_size(needed)})" if needed else ""
     room = f"has no room for {what or 'what has to be written'}{wanted}"
     if folder is None:
-        found = f"a disk {room}"
+        found = f"a disk, maybe of temporary files (TMPDIR) or shared memory (/dev/shm), {room}"
     else:
         found = f"{folder}: its disk {room}, {_size(shutil.disk_usage(folder).free)} are free"
     return (

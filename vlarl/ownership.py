@@ -2,10 +2,11 @@
 
     RUN/.owner   locked (flock) as long as its owner lives; holds who that is, and its last beat
 
-On one machine the kernel's lock decides, across containers too: it goes with its process, however
-that dies. On a network volume a lock may be unknown, or known to one machine only, so there the
-beat counts as well: an owner on another machine is believed to live until it has been silent for a
-minute and stays silent while it is watched. An owner that finds another one in its place ends.
+On one machine the kernel's lock decides, across containers too: it goes with its process, and with
+what that lent it to, however they die. On a network volume a lock may be unknown, or known to one
+machine only, so there the beat counts as well: an owner on another machine is believed to live until
+it has been silent for a minute and stays silent while it is watched. An owner that finds another one
+in its place ends.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _WATCHED_BEATS = 1.5
 _SETTLE_SECONDS = 0.5
 """Without locks, of two that come at the same moment the one that wrote last has the folder."""
 _ADMISSION = "VLARL_OWNER"
+_DESCRIPTORS: dict[Path, int] = {}
+"""The files that this process holds open, locked, by folder."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -105,6 +108,14 @@ def admission(folder: Path) -> dict[str, str]:
     return {_ADMISSION: record.token} if record is not None and ours else {}
 
 
+def lock_of(folder: Path) -> tuple[int, ...]:
+    """The descriptor of this process's lock on a folder, to be lent to a child that goes on writing
+    for a while after this process was killed; none where it has none.
+    """
+    descriptor = _DESCRIPTORS.get(folder.resolve())
+    return () if descriptor is None else (descriptor,)
+
+
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Makes a folder; what was made and is still empty at the end goes again."""
@@ -147,6 +158,7 @@ class _Holding:
             if not self._still_ours():
                 os.close(self._descriptor)
                 raise _refusal(path)
+        _DESCRIPTORS[path.parent.resolve()] = self._descriptor
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="folder's owner", daemon=True)
         self._thread.start()
@@ -157,6 +169,7 @@ class _Holding:
         self._thread.join()
         if self._still_ours():
             self._path.unlink(missing_ok=True)
+        _DESCRIPTORS.pop(self._path.parent.resolve(), None)
         os.close(self._descriptor)
 
     def _beat(self) -> None:
@@ -264,7 +277,9 @@ def _described(record: Owner | None) -> str:
     if record is None:
         return "another process"
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.since))
-    return f"`{record.what}`, process {record.pid} on {record.host}, since {since}"
+    gone = record.machine == _machine() and _is_gone(record)
+    ending = ", which is gone while what it started is still ending" if gone else ""
+    return f"`{record.what}`, process {record.pid} on {record.host}, since {since}{ending}"
 
 
 def _read(path: Path) -> Owner | None:

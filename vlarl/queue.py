@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,6 +32,8 @@ from vlarl.invocation import invocation
 from vlarl.queue_connection import open_redis
 from vlarl.queue_entries import PREFIX, Delivery, Entries, outstanding_key
 from vlarl.rollout.v1 import rollout_pb2
+
+_LOG = logging.getLogger(__name__)
 
 EPISODES = f"{PREFIX}episodes"
 TRAJECTORIES = f"{PREFIX}trajectories"
@@ -162,11 +165,17 @@ class RolloutQueue:
         payload = trajectory.SerializeToString()
         blob = await self._blobs.new_name(spec)
         await self._blobs.put(blob, payload)
-        fields = {"id": spec.episode_id, "run": spec.run_id, "blob": blob, "failures": 0}
+        fields = {
+            "id": spec.episode_id,
+            "run": spec.run_id,
+            "blob": blob,
+            "store": self._config.blobs,
+            "failures": 0,
+        }
         target = TRAJECTORIES
         if spec.unscored:
             target = scored_stream(spec.run_id)
-            fields |= {"scores": b""}
+            fields["scores"] = b""
         moved = await self._entries.move(
             delivery,
             spec,
@@ -227,6 +236,7 @@ class RolloutQueue:
             "id": spec.episode_id,
             "run": spec.run_id,
             "blob": blob,
+            "store": delivery.fields.get(b"store", b""),
             "scores": scores.SerializeToString(),
             "ended": delivery.added,
             "failures": 0,
@@ -357,8 +367,11 @@ class RolloutQueue:
     async def _load(self, entry: Delivery[Message]) -> rollout_pb2.Trajectory | None:
         """The entry's trajectory; None where it goes no further.
 
+        One whose blob is gone from the store that it was put into is forgotten, so that whoever
+        waits for its episode orders it again.
+
         Raises:
-            QueueError: there is an entry and no blob.
+            QueueError: it was put into another store than this process looks into.
         """
         (blob,) = entry.blobs
         payload = await self._blobs.get(blob)
@@ -373,10 +386,19 @@ class RolloutQueue:
         # Whoever had the entry before may only have been slow, and have moved it meanwhile.
         if not await self._entries.pending(entry):
             return None
-        raise QueueError(
-            f"trajectory {entry.fields[b'id'].decode()} is in the queue, but not in the blob "
-            f"store ({self._config.blobs}): all services must share one store"
-        )
+        episode, ours = entry.fields[b"id"].decode(), self._config.blobs
+        # Version 0.1.0 left the store out.
+        store = entry.fields.get(b"store", b"").decode() or ours
+        if store != ours:
+            raise QueueError(
+                f"trajectory {episode} is in the queue, and its blob in {store}, not in {ours}: "
+                f"all services must share one store; go on with queue.blobs = {store}"
+            )
+        _LOG.warning("trajectory %s is in the queue, but gone from %s", episode, store)
+        keys = self._keys(entry.blobs)
+        gone = {entry.entry_id: episode}
+        await self._entries.forget(run_id, entry.stream, entry.group, gone, keys)
+        return None
 
     async def _wanted(self, entry: Delivery[Message], run_id: str, episode_id: str) -> bool:
         """Whether its episode is outstanding. The entry of one that isn't is dropped."""

@@ -16,6 +16,7 @@ from services.reward.worker import RewardWorker, ScoringDesk
 from vlarl.config import PpoConfig, QueueConfig, RewardConfig, ServerConfig
 from vlarl.queue import RolloutQueue
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
+from vlarl.reward_terms import reward_terms
 from vlarl.rpc.errors import Internal, InvalidRequest
 from vlarl.rpc.server import RpcServer
 
@@ -60,7 +61,8 @@ async def serve(
     the trainer learns from its scores.
     """
     rpc = RpcServer(server, [SERVICE])
-    desk = ScoringDesk(build_scorer(config, ppo), RewardMetrics(rpc.registry))
+    terms = reward_terms(config, ppo)
+    desk = ScoringDesk(build_scorer(config, ppo), RewardMetrics(rpc.registry), terms)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(desk), rpc.grpc)
     name = f"{socket.gethostname()}-{os.getpid()}"
     async with RolloutQueue(queue_config) as queue:

@@ -18,8 +18,10 @@ log = logging.getLogger(__name__)
 class ScoringDesk:
     """One scorer, shared by the queue and gRPC callers, one batch at a time."""
 
-    def __init__(self, scorer: Scorer, metrics: RewardMetrics) -> None:
+    def __init__(self, scorer: Scorer, metrics: RewardMetrics, terms: str = "") -> None:
+        """terms: what its scores say that they were made by."""
         self.scorer = scorer
+        self._terms = terms
         self.metrics = metrics
         self._turn = asyncio.Lock()
 
@@ -36,6 +38,7 @@ class ScoringDesk:
             if isinstance(result, (Unscorable, Misjudged)):
                 self.metrics.failures.labels(source).inc()
             else:
+                result.terms = self._terms
                 self.metrics.trajectories.labels(*labels).inc()
                 self.metrics.steps.labels(*labels).inc(len(trajectory.steps))
         return results

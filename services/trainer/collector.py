@@ -46,9 +46,20 @@ class Collected:
 class Collector:
     """Orders episodes and waits for their trajectories."""
 
-    def __init__(self, queue: RolloutQueue, run_id: str, timeout_seconds: float) -> None:
-        """timeout_seconds: without a finished episode, after which collecting fails."""
+    def __init__(
+        self, queue: RolloutQueue, run_id: str, timeout_seconds: float, reward_terms: str = ""
+    ) -> None:
+        """Connects nothing.
+
+        Args:
+            queue: where episodes go and trajectories come from.
+            run_id: whose they are.
+            timeout_seconds: without a finished episode, after which collecting fails.
+            reward_terms: what rewards have to be made by; empty: by anything.
+        """
         self._queue = queue
+        self._reward_terms = reward_terms
+        self._rescored: set[str] = set()
         self._run_id = run_id
         self._timeout = timeout_seconds
         self._arrived: dict[str, Delivery[rollout_pb2.Trajectory]] = {}
@@ -65,8 +76,8 @@ class Collector:
 
         One that an older policy acted in is ordered again: where all services were restarted,
         simulators may go on before the policy server has the run's weights back. So is one that
-        was ordered otherwise, before a run went on with another temperature, say, and one that the
-        queue has lost.
+        was ordered or scored otherwise, before a run went on with another temperature, say, or
+        another reward, and one that the queue has lost.
 
         Args:
             specs: the episodes.
@@ -75,7 +86,8 @@ class Collector:
             oldest: policy version that every action must have at least.
 
         Raises:
-            RolloutError: nothing has come back for too long, or all was given up.
+            RolloutError: nothing has come back for too long, or all was given up, or the reward
+                servers are configured otherwise than this trainer.
         """
         orders = {spec.episode_id: spec for spec in specs}
         wanted = list(orders)
@@ -101,11 +113,30 @@ class Collector:
         """Orders those of these episodes again that have arrived, but not as they are wanted."""
         refused = []
         for one in sorted(self._arrived.keys() & orders.keys()):
-            if reason := _unwanted(self._arrived[one].message, orders[one], oldest):
+            trajectory = self._arrived[one].message
+            reason = _unwanted(trajectory, orders[one], oldest) or self._misjudged(trajectory)
+            if reason:
                 _LOG.warning("episode %s is ordered again: %s", one, reason)
                 refused.append(self._arrived.pop(one))
         await self._queue.acknowledge(self._run_id, refused)
         await self._queue.issue(orders[one.message.spec.episode_id] for one in refused)
+
+    def _misjudged(self, trajectory: rollout_pb2.Trajectory) -> str:
+        """Why its rewards aren't those that are wanted; empty: they are.
+
+        Raises:
+            RolloutError: it was ordered again for that, and they still aren't.
+        """
+        terms, episode = trajectory.scores.terms, trajectory.spec.episode_id
+        if not (terms and self._reward_terms) or terms == self._reward_terms:
+            return ""
+        if episode in self._rescored:
+            raise RolloutError(
+                f"the rewards of episode {episode} were made by another configuration than this "
+                "trainer's, twice: give the reward servers the same [reward] and [trainer.ppo]"
+            )
+        self._rescored.add(episode)
+        return "its rewards were made by another configuration"
 
     async def as_they_end(
         self, specs: Sequence[rollout_pb2.EpisodeSpec]

@@ -50,8 +50,18 @@ class Learner:
         center_crop: bool,
         seed: int,
         world: World,
+        success_reward: float = 1.0,
     ) -> None:
-        """Loads the policy's checkpoint; seed: of factors, critic and the order of samples."""
+        """Loads the policy's checkpoint.
+
+        Args:
+            checkpoint: the policy.
+            config: how it learns.
+            center_crop: whether it sees the centre of a frame.
+            seed: of factors, critic and the order of samples.
+            world: the ranks.
+            success_reward: that advantages are large or small against.
+        """
         self.dtype = compute_dtype(config.dtype, world.device)
         self.policy = LoraPolicy(
             checkpoint,
@@ -65,6 +75,7 @@ class Learner:
         self._update = PolicyUpdate(self.policy, config.ppo, config.temperature, world)
         self._preparation = Preparation(checkpoint, self.policy.config, center_crop)
         self._config = config
+        self._whiten_floor = config.ppo.whiten_floor * abs(success_reward)
         self._seed = seed
         self._world = world
 
@@ -108,7 +119,7 @@ class Learner:
                 logprobs=torch.where(fresh, logprobs, torch.from_numpy(batch.server_logprobs)),
                 start_logprobs=logprobs,
                 advantages=torch.from_numpy(
-                    whiten(advantages, ppo.whiten_floor) if ppo.whiten_advantages else advantages
+                    whiten(advantages, self._whiten_floor) if ppo.whiten_advantages else advantages
                 ).float(),
             )
             order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)

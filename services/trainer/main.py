@@ -33,6 +33,7 @@ from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
 from vlarl.openvla.meaning import chosen_unnorm_key, meaning_terms
 from vlarl.queue import RolloutQueue
+from vlarl.reward_terms import reward_terms
 from vlarl.rpc.server import RpcServer
 from vlarl.trainer.v1 import trainer_pb2_grpc
 
@@ -66,6 +67,7 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
             center_crop=model.center_crop if crop is None else crop,
             seed=config.seed,
             world=world,
+            success_reward=config.reward.success_reward,
         )
         if world.first:
             asyncio.run(_lead(config, run_dir, model, learner, world, metrics_listen))
@@ -139,7 +141,12 @@ async def _train(
             scaling=learner.policy.scaling,
             dtype=learner.dtype,
             learner=leading,
-            collector=Collector(queue, config.name, trainer.rollout_timeout_seconds),
+            collector=Collector(
+                queue,
+                config.name,
+                trainer.rollout_timeout_seconds,
+                reward_terms(config.reward, trainer.ppo),
+            ),
             publisher=publisher,
             status=status,
             log=log,

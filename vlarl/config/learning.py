@@ -108,9 +108,10 @@ class PpoConfig(Section):
     whiten_advantages: bool = True
     """Advantages to mean 0 and deviation 1 over the whole batch of all ranks."""
     whiten_floor: float = Field(default=0.02, ge=0)
-    """Least deviation of advantages, in units of reward, that whitening scales to 1. A batch
-    without a success has a deviation of some 0.003, the critic's noise, which would be learned from
-    like successes; one success among 20,000 actions has more than 0.02."""
+    """Least deviation of advantages that whitening scales to 1, as a share of
+    `reward.success_reward`. A batch without a success has a deviation of some 0.003, the critic's
+    noise, which would be learned from like successes; one success among 20,000 actions has more
+    than 0.02."""
 
 
 class EvaluationConfig(Section):

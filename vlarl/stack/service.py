@@ -39,12 +39,24 @@ class Service:
         environment: Mapping[str, str] | None = None,
         *,
         foreground: bool = False,
+        descriptors: Sequence[int] = (),
     ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            name: for people.
+            command: the program and its arguments.
+            log: receives its output.
+            environment: its variables; none: this process's.
+            foreground: whether it gets this terminal instead of a log.
+            descriptors: of this process, that it gets too.
+        """
         self.name = name
         self._command = command
         self._log = log
         self._environment = environment
         self._foreground = foreground
+        self._descriptors = tuple(descriptors)
         self._tail: deque[str] = deque(maxlen=8)
         self._reader: asyncio.Task[None] | None = None
         self.process: asyncio.subprocess.Process | None = None
@@ -83,6 +95,7 @@ class Service:
             stderr=None if self._foreground else asyncio.subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            pass_fds=self._descriptors,
         )
 
     async def _copy_output(self, pipe: int) -> None:
@@ -90,10 +103,17 @@ class Service:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(output), os.fdopen(pipe, "rb", 0)
         )
-        with contextlib.closing(transport), self._log.open("ab") as log:
-            async for line in output:
-                log.write(line)
-                log.flush()
+        with contextlib.closing(transport), self._log.open("ab", buffering=0) as log:
+            kept = True
+            while line := await _next_line(output):
+                # A service must not die of what nobody can write down.
+                try:
+                    log.write(line)
+                    kept = True
+                except OSError as error:
+                    if kept:
+                        say(f"[{self.name}] its log {self._log}: {error.strerror}", stderr=True)
+                    kept = False
                 text = line.decode(errors="replace").rstrip()
                 self._tail.append(text)
                 if " ERROR " in text or " CRITICAL " in text:
@@ -148,3 +168,13 @@ class Service:
                 os.killpg(self.process.pid, number)
             elif self.process.returncode is None:
                 self.process.send_signal(number)
+
+
+async def _next_line(output: asyncio.StreamReader) -> bytes:
+    """The next line, or what there is of one that is too long; empty at the end."""
+    try:
+        return await output.readuntil(b"\n")
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except asyncio.LimitOverrunError as error:
+        return await output.readexactly(error.consumed)

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from vlarl.config import ConfigError, RunConfig
 from vlarl.invocation import invocation
 from vlarl.libero import has_simulator, simulator_environment
-from vlarl.ownership import admission
+from vlarl.ownership import admission, lock_of
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.stack.ranks import ranks_command
 from vlarl.stack.service import Service, ServiceDiedError
@@ -147,7 +147,14 @@ class Stack:
         # Not --set, which would save with the run what holds for this start alone.
         command += ["--metrics-listen", self._metrics["trainer"], *self._settings("--here")]
         environment = {**os.environ, **admission(self._run_dir)}
-        trainer = await self._start("trainer", command, environment, foreground=True)
+        trainer = await self._start(
+            "trainer",
+            command,
+            environment,
+            foreground=True,
+            # Killed, this process leaves it in the midst of an update, which takes a while to end.
+            descriptors=lock_of(self._run_dir),
+        )
         return await self.watching(trainer.wait(), but=trainer)
 
     async def stop(self) -> None:
@@ -171,10 +178,11 @@ class Stack:
         environment: Mapping[str, str] | None = None,
         *,
         foreground: bool = False,
+        descriptors: Sequence[int] = (),
     ) -> Service:
         log = self._run_dir / "logs" / f"{name}.log"
         own = {**(environment or os.environ), "TMPDIR": str(self._folder)}
-        service = Service(name, command, log, own, foreground=foreground)
+        service = Service(name, command, log, own, foreground=foreground, descriptors=descriptors)
         self._services.append(service)  # first: it is stopped even if its start is cut short
         await service.start()
         return service

@@ -214,6 +214,14 @@ def test_the_raw_deviation_is_told_and_the_floor_holds(
         assert report["advantage_deviation"] == pytest.approx(raw.std())
         learned[share] = one.snapshot().tensors
     assert all(torch.equal(tensor, learned[0.5][key]) for key, tensor in learned[0.0].items())
+    # The floor is a share of what a success is worth.
+    half = ppo(whiten_floor=raw.std(), epochs=1, mini_batch=10**6, max_grad_norm=1e9)
+    worth_two = learner(checkpoint, trainer_config(ppo=half), success_reward=2.0)
+    worth_two.learn(experience)
+    assert all(
+        torch.equal(tensor, learned[2.0][key])
+        for key, tensor in worth_two.snapshot().tensors.items()
+    )
     # The first step's gradient is in proportion to the advantages, and the first moment to it.
     moments = [key for key in learned[0.0] if key.startswith("policy") and key.endswith("exp_avg")]
     assert moments

@@ -6,8 +6,9 @@ import pytest
 
 from services.trainer.collector import Collector, RolloutError
 from tests.conftest import Valkey
-from vlarl.config import QueueConfig
+from vlarl.config import PpoConfig, QueueConfig, RewardConfig
 from vlarl.queue import RolloutQueue
+from vlarl.reward_terms import reward_terms
 from vlarl.rollout.v1 import rollout_pb2
 
 
@@ -23,8 +24,10 @@ def order(iteration: int, count: int = 2) -> list[rollout_pb2.EpisodeSpec]:
     ]
 
 
-async def run_episodes(queue: RolloutQueue, count: int, versions: tuple[int, ...] = ()) -> None:
-    """`versions`: policy version of each action."""
+async def run_episodes(
+    queue: RolloutQueue, count: int, versions: tuple[int, ...] = (), terms: str = ""
+) -> None:
+    """`versions`: policy version of each action; `terms`: of the rewards."""
     for _ in range(count):
         delivery = await queue.next_episode("worker", block_seconds=5)
         trajectory = rollout_pb2.Trajectory(spec=delivery.message)
@@ -32,7 +35,8 @@ async def run_episodes(queue: RolloutQueue, count: int, versions: tuple[int, ...
             trajectory.steps.add().action.policy_version = version
         await queue.finish_episode(delivery, trajectory)
         (trajectory,) = await queue.next_trajectories("worker", 1, block_seconds=5)
-        await queue.finish_scoring(trajectory, rollout_pb2.RewardScores(model="outcome"))
+        scores = rollout_pb2.RewardScores(model="outcome", terms=terms)
+        await queue.finish_scoring(trajectory, scores)
 
 
 def ids(collected: object) -> list[str]:
@@ -80,6 +84,32 @@ async def test_episodes_that_come_early_are_kept_for_their_iteration(queue: Roll
     await run_episodes(queue, 2)
     assert ids(await collector.collect(order(0), learned=0, oldest=0)) == ["run:0:0", "run:0:1"]
     assert ids(await collector.collect(order(1), learned=1, oldest=0)) == ["run:1:0", "run:1:1"]
+
+
+async def test_rewards_of_before_a_change_are_not_mixed_with_those_after(
+    queue: RolloutQueue,
+) -> None:
+    """One episode waits with its rewards as the run goes on with others."""
+    before, after = (
+        reward_terms(RewardConfig(success_reward=worth), PpoConfig()) for worth in (1.0, 2.0)
+    )
+    await Collector(queue, "run", 5.0).issue(order(0))
+    await run_episodes(queue, 1, terms=before)
+    resumed = Collector(queue, "run", 5.0, after)
+    await resumed.issue(order(0))
+    collecting = asyncio.create_task(resumed.collect(order(0), learned=0, oldest=0))
+    await run_episodes(queue, 2, terms=after)
+    collected = await collecting
+    assert ids(collected) == ["run:0:0", "run:0:1"]
+    assert {one.scores.terms for one in collected.trajectories} == {after}
+
+
+async def test_reward_servers_of_another_configuration_are_told(queue: RolloutQueue) -> None:
+    collector = Collector(queue, "run", 5.0, "these")
+    await collector.issue(order(0))
+    collecting = asyncio.create_task(collector.collect(order(0), learned=0, oldest=0))
+    with pytest.raises(RolloutError, match=r"give the reward servers the same \[reward\]"):
+        await asyncio.gather(collecting, run_episodes(queue, 4, terms="others"))
 
 
 async def test_what_an_emptied_queue_has_lost_is_ordered_again(queue: RolloutQueue) -> None:

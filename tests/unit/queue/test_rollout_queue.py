@@ -232,6 +232,56 @@ async def test_blobs_may_lie_in_files(valkey: Valkey, tmp_path: Path) -> None:
         assert list((tmp_path / "blobs").iterdir()) == []
 
 
+async def test_a_blob_whose_store_was_lost_is_ordered_again(valkey: Valkey, tmp_path: Path) -> None:
+    config = QueueConfig(url=valkey.url, blobs=f"file://{tmp_path}/blobs")
+    async with RolloutQueue(config) as queue:
+        await queue.issue([spec("scored"), spec("ended")])
+        await roll_out(queue)
+        await score(queue)
+        await roll_out(queue)
+        shutil.rmtree(tmp_path / "blobs")
+        assert await queue.next_scored(RUN, 8, block_seconds=0.05) == []
+        assert await queue.next_trajectories("w", 8, block_seconds=0.05) == []
+        assert await queue.outstanding(RUN) == set(), "a collector orders them again"
+        assert all(state.length == state.pending == 0 for state in await queue.states())
+
+
+async def test_a_blob_in_another_store_is_named_with_it(valkey: Valkey, tmp_path: Path) -> None:
+    there, here = f"file://{tmp_path}/there", f"file://{tmp_path}/here"
+    async with RolloutQueue(QueueConfig(url=valkey.url, blobs=there)) as queue:
+        await queue.issue([spec("a")])
+        await roll_out(queue)
+        await score(queue)
+    async with RolloutQueue(QueueConfig(url=valkey.url, blobs=here)) as queue:
+        with pytest.raises(QueueError, match=f"go on with queue.blobs = {there}"):
+            await queue.next_scored(RUN, 8)
+    async with RolloutQueue(QueueConfig(url=valkey.url, blobs=there)) as queue:
+        assert len(await queue.next_scored(RUN, 8)) == 1, "nothing was lost by it"
+
+
+async def test_a_blob_that_a_trainer_clears_as_it_is_written_is_written(
+    valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A's order was taken over, and ends elsewhere between the two halves of A's writing."""
+    config = QueueConfig(url=valkey.url, blobs=f"file://{tmp_path}/blobs")
+    async with RolloutQueue(config) as queue:
+        await queue.issue([spec("a")])
+        held = await take(queue)
+        files, cleared = queue._blobs._files, []
+        move = files.mv
+
+        def cleared_meanwhile(part: str, name: str) -> None:
+            if not cleared:
+                cleared.append(part)
+                Path(part).unlink()
+            move(part, name)
+
+        monkeypatch.setattr(files, "mv", cleared_meanwhile)
+        assert await queue.finish_episode(held, trajectory(held.message))
+        assert cleared
+        assert len(list((tmp_path / "blobs").iterdir())) == 1
+
+
 @pytest.mark.parametrize("store", ["redis", "files"])
 async def test_a_late_worker_does_not_change_what_was_scored(
     valkey: Valkey, tmp_path: Path, store: str

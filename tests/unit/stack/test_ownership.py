@@ -90,6 +90,39 @@ def test_a_killed_owner_frees_it_at_once(tmp_path: Path, stack: ExitStack) -> No
         assert json.loads((tmp_path / "run/.owner").read_text())["pid"] == os.getpid()
 
 
+def test_what_a_killed_owner_lent_its_lock_to_still_has_the_folder(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    """As a trainer in the midst of an update does, whose `vlarl up` was killed."""
+    lends = PROGRAM.replace("owned\n", "lock_of, owned\nimport subprocess\n").replace(
+        "    print(",
+        "    child = ['sleep', '60']\n"
+        "    lent = lock_of(Path(sys.argv[1]))\n"
+        "    print(subprocess.Popen(child, pass_fds=lent).pid, flush=True)\n    print(",
+    )
+    command = [sys.executable, "-c", lends, str(tmp_path / "run"), "10"]
+    first = stack.enter_context(
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    )
+    assert first.stdout is not None
+    child = int(first.stdout.readline())
+    stack.callback(os.kill, child, signal.SIGKILL)
+    assert first.stdout.readline() == "has it\n"
+    first.kill()
+    first.wait()
+    with (
+        pytest.raises(OwnedError, match="is gone while what it started is still ending"),
+        owned(tmp_path / "run", "vlarl up"),
+    ):
+        pass
+    os.kill(child, signal.SIGKILL)
+    while Path(f"/proc/{child}").exists():
+        time.sleep(0.01)
+    stack.pop_all()
+    with owned(tmp_path / "run", "vlarl up"):
+        pass
+
+
 def test_an_owner_leaves_nothing_behind(tmp_path: Path) -> None:
     with owned(tmp_path / "runs" / "run", "vlarl up"):
         pass

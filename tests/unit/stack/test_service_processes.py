@@ -50,6 +50,31 @@ async def first_line(log: Path) -> str:
     return log.read_text().splitlines()[0]
 
 
+async def test_a_log_that_cant_be_written_is_said_and_kills_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "for n in range(2000): print(n, 'x' * 90, flush=True)\nprint('last', flush=True)"
+    log = tmp_path / "env.log"
+    log.symlink_to("/dev/full")
+    service = Service("env", python(code), log)
+    await service.start()
+    said = await service.epitaph()
+    await service.stop(1)
+    assert "(exit code 0)" in said
+    assert said.endswith("last"), "its words were lost with the log"
+    assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+async def test_a_line_without_an_end_is_no_reason_to_stop_listening(tmp_path: Path) -> None:
+    code = "print('x' * 3_000_000, flush=True); print('last', flush=True)"
+    service = Service("env", python(code), tmp_path / "env.log")
+    await service.start()
+    said = await service.epitaph()
+    await service.stop(1)
+    assert "(exit code 0)" in said
+    assert (tmp_path / "env.log").read_text().replace("\n", "") == "x" * 3_000_000 + "last"
+
+
 async def test_a_death_names_the_service_the_signal_and_its_last_words(tmp_path: Path) -> None:
     code = "import os; print('out of memory', flush=True); os.kill(os.getpid(), 9)"
     service = Service("reward", python(code), tmp_path / "reward.log")

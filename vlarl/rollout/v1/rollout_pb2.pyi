@@ -261,10 +261,15 @@ class RewardScores(_message.Message):
     SPARSE_FIELD_NUMBER: _builtins.int
     DENSE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the reward model."""
     version: _builtins.str
     """Version of the reward model."""
+    terms: _builtins.str
+    """Digest of the configuration that the rewards were made by; empty where that isn't known. A
+    trainer that goes on with another orders the episode again.
+    """
     @_builtins.property
     def sparse(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Sparse outcome reward of each step."""
@@ -285,10 +290,11 @@ class RewardScores(_message.Message):
         sparse: _abc.Iterable[_builtins.float] | None = ...,
         dense: _abc.Iterable[_builtins.float] | None = ...,
         total: _abc.Iterable[_builtins.float] | None = ...,
+        terms: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dense", b"dense", "model", b"model", "sparse", b"sparse", "total", b"total", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dense", b"dense", "model", b"model", "sparse", b"sparse", "terms", b"terms", "total", b"total", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
