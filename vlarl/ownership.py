@@ -4,9 +4,9 @@
 
 On one machine the kernel's lock decides, across containers too: it goes with its process, and with
 what that lent it to, however they die. On a network volume a lock may be unknown, or known to one
-machine only, so there the beat counts as well: an owner on another machine is believed to live until
-it has been silent for a minute and stays silent while it is watched. An owner that finds another one
-in its place ends.
+machine only, so there the beat counts as well: an owner on another machine is believed to live
+until it has been silent for a minute and stays silent while it is watched. An owner that finds
+another one in its place ends.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ from services.trainer.world import World
 from vlarl.config import RunConfig, ServerConfig
 from vlarl.config.resuming import check_terms, terms
 from vlarl.disk import explained
+from vlarl.meaning import chosen_unnorm_key, meaning_terms
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.meaning import chosen_unnorm_key, meaning_terms
 from vlarl.queue import RolloutQueue
 from vlarl.reward_terms import reward_terms
 from vlarl.rpc.server import RpcServer

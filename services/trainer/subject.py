@@ -21,9 +21,9 @@ from services.trainer.sharding import compute_dtype
 from vlarl.adapter import Adapter
 from vlarl.config import RunConfig, load_saved
 from vlarl.config.resuming import UNITS, check_terms, terms
+from vlarl.meaning import chosen_unnorm_key, units_of
 from vlarl.openvla.checkpoint import base_digest
 from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.meaning import chosen_unnorm_key, units_of
 
 _OWN = ("seed", "trainer.")
 """Fixed keys that a trained policy's tensors depend on, not what is done with it."""

@@ -19,13 +19,14 @@ def check_learned(run: Path, settings: Configuration) -> None:
     Raises:
         ConfigError: a fixed key has another value than what was learned there.
     """
-    from vlarl.openvla.meaning import meaning_terms
+    from vlarl.meaning import meaning_terms
 
     checkpoint, learned = _newest_terms(run)
+    did = "has learned" if learned else "began"
     before = _saved(run, settings)
     known = terms(before) | meaning_terms(before) if before is not None else {}
     now = terms(settings) | meaning_terms(settings)
-    check_terms(type(settings), run if before else checkpoint, known | learned, now)
+    check_terms(type(settings), run if before else checkpoint, known | learned, now, did)
 
 
 def check_contents(run: Path, settings: Configuration) -> None:

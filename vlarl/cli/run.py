@@ -114,7 +114,7 @@ def _usage(settings: RunConfig) -> str:
     """How the run uses its policy, whose checkpoint is looked at first, and in it for the
     statistics that actions are in.
     """
-    from vlarl.openvla.meaning import chosen_unnorm_key
+    from vlarl.meaning import chosen_unnorm_key
     from vlarl.openvla.wholeness import check_openvla
 
     model = check_openvla(settings.policy.checkpoint)

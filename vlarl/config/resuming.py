@@ -168,7 +168,6 @@ _KINDS: Mapping[type[Section], _Keys] = {
             "mode": "it says what the checkpoints' weights are",
             "target_sigma": "the lowest held-out loss so far was measured with it",
             "model": "training began with it",
-            "pretrain": "the fine-tuning begins with what this stage makes",
         },
     ),
     DataConfig: _Keys(
@@ -217,10 +216,14 @@ _KINDS: Mapping[type[Section], _Keys] = {
 CONTENTS = frozenset({"policy.checkpoint", "checkpoint", "policy", "data.datasets"})
 """Fixed keys that name folders: what these hold is fixed, and where they lie is free."""
 
-UNITS, CENTER_CROP = "action units", "centre crop"
-"""Terms that are no keys: a policy's files say them (`vlarl.openvla.meaning`)."""
+UNITS, CENTER_CROP, SCENES = "action units", "centre crop", "scenes"
+"""Terms that are no keys: a policy's files and a suite's say them."""
 
-_MEANINGS = {UNITS: Kind(OnResume.FIXED, _STATISTICS), CENTER_CROP: Kind(OnResume.FIXED, _PIXELS)}
+_MEANINGS = {
+    UNITS: Kind(OnResume.FIXED, _STATISTICS),
+    CENTER_CROP: Kind(OnResume.FIXED, _PIXELS),
+    SCENES: Kind(OnResume.FIXED, "in other scenes the same numbers are other tasks"),
+}
 
 _PARTS: Mapping[str, Callable[[list[object]], object]] = {"env.cameras": lambda names: names[:1]}
 """Of some keys only a part is fixed: the policy sees the first camera."""
@@ -260,7 +263,9 @@ def _at(table: object, key: str) -> object:
     return table
 
 
-def check_terms(root: type[Section], where: object, before: Terms, now: Terms) -> None:
+def check_terms(
+    root: type[Section], where: object, before: Terms, now: Terms, did: str = "has learned"
+) -> None:
     """Makes sure that what was learned keeps its meaning.
 
     Args:
@@ -268,6 +273,7 @@ def check_terms(root: type[Section], where: object, before: Terms, now: Terms) -
         where: the run or the checkpoint, for the error.
         before: terms of what was learned; those that it doesn't know aren't compared.
         now: what is asked for.
+        did: what was done so far, for the error.
 
     Raises:
         ConfigError: a fixed key has another value.
@@ -279,7 +285,7 @@ def check_terms(root: type[Section], where: object, before: Terms, now: Terms) -
         kind = known.get(key)
         reason = f" ({kind.reason})" if kind is not None else ""
         raise ConfigError(
-            f"{where} has learned with {_value(key, before[key])}, which a run keeps{reason}, not "
+            f"{where} {did} with {_value(key, before[key])}, which a run keeps{reason}, not "
             f"with {_value(key, asked)}; leave it so, or begin a new run"
         )
 

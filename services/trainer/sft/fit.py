@@ -34,7 +34,7 @@ from services.trainer.world import World
 from vlarl.config import FitConfig, RewardModelConfig, SftConfig
 from vlarl.config.resuming import terms
 from vlarl.contents import content_terms
-from vlarl.openvla.meaning import meaning_terms
+from vlarl.meaning import meaning_terms
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_what_changes_on_resuming_reaches_the_runs_processes(begun: Path) -> Non
 @pytest.mark.parametrize("change", ["seed=4", "name=two"])
 def test_a_run_that_goes_on_stays_the_same_run(begun: Path, change: str) -> None:
     before = (begun / "config.toml").read_text()
-    with pytest.raises(ConfigError, match=f"has learned with {change.partition('=')[0]} = "):
+    with pytest.raises(ConfigError, match=f"began with {change.partition('=')[0]} = "):
         choose(resume=begun, overrides=[change])
     assert (begun / "config.toml").read_text() == before
 

@@ -1,15 +1,16 @@
-"""What a checkpoint's files say beside its weights that gives tokens and frames their meaning: the
-units of actions, and the crop.
+"""What files say that gives a run's numbers their meaning, beside its configuration and its
+policy's weights: the units of actions and the crop, and the scenes of a suite of one's own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from vlarl.config import ConfigError, RewardModelConfig, RunConfig, Section, SftConfig
-from vlarl.config.resuming import CENTER_CROP, UNITS
+from vlarl.config.resuming import CENTER_CROP, SCENES, UNITS
 from vlarl.libero import base_suite
 from vlarl.openvla.config import OpenVLAConfig
 
@@ -42,12 +43,32 @@ def chosen_unnorm_key(config: RunConfig, model: OpenVLAConfig) -> str:
 
 
 def meaning_terms(config: Section) -> dict[str, object]:
-    """The terms that a run's policy adds to those of its configuration.
+    """The terms that a run's files add to those of its configuration.
 
     Weights have a digest of their own; one and the same weights with other statistics move the arm
-    otherwise. What the configuration decides alone isn't among them. Empty where there is no
-    checkpoint yet that can be read: whoever needs it says so.
+    otherwise. What the configuration decides alone isn't among them, and neither is what can't be
+    read: whoever needs it says so.
     """
+    terms = _policy_terms(config)
+    if isinstance(config, RunConfig) and (scenes := _scenes(config)):
+        terms[SCENES] = scenes
+    return terms
+
+
+def _scenes(config: RunConfig) -> str:
+    """SHA-256 of the suite's BDDL files and order, where it is one of the user's own."""
+    folder = config.env.bddl_directories.get(config.tasks.suite)
+    if folder is None or not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        is_scene = file.suffix.lower() == ".bddl" and not file.name.startswith(".")
+        if file.is_file() and (is_scene or file.name == "suite.toml"):
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _policy_terms(config: Section) -> dict[str, object]:
     with contextlib.suppress(ConfigError, ValueError):
         if isinstance(config, RunConfig):
             model = OpenVLAConfig.from_directory(config.policy.checkpoint)
