@@ -354,7 +354,10 @@ BROKEN: dict[str, tuple[Layout, list[str]]] = {
     ),
     "dangling: code": (
         link("modeling_prismatic.py"),
-        ["{}/modeling_prismatic.py: can't be read (No such file", "it may say that this is OpenVLA"],
+        [
+            "{}/modeling_prismatic.py: can't be read (No such file",
+            "it may say that this is OpenVLA",
+        ],
     ),
     "oft: heads": (
         then(beside, file("action_head--150000_checkpoint.pt", "")),

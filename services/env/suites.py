@@ -91,7 +91,8 @@ class SuiteTask:
                 f"{self.bddl_file} have {length}: it was edited after they were drawn; draw them "
                 f"again with `{_DRAWS_STATES} {self.states_file.parent}`"
             )
-        return states[index]
+        state: npt.NDArray[np.float64] = states[index]
+        return state
 
 
 class TaskCatalog:
@@ -227,8 +228,9 @@ def _read_states(file: Path) -> npt.NDArray[np.float64]:
     except OSError as error:
         raise ConfigError(f"{file}: can't be read ({error.strerror or error})") from error
     except Exception as error:  # whatever zipfile, zlib and numpy say of other files
+        cause = " ".join(str(error).split())
         raise ConfigError(
-            f"{file}: no initial states as `{_DRAWS_STATES} {file.parent}` draws them ({error}); "
+            f"{file}: no initial states as `{_DRAWS_STATES} {file.parent}` draws them ({cause}); "
             "draw them again, or remove the file"
         ) from error
     return states
@@ -240,8 +242,8 @@ def bddl_files(folder: Path) -> list[Path]:
     Raises:
         OSError: there is no such folder.
     """
-    # macOS leaves a file ._NAME of its own beside each that it copies. A link to nowhere stays: left
-    # out, it would change the numbers of all tasks after it.
+    # macOS leaves a file ._NAME of its own beside each that it copies. A link to nowhere stays:
+    # left out, it would change the numbers of all tasks after it.
     return sorted(
         file
         for file in folder.iterdir()

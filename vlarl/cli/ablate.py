@@ -115,9 +115,7 @@ def _check_variants(ablation: Ablation) -> None:
         try:
             if suite not in listed:
                 listed[suite] = tasks.suite_tasks(config.env, config.tasks.suite)
-            tasks.choose_tasks(
-                listed[suite], config.tasks.indices, config.evaluation.states_needed
-            )
+            tasks.choose_tasks(listed[suite], config.tasks.indices, config.evaluation.states_needed)
             check_checkpoints(config)
         except FatalError as error:
             raise ConfigError(f"variants.{planned.variant}: {error}") from error

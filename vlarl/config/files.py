@@ -122,7 +122,7 @@ def as_section(root: type[S], values: Mapping[str, object], source: str) -> S:
     """
     for key, text in _undecoded(values):
         raise ConfigError(
-            f"{source}: {key}: {ascii(text)} isn't UTF-8, which a configuration is saved in; if "
+            f"{source}: {key}: {text!a} isn't UTF-8, which a configuration is saved in; if "
             "that is a file's name, rename the file"
         )
     try:

@@ -83,7 +83,7 @@ def test_a_suite_is_whole_unless_tasks_are_named() -> None:
     assert (some.tasks.suite, some.tasks.indices) == ("libero_10", (0, 7))
 
 
-@pytest.mark.parametrize("name", ["\U0001f600", "a\x7fb", "it's [2] = \"x\"", "müller"])
+@pytest.mark.parametrize("name", ["\U0001f600", "a\x7fb", 'it\'s [2] = "x"', "müller"])
 def test_a_checkpoint_may_have_any_name(name: str) -> None:
     assert configured(checkpoint=Path(name), suite="reach").policy.checkpoint == Path(name)
     assert configured(config=EMBEDDED, suite=name).tasks.suite == name

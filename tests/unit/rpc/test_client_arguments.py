@@ -22,7 +22,6 @@ HALF = "\ud800"
 """Half a character."""
 
 
-
 class Tracked:
     """An array of a library that hands out no numbers, as torch where gradients are tracked."""
 
