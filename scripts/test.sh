@@ -32,7 +32,8 @@ at_first=""
 }
 wait $simulator || failed=1
 cat "$simulator_output"
-passed_alone=$(comm -23 <(echo "$at_first") <(failures) | sed '/^$/d')
+# In the order of characters, as Python sorts them, not in the locale's.
+passed_alone=$(LC_ALL=C comm -23 <(echo "$at_first") <(failures) | sed '/^$/d')
 if [ -n "$passed_alone" ]; then
     echo
     echo "failed at first, passed alone: $(wc -l <<<"$passed_alone")"

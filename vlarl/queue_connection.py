@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
@@ -12,7 +13,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from vlarl.config import QueueConfig
+from vlarl.config import ConfigError, QueueConfig
 
 T = TypeVar("T")
 _TRY_SECONDS = 30.0
@@ -27,10 +28,11 @@ def open_redis(config: QueueConfig, retries: int) -> Any:  # noqa: ANN401
     Args:
         config: where it is, and how it knows us.
         retries: of whatever finds no connection; 8 take some 15 seconds in all.
+
+    Raises:
+        ConfigError: the file of its password can't be read.
     """
-    password = (
-        config.password_file.read_text(encoding="utf-8").strip() if config.password_file else None
-    )
+    password = _read_password(config.password_file) if config.password_file else None
     tls: dict[str, Any] = config.tls()
     return Redis.from_url(
         config.url,
@@ -43,6 +45,15 @@ def open_redis(config: QueueConfig, retries: int) -> Any:  # noqa: ANN401
         retry=_TimedRetry(ExponentialBackoff(cap=2.0, base=0.05), retries=retries),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )
+
+
+def _read_password(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig").strip()
+    except OSError as error:
+        raise ConfigError(f"password file {file} can't be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"password file {file} isn't UTF-8: save it as UTF-8") from error
 
 
 class _TimedRetry(Retry):

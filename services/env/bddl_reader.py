@@ -77,8 +77,12 @@ def read_text(file: Path) -> str:
 
     Raises:
         BddlError: it is in neither.
+        ConfigError: the file can't be read.
     """
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be read ({error.strerror})") from error
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from vlarl.libero import SIMULATOR_PACKAGE, simulator_environment
+from vlarl.libero import PYOPENGL_PLATFORM, SIMULATOR_PACKAGE, simulator_environment
 
 _HOMES = {
     "libero": SIMULATOR_PACKAGE,
@@ -26,6 +26,9 @@ _HOMES = {
     "mujoco": "mujoco",
 }
 """The simulator's modules, and the packages that they are taken from."""
+
+_OPENGL_PLATFORMS = ("osmesa", "egl")
+"""The choices of `MUJOCO_GL` with which PyOpenGL has to agree."""
 
 _PREPARED: dict[str, str] = {}
 """Variables that `prepare` set, which nobody chose."""
@@ -59,8 +62,9 @@ def headless_environment(base: Mapping[str, str], egl_device: int | None) -> dic
     """`base` with the variables that one simulator process needs.
 
     Args:
-        base: Variables to start from; a choice made there wins, but for the device and for what
-            would lead to another LIBERO than the installed one.
+        base: Variables to start from; a choice made there wins, but for the device, for what
+            would lead to another LIBERO than the installed one, and for PyOpenGL's platform,
+            which follows from `MUJOCO_GL`.
         egl_device: GPU to render on; none: software rendering unless `base` chooses.
     """
     cache = cache_folder(base)
@@ -72,6 +76,8 @@ def headless_environment(base: Mapping[str, str], egl_device: int | None) -> dic
         **{name: value for name, value in base.items() if _PREPARED.get(name) != value},
     }
     environment = simulator_environment(environment)
+    if (platform := environment["MUJOCO_GL"].lower().strip()) in _OPENGL_PLATFORMS:
+        environment[PYOPENGL_PLATFORM] = platform
     # Where this package is: the process may start anywhere.
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     if egl_device is not None:
@@ -89,6 +95,7 @@ def prepare() -> None:
     wanted = headless_environment(os.environ, egl_device=None)
     os.environ["LIBERO_CONFIG_PATH"] = wanted.pop("LIBERO_CONFIG_PATH")
     del wanted["PYTHONPATH"]  # which would come too late
+    os.environ.pop(PYOPENGL_PLATFORM, None)
     for key, value in wanted.items():
         if key not in os.environ:
             os.environ[key] = _PREPARED[key] = value

@@ -63,7 +63,7 @@ class Simulator:
 
         Raises:
             BadCommandError: no placement, or an unknown camera.
-            UnknownTaskError: no such official initial state.
+            UnknownTaskError: no such official initial state, or it is another scene's.
         """
         cameras = list(command.cameras) or ["agentview"]
         if unknown := [camera for camera in cameras if camera not in self._scene.cameras]:
@@ -72,7 +72,8 @@ class Simulator:
         with self._timed("physics_seconds"):
             match command.WhichOneof("placement"):
                 case "init_state":
-                    state = self._task.init_state(command.init_state)
+                    length = len(self._scene.state())
+                    state = self._task.init_state(command.init_state, length)
                     self._scene.draw_official(command.init_state)
                     self._scene.set_state(state)
                 case "placement_seed":

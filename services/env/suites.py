@@ -4,8 +4,7 @@ folders of BDDL files of our own.
 
 from __future__ import annotations
 
-import difflib
-import tomllib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,19 +16,21 @@ import numpy.typing as npt
 from services.env.bddl_check import check_bddl
 from services.env.bddl_reader import instruction
 from vlarl.config import ConfigError
+from vlarl.config.files import read_toml
 from vlarl.libero import LIBERO_SUITES
+from vlarl.openvla.whereabouts import pointer_sentence
+from vlarl.suites import SHIPPED_NAMES, unknown_suite
 
 _SPEAKING_BDDL = ("_lan", "_task")
 """Variants whose instruction differs from their files' names, which are the suite's."""
 
-_MAX_NAME = 100
-"""Characters of an unknown suite's name that are looked at."""
+_DRAWS_STATES = "python -m services.env.init_states"
 
 OWN_STEP_LIMIT = 300
 """Control steps of an episode in a suite of our own whose suite.toml names none."""
 
-SHIPPED_SUITES = {name: Path(__file__).parent / "bddl" / name for name in ("reach", "approach")}
-"""Suites of our own that come with the package."""
+SHIPPED_SUITES = {name: Path(__file__).parent / "bddl" / name for name in SHIPPED_NAMES}
+"""Folders of the suites of our own that come with the package."""
 
 
 class UnknownTaskError(ValueError):
@@ -60,25 +61,38 @@ class SuiteTask:
 
     @cached_property
     def init_states(self) -> int:
-        """Number of official initial states."""
-        if self.states_file is None:
-            return 0
-        with np.load(self.states_file, allow_pickle=False) as archive:
-            return len(archive["states"])
-
-    def init_state(self, index: int) -> npt.NDArray[np.float64]:
-        """One official initial state: time, joint positions, joint velocities, flattened.
+        """Number of official initial states.
 
         Raises:
-            UnknownTaskError: there is none of this number.
+            ConfigError: their file can't be used.
+        """
+        return 0 if self.states_file is None else len(_read_states(self.states_file))
+
+    def init_state(self, index: int, length: int | None = None) -> npt.NDArray[np.float64]:
+        """One official initial state: time, joint positions, joint velocities, flattened.
+
+        Args:
+            index: its number.
+            length: how many values a state of the scene has; None: nobody has built it yet.
+
+        Raises:
+            UnknownTaskError: there is none of this number, or they are another scene's.
+            ConfigError: their file can't be used.
         """
         if self.states_file is None or not 0 <= index < self.init_states:
             raise UnknownTaskError(
                 f"{self.suite} task {self.index} has {self.init_states} official initial states, "
                 f"so there is no number {index}"
             )
-        with np.load(self.states_file, allow_pickle=False) as archive:
-            return np.asarray(archive["states"][index], dtype=np.float64)
+        states = _read_states(self.states_file)
+        if length not in (None, states.shape[1]):
+            raise UnknownTaskError(
+                f"{self.states_file}: its states have {states.shape[1]} values, those of the scene "
+                f"{self.bddl_file} have {length}: it was edited after they were drawn; draw them "
+                f"again with `{_DRAWS_STATES} {self.states_file.parent}`"
+            )
+        state: npt.NDArray[np.float64] = states[index]
+        return state
 
 
 class TaskCatalog:
@@ -90,8 +104,8 @@ class TaskCatalog:
             (`NAME.init.npz`); `suite.toml` may give `max_control_steps`.
 
     Raises:
-        ConfigError: a folder without BDDL files, a name that is taken, or a broken file, whose
-            line the message names.
+        ConfigError: a folder without BDDL files, a name that is taken, or a broken file, which the
+            message names, with the line.
     """
 
     def __init__(self, own_suites: Mapping[str, Path] | None = None) -> None:
@@ -116,13 +130,7 @@ class TaskCatalog:
             UnknownTaskError: no such suite.
         """
         if suite not in self._suites:
-            # A client may send megabytes, which difflib would chew for minutes.
-            suite = suite[:_MAX_NAME]
-            near = difflib.get_close_matches(suite, self._suites, n=1)
-            hint = f"did you mean {near[0]!r}? There" if near else "there"
-            raise UnknownTaskError(
-                f"unknown suite {suite!r}; {hint} are {', '.join(sorted(self._suites))}"
-            )
+            raise UnknownTaskError(unknown_suite(suite, self._suites))
         return self._suites[suite]
 
     def find(self, suite: str, index: int) -> SuiteTask:
@@ -172,28 +180,60 @@ def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
         raise ConfigError(f"suite {suite!r}: {folder}: {error.strerror}") from error
     if not files:
         raise ConfigError(f"suite {suite!r}: {folder} holds no .bddl file")
-    limit = OWN_STEP_LIMIT
-    settings = folder / "suite.toml"
-    if settings.is_file():
-        try:
-            values = tomllib.loads(settings.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{settings}: not TOML: {error}") from error
-        limit = values.pop("max_control_steps", OWN_STEP_LIMIT)
-        if values or not isinstance(limit, int) or limit < 1:
-            raise ConfigError(f"{settings}: max_control_steps (a positive integer) is all it holds")
-    return [
+    limit = _step_limit(folder / "suite.toml")
+    tasks = [
         SuiteTask(
             suite=suite,
             index=index,
             name=file.stem,
             instruction=check_bddl(file),
             bddl_file=file,
-            states_file=states if (states := file.with_suffix(".init.npz")).is_file() else None,
+            states_file=states if os.path.lexists(states := _states_beside(file)) else None,
             max_control_steps=limit,
         )
         for index, file in enumerate(files)
     ]
+    for task in tasks:
+        _ = task.init_states  # what is wrong with them is said now
+    return tasks
+
+
+def _step_limit(settings: Path) -> int:
+    if not os.path.lexists(settings):
+        return OWN_STEP_LIMIT
+    values = read_toml(settings)
+    limit = values.pop("max_control_steps", OWN_STEP_LIMIT)
+    if values or not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise ConfigError(f"{settings}: max_control_steps (a positive integer) is all it holds")
+    return limit
+
+
+def _states_beside(bddl_file: Path) -> Path:
+    return bddl_file.with_suffix(".init.npz")
+
+
+def _read_states(file: Path) -> npt.NDArray[np.float64]:
+    """All official initial states of a task: [n, 1 + nq + nv].
+
+    Raises:
+        ConfigError: the file can't be read, or holds something else.
+    """
+    if pointer := pointer_sentence(file):
+        raise ConfigError(pointer)
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            states = np.asarray(archive["states"], dtype=np.float64)
+        if states.ndim != 2 or not np.isfinite(states).all():
+            raise ValueError(f"`states` of shape {list(states.shape)} aren't finite rows")
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be read ({error.strerror or error})") from error
+    except Exception as error:  # whatever zipfile, zlib and numpy say of other files
+        cause = " ".join(str(error).split())
+        raise ConfigError(
+            f"{file}: no initial states as `{_DRAWS_STATES} {file.parent}` draws them ({cause}); "
+            "draw them again, or remove the file"
+        ) from error
+    return states
 
 
 def bddl_files(folder: Path) -> list[Path]:
@@ -202,9 +242,10 @@ def bddl_files(folder: Path) -> list[Path]:
     Raises:
         OSError: there is no such folder.
     """
-    # macOS leaves a file ._NAME of its own beside each that it copies.
+    # macOS leaves a file ._NAME of its own beside each that it copies. A link to nowhere stays:
+    # left out, it would change the numbers of all tasks after it.
     return sorted(
         file
         for file in folder.iterdir()
-        if file.suffix.lower() == ".bddl" and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() == ".bddl" and not file.name.startswith(".") and not file.is_dir()
     )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from vlarl.libero import has_simulator
+
 ROOT = Path(__file__).parents[2]
 HOOKS = """
 from tests.skips import *
@@ -105,11 +107,14 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_script(tree: Path) -> subprocess.CompletedProcess[str]:
+def run_script(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     command = [str(tree / "scripts/test.sh")]
     return subprocess.run(
-        command, env={**kept, **FEW_PLUGINS}, capture_output=True, encoding="utf-8"
+        command,
+        env={**kept, **FEW_PLUGINS, **environment},
+        capture_output=True,
+        encoding="utf-8",
     )
 
 
@@ -119,6 +124,33 @@ def test_what_fails_only_at_first_is_counted_and_named(tree: Path) -> None:
     assert done.returncode == 0, done.stdout
     told = "\nfailed at first, passed alone: 1\n  test_flaky.py::test_sometimes\n"
     assert done.stdout.endswith(told)
+
+
+def test_names_are_compared_in_the_order_in_which_they_were_sorted(tree: Path) -> None:
+    """Python's, not that of a locale which ignores case, and which this machine may not have."""
+    comm = tree / "bin/comm"
+    comm.parent.mkdir()
+    comm.write_text(f'#!/bin/sh\n[ "$LC_ALL" = C ] && exec {shutil.which("comm")} "$@"\n')
+    comm.chmod(0o755)
+    (tree / "test_flaky.py").write_text(FLAKY, encoding="utf-8")
+    done = run_script(tree, LC_ALL="", LANG="C.UTF-8", PATH=f"{comm.parent}:{os.environ['PATH']}")
+    assert done.stdout.endswith("passed alone: 1\n  test_flaky.py::test_sometimes\n")
+
+
+def test_a_folder_called_libero_is_no_simulator(tmp_path: Path) -> None:
+    """In a session beside a clone tests of simulators would fail instead of being left out."""
+    (tmp_path / "libero").mkdir()
+    (tmp_path / "libero" / "__init__.py").touch()
+    program = "from tests.skips import HAS_SIMULATOR; print(HAS_SIMULATOR)"
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    assert told.stdout == f"{has_simulator()}\n"
 
 
 def test_what_fails_alone_too_fails(tree: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlarl.config import AblationConfig, ConfigError, RunConfig, as_section, load_config, load_saved
 from vlarl.config.base import merge
-from vlarl.openvla.whereabouts import missing_folder
+from vlarl.openvla.whereabouts import folder_fault
 from vlarl.report.groups import differing_keys
 from vlarl.report.lines import read_lines
 from vlarl.report.run_folder import Run, read_run
@@ -140,8 +140,8 @@ def _planned(
 ) -> PlannedRun:
     folder = out / f"{variant}-{seed}"
     config = as_section(RunConfig, {**values, "name": folder.name, "seed": seed}, source)
-    if not config.policy.checkpoint.is_dir():
-        raise ConfigError(f"{source}: {missing_folder(config.policy.checkpoint)}")
+    if fault := folder_fault(config.policy.checkpoint):
+        raise ConfigError(f"{source}: {fault}")
     return PlannedRun(variant, config, folder)
 
 

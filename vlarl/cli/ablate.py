@@ -12,12 +12,14 @@ import typer
 from vlarl.cli.extras import missing_packages
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_section
 from vlarl.config import AblationConfig, ConfigError
+from vlarl.errors import FatalError
 from vlarl.invocation import invocation
 from vlarl.logs import configure_logging
 from vlarl.terminal import say, show
 
 if TYPE_CHECKING:
     from vlarl.ablation.plan import Ablation
+    from vlarl.env.v1 import env_pb2
 
 ConfigArgument = Annotated[
     Path, typer.Argument(help="TOML file of the table, e.g. configs/ablations-reach.toml.")
@@ -54,9 +56,10 @@ def ablate(
         variants.full = {}
         variants.hot.trainer.temperature = 1.5
 
-    All configurations are checked before the first run starts. Each run has a
-    folder, OUT/VARIANT-SEED, with its output in logs/up.log there; all variants
-    of the first seed come first, so that a table stands early.
+    All configurations, suites and checkpoints are checked before the first run
+    starts. Each run has a folder, OUT/VARIANT-SEED, with its output in
+    logs/up.log there; all variants of the first seed come first, so that a table
+    stands early.
 
     Finished runs are skipped and begun ones gone on with: after Ctrl-C, a crash
     or a failure the same command goes on. A run that fails is recorded in
@@ -84,17 +87,38 @@ def ablate(
 
 def _run(ablation: Ablation, resume: str, *, verbose: bool) -> int:
     from vlarl.ablation.series import UP, Series
-    from vlarl.cli.run import check_checkpoints
     from vlarl.stack.supervisor import supervise
 
-    for planned in ablation.runs[: len(ablation.config.variants)]:
-        check_checkpoints(planned.config)
+    _check_variants(ablation)
 
     async def supervised() -> int:
         series = Series(ablation, (*UP, "--verbose") if verbose else UP)
         return await supervise(series, series.run(), resume)
 
     return asyncio.run(supervised())
+
+
+def _check_variants(ablation: Ablation) -> None:
+    """Looks at what each variant runs on, as `vlarl up` will.
+
+    Raises:
+        ConfigError: something is missing, or can't be used; the message names the variant.
+    """
+    from vlarl.cli.run import check_checkpoints
+    from vlarl.stack import tasks
+
+    # A process of the simulator's environment lists a suite, which takes seconds.
+    listed: dict[object, list[env_pb2.TaskDescription]] = {}
+    for planned in ablation.runs[: len(ablation.config.variants)]:
+        config = planned.config
+        suite = config.tasks.suite, tuple(sorted(config.env.bddl_directories.items()))
+        try:
+            if suite not in listed:
+                listed[suite] = tasks.suite_tasks(config.env, config.tasks.suite)
+            tasks.choose_tasks(listed[suite], config.tasks.indices, config.evaluation.states_needed)
+            check_checkpoints(config)
+        except FatalError as error:
+            raise ConfigError(f"variants.{planned.variant}: {error}") from error
 
 
 def _same_command(config: Path, out: Path, overrides: list[str] | None) -> str:

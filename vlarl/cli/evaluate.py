@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from operator import attrgetter
@@ -14,6 +13,7 @@ import typer
 from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_config, read_saved
 from vlarl.cli.runs import check_reward
 from vlarl.config import ConfigError, RunConfig
+from vlarl.config.files import toml_value
 from vlarl.libero import LIBERO_SUITES
 from vlarl.logs import configure_logging
 from vlarl.ownership import owned
@@ -131,9 +131,9 @@ def evaluation_config(
         raise ConfigError("name the --suite to evaluate on, e.g. --suite libero_spatial")
     chosen = [f"evaluation.episodes_per_task={episodes_per_task}"]
     if checkpoint is not None:
-        chosen.append(f"policy.checkpoint={json.dumps(str(checkpoint))}")
+        chosen.append(f"policy.checkpoint={toml_value(str(checkpoint))}")
     if suite is not None:
-        chosen += [f"tasks.suite={json.dumps(suite)}", "tasks.indices=[]"]
+        chosen += [f"tasks.suite={toml_value(suite)}", "tasks.indices=[]"]
     if tasks is not None:
         chosen.append(f"tasks.indices={_numbers(tasks)}")
     read = partial(read_config, config) if run is None else partial(read_saved, _saved_config(run))

@@ -123,9 +123,14 @@ def _usage(settings: RunConfig) -> str:
 
 
 def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:
-    """Looks for the policy, and for the queue where nobody has just started one."""
+    """Looks at the suite's name, for the policy, and for the queue where nobody has just started
+    one.
+    """
     from vlarl.queue import check_queue
+    from vlarl.suites import check_suite
 
+    # The simulators' machine knows more of it, and may be another one.
+    check_suite(settings)
     _usage(settings)
     if first_rank() and not places:
         asyncio.run(check_queue(settings.queue))

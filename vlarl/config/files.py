@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 S = TypeVar("S", bound=Section)
 _MOVED = {"reward.gamma": "trainer.ppo.gamma"}
 """Keys that runs of older versions saved, and where they are now."""
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def load_section(root: type[S], path: Path | None, overrides: Iterable[str] = ()) -> S:
@@ -34,7 +36,7 @@ def load_section(root: type[S], path: Path | None, overrides: Iterable[str] = ()
         ConfigError: unreadable file, unknown key (the nearest known one is named), bad value.
     """
     source = str(path) if path else "configuration"
-    values = {} if path is None else _read_toml(path)
+    values = {} if path is None else read_toml(path)
     for override in overrides:
         values = merge(values, _parse_override(override))
     return as_section(root, values, source)
@@ -54,7 +56,7 @@ def load_saved(root: type[S], path: Path, overrides: Iterable[str] = ()) -> S:
     Raises:
         ConfigError: unreadable file, another kind of configuration, bad value, wrong override.
     """
-    values = _read_toml(path)
+    values = read_toml(path)
     for old, new in _MOVED.items():
         if (found := _taken(values, old)) is not None:
             _tell(f"{path}: {old}, of an older version, is {new} now")
@@ -73,13 +75,20 @@ def _tell(text: str) -> None:
     logger.warning("%s", text)
 
 
-def _read_toml(path: Path) -> dict[str, object]:
+def read_toml(path: Path) -> dict[str, object]:
+    """The tables of a TOML file, with or without a byte-order mark.
+
+    Raises:
+        ConfigError: it can't be read, or isn't TOML; the message names it.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8, as TOML is: {error.reason}") from error
+        raise ConfigError(
+            f"{path}: not UTF-8, as TOML is ({error.reason}); save the file as UTF-8"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
@@ -108,12 +117,36 @@ def as_section(root: type[S], values: Mapping[str, object], source: str) -> S:
         source: where they come from, for the error.
 
     Raises:
-        ConfigError: unknown key (the nearest known one is named), bad value.
+        ConfigError: unknown key (the nearest known one is named), bad value, text that no file can
+            hold.
     """
+    for key, text in _undecoded(values):
+        raise ConfigError(
+            f"{source}: {key}: {text!a} isn't UTF-8, which a configuration is saved in; if "
+            "that is a file's name, rename the file"
+        )
     try:
         return root.model_validate(values)
     except ValidationError as error:
         raise explain(root, error, source) from error
+
+
+def _undecoded(value: object, place: str = "") -> Iterator[tuple[str, str]]:
+    """Text with lone surrogates, with its key: of names on disk that aren't UTF-8, as Python has
+    them.
+    """
+    if isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            yield place, value
+    elif isinstance(value, Mapping):
+        for key, inside in value.items():
+            shown = str(key).encode("utf-8", "backslashreplace").decode()
+            here = f"{place}.{shown}".removeprefix(".")
+            yield from _undecoded(key, here)
+            yield from _undecoded(inside, here)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _undecoded(inside, place)
 
 
 def _parse_override(text: str) -> dict[str, object]:
@@ -157,11 +190,24 @@ def dump_toml(config: Section) -> str:
     return "\n".join(_toml_lines(config.model_dump(mode="json", exclude_none=True), ())) + "\n"
 
 
+def toml_value(value: object) -> str:
+    """A string, number, truth value, or list of them as TOML writes it."""
+    # JSON's are TOML's too, but for characters escaped in halves and for a raw DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml_key(name: str) -> str:
+    return name if _BARE_KEY.fullmatch(name) else toml_value(name)
+
+
 def _toml_lines(table: dict[str, object], path: tuple[str, ...]) -> list[str]:
-    # JSON's strings, numbers, booleans and arrays are TOML's too.
-    lines = [f"{k} = {json.dumps(v)}" for k, v in table.items() if not isinstance(v, dict)]
+    lines = [
+        f"{_toml_key(key)} = {toml_value(value)}"
+        for key, value in table.items()
+        if not isinstance(value, dict)
+    ]
     for key, value in table.items():
         if isinstance(value, dict) and value:
-            here = (*path, key)
+            here = (*path, _toml_key(key))
             lines += ["", f"[{'.'.join(here)}]", *_toml_lines(value, here)]
     return lines

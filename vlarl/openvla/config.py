@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from vlarl.errors import FatalError
 from vlarl.openvla.tokens import ACTION_BINS, ActionStats
-from vlarl.openvla.whereabouts import missing_folder, no_configuration, pointer_sentence
+from vlarl.openvla.whereabouts import folder_fault, no_configuration, pointer_sentence
 
 STATISTICS = "dataset_statistics.json"
 """Beside ``config.json``, whose ``norm_stats`` it replaces."""
@@ -133,15 +134,11 @@ class OpenVLAConfig:
             ConfigError: a file is missing or can't be used; the message names it.
         """
         directory = Path(directory)
-        if not directory.is_dir():
-            raise ConfigError(missing_folder(directory))
-        if not (directory / "config.json").exists():
-            raise ConfigError(no_configuration(directory))
-        raw = read_json(directory / "config.json")
+        raw = read_json(configuration_of(directory))
         norm_stats, statistics_file = _statistics(raw, directory)
         try:
             return cls._from_json(raw, norm_stats, statistics_file, _model_name(directory))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{directory / 'config.json'}: {cause}") from error
 
@@ -162,6 +159,9 @@ class OpenVLAConfig:
         on_libero = all(key.startswith("libero") for key in norm_stats)
         if not 0 <= raw["pad_token_id"] < text.vocab_size:
             raise ConfigError(f"pad_token_id {raw['pad_token_id']} is beyond the vocabulary")
+        center_crop = raw.get("center_crop", on_libero)
+        if not isinstance(center_crop, bool):
+            raise ConfigError(f"center_crop is {center_crop!r}; write true or false")
         is_v01 = "openvla-v01" in f"{raw.get('_name_or_path', '')} {name}"
         return cls(
             name=name,
@@ -171,7 +171,7 @@ class OpenVLAConfig:
             action_vocab_size=text.vocab_size - raw.get("pad_to_multiple_of", 64),
             pad_token_id=raw["pad_token_id"],
             norm_stats=norm_stats,
-            center_crop=bool(raw.get("center_crop", on_libero)),
+            center_crop=center_crop,
             center_crop_is_set="center_crop" in raw,
             statistics_file=statistics_file,
             vicuna_prompt=is_v01 or str(raw.get("llm_backbone_id", "")).startswith("vicuna"),
@@ -270,8 +270,9 @@ def _model_name(directory: Path) -> str:
 def _statistics(raw: Mapping[str, Any], directory: Path) -> tuple[dict[str, ActionStats], str]:
     """Statistics of every dataset, and the name of the file that holds them."""
     beside = directory / STATISTICS
-    path = beside if beside.exists() else directory / "config.json"
-    datasets = read_json(beside) if beside.exists() else raw.get("norm_stats") or {}
+    # A link to nowhere is said: those of config.json may be the base model's.
+    path = beside if os.path.lexists(beside) else directory / "config.json"
+    datasets = read_json(beside) if path == beside else raw.get("norm_stats") or {}
     if not datasets or not isinstance(datasets, dict):
         raise ConfigError(
             f"{path}: there are no norm_stats, here or in {STATISTICS}, and without them action "
@@ -280,13 +281,33 @@ def _statistics(raw: Mapping[str, Any], directory: Path) -> tuple[dict[str, Acti
     stats = {}
     for key, dataset in datasets.items():
         try:
-            stats[key] = ActionStats.from_json(dataset["action"])
-        except (KeyError, TypeError, ValueError) as error:
+            stats[key] = ActionStats.from_json(_table(_table(dataset)["action"]))
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{path}: action statistics of {key!r}: {cause}") from error
     if len({one.action_dim for one in stats.values()}) != 1:
         raise ConfigError(f"{path}: norm_stats must hold datasets of one action dimension")
     return stats, path.name
+
+
+def _table(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"there is {json.dumps(value)[:40]} instead of a table")
+    return value
+
+
+def configuration_of(directory: Path) -> Path:
+    """The config.json of a checkpoint's folder.
+
+    Raises:
+        ConfigError: there is no such folder, nobody may look into it, or it has none.
+    """
+    if fault := folder_fault(directory):
+        raise ConfigError(fault)
+    path = directory / "config.json"
+    if not os.path.lexists(path):
+        raise ConfigError(no_configuration(directory))
+    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:

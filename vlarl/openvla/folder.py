@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vlarl.errors import FatalError
 from vlarl.invocation import invocation
-from vlarl.openvla.config import ConfigError, OpenVLAConfig, read_json
-from vlarl.openvla.whereabouts import missing_folder, no_configuration, no_weights
+from vlarl.openvla.config import ConfigError, OpenVLAConfig, configuration_of, read_json
+from vlarl.openvla.whereabouts import folder_fault, no_weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -27,11 +28,7 @@ def is_openvla(directory: Path) -> bool:
     Raises:
         ConfigError: there is no such folder, or it doesn't say.
     """
-    if not directory.is_dir():
-        raise ConfigError(missing_folder(directory))
-    path = directory / "config.json"
-    if not path.exists():
-        raise ConfigError(no_configuration(directory))
+    path = configuration_of(directory)
     try:
         return bool(read_json(path)["model_type"] == "openvla")
     except KeyError as error:
@@ -45,7 +42,7 @@ def index_of(directory: Path) -> dict[str, str]:
         CheckpointError: the index can't be read.
     """
     index = directory / INDEX
-    if not index.exists():
+    if not os.path.lexists(index):
         return {}
     try:
         return {str(key): Path(name).name for key, name in read_json(index)["weight_map"].items()}
@@ -61,9 +58,10 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, or the index can't be read.
     """
-    if (directory / INDEX).exists():
+    # A link to nowhere counts as there: whoever opens it says which.
+    if os.path.lexists(directory / INDEX):
         return sorted(directory / name for name in set(index_of(directory).values()))
-    if (directory / SINGLE).exists():
+    if os.path.lexists(directory / SINGLE):
         return [directory / SINGLE]
     raise CheckpointError(no_weights(directory))
 
@@ -74,7 +72,7 @@ def judged_policy(directory: Path) -> OpenVLAConfig:
     Raises:
         ConfigError: its configuration is missing or can't be used.
     """
-    if not (directory / POLICY).is_dir():
+    if not os.path.lexists(directory / POLICY):
         raise ConfigError(
             f"{directory} is no judge: {POLICY}/, which says what its policy's action tokens are, "
             "is missing"
@@ -89,9 +87,9 @@ def reward_model_version(directory: Path) -> str:
         ConfigError: the folder holds no reward model.
     """
     card = directory / REWARD_CARD
-    if not directory.is_dir():
-        raise ConfigError(missing_folder(directory))
-    if not card.exists():
+    if fault := folder_fault(directory):
+        raise ConfigError(fault)
+    if not os.path.lexists(card):
         raise ConfigError(
             f"{directory} is no reward model ({REWARD_CARD} is missing): `{invocation()} reward "
             "train` makes one"

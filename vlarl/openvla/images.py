@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -186,7 +187,7 @@ class PixelNormalizer:
             ConfigError: the file is missing or has no ``tvf_normalize_params``.
         """
         path = Path(checkpoint) / "preprocessor_config.json"
-        if not path.exists():
+        if not os.path.lexists(path):
             raise ConfigError(
                 f"{path} is missing: copy it from the checkpoint that this one was made of"
             )
@@ -195,7 +196,7 @@ class PixelNormalizer:
             means = np.array([tower["mean"] for tower in towers], dtype=np.float64)
             stds = np.array([tower["std"] for tower in towers], dtype=np.float64)
             means, stds = means.reshape(len(towers), 3), stds.reshape(len(towers), 3)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"cannot read {path}: {error!r}") from error

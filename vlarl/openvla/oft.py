@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlarl.openvla.config import ConfigError
+
 _FILES = (
     "action_head--*",
     "proprio_projector--*",
@@ -24,12 +26,17 @@ def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
     Signs are the files of its heads, and a chunk of more than one action in the code beside the
     weights (read, never run) or in ``config.json``. Proprioceptive statistics are none: later
     scripts write them for plain OpenVLA, too.
+
+    Raises:
+        ConfigError: code beside the weights can't be read, so that nobody knows.
     """
     for pattern in _FILES:
         if found := sorted(directory.glob(pattern)):
             return found[0].name
     for path in sorted(directory.glob("*.py")):
-        code = _COMMENT.sub("", path.read_text(encoding="utf-8", errors="replace"))
+        if path.is_dir():
+            continue
+        code = _COMMENT.sub("", _text(path))
         # Imported from another file it has no number; plain code hasn't the name at all.
         sizes = {match[1] for match in _CHUNK.finditer(code)}
         if sizes and sizes - {None} != {"1"}:
@@ -39,3 +46,13 @@ def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
         if "action" in name and "chunk" in name and isinstance(value, int) and value > 1:
             return f"{key} = {value} in config.json"
     return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: can't be read ({error.strerror}), and it may say that this is OpenVLA-OFT: "
+            "download it again, or remove it"
+        ) from error

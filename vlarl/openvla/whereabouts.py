@@ -16,6 +16,19 @@ _OWN_FOLDERS = {"checkpoints", "policies", "rewards", "runs"}
 """Where the documentation puts checkpoints: a name below them is no hub's."""
 
 
+def folder_fault(directory: Path) -> str:
+    """What keeps a path from being a folder whose files can be looked for; empty: nothing."""
+    try:
+        if not directory.is_dir():
+            return missing_folder(directory)
+    except OSError as error:
+        return f"{directory} can't be looked at ({error.strerror})"
+    # Without the right to list it, no sign of another kind of model would be found.
+    if not os.access(directory, os.R_OK | os.X_OK):
+        return f"{directory} may not be entered and listed by this user (`chmod u+rx`)"
+    return ""
+
+
 def missing_folder(directory: Path) -> str:
     """Of a path that is no folder."""
     if directory.is_file():

@@ -142,8 +142,8 @@ def vector(name: str, value: object, length: int) -> NDArray[np.float32]:
     wanted = f"{name} must be {length} numbers"
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{wanted}: {error}") from error
+    except Exception as error:  # whatever a library's own arrays say: torch's of gradients
+        raise ValueError(f"{wanted}: {' '.join(str(error).split())}") from error
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{wanted}, not {_kind(value)} of {array.dtype}")
     if array.shape != (length,):

@@ -36,11 +36,22 @@ class TokenError(ConfigError):
     """A token file that can't be used."""
 
 
+def check_token(token: str) -> None:
+    """Makes sure that a header can carry a token.
+
+    Raises:
+        TokenError: it can't.
+    """
+    if not (token.isascii() and token.isprintable()):
+        raise TokenError("a token is one line of printable ASCII characters")
+
+
 class TokenFile:
     """The tokens in a file, one a line; re-read when the file changes.
 
     Raises:
-        TokenError: the file is missing or has no token when it is first read.
+        TokenError: the file is missing, or has no token, or one that can't be sent, when it is
+            first read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,15 +66,21 @@ class TokenFile:
             stat = self._path.stat()
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if stamp != self._stamp:
-                lines = self._path.read_text(encoding="utf-8").splitlines()
-                self._tokens = tuple(s for s in map(str.strip, lines) if s) or self._tokens
+                self._tokens = self._read() or self._tokens
                 self._stamp = stamp
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, TokenError) as error:
             if not self._tokens:
                 raise TokenError(f"token file {self._path} can't be read: {error}") from error
         if not self._tokens:
             raise TokenError(f"token file {self._path} is empty")
         return self._tokens
+
+    def _read(self) -> tuple[str, ...]:
+        lines = self._path.read_text(encoding="utf-8-sig").splitlines()
+        found = tuple(token for token in map(str.strip, lines) if token)
+        for token in found:
+            check_token(token)
+        return found
 
     def authorization(self) -> str:
         """What a client sends as its `authorization` header."""

@@ -13,7 +13,7 @@ import grpc
 
 from vlarl.config.network import ChannelConfig
 from vlarl.rpc.arguments import optional_text
-from vlarl.rpc.auth import TokenError, TokenFile
+from vlarl.rpc.auth import TokenFile, check_token
 
 
 class Presets:
@@ -24,12 +24,11 @@ class Presets:
 
         Raises:
             ValueError: the token is no text.
-            TokenError: the token file is missing or empty, or the token can't be sent.
+            TokenError: the token file is missing or empty, or a token can't be sent.
         """
         self.timeout = config.timeout_seconds
         self._token = optional_text("token", token).strip()
-        if not (self._token.isascii() and self._token.isprintable()):
-            raise TokenError("a token is one line of printable ASCII characters")
+        check_token(self._token)
         file = config.token_file
         self._file = TokenFile(file) if file and not self._token else None
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from vlarl.config import ConfigError, RunConfig
 from vlarl.invocation import invocation
-from vlarl.libero import has_simulator, simulator_environment
+from vlarl.libero import SIMULATOR_PACKAGE, has_simulator, simulator_environment
 from vlarl.ownership import admission, lock_of
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.stack.ranks import ranks_command
@@ -46,10 +46,15 @@ def simulator_python() -> Path:
     """
     if has_simulator():
         return Path(sys.executable)
-    beside = Path(sys.prefix).parent / ".venv-sim" / "bin" / "python"
-    if not beside.exists():
-        raise ConfigError(f"no simulator environment at {beside}; run `make setup`")
-    return beside
+    here = Path(sys.prefix)
+    beside = here.parent / ".venv-sim"
+    # A command that starts itself over in that environment would do so for ever.
+    if beside.resolve() == here.resolve():
+        raise ConfigError(f"{beside} has no {SIMULATOR_PACKAGE}; run `make setup`")
+    python = beside / "bin" / "python"
+    if not python.exists():
+        raise ConfigError(f"no simulator environment at {python}; run `make setup`")
+    return python
 
 
 def free_address() -> str:

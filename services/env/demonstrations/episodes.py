@@ -67,9 +67,13 @@ def start(
     placement_seed: int | None = None,
     init_state: int | None = None,
 ) -> None:
-    """Sets a scene up as the simulator does at a reset: one of the two placements, then rest."""
+    """Sets a scene up as the simulator does at a reset: one of the two placements, then rest.
+
+    Raises:
+        UnknownTaskError: no such official initial state, or it is another scene's.
+    """
     if init_state is not None:
-        state = task.init_state(init_state)
+        state = task.init_state(init_state, len(scene.state()))
         scene.draw_official(init_state)
         scene.set_state(state)
     else:

@@ -19,9 +19,10 @@ from services.env.demonstrations.hdf5 import (
     read_episode,
     read_header,
 )
-from services.env.demonstrations.orders import RenderOrder, Settings
+from services.env.demonstrations.orders import RenderOrder, SceneError, Settings
 from services.env.demonstrations.rendering import Renderer
 from services.env.demonstrations.steps import in_dataset_units
+from services.env.scene import BrokenSceneError
 from services.env.suites import TaskCatalog
 from vlarl.demonstrations import Dataset, TaskSamples, read_dataset
 from vlarl.openvla.images import Frame, decode_image
@@ -124,7 +125,7 @@ def filmed(
         suites: Suites of our own: name = folder of BDDL files.
 
     Raises:
-        FatalError: nothing to be read is here.
+        FatalError: nothing to be read is here, or a scene can't be built or placed.
     """
     if is_dataset(path):
         dataset = read_dataset(path)
@@ -133,8 +134,12 @@ def filmed(
     repeat = common_repeat(sources, None)
     settings = Settings(job="render", profile="fast", suites=dict(suites), action_repeat=repeat)
     renderer = Renderer(settings)
-    shown = [frames for source in sources for frames in _rendered(renderer, source, episodes)]
-    renderer.close()
+    try:
+        shown = [frames for source in sources for frames in _rendered(renderer, source, episodes)]
+    except BrokenSceneError as error:
+        raise SceneError(str(error)) from error
+    finally:
+        renderer.close()
     return shown, _CONTROL_RATE / repeat
 
 

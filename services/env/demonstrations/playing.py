@@ -10,6 +10,7 @@ from services.env.demonstrations.parts import save_episode
 from services.env.demonstrations.stage import Stages
 from services.env.experts.goals import NoExpertError
 from services.env.scene import BrokenSceneError, DivergedError, NoRoomError
+from services.env.suites import UnknownTaskError
 
 
 class Player:
@@ -39,7 +40,7 @@ class Player:
             episode = play(stage.scene, stage.sight, limit, how, rng)
         except (DivergedError, NoRoomError) as error:
             return Answer(success=False, error=str(error))
-        except (BrokenSceneError, NoExpertError) as error:
+        except (BrokenSceneError, NoExpertError, UnknownTaskError) as error:
             return Answer(success=False, error=str(error), hopeless=True)
         if wanted.part is not None and (episode.success or wanted.keep_failures):
             save_episode(wanted.part, episode, wanted.placement_seed)

@@ -327,3 +327,24 @@ def test_inspection_shows_numbers_and_pictures(collected: Path, tmp_path: Path) 
     with Image.open(tmp_path / "episodes.png") as sheet:
         assert sheet.size == (8 * 258, 2 * 258)
     assert (tmp_path / "episodes.mp4").stat().st_size > 1000
+
+
+def test_inspecting_a_scene_without_room_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from services.env.scene import BrokenSceneError
+    from vlarl.cli import app
+
+    def no_room(*_: object) -> None:
+        raise BrokenSceneError("crowd.bddl: there is no room; widen their :ranges")
+
+    monkeypatch.setattr("services.env.demonstrations.stage.Scene", no_room)
+    pictures = tmp_path / "pictures"
+    shown = CliRunner().invoke(
+        app, ["demos", "inspect", str(variant(tmp_path)), "--out", str(pictures)]
+    )
+    assert shown.exit_code == 1
+    assert shown.output.endswith("\nerror: crowd.bddl: there is no room; widen their :ranges\n")
+    assert not pictures.exists()

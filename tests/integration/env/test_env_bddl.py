@@ -71,3 +71,48 @@ def test_a_draw_without_room_costs_one_episode_and_not_the_task(
     assert refused.kind is Kind.REFUSED
     assert b"there is no room for all objects" in refused.payload
     assert simulators.answer(asked).kind is Kind.ANSWER
+
+
+@pytest.fixture
+def outdated(tmp_path: Path) -> Path:
+    """A suite of one task whose states were drawn before a second bowl came into its scene."""
+    from services.env.init_states import draw
+    from services.env.suites import SHIPPED_SUITES
+
+    (reach,) = SHIPPED_SUITES["reach"].glob("*.bddl")
+    scene = tmp_path / "two_bowls.bddl"
+    text = reach.read_text("utf-8")
+    scene.write_text(text, "utf-8")
+    draw(scene, count=2)
+    region = "main_table_bowl_region)"
+    text = text.replace("akita_black_bowl_1 -", "akita_black_bowl_1 akita_black_bowl_2 -")
+    text = text.replace(region, f"{region} (On akita_black_bowl_2 {region}")
+    scene.write_text(text.replace("-0.065 -0.075 0.065 0.075", "-0.3 -0.3 0.3 0.3"), "utf-8")
+    return tmp_path
+
+
+def test_states_of_another_scene_are_refused_and_the_simulator_goes_on(outdated: Path) -> None:
+    from services.env.child import _Tasks
+    from services.env.demonstrations.orders import PlayOrder, Settings
+    from services.env.demonstrations.playing import Player
+    from services.env.wire import Kind
+
+    config = EnvConfig(
+        bddl_directories={"mine": outdated}, profile="fast", render_size=32, settle_steps=0
+    )
+    task = rollout_pb2.Task(suite="mine", index=0)
+    tasks = _Tasks(config)
+    stale = env_pb2.InteractRequest(reset=env_pb2.ResetEpisode(task=task, init_state=1))
+    sentence = f"{outdated / 'two_bowls.init.npz'}: its states have "
+    for _ in range(2):
+        answer = tasks.answer(stale)
+        assert answer.kind is Kind.REFUSED
+        assert answer.payload.decode().startswith(sentence)
+    drawn = env_pb2.InteractRequest(reset=env_pb2.ResetEpisode(task=task, placement_seed=1))
+    assert tasks.answer(drawn).kind is Kind.ANSWER
+
+    player = Player(Settings(job="play", profile="fast", suites={"mine": outdated}))
+    order = PlayOrder(suite="mine", index=0, number=0, init_state=1)
+    played = player.do(order.model_dump_json())
+    assert (played.success, played.hopeless) == (False, True)
+    assert str(played.error).startswith(sentence)

@@ -75,6 +75,34 @@ def test_a_mistake_in_the_last_variant_starts_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ("tasks.suite = 'rech'", "variants.last: unknown suite 'rech'; did you mean 'reach'? The"),
+        (
+            "tasks.indices = [3]",
+            "variants.last: suite 'reach' has tasks 0 to 0, so there is no number 3",
+        ),
+        (
+            "tasks.suite = 'approach'\nevaluation.episodes_per_task = 60",
+            "variants.last: task 0 of suite 'approach' has 50 official initial states, fewer than ",
+        ),
+    ],
+)
+def test_a_variant_of_a_suite_that_is_not_there_starts_nothing(
+    tmp_path: Path, changes: str, sentence: str
+) -> None:
+    further = f"[variants.last]\n{changes}\n"
+    file = write_table(tmp_path, further)
+    policy = f"common.policy.checkpoint={ROOT / 'policies/reach'}"
+    arguments = ["ablate", str(file), "--set", policy, "--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1
+    assert refused.output.startswith(f"error: {sentence}")
+    assert len(refused.output.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_seed_twice_and_a_missing_base_are_named(tmp_path: Path) -> None:
     file = write_table(tmp_path)
     with pytest.raises(ConfigError, match="seeds names 7 twice"):

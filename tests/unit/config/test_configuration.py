@@ -18,6 +18,7 @@ from vlarl.config import (
     SecurityConfig,
     ServerConfig,
     SftConfig,
+    as_section,
     dump_toml,
     load_config,
     load_section,
@@ -37,6 +38,38 @@ def test_the_dumped_configuration_reads_back_equal(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(dump_toml(config))
     assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    "name", ["\U0001f600 robot", "müller's [2]", "a\x7fb", 'c:\\new "x"', "tab\there", "\u2028"]
+)
+def test_any_name_reads_back_equal(tmp_path: Path, name: str) -> None:
+    """As a value, and as a key of a table that users name."""
+    values = {
+        "policy": {"checkpoint": f"/data/{name}"},
+        "env": {"bddl_directories": {name: "/bddl"}, "cameras": [name]},
+    }
+    config = as_section(RunConfig, values, "test")
+    save_config(config, tmp_path / "run")
+    assert load_config(tmp_path / "run/config.toml") == config
+    assert config.policy.checkpoint == Path("/data") / name
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"policy": {"checkpoint": "/data/\udcfc"}}, "policy.checkpoint"),
+        ({"env": {"cameras": ["\udcfc"]}}, "env.cameras"),
+        ({"env": {"bddl_directories": {"\udcfc": "/bddl"}}}, r"env.bddl_directories.\udcfc"),
+    ],
+)
+def test_a_name_that_is_not_utf8_is_refused(values: dict[str, object], key: str) -> None:
+    """Of a file on disk, whose bytes Python hands on as lone surrogates."""
+    with pytest.raises(ConfigError) as refused:
+        as_section(RunConfig, values, "run.toml")
+    assert str(refused.value).startswith(f"run.toml: {key}: ")
+    assert r"\udcfc' isn't UTF-8" in str(refused.value)
+    assert "rename the file" in str(refused.value)
 
 
 def test_a_fine_tuning_run_reads_back_equal(tmp_path: Path) -> None:
@@ -147,6 +180,15 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     broken.write_text("[trainer\n")
     with pytest.raises(ConfigError, match=r"broken.toml: not TOML"):
         load_config(broken)
+    broken.write_text('name = "m\u00fcller"\n', encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"broken.toml: not UTF-8.*; save the file as UTF-8"):
+        load_config(broken)
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
+    marked = tmp_path / "marked.toml"
+    marked.write_text("seed = 3\n", encoding="utf-8-sig")
+    assert load_config(marked).seed == 3
 
 
 def test_every_key_is_explained() -> None:

@@ -83,6 +83,17 @@ def test_a_suite_is_whole_unless_tasks_are_named() -> None:
     assert (some.tasks.suite, some.tasks.indices) == ("libero_10", (0, 7))
 
 
+@pytest.mark.parametrize("name", ["\U0001f600", "a\x7fb", 'it\'s [2] = "x"', "müller"])
+def test_a_checkpoint_may_have_any_name(name: str) -> None:
+    assert configured(checkpoint=Path(name), suite="reach").policy.checkpoint == Path(name)
+    assert configured(config=EMBEDDED, suite=name).tasks.suite == name
+
+
+def test_a_checkpoints_name_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(typer.BadParameter, match=r"policy.checkpoint: 'a\\udcfc' isn't UTF-8"):
+        configured(checkpoint=Path("a\udcfc"), suite="reach")
+
+
 def test_a_run_or_one_of_its_checkpoints_brings_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(EMBEDDED.read_text())
     named = tmp_path / "checkpoints" / "iteration-00003"

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from tests.integration.trainer.demonstrated import sft_config, task_samples, write_dataset
 from vlarl.cli import app, main
-from vlarl.config import dump_toml
+from vlarl.config import RunConfig, TasksConfig, dump_toml
+from vlarl.suites import check_suite
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
@@ -108,6 +109,29 @@ def test_a_trainer_without_a_queue_says_what_starts_one(tmp_path: Path) -> None:
     said = refusal(tmp_path / "run", "train", str(ROOT / "configs/reach.toml"), "--set", url)
     assert said.startswith(f"error: no queue at unix://{tmp_path}/nothing: ")
     assert " up CONFIG` starts one with everything else" in said
+
+
+def test_a_trainer_looks_at_the_suites_name_before_the_policy(tmp_path: Path) -> None:
+    """Its machine may have no simulator, nor the folders of the simulators' own suites."""
+    reach = str(ROOT / "configs/reach.toml")
+    nowhere = ["--set", "policy.checkpoint=nowhere"]
+    names = {
+        "libero_spacial": "unknown suite 'libero_spacial'; did you mean 'libero_spatial'? There ",
+        "mien": "unknown suite 'mien'; did you mean 'mine'? There are approach, libero_10, ",
+        "mine": "there is no checkpoint folder nowhere (seen from ",
+        "approach": "there is no checkpoint folder nowhere (seen from ",
+    }
+    for suite, sentence in names.items():
+        own = ["--set", "env.bddl_directories.mine=/elsewhere", "--set", f"tasks.suite={suite}"]
+        said = refusal(tmp_path / "run", "train", reach, *own, *nowhere)
+        assert said.startswith(f"error: {sentence}")
+
+
+def test_the_suites_that_a_trainer_knows_are_all_there_are() -> None:
+    from services.env.suites import SHIPPED_SUITES
+
+    for suite in SHIPPED_SUITES:
+        check_suite(RunConfig(tasks=TasksConfig(suite=suite)))
 
 
 def test_a_policy_that_nobody_serves_says_how_to_serve_one() -> None:

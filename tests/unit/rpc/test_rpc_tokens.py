@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from vlarl.client import PolicyClient
+from vlarl.config import ConfigError, QueueConfig
+from vlarl.queue_connection import open_redis
 from vlarl.rpc.auth import TokenError, TokenFile
 
 
@@ -58,3 +61,51 @@ def test_a_missing_or_empty_file_is_refused_at_the_start(tmp_path: Path) -> None
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(TokenError, match="is empty"):
         TokenFile(tmp_path / "empty")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("secret\n", encoding="utf-8-sig")
+    assert TokenFile(file).authorization() == "Bearer secret"
+
+
+NO_TOKENS = ["caf\u00e9\n", "good\nm\u00fcller\n", "a\x07b", "\ufeff\ufeffsecret"]
+
+
+@pytest.mark.parametrize("content", NO_TOKENS)
+def test_a_token_that_no_header_carries_is_refused_with_its_file(
+    tmp_path: Path, content: str
+) -> None:
+    """A server's file is refused as a client's is: nobody could send such a token."""
+    file = tmp_path / "token"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(TokenError) as refused:
+        TokenFile(file)
+    assert str(refused.value) == (
+        f"token file {file} can't be read: a token is one line of printable ASCII characters"
+    )
+    with pytest.raises(TokenError, match="printable ASCII"):
+        PolicyClient("127.0.0.1:1", token_file=file)
+
+
+def test_nor_does_it_take_the_place_of_the_last_good_one(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("good")
+    tokens = TokenFile(file)
+    file.write_text("caf\u00e9")
+    assert tokens.authorization() == "Bearer good"
+    file.write_text("better")
+    assert tokens.authorization() == "Bearer better"
+
+
+def test_the_queues_password_is_read_alike(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    config = QueueConfig(url="redis://127.0.0.1:1", password_file=file)
+    with pytest.raises(ConfigError, match=r"password can't be read \(No such file"):
+        open_redis(config, retries=0)
+    file.write_bytes(b"m\xfcller")
+    with pytest.raises(ConfigError, match="password isn't UTF-8: save it as UTF-8"):
+        open_redis(config, retries=0)
+    file.write_text("m\u00fcller\n", encoding="utf-8-sig")
+    known = open_redis(config, retries=0).connection_pool.connection_kwargs
+    assert "m\u00fcller" in known.values()
