@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import robosuite
 
 from services.env.demonstrations.arm import finger_opening, hand_positions
 from services.env.demonstrations.converting import ORIGINS, Source, convert, find_sources
+from services.env.demonstrations.crew import WorkerDiedError
 from services.env.demonstrations.examining import Terms, examine
 from services.env.demonstrations.hdf5 import DemoFileError, read_episode
-from services.env.demonstrations.orders import Settings
+from services.env.demonstrations.orders import RenderOrder, Settings
 from services.env.suites import TaskCatalog
 from tests.recordings import (
     RECORDED,
@@ -287,3 +289,28 @@ def test_what_rendered_nothing_leaves_nothing_and_what_was_read_otherwise_stays(
     for terms, key in (({"keep_failures": True}, "keep_failures"), ({"clip": True}, "conventions")):
         with pytest.raises(DatasetError, match=f"made with another {key}: delete it"):
             converted(**terms)
+
+
+def test_what_goes_wrong_at_the_first_frame_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is killed leaves a part half written."""
+    out = tmp_path / "dataset"
+
+    async def killed(
+        settings: Settings, processes: int, next_order: Callable[[], RenderOrder], _: object
+    ) -> None:
+        partial = next_order().part.with_suffix(".partial")
+        partial.parent.mkdir(parents=True)
+        partial.touch()
+        raise WorkerDiedError("its last words are above")
+
+    monkeypatch.setattr("services.env.demonstrations.converting.run_crew", killed)
+    sources = find(variant(tmp_path / "demos"))
+    for existed in (False, True):
+        if existed:
+            out.mkdir()
+        with pytest.raises(WorkerDiedError, match="its last words"):
+            asyncio.run(convert(sources, Settings(job="render", profile="fast"), out, 1))
+        assert out.exists() == existed
+        assert not existed or not [*out.iterdir()]
