@@ -48,6 +48,11 @@ class Terms:
     trust_actions: bool = False
     """Whether actions are taken that the hand's motion contradicts."""
 
+    @property
+    def reinterpret(self) -> bool:
+        """Whether they say what a file's numbers mean."""
+        return self.gripper is not None or self.clip or self.scale != (1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Examined:
@@ -90,6 +95,11 @@ def examine(path: Path, terms: Terms) -> Examined:
             demonstration that can be used.
     """
     header = read_header(path)
+    if header.ours and terms.reinterpret:
+        raise DemoFileError(
+            f"{path} is of `demos collect`, which says what its numbers mean: leave out --gripper, "
+            "--clip and --action-scale, or convert others' files apart"
+        )
     episodes: dict[str, Episode] = {}
     left_out: dict[str, str] = {}
     for demo in header.demos:
@@ -98,7 +108,8 @@ def examine(path: Path, terms: Terms) -> Examined:
         except DemoFileError as error:
             left_out[demo] = str(error).removeprefix(f"{path}: ")
             continue
-        if not (episodes[demo].success or terms.keep_failures):
+        # Of others' the scene tells: their rewards and dones are what each made of them.
+        if header.ours and not (episodes[demo].success or terms.keep_failures):
             left_out[demo] = f"{demo} never reaches its goal; --keep-failures takes it"
             del episodes[demo]
     moving = Conventions(scale=terms.scale, clip=terms.clip)  # whatever the gripper does
@@ -145,7 +156,7 @@ def _conventions(
         DemoFileError: it can't be told.
     """
     if header.ours:
-        return Conventions(), "as ours are", ()
+        return moving, "as ours are", ()
     commands = np.concatenate([episode.actions[:, 6] for episode in episodes.values()])
     signed = bool(commands.min() < 0)
     chosen = moving.model_copy(update={"signed": signed})

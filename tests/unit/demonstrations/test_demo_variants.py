@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,6 @@ def positions(data: Any) -> None:  # noqa: ANN401
         (changed("actions", lambda a: a * np.nan), {}, "demo_0/actions is not finite"),
         (changed("actions", lambda a: np.hstack([a, a[:, 6:]])), {}, r"actions \[77, 8\]"),
         (changed("states", lambda s: s[:, :-13]), {}, "states of 79 numbers, the scene of .* 92"),
-        (changed("rewards", lambda r: 0 * r), {}, "never reaches its goal; --keep-failures"),
         (lambda d: [d[n].pop("states") for n in d], {}, "demo_0 has no 'states'"),
         (lambda d: d.attrs.__setitem__("bddl_file_name", "m/mug.bddl"), {}, "names the task 'mug'"),
     ],
@@ -164,9 +164,6 @@ def test_an_option_says_what_the_file_does_not(tmp_path: Path, executed: np.ndar
     variant(tmp_path / "metres", metres)
     (source,) = find(tmp_path / "metres", scale=(20.0, 20.0))
     np.testing.assert_allclose(simulators_actions(source), executed)
-    variant(tmp_path / "failed", changed("rewards", lambda rewards: 0 * rewards))
-    (source,) = find(tmp_path / "failed", keep_failures=True)
-    assert source.demos == ("demo_0", "demo_1")
     variant(tmp_path / "trusted", acted(-1))
     (source,) = find(tmp_path / "trusted", trust_actions=True)
     assert source.demos == ("demo_0", "demo_1")
@@ -179,8 +176,6 @@ def test_an_option_says_what_the_file_does_not(tmp_path: Path, executed: np.ndar
         (changed("actions", lambda a: np.where(a > 9, a, np.inf), "demo_1"), "is not finite"),
         (changed("states", lambda s: s[:, :-13], "demo_1"), "demo_1 has states of 79 numbers"),
         (changed("states", lambda s: s[::-1], "demo_1"), "demo_1 has a hand that doesn't move"),
-        (changed("rewards", lambda r: r * 0, "demo_1"), "demo_1 never reaches its goal"),
-        (changed("rewards", lambda r: r[:3], "demo_1"), r"demo_1 has 75 actions and rewards \[3\]"),
         (lambda d: d["demo_1"].pop("states"), "demo_1 has no 'states'"),
         (
             changed("actions", lambda a: np.full(a.shape, b"x"), "demo_1"),
@@ -200,6 +195,37 @@ def test_one_bad_demonstration_is_left_out_and_named(
     with pytest.raises(DemoFileError, match=reason):
         raise DemoFileError(next(iter(left_out.values())))
     assert set(source.demos) == {*source.examined.header.demos} - {*left_out}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        changed("rewards", lambda r: 0 * r),
+        changed("rewards", lambda r: r[:3]),
+        changed("rewards", lambda r: r[:, None] * np.nan),
+        changed("robot_states", lambda r: r[:, :4]),
+        lambda d: [d[n].attrs.__setitem__("success", "False") for n in d],
+    ],
+)
+def test_what_rewards_say_the_scene_knows_better(tmp_path: Path, edit: Edit) -> None:
+    path = variant(tmp_path, edit)
+    (source,) = find(tmp_path)
+    assert source.demos == ("demo_0", "demo_1")
+    assert not any(read_episode(path, demo).seen_to_succeed for demo in source.demos)
+
+
+def test_our_own_files_say_what_they_mean(tmp_path: Path) -> None:
+    path = tmp_path / RECORDED.name
+    shutil.copyfile(RECORDED, path)
+    assert find(path)[0].examined.told_by == "as ours are"
+    for terms in ({"gripper": "open-is-1"}, {"clip": True}, {"scale": (1.0, 2.0)}):
+        with pytest.raises(DemoFileError, match=r"of `demos collect`.*leave out --gripper, --clip"):
+            find(path, **terms)
+    with h5py.File(path, "r+") as file:
+        file["data/demo_1"].attrs["success"] = False
+    (source,) = find(path)
+    assert source.examined.left_out["demo_1"].endswith("its goal; --keep-failures takes it")
+    assert find(path, keep_failures=True, trust_actions=True)[0].demos == ("demo_0", "demo_1")
 
 
 def test_demonstrations_of_two_conventions_are_not_mixed(tmp_path: Path) -> None:
