@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlarl.openvla.config import ConfigError, read_json
+
 _FILES = (
     "action_head--*",
     "proprio_projector--*",
@@ -25,9 +27,8 @@ def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
     weights (read, never run) or in ``config.json``. Proprioceptive statistics are none: later
     scripts write them for plain OpenVLA, too.
     """
-    for pattern in _FILES:
-        if found := sorted(directory.glob(pattern)):
-            return found[0].name
+    if heads := oft_heads(directory):
+        return heads
     for path in sorted(directory.glob("*.py")):
         code = _COMMENT.sub("", path.read_text(encoding="utf-8", errors="replace"))
         # Imported from another file it has no number; plain code hasn't the name at all.
@@ -39,3 +40,22 @@ def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
         if "action" in name and "chunk" in name and isinstance(value, int) and value > 1:
             return f"{key} = {value} in config.json"
     return ""
+
+
+def oft_heads(directory: Path) -> str:
+    """A file of its heads that lies in a folder; empty: there is none."""
+    for pattern in _FILES:
+        if found := sorted(directory.glob(pattern)):
+            return found[0].name
+    return ""
+
+
+def oft_sign_of_adapter(directory: Path, config: Mapping[str, Any]) -> str:
+    """`oft_sign` of an adapter, which its fine-tuning writes one level below the heads."""
+    if sign := oft_sign(directory, config):
+        return sign
+    above = directory.resolve().parent
+    try:
+        return oft_sign(above, read_json(above / "config.json"))
+    except ConfigError:  # no checkpoint lies there: code of somebody's says nothing of this one
+        return oft_heads(above)
