@@ -23,6 +23,8 @@ from services.env.demonstrations.motion import (
     turn_fit,
 )
 
+pytestmark = pytest.mark.sim
+
 
 def moved(actions: np.ndarray, share: float = 1.0) -> np.ndarray:
     """A hand that follows actions two steps late."""
