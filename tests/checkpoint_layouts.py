@@ -279,6 +279,10 @@ BROKEN: dict[str, tuple[Layout, list[str]]] = {
         tensor(LM_HEAD, torch.zeros(832, 64, dtype=torch.int8)),
         ["weights are quantised", "bfloat16"],
     ),
+    "quantised where no name says so": (
+        tensor("language_model.model.norm.weight", torch.zeros(64, dtype=torch.uint8)),
+        ["weights are quantised (language_model.model.norm.weight is U8)", "bfloat16"],
+    ),
     "a cache": (cached, ["the hub's cache", "name {}/snapshots/0123abcd"]),
     "a run": (
         then(cached, lambda folder: (folder / "snapshots/0123abcd").rename(folder / "checkpoint")),

@@ -216,9 +216,11 @@ def describe_dataset(directory: Path, capture: Capture) -> None:
 
 
 def abandon_dataset(directory: Path, *, keep_folder: bool) -> None:
-    """Takes back the description of a dataset to which no task was added."""
+    """Takes back the description of a dataset to which no task was added, and the folder, unless
+    something else lies in it.
+    """
     (directory / _DESCRIPTION).unlink(missing_ok=True)
-    if not keep_folder:
+    if not keep_folder and not any(directory.iterdir()):
         directory.rmdir()
 
 

@@ -26,7 +26,7 @@ from vlarl.openvla.checkpoint import CheckpointReader, NotFiniteError, save_tens
 from vlarl.openvla.config import STATISTICS, ConfigError, read_json
 from vlarl.openvla.folder import INDEX, SINGLE, CheckpointError, is_openvla, weight_files
 from vlarl.openvla.headers import read_header
-from vlarl.openvla.oft import oft_sign
+from vlarl.openvla.oft import oft_sign_of_adapter
 from vlarl.openvla.whereabouts import (
     ADAPTER_CONFIG,
     missing_folder,
@@ -37,6 +37,9 @@ from vlarl.openvla.wholeness import check_any, check_openvla, check_settings
 
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_PLAIN_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""`init_lora_weights` by which PEFT leaves the base as it was; others (pissa, olora, corda, loftq,
+lora_ga) take from it what the factors begin with."""
 _LEFT_BEHIND = {".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf"}
 
 
@@ -69,7 +72,7 @@ class Adoption:
             if self.statistics is not None:
                 shutil.copyfile(self.statistics, folder / STATISTICS)
             save_tensors(folder, _reported(_apart(self.tensors()), seen))
-            check_any(folder)
+            self._check(folder)
         except NotFiniteError as error:
             raise CheckpointError(
                 f"{self.files}: its weights have numbers that aren't finite: no policy acts by them"
@@ -77,6 +80,16 @@ class Adoption:
         except KeyboardInterrupt:
             shutil.rmtree(folder)
             raise
+
+    def _check(self, folder: Path) -> None:
+        """`check_any`, in whose sentences stand the files that people have: the folder's go."""
+        try:
+            check_any(folder)
+        except (ConfigError, CheckpointError) as error:
+            text = str(error)
+            if self.statistics is not None:
+                text = text.replace(str(folder / STATISTICS), str(self.statistics))
+            raise type(error)(text.replace(str(folder), str(self.files))) from error
 
 
 def find_adoption(source: Path, base: Path | None = None) -> Adoption:
@@ -176,7 +189,7 @@ def _of_adapter(source: Path, base: Path | None) -> Adoption:
         named = config.get("base_model_name_or_path") or "the model that it was trained on"
         raise ConfigError(f"{source} is an adapter: name the folder of {named} with --base")
     check_openvla(base)
-    if sign := oft_sign(source, config):
+    if sign := oft_sign_of_adapter(source, config):
         raise ConfigError(f"{source} is an adapter of OpenVLA-OFT ({sign}), which isn't supported")
     size = sum(path.stat().st_size for path in weight_files(base))
     factors, scaling = _factors(source), _scaling(source, config)
@@ -209,6 +222,13 @@ def _scaling(source: Path, config: Mapping[str, Any]) -> float:
         raise ConfigError(
             f"{source / ADAPTER_CONFIG}: {what} isn't supported here; merge it with PEFT's "
             "merge_and_unload()"
+        )
+    begun = config.get("init_lora_weights")
+    if (begun.lower() if isinstance(begun, str) else begun) not in _PLAIN_BASE:
+        raise ConfigError(
+            f"{source / ADAPTER_CONFIG}: init_lora_weights is {begun!r}, so the adapter belongs to "
+            "a base that its training changed, not to the model itself: merge it there with PEFT's "
+            "merge_and_unload(), or save it with path_initial_model_for_weight_conversion"
         )
     try:
         rank, alpha = float(config["r"]), float(config["lora_alpha"])

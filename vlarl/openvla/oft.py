@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlarl.openvla.config import ConfigError
+from vlarl.openvla.config import ConfigError, read_json
 
 _FILES = (
     "action_head--*",
@@ -30,9 +30,8 @@ def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: code beside the weights can't be read, so that nobody knows.
     """
-    for pattern in _FILES:
-        if found := sorted(directory.glob(pattern)):
-            return found[0].name
+    if heads := oft_heads(directory):
+        return heads
     for path in sorted(directory.glob("*.py")):
         if path.is_dir():
             continue
@@ -46,6 +45,25 @@ def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
         if "action" in name and "chunk" in name and isinstance(value, int) and value > 1:
             return f"{key} = {value} in config.json"
     return ""
+
+
+def oft_heads(directory: Path) -> str:
+    """A file of its heads that lies in a folder; empty: there is none."""
+    for pattern in _FILES:
+        if found := sorted(directory.glob(pattern)):
+            return found[0].name
+    return ""
+
+
+def oft_sign_of_adapter(directory: Path, config: Mapping[str, Any]) -> str:
+    """`oft_sign` of an adapter, which its fine-tuning writes one level below the heads."""
+    if sign := oft_sign(directory, config):
+        return sign
+    above = directory.resolve().parent
+    try:
+        return oft_sign(above, read_json(above / "config.json"))
+    except ConfigError:  # no checkpoint lies there: code of somebody's says nothing of this one
+        return oft_heads(above)
 
 
 def _text(path: Path) -> str:

@@ -23,6 +23,7 @@ from vlarl.openvla.oft import oft_sign
 from vlarl.openvla.tensors import stored_tensors
 
 _TYPES = {"F64", "F32", "F16", "BF16"}
+_COUNTS = {"BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"}
 _NAMED = 3
 _TOKENIZER = "tokenizer.json"
 
@@ -108,14 +109,22 @@ def check_weights(directory: Path) -> dict[str, StoredTensor]:
             f"{directory}: the index names tensors that are in none of its files: {_some(missing)}"
         )
     _check_merged(directory, tensors)
-    odd = sorted({one.dtype for one in tensors.values()} - _TYPES)
-    if odd:
-        key = next(key for key, one in tensors.items() if one.dtype in odd)
-        raise CheckpointError(
-            f"{directory}: weights are quantised ({key} is {odd[0]}): take the checkpoint in "
-            "bfloat16 or float32"
-        )
+    _check_types(directory, {key: one for key, one in tensors.items() if _is_weight(key, one)})
     return tensors
+
+
+def _is_weight(key: str, stored: StoredTensor) -> bool:
+    """Whether a tensor may not be of integers: positions, counts and masks may."""
+    return stored.dtype not in _COUNTS or "weight" in key.rpartition(".")[2]
+
+
+def _check_types(directory: Path, weights: Mapping[str, StoredTensor]) -> None:
+    for key, stored in weights.items():
+        if stored.dtype not in _TYPES:
+            raise CheckpointError(
+                f"{directory}: weights are quantised ({key} is {stored.dtype}): take the "
+                "checkpoint in bfloat16 or float32"
+            )
 
 
 def _check_merged(directory: Path, keys: Iterable[str]) -> None:
@@ -145,6 +154,7 @@ def _check_tensors(
             raise CheckpointError(
                 f"{directory}: {key} is {list(tensors[key].shape)}, by config.json {list(shape)}"
             )
+    _check_types(directory, {key: tensors[key] for key in wanted})
 
 
 def _check_tokenizer(directory: Path) -> None:

@@ -54,10 +54,21 @@ def finger_opening(states: Array) -> Array:
 
 def hand_positions(states: Array) -> Array:
     """The gripping point in metres [T, 3] in states [T, n], seen from the robot's base."""
+    poses = _hand_poses(states)
+    return np.asarray(poses[:, :3, 3] + _TOOL * poses[:, :3, 2])
+
+
+def hand_rotations(states: Array) -> Array:
+    """How the hand is turned [T, 3, 3] in states [T, n], seen from the robot's base."""
+    return np.asarray(_hand_poses(states)[:, :3, :3])
+
+
+def _hand_poses(states: Array) -> Array:
+    """The last joint's [T, 4, 4], seen from the robot's base."""
     pose = np.broadcast_to(np.eye(4), (len(states), 4, 4))
     for (a, alpha, d), angle in zip(_LINKS, states[:, _JOINTS].T, strict=True):
         pose = pose @ _link(a, alpha, d, angle)
-    return np.asarray(pose[:, :3, 3] + _TOOL * pose[:, :3, 2])
+    return np.asarray(pose)
 
 
 def _link(a: float, alpha: float, d: float, angle: Array) -> Array:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from services.env.bddl_reader import read_text
 from services.env.demonstrations.crew import run_crew
 from services.env.demonstrations.hdf5 import write_demos
 from services.env.demonstrations.orders import Answer, PlayOrder, Settings
@@ -216,7 +217,7 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
 def _write(out: Path, progress: TaskProgress, settings: Settings) -> None:
     task, wish = progress.task, progress.wish
     numbers = sorted(progress.kept)[: wish.episodes]
-    bddl = task.bddl_file.read_text(encoding="utf-8")
+    bddl = read_text(task.bddl_file)
     problem = found[1] if (found := _PROBLEM.search(bddl)) else ""
     bddl_file = f"{task.suite}/{task.bddl_file.name}"
     info = {

@@ -1,12 +1,11 @@
-"""What the numbers of a recording mean: its gripper's convention, and whether its hand moved as its
-actions say. Told from the recorded motion, never guessed.
+"""What the numbers of a recording mean: its gripper's convention, and how its actions become the
+simulator's. Told from the recorded motion, never guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,7 @@ from vlarl.demonstrations import LARGEST_ACTION
 Gripper = Literal["closed-is-1", "open-is-1"]
 """What a gripper's highest command means; the lowest, -1 or 0, means the other."""
 
-METRES_A_UNIT = 0.0115
-"""What the hand moves in a control step for each unit of translation: 0.0107 to 0.0121 in
-demonstrations of people and of our expert."""
+Said = TypeVar("Said")
 
 _SETTLED = 12
 """Control steps after which the fingers have followed a command."""
@@ -28,15 +25,12 @@ _SETTLED = 12
 _WIDE_OPEN = 0.065
 """Metres between fingers that hold nothing; wide open they are 0.079 apart."""
 
-_WINDOW = 4
-"""Control steps over which motion is compared: the arm lags by one or two."""
-
 _BETWEEN = (0.1, 0.9)
 _MOST_BETWEEN = 0.2
 """Share of commands strictly between 0 and 1 from which they aren't open and closed any more."""
 
 _NEARLY_ALL = 0.75
-"""Share of a file's demonstrations that must agree on the gripper; the rest are faulty then."""
+"""Share of a file's demonstrations that must agree on what its numbers mean; the rest are wrong."""
 
 
 class Conventions(BaseModel):
@@ -132,53 +126,10 @@ def between(commands: Array) -> bool:
     return bool(((commands > low) & (commands < high)).mean() > _MOST_BETWEEN)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How a hand's motion follows actions."""
-
-    share: float
-    """Metres that it moved for each unit, against what the arm does; 1: as commanded."""
-    correlation: float
-    """Of commanded and recorded motion, -1 to 1."""
-
-    @property
-    def follows(self) -> bool:
-        """Whether the actions are what moved the hand."""
-        return self.correlation >= 0.5 and 0.4 <= self.share <= 2.5
-
-
-def motion_fit(actions: Array, hand: Array) -> Fit | None:
-    """How a hand's positions [T, 3] follow the actions [T, 7]; None: too little moves to tell."""
-    steps = len(hand) - _WINDOW
-    if steps < 2 * _WINDOW:
-        return None
-    sums = np.cumsum(np.vstack([np.zeros(3), actions[:, :3]]), axis=0)
-    commanded = METRES_A_UNIT * (sums[_WINDOW:] - sums[:-_WINDOW])[:steps]
-    moved = hand[_WINDOW:] - hand[:-_WINDOW]
-    product = float((commanded * moved).sum())
-    squares = float((commanded**2).sum()), float((moved**2).sum())
-    if max(squares) < steps * 0.002**2:
-        return None
-    if not min(squares):
-        return Fit(share=0.0 if squares[0] else np.inf, correlation=0.0)
-    return Fit(product / squares[0], product / float(np.sqrt(squares[0] * squares[1])))
-
-
-def is_absolute(actions: Array, hand: Array) -> bool:
-    """Whether the actions [T, 7] say where the hand [T, 3] is, rather than how it moves."""
-    told, seen = (values - values.mean(axis=0) for values in (actions[:, :3], hand))
-    squares = float((told**2).sum()), float((seen**2).sum())
-    if not all(squares):
-        return False
-    product = float((told * seen).sum())
-    correlated = product / float(np.sqrt(squares[0] * squares[1])) > 0.95
-    return correlated and 0.8 < product / squares[0] < 1.25
-
-
-def prevailing(told: Sequence[Gripper | None]) -> Gripper | None:
+def prevailing(told: Sequence[Said | None]) -> Said | None:
     """What nearly all say of those that tell anything; None where too many contradict it."""
     said = [one for one in told if one is not None]
-    for one in set(said):
+    for one in dict.fromkeys(said):
         if said.count(one) >= _NEARLY_ALL * len(said):
             return one
     return None

@@ -221,6 +221,8 @@ async def convert(
             await run_crew(settings, processes, job.next_order, job.finish)
         finally:
             if not job.has_result():
+                # A worker that was killed may have left a part half written.
+                shutil.rmtree(dataset / PARTS, ignore_errors=True)
                 abandon_dataset(dataset, keep_folder=existed)
     shutil.rmtree(dataset / PARTS, ignore_errors=True)
     if hopeless := job.hopeless():

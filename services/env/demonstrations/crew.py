@@ -19,8 +19,6 @@ from vlarl.errors import FatalError
 
 Order = TypeVar("Order", bound=BaseModel)
 
-"""Folder of `services`: the workers run the code that this process runs."""
-
 
 class WorkerDiedError(FatalError):
     """A worker ended before it had answered."""

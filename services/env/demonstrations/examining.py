@@ -10,27 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from services.env.demonstrations.arm import finger_opening, hand_positions, has_arm
+from services.env.demonstrations.arm import finger_opening, has_arm
 from services.env.demonstrations.conventions import (
     Conventions,
     Gripper,
     between,
     commanded_high,
     fingers_tell,
-    is_absolute,
-    motion_fit,
     out_of_range,
     prevailing,
 )
-from services.env.demonstrations.episodes import Array, Episode
+from services.env.demonstrations.episodes import Episode
 from services.env.demonstrations.hdf5 import DemoFileError, Header, read_episode, read_header
+from services.env.demonstrations.movements import judge_movements
 from services.env.demonstrations.steps import kept_without_no_ops
-from vlarl.demonstrations import LARGEST_ACTION
 
 GRIPPER_WAY_OUT = "say what 1 means with --gripper closed-is-1 or --gripper open-is-1"
-
-_CLEARLY_BETTER = 0.02
-"""Correlation by which uncut actions must explain the motion better than cut ones."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,11 @@ class Terms:
     """Whether demonstrations that miss their goal are taken, too."""
     trust_actions: bool = False
     """Whether actions are taken that the hand's motion contradicts."""
+
+    @property
+    def reinterpret(self) -> bool:
+        """Whether they say what a file's numbers mean."""
+        return self.gripper is not None or self.clip or self.scale != (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ def examine(path: Path, terms: Terms) -> Examined:
             demonstration that can be used.
     """
     header = read_header(path)
+    if header.ours and terms.reinterpret:
+        raise DemoFileError(
+            f"{path} is of `demos collect`, which says what its numbers mean: leave out --gripper, "
+            "--clip and --action-scale, or convert others' files apart"
+        )
     episodes: dict[str, Episode] = {}
     left_out: dict[str, str] = {}
     for demo in header.demos:
@@ -98,15 +103,15 @@ def examine(path: Path, terms: Terms) -> Examined:
         except DemoFileError as error:
             left_out[demo] = str(error).removeprefix(f"{path}: ")
             continue
-        if not (episodes[demo].success or terms.keep_failures):
+        # Of others' the scene tells: their rewards and dones are what each made of them.
+        if header.ours and not (episodes[demo].success or terms.keep_failures):
             left_out[demo] = f"{demo} never reaches its goal; --keep-failures takes it"
             del episodes[demo]
     moving = Conventions(scale=terms.scale, clip=terms.clip)  # whatever the gripper does
     trusted = header.ours or terms.trust_actions
-    for demo, episode in list(episodes.items()):
-        if (fault := _fault(episode, moving, trusted=trusted)) is not None:
-            left_out[demo] = f"{demo} {fault}"
-            del episodes[demo]
+    faults = _faults(path, episodes, moving, trusted=trusted)
+    left_out |= {demo: f"{demo} {fault}" for demo, fault in faults.items()}
+    episodes = {demo: one for demo, one in episodes.items() if demo not in faults}
     if not episodes:
         raise DemoFileError(none_left(path, header.demos, left_out))
     conventions, told_by, against = _conventions(path, header, episodes, moving, terms.gripper)
@@ -145,7 +150,7 @@ def _conventions(
         DemoFileError: it can't be told.
     """
     if header.ours:
-        return Conventions(), "as ours are", ()
+        return moving, "as ours are", ()
     commands = np.concatenate([episode.actions[:, 6] for episode in episodes.values()])
     signed = bool(commands.min() < 0)
     chosen = moving.model_copy(update={"signed": signed})
@@ -184,69 +189,36 @@ def _told(episode: Episode, *, signed: bool) -> Gripper | None:
     return fingers_tell(high, finger_opening(episode.states))
 
 
-def _fault(episode: Episode, conventions: Conventions, *, trusted: bool) -> str | None:
-    """Why nothing can be learned from a demonstration; None: it can.
+def _faults(
+    path: Path, episodes: Mapping[str, Episode], conventions: Conventions, *, trusted: bool
+) -> dict[str, str]:
+    """Why nothing can be learned from some demonstrations.
 
     Args:
-        episode: The recording, its actions as the file has them.
-        conventions: What they mean.
-        trusted: Whether its motion isn't to be compared with its actions.
+        path: Their file.
+        episodes: The recordings, their actions as the file has them.
+        conventions: What those mean.
+        trusted: Whether motion isn't to be compared with actions.
+
+    Raises:
+        DemoFileError: rotations are of other units, so that none can be learned from, those whose
+            hand hardly turns among them.
     """
-    learned = conventions.apply(episode.expert_actions)
-    if not len(kept_without_no_ops(learned)):
-        return "does nothing: all of its actions are no-ops"
-    hand = hand_positions(episode.states) if has_arm(episode.states) else None
-    largest = float(np.abs(learned[:, :6]).max())
-    if largest > LARGEST_ACTION:
-        return _too_large(largest, conventions.apply(episode.actions), hand)
-    if trusted or hand is None:
-        return None
-    actions = conventions.apply(episode.actions)
-    fit = motion_fit(actions, hand)
-    if fit is None:
-        return None
-    if not fit.follows:
-        return _contradicted(actions, hand)
-    whole = motion_fit(conventions.model_copy(update={"clip": False}).apply(episode.actions), hand)
-    if whole is not None and whole.correlation > fit.correlation + _CLEARLY_BETTER:
-        return (
-            "moves as its whole actions say, not as those that --clip cuts off: try "
-            f"--action-scale {whole.share:.2g} instead"
+    faults: dict[str, str] = {}
+    turns: dict[str, bool] = {}
+    for demo, episode in episodes.items():
+        if not len(kept_without_no_ops(conventions.apply(episode.expert_actions))):
+            faults[demo] = "does nothing: all of its actions are no-ops"
+            continue
+        judged = judge_movements(episode, conventions, trusted=trusted)
+        if judged.fault is not None:
+            faults[demo] = judged.fault
+        if judged.turns is not None:
+            turns[demo] = judged.turns
+    wrong = [demo for demo, right in turns.items() if not right]
+    if wrong and not prevailing([*turns.values()]) and len(faults) < len(episodes):
+        raise DemoFileError(
+            f"{path}: {wrong[0]} {faults[wrong[0]]}; {len(wrong)} of the {len(turns)} "
+            "demonstrations whose hand clearly turns are like that, and the others can't tell"
         )
-    return None
-
-
-def _too_large(largest: float, actions: Array, hand: Array | None) -> str:
-    """Says what actions beyond 1 are."""
-    told = f"has actions of up to {largest:.3g}, though the arm executes 1 at most"
-    if hand is not None and is_absolute(actions, hand):
-        return f"{told}: they are {_ABSOLUTE}"
-    whole = None if hand is None else motion_fit(actions, hand)
-    cut = None if hand is None else motion_fit(np.clip(actions, -1.0, 1.0), hand)
-    if whole is None or cut is None or max(whole.correlation, cut.correlation) < 0.5:
-        return f"{told}: rescale them with --action-scale, or cut them off with --clip"
-    if whole.correlation > cut.correlation + _CLEARLY_BETTER:
-        # The measured share is good to a tenth; that the largest becomes 1 is a better guess.
-        exact = 0.8 < whole.share * largest < 1.25
-        scale = 1 / largest if exact else whole.share
-        return f"{told}: its hand moved {scale:.3g} times as far, so try --action-scale {scale:.4g}"
-    return f"{told}: --clip cuts them off, as the simulator did by the hand's motion"
-
-
-_ABSOLUTE = "the hand's absolute positions, not movements; convert them to what OSC_POSE takes"
-
-
-def _contradicted(actions: Array, hand: Array) -> str:
-    """Says how the motion differs from the actions."""
-    if is_absolute(actions, hand):
-        return f"has actions that are {_ABSOLUTE}"
-    fit = motion_fit(actions, hand)
-    if fit is None or fit.correlation < 0.5:
-        return (
-            "has a hand that doesn't move as its actions say: they are of another recording or "
-            "another controller; --trust-actions takes them all the same"
-        )
-    return (
-        f"has a hand that moves {fit.share:.2g} times as far as its actions say: rescale them with "
-        f"--action-scale {fit.share:.2g}, or take them as they are with --trust-actions"
-    )
+    return faults

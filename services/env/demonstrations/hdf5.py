@@ -11,8 +11,9 @@ each demo, and for all of them `action_repeat`, `suite` and `task_index`. They h
 `vlarl demos convert` renders them from the states.
 
 What others write is read as far as it says the same: attributes as bytes or none at all,
-robomimic's `env_args` and masks, demonstrations of any name. Actions are returned as the file has
-them; what they mean is told by `examining`.
+robomimic's `env_args` and masks, demonstrations of any name. Beside `actions` and `states` nothing
+is needed: what doesn't fit is passed over, and what only our simulator can know is taken from our
+own files alone. Actions are returned as the file has them; what they mean is told by `examining`.
 """
 
 from __future__ import annotations
@@ -127,14 +128,14 @@ def read_header(path: Path) -> Header:
             bddl_file, named_by = _without_ending(path.name), "its own name"
         *folders, file = re.split(r"[/\\]", bddl_file)
         repeat = attributes.get("action_repeat", "1")
-        if not repeat.isdigit() or not int(repeat):
+        if not repeat.isdecimal() or not int(repeat):
             raise DemoFileError(f"{path}: data's action_repeat is {repeat!r}, no number of steps")
         return Header(
             task=re.sub(r"\.bddl$", "", file, flags=re.IGNORECASE),
             suite=folders[-1] if folders else "",
             named_by=named_by,
             environment=str(environment.get("env_name", attributes.get("env", ""))),
-            ours="action_repeat" in attributes,
+            ours=_is_ours(data),
             action_repeat=int(repeat),
             demos=tuple(sorted(names, key=_natural)),
         )
@@ -187,42 +188,71 @@ def read_episode(path: Path, demo: str) -> Episode:
         expert = _array(group, "expert_actions", path) if "expert_actions" in group else actions
         if expert.shape != actions.shape:
             raise DemoFileError(f"{path}: {demo} has expert_actions {list(expert.shape)}")
-        has_robot = "robot_states" in group
-        robot = _array(group, "robot_states", path) if has_robot else np.zeros((0, 9))
-        if has_robot and robot.shape != (length, 9):
-            raise DemoFileError(
-                f"{path}: {demo} has robot_states {list(robot.shape)}, not [{length}, 9]: fingers, "
-                "position and quaternion of the hand"
-            )
-        seed, fixtures = (group.attrs.get(name) for name in ("placement_seed", "model_file"))
+        ours = _is_ours(data)
+        flag = _flag(_attribute(group, "success", path)) if ours else None
+        fixtures = _attribute(group, "model_file", path)
         return Episode(
             states=states,
-            robot_states=robot,
+            robot_states=_robot_states(group, length, path, ours=ours),
             actions=actions,
             expert_actions=expert,
-            success=_success(group, length, path),
-            seen_to_succeed=bool(group.attrs.get("success", False)),
-            placement_seed=None if seed is None else int(seed),
-            fixtures=None if fixtures is None else _text(fixtures),
+            success=_rewarded(group, length) if flag is None else flag,
+            seen_to_succeed=bool(flag),
+            placement_seed=_placement_seed(group, path) if ours else None,
+            fixtures=None if fixtures is None else _text(fixtures) or None,
         )
 
 
-def _success(group: Group, length: int, path: Path) -> bool:
-    """What the file says: our own attribute, or whether any reward was given. Where there are no
-    rewards, only that it was never done says anything.
-    """
-    if "success" in group.attrs:
-        return bool(group.attrs["success"])
-    for name in ("rewards", "dones"):
-        if name in group:
-            values = _array(group, name, path)
-            if values.shape != (length,):
-                raise DemoFileError(
-                    f"{path}: {group.name.lstrip('/')} has {length} actions and {name} "
-                    f"{list(values.shape)}"
-                )
-            return bool((values > 0).any())
-    return True
+def _is_ours(data: Group) -> bool:
+    return "action_repeat" in data.attrs
+
+
+def _attribute(group: Group, name: str, path: Path) -> object:
+    """None where there is none."""
+    try:
+        return group.attrs.get(name)
+    except _DAMAGE as error:
+        raise DemoFileError(_damaged(path, error)) from error
+
+
+def _flag(value: object) -> bool | None:
+    """An attribute that is true or false; None where it is neither, as the text "False" is."""
+    found = np.asarray(value)
+    return bool(found.item()) if found.size == 1 and found.dtype.kind in "biu" else None
+
+
+def _placement_seed(group: Group, path: Path) -> int | None:
+    """None where there is none."""
+    value = _attribute(group, "placement_seed", path)
+    if value is None:
+        return None
+    found = np.asarray(value)
+    if found.size != 1 or found.dtype.kind not in "iu" or not 0 <= found.item() < 2**63:
+        raise DemoFileError(
+            f"{path}: {group.name.lstrip('/')} has the placement_seed {_text(value)!r}, which is "
+            "no seed of ours"
+        )
+    return int(found.item())
+
+
+def _robot_states(group: Group, length: int, path: Path, *, ours: bool) -> Array:
+    """[T, 9]; [0, 9] where they weren't recorded, or where others' are something else."""
+    found = _optional(group, "robot_states")
+    if found is not None and found.shape == (length, 9) and np.isfinite(found).all():
+        return found
+    if ours and "robot_states" in group:
+        raise DemoFileError(
+            f"{path}: {group.name.lstrip('/')} has robot_states that aren't [{length}, 9] finite "
+            "numbers: fingers, position and quaternion of the hand"
+        )
+    return np.zeros((0, 9))
+
+
+def _rewarded(group: Group, length: int) -> bool:
+    """Whether any reward was given or it was ever done; True where the file has neither."""
+    found = [_optional(group, name) for name in ("rewards", "dones")]
+    told = [values for values in found if values is not None and values.size == length]
+    return not told or any(bool((values > 0).any()) for values in told)
 
 
 def demo_files(path: Path) -> list[Path]:
@@ -298,7 +328,7 @@ def _json(text: str) -> dict[str, Any]:
     """A JSON object; an empty one where the text is none."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -314,3 +344,11 @@ def _array(group: Group, name: str, path: Path) -> Array:
     if not np.isfinite(array).all():
         raise DemoFileError(f"{path}: {place}/{name} is not finite")
     return array
+
+
+def _optional(group: Group, name: str) -> Array | None:
+    """An array that can be done without; None where there is none, or no numbers."""
+    try:
+        return np.asarray(group[name][()], dtype=np.float64) if name in group else None
+    except _DAMAGE:
+        return None

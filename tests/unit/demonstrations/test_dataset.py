@@ -207,3 +207,7 @@ def test_a_description_without_a_task_is_taken_back(tmp_path: Path) -> None:
         describe_dataset(folder, CAPTURE)
         abandon_dataset(folder, keep_folder=existed)
     assert [*tmp_path.rglob("*")] == [old]
+    describe_dataset(new, CAPTURE)
+    (new / "notes.txt").touch()
+    abandon_dataset(new, keep_folder=False)
+    assert [*new.iterdir()] == [new / "notes.txt"], "somebody's"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +123,8 @@ def test_what_is_missing_is_named(written: Path, removed: str, sentence: str) ->
         ({"states": np.zeros((4, 20))}, r"states \[4, 20\]"),
         ({"states": np.full((5, 20), np.nan)}, "data/demo_2/states is not finite"),
         ({"expert_actions": np.zeros((4, 7))}, r"expert_actions \[4, 7\]"),
-        ({"robot_states": np.zeros((5, 8))}, r"robot_states \[5, 8\], not \[5, 9\]"),
+        ({"robot_states": np.zeros((5, 8))}, r"robot_states that aren't \[5, 9\] finite"),
+        ({"robot_states": np.full((5, 9), np.nan)}, r"robot_states that aren't \[5, 9\] finite"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(
@@ -170,6 +174,7 @@ def test_files_are_found_by_their_endings_one_folder_down_and_not_if_hidden(tmp_
         ({"env_args": '{"bddl_file": "x/libero_10/c.bddl"}'}, "c", "libero_10"),
         ({"env_args": b'{"env_kwargs": {"bddl_file_name": "x/s/d.bddl"}}'}, "d", "s"),
         ({"env_args": "no JSON"}, "turn_on_the_stove", ""),
+        ({"env_args": '{"a": ' + "[" * 20_000}, "turn_on_the_stove", ""),
         ({}, "turn_on_the_stove", ""),
     ],
 )
@@ -201,20 +206,80 @@ def test_demonstrations_may_have_any_names(written: Path) -> None:
     ("rewards", "dones", "success"),
     [
         ([0, 0, 0, 0, 1], [0, 0, 0, 0, 1], True),
-        ([0, 0, 0, 0, 0], [0, 0, 0, 0, 1], False),
+        ([0, 0, 0, 0, 0], [0, 0, 0, 0, 1], True),
+        ([0, 0, 0, 0, 0], [0, 0, 0, 0, 0], False),
+        ([[0], [0], [0], [0], [1]], None, True),
+        ([[0], [0], [0], [0], [0]], None, False),
+        ([np.nan] * 5, [0, 0, 0, 0, 0], False),
+        ([np.nan] * 4 + [1], None, True),
+        ([0, 0, 1], [0, 0, 0, 0, 0], False),
+        ([b"a"] * 5, None, True),
         (None, [0, 0, 0, 0, 0], False),
         (None, [0, 0, 0, 0, 1], True),
         (None, None, True),
     ],
 )
-def test_success_is_what_rewards_say(
-    written: Path, rewards: list[int] | None, dones: list[int] | None, success: bool
+def test_success_is_what_rewards_or_dones_say(
+    written: Path, rewards: list[Any] | None, dones: list[int] | None, success: bool
 ) -> None:
-    with h5py.File(written, "r+") as file:
-        demo = file["data/demo_2"]
-        del demo.attrs["success"], demo["rewards"], demo["dones"]
+    with others(written) as demo:
+        del demo["rewards"], demo["dones"]
         for name, values in (("rewards", rewards), ("dones", dones)):
             if values is not None:
                 demo[name] = values
     read = read_episode(written, "demo_2")
     assert (read.success, read.seen_to_succeed) == (success, False)
+
+
+@contextmanager
+def others(path: Path) -> Iterator[Any]:
+    """demo_2 of a file that somebody else wrote."""
+    with h5py.File(path, "r+") as file:
+        demo = file["data/demo_2"]
+        del file["data"].attrs["action_repeat"], demo.attrs["success"], demo.attrs["placement_seed"]
+        yield demo
+
+
+@pytest.mark.parametrize(
+    ("attributes", "arrays"),
+    [
+        ({"success": "False"}, {}),
+        ({"success": True}, {}),
+        ({"success": np.ones(5)}, {}),
+        ({"placement_seed": 7}, {}),
+        ({"placement_seed": "seven"}, {}),
+        ({"placement_seed": np.arange(3)}, {}),
+        ({"placement_seed": h5py.Empty("f8")}, {}),
+        ({"model_file": ""}, {}),
+        ({}, {"robot_states": np.zeros((5, 8))}),
+        ({}, {"robot_states": np.full((5, 9), np.nan)}),
+        ({}, {"robot_states": np.full((5, 9), b"a")}),
+    ],
+)
+def test_what_only_our_simulator_knows_is_taken_from_no_other_file(
+    written: Path, attributes: dict[str, object], arrays: dict[str, np.ndarray]
+) -> None:
+    with others(written) as demo:
+        for name, value in attributes.items():
+            demo.attrs[name] = value
+        for name, array in arrays.items():
+            del demo[name]
+            demo[name] = array
+    read = read_episode(written, "demo_2")
+    assert not read.seen_to_succeed, "the scene tells"
+    assert (read.success, read.placement_seed, read.fixtures) == (True, None, None)
+    assert read.robot_states.shape == ((0, 9) if arrays else (5, 9))
+
+
+def test_attributes_of_ours_that_somebody_changed_are_not_believed(written: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        file["data/demo_2"].attrs["success"] = "False"
+        for number, seed in enumerate(["seven", np.arange(3), -1, 1.5, h5py.Empty("f8")], 3):
+            file[f"data/demo_{number}"].attrs["placement_seed"] = seed
+        file["data"].attrs["action_repeat"] = "²"
+    assert not read_episode(written, "demo_2").seen_to_succeed
+    for number in range(3, 8):
+        with pytest.raises(DemoFileError, match=f"data/demo_{number} has the placement_seed"):
+            read_episode(written, f"demo_{number}")
+    with pytest.raises(DemoFileError, match="action_repeat is '²', no number of steps"):
+        read_header(written)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import robosuite
 
 from services.env.demonstrations.arm import finger_opening, hand_positions
 from services.env.demonstrations.converting import ORIGINS, Source, convert, find_sources
+from services.env.demonstrations.crew import WorkerDiedError
 from services.env.demonstrations.examining import Terms, examine
 from services.env.demonstrations.hdf5 import DemoFileError, read_episode
-from services.env.demonstrations.orders import Settings
+from services.env.demonstrations.orders import RenderOrder, Settings
 from services.env.suites import TaskCatalog
 from tests.recordings import (
     RECORDED,
@@ -107,6 +110,112 @@ def test_movements_that_are_too_large_are_named_with_their_scale(
         find(tmp_path, clip=True)
 
 
+def measured(translation: float, rotation: float) -> Edit:
+    """Actions in other units."""
+    units = np.array([translation] * 3 + [rotation] * 3 + [1])
+    return changed("actions", lambda actions: actions * units)
+
+
+@pytest.mark.parametrize(
+    ("units", "advice", "right"),
+    [
+        (  # metres that the hand moved; rotations left alone
+            (0.0115, 1),
+            "try --action-scale 86.96,1 (whether that is right for its rotations can't be told)",
+            (86.96, 1.0),
+        ),
+        (  # what OSC_POSE puts out
+            (0.05, 0.5),
+            "rescale them with --action-scale 20,2 if its rotations are in radians, 20,1 if they "
+            "are as the arm takes them, or take",
+            (20.0, 2.0),
+        ),
+        (
+            (3.75, 3.75),
+            "try --action-scale 0.2667,0.2667 if its rotations are scaled alike, 0.2667,1 if they "
+            "are as the arm takes them",
+            (0.2667, 0.2667),
+        ),
+        (
+            (1, 10),
+            "has rotations of up to 2.02, though the arm executes 1 at most: rescale them with "
+            "--action-scale 1,R (what R its rotations need can't be told from how the hand turned)",
+            (1.0, 0.1),
+        ),
+    ],
+)
+def test_translation_and_rotation_have_factors_of_their_own(
+    tmp_path: Path,
+    executed: np.ndarray,
+    units: tuple[float, float],
+    advice: str,
+    right: tuple[float, float],
+) -> None:
+    variant(tmp_path, measured(*units))
+    with pytest.raises(DemoFileError) as caught:
+        find(tmp_path)
+    assert advice.removeprefix("try ") in str(caught.value)
+    assert "--clip" not in str(caught.value)
+    (source,) = find(tmp_path, scale=right)
+    np.testing.assert_allclose(simulators_actions(source), executed, atol=1e-3)
+
+
+def test_rotations_that_were_rescaled_by_mistake_are_not_cut_off(tmp_path: Path) -> None:
+    """One factor for both: the hand's path fits then, and says nothing of how it turned."""
+    path = variant(tmp_path, measured(0.0115, 1))
+    with pytest.raises(DemoFileError) as caught:
+        find(path, scale=(86.96, 86.96))
+    said = str(caught.value)
+    assert "rotations of up to 17.6, though the arm executes 1 at most: rescale them with" in said
+    assert "--action-scale 86.96,1 (whether" in said
+    assert "--clip" not in said
+    turns = r"a hand that turns 0\.0\d+ times as far as its actions say.*--action-scale 86\.96,1 "
+    with pytest.raises(DemoFileError, match=turns):
+        find(path, scale=(86.96, 86.96), clip=True)
+    with pytest.raises(
+        DemoFileError, match=r"actions of up to 1\.05,.* --action-scale 86\.96,1 "
+    ) as c:
+        find(path, scale=(91.0, 91.0))
+    assert "--clip" not in str(c.value)
+    assert find(path, scale=(86.96, 86.96), clip=True, trust_actions=True)
+    path = variant(tmp_path, measured(0.05, 0.5))
+    unseen = r"rotations of up to 2\.02 by --action-scale, which --clip would cut off: .* 20,2 if"
+    with pytest.raises(DemoFileError, match=unseen):
+        find(path, scale=(20.0, 20.0), clip=True)
+
+
+def persons(folder: Path, translation: float, rotation: float) -> Path:
+    """A person's demonstrations, as the simulator executed them, in other units."""
+    path = folder / "lift.hdf5"
+    shutil.copyfile(PEOPLES, path)
+    with h5py.File(path, "r+") as file:
+        executed = changed("actions", lambda actions: np.clip(actions, -1, 1))
+        executed(file["data"])
+        measured(translation, rotation)(file["data"])
+    return path
+
+
+def test_units_of_rotation_are_a_files_not_each_demonstrations(tmp_path: Path) -> None:
+    """The third of three turns nothing, and can't be right where the others are wrong."""
+    path = persons(tmp_path, 1, 20)
+    said = (
+        r"demo_1 has rotations of up to 3, .* --action-scale 1,R \(by how the hand turned, R lies "
+    )
+    said += r"between 0\.03 and 0\.3\).*; 2 of the 2 demonstrations whose hand clearly turns"
+    with pytest.raises(DemoFileError, match=said):
+        examine(path, Terms())
+    with pytest.raises(
+        DemoFileError, match=r"demo_1 has a hand that turns 0\.1 times .* 2 of the 2"
+    ):
+        examine(path, Terms(clip=True))
+    assert len(examine(path, Terms(scale=(1.0, 0.05))).demos) == 3
+    path = persons(tmp_path, 0.0115, 0.115)
+    sentence = r"86\.96,8\.696 if its rotations are in radians, 86\.96,1 if they are as the arm"
+    with pytest.raises(DemoFileError, match=sentence):
+        examine(path, Terms())
+    assert len(examine(path, Terms(scale=(86.96, 8.696))).demos) == 3
+
+
 def test_a_persons_movements_that_the_simulator_cut_are_cut_with_clip() -> None:
     with pytest.raises(DemoFileError, match=r"of up to 3\.75, .*: --clip cuts them off, as the"):
         examine(PEOPLES, Terms())
@@ -116,8 +225,9 @@ def test_a_persons_movements_that_the_simulator_cut_are_cut_with_clip() -> None:
     assert examined.told_by == "as its fingers move"
 
 
-def metres(data: Any) -> None:  # noqa: ANN401
-    acted(0.05)(data)
+def absolute(data: Any) -> None:  # noqa: ANN401
+    positions(data)
+    changed("actions", lambda a: a + np.array([0, 0, 0, 3.1, 0, 0, 0]))(data)
 
 
 def positions(data: Any) -> None:  # noqa: ANN401
@@ -130,8 +240,9 @@ def positions(data: Any) -> None:  # noqa: ANN401
 @pytest.mark.parametrize(
     ("edit", "terms", "sentence"),
     [
-        (metres, {}, r"moves (19|20|21|22) times as far .*--action-scale"),
+        (measured(0.05, 0.5), {}, r"moves (19|20|21|22) times as far .*--action-scale"),
         (positions, {}, r"hand's absolute positions"),
+        (absolute, {}, r"hand's absolute positions"),
         (acted(-1), {}, r"doesn't move as its actions say.*--trust-actions"),
         (acted(0, lambda g: 0 * g - 1), {}, r"none of its 2 .* all of its actions are no-ops"),
         (acted(gripper=lambda g: 127.5 * (g + 1)), {}, r"gripper commands from 0 to 255"),
@@ -140,7 +251,6 @@ def positions(data: Any) -> None:  # noqa: ANN401
         (changed("actions", lambda a: a * np.nan), {}, "demo_0/actions is not finite"),
         (changed("actions", lambda a: np.hstack([a, a[:, 6:]])), {}, r"actions \[77, 8\]"),
         (changed("states", lambda s: s[:, :-13]), {}, "states of 79 numbers, the scene of .* 92"),
-        (changed("rewards", lambda r: 0 * r), {}, "never reaches its goal; --keep-failures"),
         (lambda d: [d[n].pop("states") for n in d], {}, "demo_0 has no 'states'"),
         (lambda d: d.attrs.__setitem__("bddl_file_name", "m/mug.bddl"), {}, "names the task 'mug'"),
     ],
@@ -159,12 +269,6 @@ def test_an_option_says_what_the_file_does_not(tmp_path: Path, executed: np.ndar
     (source,) = find(tmp_path / "odd", gripper="closed-is-1")
     assert "0 opens, 1 closes (as --gripper says)" in source.words()
     np.testing.assert_allclose(simulators_actions(source), executed)
-    variant(tmp_path / "metres", metres)
-    (source,) = find(tmp_path / "metres", scale=(20.0, 20.0))
-    np.testing.assert_allclose(simulators_actions(source), executed)
-    variant(tmp_path / "failed", changed("rewards", lambda rewards: 0 * rewards))
-    (source,) = find(tmp_path / "failed", keep_failures=True)
-    assert source.demos == ("demo_0", "demo_1")
     variant(tmp_path / "trusted", acted(-1))
     (source,) = find(tmp_path / "trusted", trust_actions=True)
     assert source.demos == ("demo_0", "demo_1")
@@ -177,8 +281,6 @@ def test_an_option_says_what_the_file_does_not(tmp_path: Path, executed: np.ndar
         (changed("actions", lambda a: np.where(a > 9, a, np.inf), "demo_1"), "is not finite"),
         (changed("states", lambda s: s[:, :-13], "demo_1"), "demo_1 has states of 79 numbers"),
         (changed("states", lambda s: s[::-1], "demo_1"), "demo_1 has a hand that doesn't move"),
-        (changed("rewards", lambda r: r * 0, "demo_1"), "demo_1 never reaches its goal"),
-        (changed("rewards", lambda r: r[:3], "demo_1"), r"demo_1 has 75 actions and rewards \[3\]"),
         (lambda d: d["demo_1"].pop("states"), "demo_1 has no 'states'"),
         (
             changed("actions", lambda a: np.full(a.shape, b"x"), "demo_1"),
@@ -198,6 +300,37 @@ def test_one_bad_demonstration_is_left_out_and_named(
     with pytest.raises(DemoFileError, match=reason):
         raise DemoFileError(next(iter(left_out.values())))
     assert set(source.demos) == {*source.examined.header.demos} - {*left_out}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        changed("rewards", lambda r: 0 * r),
+        changed("rewards", lambda r: r[:3]),
+        changed("rewards", lambda r: r[:, None] * np.nan),
+        changed("robot_states", lambda r: r[:, :4]),
+        lambda d: [d[n].attrs.__setitem__("success", "False") for n in d],
+    ],
+)
+def test_what_rewards_say_the_scene_knows_better(tmp_path: Path, edit: Edit) -> None:
+    path = variant(tmp_path, edit)
+    (source,) = find(tmp_path)
+    assert source.demos == ("demo_0", "demo_1")
+    assert not any(read_episode(path, demo).seen_to_succeed for demo in source.demos)
+
+
+def test_our_own_files_say_what_they_mean(tmp_path: Path) -> None:
+    path = tmp_path / RECORDED.name
+    shutil.copyfile(RECORDED, path)
+    assert find(path)[0].examined.told_by == "as ours are"
+    for terms in ({"gripper": "open-is-1"}, {"clip": True}, {"scale": (1.0, 2.0)}):
+        with pytest.raises(DemoFileError, match=r"of `demos collect`.*leave out --gripper, --clip"):
+            find(path, **terms)
+    with h5py.File(path, "r+") as file:
+        file["data/demo_1"].attrs["success"] = False
+    (source,) = find(path)
+    assert source.examined.left_out["demo_1"].endswith("its goal; --keep-failures takes it")
+    assert find(path, keep_failures=True, trust_actions=True)[0].demos == ("demo_0", "demo_1")
 
 
 def test_demonstrations_of_two_conventions_are_not_mixed(tmp_path: Path) -> None:
@@ -287,3 +420,28 @@ def test_what_rendered_nothing_leaves_nothing_and_what_was_read_otherwise_stays(
     for terms, key in (({"keep_failures": True}, "keep_failures"), ({"clip": True}, "conventions")):
         with pytest.raises(DatasetError, match=f"made with another {key}: delete it"):
             converted(**terms)
+
+
+def test_what_goes_wrong_at_the_first_frame_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is killed leaves a part half written."""
+    out = tmp_path / "dataset"
+
+    async def killed(
+        settings: Settings, processes: int, next_order: Callable[[], RenderOrder], _: object
+    ) -> None:
+        partial = next_order().part.with_suffix(".partial")
+        partial.parent.mkdir(parents=True)
+        partial.touch()
+        raise WorkerDiedError("its last words are above")
+
+    monkeypatch.setattr("services.env.demonstrations.converting.run_crew", killed)
+    sources = find(variant(tmp_path / "demos"))
+    for existed in (False, True):
+        if existed:
+            out.mkdir()
+        with pytest.raises(WorkerDiedError, match="its last words"):
+            asyncio.run(convert(sources, Settings(job="render", profile="fast"), out, 1))
+        assert out.exists() == existed
+        assert not existed or not [*out.iterdir()]

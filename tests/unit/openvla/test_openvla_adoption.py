@@ -227,6 +227,11 @@ def test_an_adapter_that_can_not_be_merged_is_refused(tmp_path: Path, tiny: Path
             ({"peft_type": "IA3"}, "peft_type IA3 isn't supported here"),
             ({"r": 0}, "names no r and lora_alpha"),
             ({"prefix": "other."}, "doesn't fit"),
+            ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', so the adapter"),
+            ({"init_lora_weights": "pissa_niter_4"}, "merge it there with PEFT's merge_and_"),
+            ({"init_lora_weights": "OLoRA"}, "a base that its training changed"),
+            ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
+            ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
         ]
     ):
         folder = adapter(tiny, tmp_path / str(number), **config)
@@ -247,3 +252,75 @@ def test_an_adapter_that_can_not_be_merged_is_refused(tmp_path: Path, tiny: Path
     assert "is a Git LFS" in refused(
         alone, out, "--base", str(lay_out(tiny, tmp_path / "lfs", BROKEN["git lfs"][0]))
     )
+
+
+@pytest.mark.parametrize("begun", [True, False, "gaussian", "Gaussian", "eva", None])
+def test_an_adapter_that_began_beside_its_base_is_merged(
+    tmp_path: Path, tiny: Path, begun: object
+) -> None:
+    source = adapter(tiny, tmp_path / "adapter", init_lora_weights=begun)
+    adopt(source, str(tmp_path / "out"), "--base", str(tiny))
+
+
+def test_an_adapter_below_ofts_heads_is_ofts(tmp_path: Path, tiny: Path) -> None:
+    """As its fine-tuning leaves them; a link to the adapter changes nothing."""
+    run = tmp_path / "run"
+    run.mkdir()
+    source, out, base = adapter(tiny, run / "lora_adapter"), tmp_path / "out", ("--base", str(tiny))
+    for name, content, sign in (
+        ("action_head--9_checkpoint.pt", "", "action_head--9_checkpoint.pt"),
+        ("vision_backbone--9_checkpoint.pt", "", "vision_backbone--9_checkpoint.pt"),
+        ("config.json", '{"num_actions_chunk": 8}', "num_actions_chunk = 8 in config.json"),
+    ):
+        (run / name).write_text(content)
+        assert f"is an adapter of OpenVLA-OFT ({sign})" in refused(source, out, *base)
+        (tmp_path / "link").symlink_to(source)
+        assert f"is an adapter of OpenVLA-OFT ({sign})" in refused(tmp_path / "link", out, *base)
+        (tmp_path / "link").unlink()
+        (run / name).unlink()
+    (run / "config.json").write_text("somebody's")
+    (run / "train.py").write_text("NUM_ACTIONS_CHUNK = 8")
+    adopt(source, str(out), *base)
+
+
+def test_what_is_wrong_is_named_where_it_lies(tmp_path: Path, tiny: Path) -> None:
+    """The folder that was filled is gone by then."""
+    out = tmp_path / "out"
+    source = lay_out(tiny, tmp_path / "source", pickled)
+    tensors = load_file(tiny / WEIGHTS)
+    torch.save({"a": torch.zeros(1)}, source / "pytorch_model.bin")
+    assert f"error: {source}: weights are missing" in refused(source, out)
+    torch.save(tensors, source / "pytorch_model.bin")
+    (source / "dataset_statistics.json").write_text("{")
+    assert f"{source}/dataset_statistics.json" in refused(source, out)
+    tuned = adapter(tiny, tmp_path / "adapter")
+    (tuned / "dataset_statistics.json").write_text("{")
+    said = refused(tuned, out, "--base", str(tiny))
+    assert f"{tuned}/dataset_statistics.json" in said
+    assert ".partial" not in said
+
+
+def test_counts_and_positions_of_a_judge_are_no_quantised_weights(
+    tmp_path: Path, tiny: Path
+) -> None:
+    source = tmp_path / "judge"
+    source.mkdir()
+    (source / "config.json").write_text('{"model_type": "siglip"}')
+    whole = {
+        "norm.weight": torch.ones(4),
+        "norm.num_batches_tracked": torch.tensor(7),
+        "embeddings.position_ids": torch.arange(4)[None],
+        "attention.mask": torch.ones(2, 2, dtype=torch.bool),
+    }
+    torch.save(whole, source / "pytorch_model.bin")
+    adopt(source, str(tmp_path / "out"))
+    reader = CheckpointReader(tmp_path / "out")
+    for key, tensor in whole.items():
+        torch.testing.assert_close(reader.tensor(key), tensor)
+    for number, (key, dtype) in enumerate(
+        [("a.weight", torch.int8), ("a.qweight", torch.int32), ("scale", torch.float8_e4m3fn)]
+    ):
+        odd = {key: torch.zeros(2, 2, dtype=dtype)}
+        torch.save(whole | odd, source / "pytorch_model.bin")
+        said = refused(source, tmp_path / f"out{number}")
+        assert f"error: {source}: weights are quantised ({key} is " in said

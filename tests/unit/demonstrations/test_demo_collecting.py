@@ -1,0 +1,41 @@
+"""Collected episodes become files: whatever the BDDL file looks like."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("libero")
+pytest.importorskip("h5py")
+
+import h5py
+
+from services.env.demonstrations.collecting import PARTS, Wish, collect
+from services.env.demonstrations.hdf5 import read_episode
+from services.env.demonstrations.orders import Settings
+from services.env.demonstrations.parts import save_episode
+from services.env.suites import SuiteTask
+from tests.recordings import RECORDED
+
+pytestmark = pytest.mark.sim
+
+SCENE = "(define (problem LIBERO_Tabletop_Manipulation)\n  (:language 抓起碗))\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_scene_file_may_be_encoded_as_editors_do(tmp_path: Path, encoding: str) -> None:
+    """With all episodes played: what is left is the file."""
+    scene = tmp_path / "pick.bddl"
+    scene.write_bytes(SCENE.replace("\n", "\r\n").encode(encoding))
+    task = SuiteTask("mine", 0, "pick", "抓起碗", scene, None, 100)
+    out = tmp_path / "out"
+    save_episode(out / PARTS / "mine-00" / "000000.npz", read_episode(RECORDED, "demo_0"), 7)
+    settings = Settings(job="play", profile="fast")
+    (written,) = asyncio.run(collect([task], Wish(episodes=1, seed=0), settings, out, 0))
+    with h5py.File(written) as file:
+        attributes = file["data"].attrs
+        assert attributes["bddl_file_content"] == SCENE
+        assert attributes["env_name"] == "LIBERO_Tabletop_Manipulation"
+    assert read_episode(written, "demo_0").placement_seed == 7
