@@ -22,7 +22,7 @@ from services.env.demonstrations.hdf5 import (
 from services.env.demonstrations.orders import RenderOrder, SceneError, Settings
 from services.env.demonstrations.rendering import Renderer
 from services.env.demonstrations.steps import in_dataset_units
-from services.env.scene import BrokenSceneError
+from services.env.scene import BrokenSceneError, NoRoomError
 from services.env.suites import TaskCatalog
 from vlarl.demonstrations import Dataset, TaskSamples, read_dataset
 from vlarl.openvla.images import Frame, decode_image
@@ -136,7 +136,7 @@ def filmed(
     renderer = Renderer(settings)
     try:
         shown = [frames for source in sources for frames in _rendered(renderer, source, episodes)]
-    except BrokenSceneError as error:
+    except (BrokenSceneError, NoRoomError) as error:
         raise SceneError(str(error)) from error
     finally:
         renderer.close()
