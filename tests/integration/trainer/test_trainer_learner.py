@@ -30,8 +30,17 @@ pytestmark = pytest.mark.torch
 ALONE = World.from_environment()
 
 
-def learner(checkpoint: Path, config: TrainerConfig | None = None) -> Learner:
-    return Learner(checkpoint, config or trainer_config(), center_crop=False, seed=3, world=ALONE)
+def learner(
+    checkpoint: Path, config: TrainerConfig | None = None, success_reward: float = 1.0
+) -> Learner:
+    return Learner(
+        checkpoint,
+        config or trainer_config(),
+        center_crop=False,
+        seed=3,
+        world=ALONE,
+        success_reward=success_reward,
+    )
 
 
 @pytest.fixture(scope="module")
