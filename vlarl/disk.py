@@ -59,24 +59,22 @@ def explained(folder: Path | None = None, what: str = "", needed: int = 0) -> It
     except Exception as error:
         if not disk_is_full(error):
             raise
-        raise DiskFullError(_sentence(what, _full_folder(error, folder, what), needed)) from error
-
-
-def _full_folder(error: Exception, folder: Path | None, what: str) -> Path | None:
-    """Where there was no room; None: nobody knows."""
-    if isinstance(error, OSError) and error.filename:
-        return Path(os.fsdecode(error.filename)).parent
-    # Of all that a block does, not all goes into its folder.
-    if folder is not None and not what and shutil.disk_usage(folder).free > _PLENTY:
-        return None
-    return folder
+        if isinstance(error, OSError) and error.filename:
+            folder = Path(os.fsdecode(error.filename)).parent
+        # Of all that a block does, not all goes into its folder.
+        elif folder is not None and not what and shutil.disk_usage(folder).free > _PLENTY:
+            raise DiskFullError(
+                f"a disk has no room for what has to be written, and it isn't that of {folder}: "
+                "temporary files (TMPDIR) and shared memory (/dev/shm) have theirs"
+            ) from error
+        raise DiskFullError(_sentence(what, folder, needed)) from error
 
 
 def _sentence(what: str, folder: Path | None, needed: int) -> str:
     wanted = f" ({_size(needed)})" if needed else ""
     room = f"has no room for {what or 'what has to be written'}{wanted}"
     if folder is None:
-        found = f"a disk, maybe of temporary files (TMPDIR) or shared memory (/dev/shm), {room}"
+        found = f"a disk {room}"
     else:
         found = f"{folder}: its disk {room}, {_size(shutil.disk_usage(folder).free)} are free"
     return (

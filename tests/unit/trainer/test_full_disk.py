@@ -142,8 +142,11 @@ def test_lines_of_metrics_are_told_with_the_runs_folder(disk: Path) -> None:
         lines.append({"loss": 0.5})
 
 
-def test_other_errors_are_left_alone(tmp_path: Path) -> None:
+def test_other_errors_and_other_disks_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlarl.disk._PLENTY", 0)
     with pytest.raises(PermissionError), explained(tmp_path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    with pytest.raises(DiskFullError), explained(tmp_path):
+    with pytest.raises(DiskFullError, match="it isn't that of "), explained(tmp_path):
         Path("/dev/full").write_bytes(b"1")
