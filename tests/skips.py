@@ -42,7 +42,7 @@ MACHINES_MAY_LACK = (
 OF_THE_OTHER_ENVIRONMENT = (
     (
         re.escape(OTHER_SIMULATOR),
-        r"could not import '(libero|robosuite|mujoco|bddl|h5py|fast_simplification)",
+        r"could not import '(libero|robosuite|mujoco|bddl|h5py|fast_simplification|scipy)",
     )
     if HAS_TORCH
     else (
