@@ -65,6 +65,7 @@ class SimulatorProcess:
         self.episodes = 0
         self.alive = True
         self._control_steps = 0
+        self._compiled = False
 
     @classmethod
     async def spawn(
@@ -138,6 +139,7 @@ class SimulatorProcess:
         self.episodes += 1
         self._control_steps = 0
         answer = await self._ask(env_pb2.InteractRequest(reset=command), seconds)
+        self._compiled |= self._config.settle_steps > 0
         # As the process itself does.
         self._loaded[key] = None
         self._loaded.move_to_end(key)
@@ -153,8 +155,15 @@ class SimulatorProcess:
             SimulatorError: the simulator is lost.
         """
         request = env_pb2.InteractRequest(step=command)
+        # A process's first control step compiles robosuite's functions, which takes a minute on a
+        # busy machine where nobody has before: that is part of the construction.
+        seconds = self._config.step_timeout_seconds
+        if not self._compiled:
+            seconds = max(seconds, self._config.construct_timeout_seconds)
         async with self._turns:
-            return await self._ask(request, self._config.step_timeout_seconds)
+            answer = await self._ask(request, seconds)
+        self._compiled = True
+        return answer
 
     async def _ask(
         self, request: env_pb2.InteractRequest, seconds: float

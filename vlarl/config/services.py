@@ -83,7 +83,8 @@ class EnvConfig(Section):
     step_timeout_seconds: float = Field(default=60.0, gt=0)
     """Time without an answer after which a simulator counts as hung."""
     construct_timeout_seconds: float = Field(default=300.0, gt=0)
-    """The same while a simulator is being constructed."""
+    """The same while a simulator is being constructed, and in a new one's first control step, which
+    compiles some of robosuite."""
     simulator_restarts: int = Field(default=2, ge=0)
     """Replacements of its simulator that one episode survives before it is handed back."""
     policy_patience_seconds: float = Field(default=120.0, gt=0)

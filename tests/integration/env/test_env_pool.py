@@ -126,6 +126,17 @@ async def test_a_hung_simulator_is_killed_and_replaced(counted: Fixture) -> None
         assert counted.value("simulator_restarts_total", cause="hung") == 1
 
 
+async def test_a_first_step_may_take_as_long_as_a_construction(counted: Fixture) -> None:
+    """It compiles some of robosuite where nobody has before."""
+    config = settings(settle_steps=0, step_timeout_seconds=1e-9)
+    async with counted.pool(config) as pool, pool.slot() as slot:
+        simulator = slot.simulator(REACH)
+        await simulator.reset(reset())
+        await simulator.step(STEP)
+        with pytest.raises(SimulatorHungError):
+            await simulator.step(STEP)
+
+
 async def test_simulators_step_in_turn(counted: Fixture) -> None:
     config = settings(processes=2, concurrent_steps=1)
     async with counted.pool(config) as pool, pool.slot() as one, pool.slot() as other:
