@@ -94,7 +94,9 @@ def up(
 def _check_stack(settings: RunConfig) -> None:
     """Finds out what would otherwise end a service once all have been started."""
     from vlarl.stack.tasks import choose_tasks, suite_tasks
+    from vlarl.suites import check_suite
 
+    check_suite(settings)  # at once; a process of the simulator's environment knows the rest
     tasks = suite_tasks(settings.env, settings.tasks.suite)
     choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
     check_checkpoints(settings)
