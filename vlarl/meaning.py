@@ -13,6 +13,7 @@ from vlarl.config import ConfigError, RewardModelConfig, RunConfig, Section, Sft
 from vlarl.config.resuming import CENTER_CROP, SCENES, UNITS
 from vlarl.libero import base_suite
 from vlarl.openvla.config import OpenVLAConfig
+from vlarl.suites import bddl_files
 
 _ARM = 7
 """Numbers of an action in the simulator."""
@@ -61,9 +62,8 @@ def _scenes(config: RunConfig) -> str:
     if folder is None or not folder.is_dir():
         return ""
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        is_scene = file.suffix.lower() == ".bddl" and not file.name.startswith(".")
-        if file.is_file() and (is_scene or file.name == "suite.toml"):
+    for file in (*bddl_files(folder), folder / "suite.toml"):
+        if file.is_file():
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -395,18 +395,20 @@ class RolloutQueue:
                 f"all services must share one store; go on with queue.blobs = {store}"
             )
         _LOG.warning("trajectory %s is in the queue, but gone from %s", episode, store)
-        keys = self._keys(entry.blobs)
-        gone = {entry.entry_id: episode}
-        await self._entries.forget(run_id, entry.stream, entry.group, gone, keys)
+        await self._forget(entry, run_id, episode)
         return None
 
     async def _wanted(self, entry: Delivery[Message], run_id: str, episode_id: str) -> bool:
         """Whether its episode is outstanding. The entry of one that isn't is dropped."""
         if await self._redis.sismember(outstanding_key(run_id), episode_id):
             return True
-        keys = self._keys(entry.blobs)
-        await self._entries.forget(run_id, entry.stream, entry.group, {entry.entry_id: ""}, keys)
+        await self._forget(entry, run_id)
         return False
+
+    async def _forget(self, entry: Delivery[Message], run_id: str, episode_id: str = "") -> None:
+        """Removes an entry with its blob, and its episode from the outstanding ones, if given."""
+        gone, keys = {entry.entry_id: episode_id}, self._keys(entry.blobs)
+        await self._entries.forget(run_id, entry.stream, entry.group, gone, keys)
 
     async def _return(
         self, delivery: Delivery[Any], spec: rollout_pb2.EpisodeSpec, failures: int

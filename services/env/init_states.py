@@ -18,8 +18,8 @@ import numpy as np
 
 from services.env.bddl_check import check_bddl
 from services.env.scene import BrokenSceneError, NoRoomError, Scene
-from services.env.suites import bddl_files
 from vlarl.config import ConfigError
+from vlarl.suites import bddl_files
 
 
 def main() -> None:

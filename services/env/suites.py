@@ -19,7 +19,7 @@ from vlarl.config import ConfigError
 from vlarl.config.files import read_toml
 from vlarl.libero import LIBERO_SUITES
 from vlarl.openvla.whereabouts import pointer_sentence
-from vlarl.suites import SHIPPED_NAMES, unknown_suite
+from vlarl.suites import SHIPPED_NAMES, bddl_files, unknown_suite
 
 _SPEAKING_BDDL = ("_lan", "_task")
 """Variants whose instruction differs from their files' names, which are the suite's."""
@@ -234,18 +234,3 @@ def _read_states(file: Path) -> npt.NDArray[np.float64]:
             "draw them again, or remove the file"
         ) from error
     return states
-
-
-def bddl_files(folder: Path) -> list[Path]:
-    """The scene files of a folder, in the order of their names.
-
-    Raises:
-        OSError: there is no such folder.
-    """
-    # macOS leaves a file ._NAME of its own beside each that it copies. A link to nowhere stays:
-    # left out, it would change the numbers of all tasks after it.
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() == ".bddl" and not file.name.startswith(".") and not file.is_dir()
-    )

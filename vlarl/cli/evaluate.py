@@ -81,7 +81,6 @@ def evaluate(
     """
     configure_logging(verbose)
     from vlarl.stack.tasks import choose_tasks, suite_tasks
-    from vlarl.suites import check_suite
 
     with one_sentence_errors():
         settings, protocol = evaluation_config(
@@ -91,7 +90,6 @@ def evaluate(
         folder = out or Path("runs") / f"eval-{settings.tasks.suite}-{stamp}"
         with owned(folder, "vlarl eval"):
             # Before the policy is looked at, which takes longer the larger it is.
-            check_suite(settings)
             chosen = choose_tasks(
                 suite_tasks(settings.env, settings.tasks.suite),
                 settings.tasks.indices,

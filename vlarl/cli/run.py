@@ -94,9 +94,7 @@ def up(
 def _check_stack(settings: RunConfig) -> None:
     """Finds out what would otherwise end a service once all have been started."""
     from vlarl.stack.tasks import choose_tasks, suite_tasks
-    from vlarl.suites import check_suite
 
-    check_suite(settings)  # at once; a process of the simulator's environment knows the rest
     tasks = suite_tasks(settings.env, settings.tasks.suite)
     choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
     check_checkpoints(settings)
@@ -132,7 +130,7 @@ def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:
     from vlarl.suites import check_suite
 
     # The simulators' machine knows more of it, and may be another one.
-    check_suite(settings)
+    check_suite(settings.env, settings.tasks.suite)
     _usage(settings)
     if first_rank() and not places:
         asyncio.run(check_queue(settings.queue))

@@ -13,6 +13,7 @@ from vlarl.config import ConfigError, EnvConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.libero import simulator_environment
 from vlarl.stack.supervisor import simulator_python
+from vlarl.suites import check_suite
 
 
 def suite_tasks(env: EnvConfig, suite: str) -> list[env_pb2.TaskDescription]:
@@ -37,6 +38,7 @@ def simulator_identity(env: EnvConfig, suite: str) -> dict[str, str]:
 
 def _ask_simulator(module: str, env: EnvConfig, suite: str) -> str:
     """What a program of the simulator's environment prints about a suite."""
+    check_suite(env, suite)  # at once; such a process takes a second
     command = [str(simulator_python()), "-m", module, suite]
     done = subprocess.run(  # noqa: S603 - our own program
         command,

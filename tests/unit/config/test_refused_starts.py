@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.integration.trainer.demonstrated import sft_config, task_samples, write_dataset
 from vlarl.cli import app, main
-from vlarl.config import RunConfig, TasksConfig, dump_toml
+from vlarl.config import EnvConfig, dump_toml
 from vlarl.suites import check_suite
 
 pytestmark = pytest.mark.torch
@@ -131,7 +131,7 @@ def test_the_suites_that_a_trainer_knows_are_all_there_are() -> None:
     from services.env.suites import SHIPPED_SUITES
 
     for suite in SHIPPED_SUITES:
-        check_suite(RunConfig(tasks=TasksConfig(suite=suite)))
+        check_suite(EnvConfig(), suite)
 
 
 def test_a_policy_that_nobody_serves_says_how_to_serve_one() -> None:
