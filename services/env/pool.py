@@ -131,8 +131,10 @@ class SimulatorPool:
         for attempt in itertools.count():
             await asyncio.sleep(_RESPAWN_PAUSES[min(attempt, len(_RESPAWN_PAUSES) - 1)])
             try:
-                await seat.empty()
+                gone = await seat.empty()
                 self._metrics.simulators.set(len(self.pids))
+                if not gone:
+                    raise SimulatorError(f"process {seat.process.pid} can't be killed")
                 await seat.fill(self._config)
             except (SimulatorError, OSError) as error:
                 logger.error("a simulator can't be replaced (try %d): %s", attempt + 1, error)
@@ -198,11 +200,11 @@ class _Seat:
             config, self._device, self._metrics, self._turns
         )
 
-    async def empty(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            await self._process.close()
+    async def empty(self) -> bool:
+        """Ends the process; whether it is gone, so that another may have its memory."""
+        if self._process is not None and await self._process.close():
             self._process = None
+        return self._process is None
 
 
 def _concurrent_steps(config: EnvConfig, *, drawing_on_gpus: bool) -> int:

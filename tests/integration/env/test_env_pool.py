@@ -126,6 +126,29 @@ async def test_a_hung_simulator_is_killed_and_replaced(counted: Fixture) -> None
         assert counted.value("simulator_restarts_total", cause="hung") == 1
 
 
+async def test_a_process_that_a_kill_does_not_end_at_once_is_waited_for(
+    counted: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one is that sits in a driver: no other takes its memory's place, and no call fails."""
+    monkeypatch.setattr("services.env.process._EXIT_SECONDS", 0.1)
+    monkeypatch.setattr("services.env.pool._RESPAWN_PAUSES", (0.0, 0.2))
+    children = []
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda child: children.append(child))
+    async with counted.pool(settings(step_timeout_seconds=1.0)) as pool:
+        (pid,) = pool.pids
+        with pytest.raises(SimulatorHungError, match=r"no answer for \d+\.\d s"):
+            await step_after(pool, signal.SIGSTOP)
+        await asyncio.sleep(1.0)
+        assert not pool.pids
+        assert not ended(pid)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(60), pool.slot() as slot:
+            last = slot.simulator(REACH).pid
+            os.kill(last, signal.SIGSTOP)
+    os.kill(last, signal.SIGKILL)
+    children[-1].wait()
+
+
 async def test_a_first_step_may_take_as_long_as_a_construction(counted: Fixture) -> None:
     """It compiles some of robosuite where nobody has before."""
     config = settings(settle_steps=0, step_timeout_seconds=1e-9)
