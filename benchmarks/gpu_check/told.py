@@ -15,9 +15,9 @@ def main() -> None:
     from vllm import AsyncEngineArgs
 
     from services.policy import engine
-    from vlarl.cli import main as command_line
     from vlarl.config import PolicyConfig
     from vlarl.openvla.config import OpenVLAConfig
+    from vlarl_cli import main as command_line
 
     changes = json.loads(sys.argv.pop(1))
     usual = engine.engine_args

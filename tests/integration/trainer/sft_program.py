@@ -6,7 +6,7 @@ from pathlib import Path
 from services.trainer.sft.main import run
 from vlarl.config import SftConfig, load_section
 from vlarl.errors import FatalError
-from vlarl.logs import configure_logging
+from vlarl_cli.logs import configure_logging
 
 if __name__ == "__main__":
     configure_logging()

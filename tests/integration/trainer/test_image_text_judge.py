@@ -23,7 +23,6 @@ from tests.integration.reward.test_rprm_scorer import trajectory  # noqa: E402
 from tests.integration.trainer.demonstrated import write_dataset  # noqa: E402
 from tests.integration.trainer.image_text_models import tiny_llava  # noqa: E402
 from tests.integration.trainer.test_reward_training import config_for, demonstrations  # noqa: E402
-from vlarl.cli import app  # noqa: E402
 from vlarl.config import PpoConfig, RewardConfig, RewardModelConfig, save_config  # noqa: E402
 from vlarl.judge import Judge  # noqa: E402
 from vlarl.judge.image_text import ImageTextReader, load_image_text  # noqa: E402
@@ -31,6 +30,7 @@ from vlarl.openvla.checkpoint import CheckpointReader, NotFiniteError  # noqa: E
 from vlarl.openvla.config import ConfigError  # noqa: E402
 from vlarl.openvla.folder import CheckpointError  # noqa: E402
 from vlarl.stack.ranks import ranks_command  # noqa: E402
+from vlarl_cli import app  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 FIRST_ACTION = 512

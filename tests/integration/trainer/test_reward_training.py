@@ -26,7 +26,6 @@ from tests.integration.trainer.demonstrated import (  # noqa: E402
     task_samples,
     write_dataset,
 )
-from vlarl.cli import app  # noqa: E402
 from vlarl.config import RewardModelConfig, dump_toml  # noqa: E402
 from vlarl.demonstrations import (  # noqa: E402
     DatasetError,
@@ -39,6 +38,7 @@ from vlarl.demonstrations import (  # noqa: E402
 from vlarl.judge import Judge  # noqa: E402
 from vlarl.openvla.images import encode_jpeg  # noqa: E402
 from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl_cli import app  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

@@ -22,7 +22,6 @@ from tests.integration.trainer.demonstrated import (  # noqa: E402
     task_samples,
     write_dataset,
 )
-from vlarl.cli import app  # noqa: E402
 from vlarl.config import SftConfig, dump_toml  # noqa: E402
 from vlarl.demonstrations import read_dataset  # noqa: E402
 from vlarl.openvla.checkpoint import CheckpointReader, base_digest  # noqa: E402
@@ -34,6 +33,7 @@ from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
 from vlarl.stack.ranks import ranks_command  # noqa: E402
+from vlarl_cli import app  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]

@@ -9,8 +9,6 @@ from typer.testing import CliRunner
 
 from tests.unit.ablation.tables import plan_in, write_table
 from vlarl.ablation.plan import make_plan, standing
-from vlarl.cli import app
-from vlarl.cli.runs import chosen_run
 from vlarl.config import (
     AblationConfig,
     ConfigError,
@@ -20,6 +18,8 @@ from vlarl.config import (
     load_section,
     save_config,
 )
+from vlarl_cli import app
+from vlarl_cli.runs import chosen_run
 
 ROOT = Path(__file__).parents[3]
 

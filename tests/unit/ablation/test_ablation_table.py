@@ -12,8 +12,8 @@ from tests.unit.ablation.tables import make_all, plan_in
 from vlarl.ablation.numbers import Outcome, Row, Spread, rows_of
 from vlarl.ablation.plan import Ablation
 from vlarl.ablation.table import read_table
-from vlarl.cli import app
 from vlarl.config import AblationConfig, save_config
+from vlarl_cli import app
 
 pytestmark = pytest.mark.torch
 

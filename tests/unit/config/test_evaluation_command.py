@@ -8,10 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vlarl.cli import app
-from vlarl.cli.evaluate import evaluation_config
 from vlarl.config import ConfigError, RunConfig
 from vlarl.invocation import invocation
+from vlarl_cli import app
+from vlarl_cli.evaluate import evaluation_config
 
 ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "configs/embedded.toml"

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from tests.integration.trainer.demonstrated import sft_config, task_samples, write_dataset
-from vlarl.cli import app, main
 from vlarl.config import EnvConfig, dump_toml
 from vlarl.suites import check_suite
+from vlarl_cli import app, main
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
@@ -196,7 +196,7 @@ def test_the_environment_that_a_command_wants_is_named(
     def fails() -> None:
         raise ModuleNotFoundError(f"No module named '{package}.nn'", name=f"{package}.nn")
 
-    monkeypatch.setattr("vlarl.cli.app", fails)
+    monkeypatch.setattr("vlarl_cli.app", fails)
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # or what main sets would stay for further tests
     with pytest.raises(SystemExit) as ended:
         main()
@@ -210,7 +210,7 @@ def test_a_missing_module_of_the_project_is_no_users_mistake(
     def fails() -> None:
         raise ModuleNotFoundError("No module named 'vlarl.gone'", name="vlarl.gone")
 
-    monkeypatch.setattr("vlarl.cli.app", fails)
+    monkeypatch.setattr("vlarl_cli.app", fails)
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # or what main sets would stay for further tests
     with pytest.raises(ModuleNotFoundError):
         main()
@@ -221,7 +221,7 @@ def test_processes_below_a_command_dont_look_into_the_working_folder(
 ) -> None:
     seen: list[str | None] = []
     monkeypatch.setattr(
-        "vlarl.cli.app",
+        "vlarl_cli.app",
         lambda: seen.extend(map(os.environ.get, ("PYTHONSAFEPATH", "PYTHONPATH"))),
     )
     monkeypatch.setenv("PYTHONSAFEPATH", "")

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vlarl.cli import app
-from vlarl.cli.runs import chosen_run
 from vlarl.config import (
     ConfigError,
     RewardModelConfig,
@@ -23,6 +21,8 @@ from vlarl.config import (
 from vlarl.config.resuming import CONTENTS, OnResume, check_terms, kinds, terms
 from vlarl.contents import content_digest
 from vlarl.meaning import meaning_terms
+from vlarl_cli import app
+from vlarl_cli.runs import chosen_run
 
 ROOT = Path(__file__).parents[3]
 ROOTS: dict[type[Section], str] = {

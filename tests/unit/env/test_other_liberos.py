@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from services.env.headless import headless_environment
-from vlarl.cli import app
 from vlarl.config import ConfigError, EnvConfig
 from vlarl.libero import has_simulator, simulator_environment
 from vlarl.stack.supervisor import simulator_python
 from vlarl.stack.tasks import simulator_identity, suite_tasks
+from vlarl_cli import app
 
 SUITE = "libero_spatial_task"
 """Whose instructions are read from the scene files."""
@@ -77,7 +77,7 @@ def test_an_environment_that_lacks_the_package_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`vlarl demos` runs itself again in .venv-sim: there it must not look for .venv-sim."""
-    for module in ("vlarl.stack.supervisor", "vlarl.cli.demos"):
+    for module in ("vlarl.stack.supervisor", "vlarl_cli.demos"):
         monkeypatch.setattr(f"{module}.has_simulator", lambda: False)
     python = tmp_path / ".venv-sim" / "bin" / "python"
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))

@@ -27,7 +27,7 @@ CLIENT = (
     "vlarl.env_client",
     "vlarl.queue",
     "vlarl.rpc.server",
-    "vlarl.cli",
+    "vlarl_cli",
     "vlarl.ablation.series",
 )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-FOLDERS = ("vlarl", "services", "benchmarks", "examples", "scripts", "deploy")
+FOLDERS = ("vlarl", "vlarl_cli", "services", "benchmarks", "examples", "scripts", "deploy")
 OTHER_OPENERS = {"Image", "os", "fsspec", "webbrowser", "zipfile", "tarfile"}
 """Whose `open` isn't that of a text file."""
 

@@ -15,10 +15,10 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from vlarl.backlog import Backlog
-from vlarl.cli import app
-from vlarl.status import Overview, Replica
 from vlarl.terminal import PlainConsole, complain, say, show, track, waiting
 from vlarl.trainer.v1 import trainer_pb2
+from vlarl_cli import app
+from vlarl_cli.overview import Overview, Replica
 
 ROOT = Path(__file__).parents[3]
 NASTY = "[/red] [bold] [x] :warning:"
@@ -56,7 +56,7 @@ def test_a_long_line_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_status_page_shows_what_services_say(capsys: pytest.CaptureFixture[str]) -> None:
-    from vlarl.cli.status import _page
+    from vlarl_cli.status import _page
 
     replica = Replica("policy", NASTY, True, NASTY)
     run = trainer_pb2.GetStatusResponse(run_id=NASTY, iterations=3)
@@ -120,7 +120,7 @@ def test_only_one_module_makes_consoles() -> None:
     """Elsewhere nobody has a console, a column or a way to print that knows markup."""
     forbidden = {"Console", "TextColumn", "from_markup", "render_markup", "echo", "secho"}
     found = []
-    for folder in ("vlarl", "services", "benchmarks"):
+    for folder in ("vlarl", "vlarl_cli", "services", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             if path == ROOT / "vlarl/terminal.py" or path.name.endswith(("_pb2.py", "_grpc.py")):
                 continue
@@ -165,7 +165,7 @@ ENCODINGS = {
 EVERY_HELP = """
 import sys
 import typer
-from vlarl.cli import app, main
+from vlarl_cli import app, main
 
 def commands(command, path):
     yield path, command
@@ -203,7 +203,7 @@ COMMANDS = [
 ]
 EVERY_COMMAND = """
 import sys
-from vlarl.cli import main
+from vlarl_cli import main
 
 for line in sys.stdin.buffer.read().decode().splitlines():
     sys.argv = ["vlarl", *line.split()]

@@ -24,11 +24,11 @@ from services.trainer.durable import durable_folder, read_state, write_state  # 
 from services.trainer.json_lines import JsonLines  # noqa: E402
 from services.trainer.sft.export import export_checkpoint  # noqa: E402
 from services.trainer.sft.progress import StageProgress, load_stage, save_stage  # noqa: E402
-from vlarl.cli import app  # noqa: E402
 from vlarl.config import SftConfig  # noqa: E402
 from vlarl.demonstrations import Capture, Frames, TaskSamples, read_dataset, write_task  # noqa: E402
 from vlarl.disk import DiskFullError, explained  # noqa: E402
 from vlarl.openvla.checkpoint import write_tensors  # noqa: E402
+from vlarl_cli import app  # noqa: E402
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"

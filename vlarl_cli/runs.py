@@ -15,12 +15,12 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from vlarl.cli.learned import Configuration, check_contents, check_learned
-from vlarl.cli.options import read_section
 from vlarl.config import ConfigError, RewardModelConfig, RunConfig, SftConfig, save_config
 from vlarl.config.base import NAME_PATTERN
 from vlarl.config.files import runs_inside
 from vlarl.ownership import owned
+from vlarl_cli.learned import Configuration, check_contents, check_learned
+from vlarl_cli.options import read_section
 
 CONFIG = "config.toml"
 EVALUATION = "evaluation.json"

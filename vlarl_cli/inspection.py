@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from vlarl.cli.options import OwnSuites, one_sentence_errors, own_suites
 from vlarl.terminal import say, show
+from vlarl_cli.options import OwnSuites, one_sentence_errors, own_suites
 
 if TYPE_CHECKING:
     from services.env.demonstrations.inspection import Summary

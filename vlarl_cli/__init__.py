@@ -7,7 +7,8 @@ import os
 # gRPC's core writes its own lines to standard error; what matters arrives as an error of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from vlarl.cli import (
+from vlarl.terminal import complain, use_lookalikes
+from vlarl_cli import (
     ablate,
     checkpoint,
     client,
@@ -21,9 +22,8 @@ from vlarl.cli import (
     sft,
     status,
 )
-from vlarl.cli.extras import missing_package_hint
-from vlarl.cli.groups import command_group
-from vlarl.terminal import complain, use_lookalikes
+from vlarl_cli.extras import missing_package_hint
+from vlarl_cli.groups import command_group
 
 app = command_group(
     "Fine-tune vision-language-action robot policies by online reinforcement learning.", "vlarl"

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from vlarl.cli.extras import missing_packages
-from vlarl.cli.options import one_sentence_errors
 from vlarl.config import ConfigError
 from vlarl.terminal import say
+from vlarl_cli.extras import missing_packages
+from vlarl_cli.options import one_sentence_errors
 
 Runs = Annotated[
     list[Path],

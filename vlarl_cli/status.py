@@ -13,16 +13,16 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_config, read_saved
-from vlarl.cli.runs import saved_config
 from vlarl.config import ConfigError
 from vlarl.invocation import invocation
 from vlarl.terminal import PlainConsole, Whole, styled
+from vlarl_cli.options import ConfigFile, Overrides, one_sentence_errors, read_config, read_saved
+from vlarl_cli.runs import saved_config
 
 if TYPE_CHECKING:
     from vlarl.backlog import Backlog
-    from vlarl.status import Overview
     from vlarl.trainer.v1 import trainer_pb2
+    from vlarl_cli.overview import Overview
 
 _NUMBERS = (
     ("success_rate", "success", ".0%"),
@@ -78,7 +78,7 @@ def status(
 
 def _look(run: Path | None, file: Path | None, overrides: list[str] | None) -> Overview:
     """Everything anew: replicas come and go, and a run that is resumed has other addresses."""
-    from vlarl.status import addresses_of_config, addresses_of_run, look
+    from vlarl_cli.overview import addresses_of_config, addresses_of_run, look
 
     if run is None:
         config = read_config(file, overrides)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlarl.cli.extras import missing_packages
-from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_section
 from vlarl.config import AblationConfig, ConfigError
 from vlarl.errors import FatalError
 from vlarl.invocation import invocation
-from vlarl.logs import configure_logging
 from vlarl.terminal import say, show
+from vlarl_cli.extras import missing_packages
+from vlarl_cli.logs import configure_logging
+from vlarl_cli.options import Overrides, Verbose, one_sentence_errors, read_section
 
 if TYPE_CHECKING:
     from vlarl.ablation.plan import Ablation
@@ -104,8 +104,8 @@ def _check_variants(ablation: Ablation) -> None:
     Raises:
         ConfigError: something is missing, or can't be used; the message names the variant.
     """
-    from vlarl.cli.run import check_checkpoints
     from vlarl.stack import tasks
+    from vlarl_cli.run import check_checkpoints
 
     # A process of the simulator's environment lists a suite, which takes seconds.
     listed: dict[object, list[env_pb2.TaskDescription]] = {}

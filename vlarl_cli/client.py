@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from vlarl.cli.options import ConfigFile, Overrides, one_sentence_errors, read_config
 from vlarl.invocation import invocation
 from vlarl.terminal import complain, say, show
+from vlarl_cli.options import ConfigFile, Overrides, one_sentence_errors, read_config
 
 if TYPE_CHECKING:
     from vlarl.rpc.errors import PolicyError

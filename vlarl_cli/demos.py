@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from vlarl.cli import inspection
-from vlarl.cli.groups import command_group
-from vlarl.cli.options import OwnSuites, one_sentence_errors, own_suites
 from vlarl.config import ConfigError
 from vlarl.libero import has_simulator, simulator_environment
 from vlarl.terminal import say, show
+from vlarl_cli import inspection
+from vlarl_cli.groups import command_group
+from vlarl_cli.options import OwnSuites, one_sentence_errors, own_suites
 
 if TYPE_CHECKING:
     from services.env.suites import SuiteTask, TaskCatalog

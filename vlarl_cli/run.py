@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from vlarl.cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
-from vlarl.cli.runs import Resume, RunDirectory, check_reward, chosen_run, first_rank
 from vlarl.config import RunConfig
-from vlarl.logs import configure_logging
+from vlarl_cli.logs import configure_logging
+from vlarl_cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
+from vlarl_cli.runs import Resume, RunDirectory, check_reward, chosen_run, first_rank
 
 _LOG = logging.getLogger(__name__)
 

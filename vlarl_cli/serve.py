@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from vlarl.cli.groups import command_group
-from vlarl.cli.options import (
+from vlarl_cli.groups import command_group
+from vlarl_cli.logs import configure_logging
+from vlarl_cli.options import (
     AddressFile,
     ConfigFile,
     Drain,
@@ -22,8 +23,7 @@ from vlarl.cli.options import (
     read_config,
     server_config,
 )
-from vlarl.cli.runs import check_reward
-from vlarl.logs import configure_logging
+from vlarl_cli.runs import check_reward
 
 app = command_group("Serve one service in this process, until SIGTERM.")
 

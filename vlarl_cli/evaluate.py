@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 
-from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_config, read_saved
-from vlarl.cli.runs import check_reward
 from vlarl.config import ConfigError, RunConfig
 from vlarl.config.files import toml_value
 from vlarl.libero import LIBERO_SUITES
-from vlarl.logs import configure_logging
 from vlarl.ownership import owned
+from vlarl_cli.logs import configure_logging
+from vlarl_cli.options import Overrides, Verbose, one_sentence_errors, read_config, read_saved
+from vlarl_cli.runs import check_reward
 
 LIBERO_PROTOCOL = {"env.profile": "faithful", "env.settle_steps": 10, "tasks.max_actions": 0}
 """What published numbers of LIBERO's suites mean, whatever a run trains with. --set wins."""

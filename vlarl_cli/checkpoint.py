@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from vlarl.cli.groups import command_group
-from vlarl.cli.options import one_sentence_errors
 from vlarl.terminal import PlainConsole, say, text_column
+from vlarl_cli.groups import command_group
+from vlarl_cli.options import one_sentence_errors
 
 app = command_group("Make and inspect OpenVLA checkpoints.")
 

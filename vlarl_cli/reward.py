@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from vlarl.cli.groups import command_group
-from vlarl.cli.options import Overrides, Verbose, one_sentence_errors, read_section
-from vlarl.cli.runs import Resume, RunDirectory, check_sources, chosen_run
 from vlarl.config import LabelConfig, RewardModelConfig
-from vlarl.logs import configure_logging
 from vlarl.terminal import say, show, track
+from vlarl_cli.groups import command_group
+from vlarl_cli.logs import configure_logging
+from vlarl_cli.options import Overrides, Verbose, one_sentence_errors, read_section
+from vlarl_cli.runs import Resume, RunDirectory, check_sources, chosen_run
 
 if TYPE_CHECKING:
     from services.trainer.rprm.judging import JudgedTask

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from vlarl.cli.evaluate import evaluation_config
-from vlarl.cli.options import Overrides, Verbose, one_sentence_errors
-from vlarl.cli.runs import Resume, RunDirectory, check_sources, chosen_run, first_rank
 from vlarl.config import SftConfig
-from vlarl.logs import configure_logging
+from vlarl_cli.evaluate import evaluation_config
+from vlarl_cli.logs import configure_logging
+from vlarl_cli.options import Overrides, Verbose, one_sentence_errors
+from vlarl_cli.runs import Resume, RunDirectory, check_sources, chosen_run, first_rank
 
 SftConfigArgument = Annotated[
     Path | None, typer.Argument(help="The run's TOML file, e.g. configs/sft-reach.toml.")

@@ -10,8 +10,6 @@ from typing import Annotated
 
 import typer
 
-from vlarl.cli.groups import command_group
-from vlarl.cli.options import ConfigFile, Overrides, read_section
 from vlarl.config import (
     AblationConfig,
     ConfigError,
@@ -24,6 +22,8 @@ from vlarl.config import (
 from vlarl.config.base import Section, nested_section
 from vlarl.config.resuming import kinds
 from vlarl.terminal import write
+from vlarl_cli.groups import command_group
+from vlarl_cli.options import ConfigFile, Overrides, read_section
 
 app = command_group("Show and document the configuration.")
 
