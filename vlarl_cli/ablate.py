@@ -18,8 +18,8 @@ from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Overrides, Verbose, one_sentence_errors, read_section
 
 if TYPE_CHECKING:
-    from vlarl.ablation.plan import Ablation
     from vlarl.env.v1 import env_pb2
+    from vlarl_jobs.ablation.plan import Ablation
 
 ConfigArgument = Annotated[
     Path, typer.Argument(help="TOML file of the table, e.g. configs/ablations-reach.toml.")
@@ -74,7 +74,7 @@ def ablate(
     """
     configure_logging(verbose)
     with one_sentence_errors():
-        from vlarl.ablation.plan import make_plan
+        from vlarl_jobs.ablation.plan import make_plan
 
         settings = read_section(AblationConfig, config, overrides)
         ablation = make_plan(settings, config, out or Path("runs") / settings.name)
@@ -86,8 +86,8 @@ def ablate(
 
 
 def _run(ablation: Ablation, resume: str, *, verbose: bool) -> int:
-    from vlarl.ablation.series import UP, Series
     from vlarl.stack.supervisor import supervise
+    from vlarl_jobs.ablation.series import UP, Series
 
     _check_variants(ablation)
 
@@ -129,7 +129,7 @@ def _same_command(config: Path, out: Path, overrides: list[str] | None) -> str:
 
 def _show(ablation: Ablation) -> None:
     """Prints and writes the table, and writes the page."""
-    from vlarl.ablation.table import read_table, rich_table, write_table
+    from vlarl_jobs.ablation.table import read_table, rich_table, write_table
 
     found = read_table(ablation)
     if not found.folders and not found.remarks:
@@ -142,7 +142,7 @@ def _show(ablation: Ablation) -> None:
     if missing := missing_packages():
         say(f"no page: {missing}")
     elif found.folders:
-        from vlarl.report.report import write_report
+        from vlarl_jobs.report.report import write_report
 
         page, pictures = write_report(found.folders, ablation.out / "report.html")
         say(f"{page}  (pictures: {pictures})")

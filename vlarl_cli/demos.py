@@ -86,8 +86,8 @@ def collect(
     May be stopped at any time: the same command goes on where it was. Noise is carried out, not
     learnt: the actions without it are kept beside it.
     """
-    from services.env.demonstrations.collecting import Wish, collect
-    from services.env.demonstrations.orders import Settings
+    from vlarl_jobs.demonstrations.collecting import Wish, collect
+    from vlarl_jobs.demonstrations.messages import Settings
 
     with one_sentence_errors():
         catalog, folders = _catalog(bddl)
@@ -121,8 +121,8 @@ def expert(
     bddl: OwnSuites = None,
 ) -> None:
     """Measure the scripted expert: how often it succeeds from the official initial states."""
-    from services.env.demonstrations.measuring import measure
-    from services.env.demonstrations.orders import Settings
+    from vlarl_jobs.demonstrations.measuring import measure
+    from vlarl_jobs.demonstrations.messages import Settings
 
     with one_sentence_errors():
         catalog, folders = _catalog(bddl)
@@ -198,9 +198,9 @@ def convert(
     fingers moved; what can't be told is refused. A demonstration that can't be used is left out
     and named. May be stopped at any time.
     """
-    from services.env.demonstrations.converting import common_repeat, convert, find_sources
-    from services.env.demonstrations.examining import Terms
-    from services.env.demonstrations.orders import Settings
+    from vlarl_jobs.demonstrations.converting import common_repeat, convert, find_sources
+    from vlarl_jobs.demonstrations.examining import Terms
+    from vlarl_jobs.demonstrations.messages import Settings
 
     with one_sentence_errors():
         cut = _crop(crop, size)

@@ -100,7 +100,7 @@ def evaluate(
             check_openvla(settings.policy.checkpoint)  # before torch is loaded
             if videos:
                 check_reward(settings)
-            from services.trainer.evaluate import run as run_evaluation
+            from vlarl_jobs.evaluation.main import run as run_evaluation
 
             code = run_evaluation(
                 settings, run, chosen, folder, videos=videos, record=record, protocol=protocol

@@ -12,7 +12,7 @@ from vlarl.terminal import say, show
 from vlarl_cli.options import OwnSuites, one_sentence_errors, own_suites
 
 if TYPE_CHECKING:
-    from services.env.demonstrations.inspection import Summary
+    from vlarl_jobs.demonstrations.inspection import Summary
 
 _DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 _QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
@@ -27,7 +27,7 @@ def inspect(
     bddl: OwnSuites = None,
 ) -> None:
     """Show demonstrations: lengths, successes, the actions' quantiles, pictures."""
-    from services.env.demonstrations.inspection import filmed, summaries
+    from vlarl_jobs.demonstrations.inspection import filmed, summaries
 
     with one_sentence_errors():
         found = summaries(path)
@@ -37,7 +37,7 @@ def inspect(
             show(table)
         if out is None:
             return
-        from services.env.demonstrations.pictures import contact_sheet, write_picture, write_video
+        from vlarl_jobs.demonstrations.media import contact_sheet, write_picture, write_video
 
         shown, rate = filmed(path, episodes, own_suites(bddl))
         out.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def report(runs: Runs, out: Out = None) -> None:
             raise ConfigError(missing)
         if out is not None and out.suffix != ".html":
             raise ConfigError(f"--out {out}: name the page, e.g. {out.with_suffix('.html')}")
-        from vlarl.report.report import write_report
+        from vlarl_jobs.report.report import write_report
 
         page, pictures = write_report(runs, out)
         megabytes = page.stat().st_size / 1e6

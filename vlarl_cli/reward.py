@@ -16,9 +16,9 @@ from vlarl_cli.options import Overrides, Verbose, one_sentence_errors, read_sect
 from vlarl_cli.runs import Resume, RunDirectory, check_sources, chosen_run
 
 if TYPE_CHECKING:
-    from services.trainer.rprm.judging import JudgedTask
-    from services.trainer.rprm.labels import EpisodeLabels
     from vlarl.demonstrations import TaskSamples
+    from vlarl_jobs.reward_model.labels import EpisodeLabels
+    from vlarl_jobs.reward_model.scoring import JudgedTask
 
 app = command_group("Label demonstrations and train the process reward model.")
 
@@ -43,8 +43,8 @@ def label(
     Keys of --set are those of [labels] in docs/configuration.md, without its name.
     """
     with one_sentence_errors():
-        from services.trainer.rprm.labels import label_task
         from vlarl.demonstrations import read_dataset
+        from vlarl_jobs.reward_model.labels import label_task
 
         config = read_section(LabelConfig, None, overrides)
         tasks = [task for folder in datasets for task in read_dataset(folder).tasks]
@@ -53,7 +53,7 @@ def label(
         show(_table(labels))
         if plot is None:
             return
-        from services.trainer.rprm.label_plot import draw_episode
+        from vlarl_jobs.reward_model.label_plot import draw_episode
 
         drawn = [(task, *one) for task, found in labelled for one in found[:episodes]]
         for task, samples, one in track(drawn, "drawing"):
@@ -91,7 +91,7 @@ def train(
             check_sources,
         )
         with chosen as (settings, directory):
-            from services.trainer.rprm.main import run
+            from vlarl_jobs.reward_model.main import run
 
             run(settings, directory)
 
@@ -119,9 +119,9 @@ def judge(
         from vlarl.openvla.wholeness import check_reward_model
 
         version = check_reward_model(checkpoint)  # before torch is loaded
-        from services.trainer.rprm.judging import judge_rollouts, together
         from vlarl.demonstrations import read_dataset
         from vlarl.judge import Judge
+        from vlarl_jobs.reward_model.scoring import judge_rollouts, together
 
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]
         shown = track(datasets, "judging")
@@ -130,7 +130,7 @@ def judge(
         rows = [*judged, everything] if len(judged) > 1 else judged
         show(_verdicts(rows, version))
         if plot is not None:
-            from services.trainer.rprm.judge_plot import draw_judged
+            from vlarl_jobs.reward_model.score_plot import draw_judged
 
             draw_judged(plot, everything)
             say(f"picture: {plot}")

@@ -36,7 +36,7 @@ def sft(
     with one_sentence_errors():
         chosen = chosen_run(SftConfig, "vlarl sft", config, resume, run_dir, overrides, _check)
         with chosen as (settings, directory):
-            from services.trainer.sft.main import run
+            from vlarl_jobs.sft.main import run
 
             run(settings, directory)
 

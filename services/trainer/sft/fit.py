@@ -27,7 +27,6 @@ from services.trainer.sft.order import Order, Piece
 from services.trainer.sft.progress import StageProgress, load_stage, save_stage
 from services.trainer.sft.samples import SampleBatch
 from services.trainer.sft.schedule import learning_rate
-from services.trainer.sft.simulation import Simulation
 from services.trainer.sharding import like, whole
 from services.trainer.stepping import DivergedError, take_step
 from services.trainer.world import World
@@ -35,6 +34,7 @@ from vlarl.config import FitConfig, RewardModelConfig, SftConfig
 from vlarl.config.resuming import terms
 from vlarl.contents import content_terms
 from vlarl.meaning import meaning_terms
+from vlarl_jobs.sft.simulation import Simulation
 
 
 @dataclass(frozen=True)

@@ -344,7 +344,7 @@ def test_inspecting_a_scene_without_room_is_one_sentence(
     def no_room(*_: object) -> None:
         raise BrokenSceneError("crowd.bddl: there is no room; widen their :ranges")
 
-    monkeypatch.setattr("services.env.demonstrations.stage.Scene", no_room)
+    monkeypatch.setattr("vlarl_jobs.demonstrations.scene_cache.Scene", no_room)
     pictures = tmp_path / "pictures"
     shown = CliRunner().invoke(
         app, ["demos", "inspect", str(variant(tmp_path)), "--out", str(pictures)]

@@ -36,8 +36,8 @@ def test_a_scene_of_any_encoding_runs_under_its_own_words(tmp_path: Path) -> Non
 
 
 def test_an_expert_without_room_is_hopeless_not_dead(crowded: Path) -> None:
-    from services.env.demonstrations.orders import PlayOrder, Settings
-    from services.env.demonstrations.playing import Player
+    from vlarl_jobs.demonstrations.messages import PlayOrder, Settings
+    from vlarl_jobs.demonstrations.player import Player
 
     player = Player(Settings(job="play", profile="fast", suites={"crowded": crowded}))
     order = PlayOrder(suite="crowded", index=0, number=0, placement_seed=1)
@@ -93,9 +93,9 @@ def outdated(tmp_path: Path) -> Path:
 
 def test_states_of_another_scene_are_refused_and_the_simulator_goes_on(outdated: Path) -> None:
     from services.env.child import _Tasks
-    from services.env.demonstrations.orders import PlayOrder, Settings
-    from services.env.demonstrations.playing import Player
     from services.env.wire import Kind
+    from vlarl_jobs.demonstrations.messages import PlayOrder, Settings
+    from vlarl_jobs.demonstrations.player import Player
 
     config = EnvConfig(
         bddl_directories={"mine": outdated}, profile="fast", render_size=32, settle_steps=0

@@ -18,14 +18,9 @@ from services.trainer.checkpoint import (  # noqa: E402
     save_checkpoint,
 )
 from services.trainer.display import EvaluationDisplay  # noqa: E402
-from services.trainer.evaluate import critic_of  # noqa: E402
 from services.trainer.evaluation import Evaluation  # noqa: E402
-from services.trainer.evaluation_folder import RUN_ID, EvaluationFolder  # noqa: E402
-from services.trainer.evaluator import Evaluator, protocol_of  # noqa: E402
-from services.trainer.film import FilmMaker  # noqa: E402
 from services.trainer.learner import Learner  # noqa: E402
 from services.trainer.recording import RolloutRecorder  # noqa: E402
-from services.trainer.subject import load_subject  # noqa: E402
 from services.trainer.world import World  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
@@ -45,6 +40,11 @@ from vlarl.env.v1 import env_pb2  # noqa: E402
 from vlarl.openvla.checkpoint import base_digest  # noqa: E402
 from vlarl.openvla.images import decode_image, encode_jpeg  # noqa: E402
 from vlarl.queue import RolloutQueue  # noqa: E402
+from vlarl_jobs.evaluation.evaluated_policy import load_subject  # noqa: E402
+from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of  # noqa: E402
+from vlarl_jobs.evaluation.film import FilmMaker  # noqa: E402
+from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder  # noqa: E402
+from vlarl_jobs.evaluation.main import critic_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 TASKS = [env_pb2.TaskDescription(name="reach", max_control_steps=60)]

@@ -16,8 +16,6 @@ pytest.importorskip("peft")
 from typer.testing import CliRunner  # noqa: E402
 
 from services.reward.rprm import RprmScorer  # noqa: E402
-from services.trainer.rprm.image_text import export_image_text, language_layers  # noqa: E402
-from services.trainer.rprm.main import run  # noqa: E402
 from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.reward.test_rprm_scorer import trajectory  # noqa: E402
 from tests.integration.trainer.demonstrated import write_dataset  # noqa: E402
@@ -31,6 +29,8 @@ from vlarl.openvla.config import ConfigError  # noqa: E402
 from vlarl.openvla.folder import CheckpointError  # noqa: E402
 from vlarl.stack.ranks import ranks_command  # noqa: E402
 from vlarl_cli import app  # noqa: E402
+from vlarl_jobs.reward_model.image_text import export_image_text, language_layers  # noqa: E402
+from vlarl_jobs.reward_model.main import run  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 FIRST_ACTION = 512

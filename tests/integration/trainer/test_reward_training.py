@@ -14,10 +14,6 @@ torch = pytest.importorskip("torch")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from services.trainer.rprm.card import probabilities  # noqa: E402
-from services.trainer.rprm.judging import judge_rollouts  # noqa: E402
-from services.trainer.rprm.main import run  # noqa: E402
-from services.trainer.rprm.reading import ROLLOUT, read_labelled  # noqa: E402
 from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     CAPTURE,
@@ -39,6 +35,10 @@ from vlarl.judge import Judge  # noqa: E402
 from vlarl.openvla.images import encode_jpeg  # noqa: E402
 from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
 from vlarl_cli import app  # noqa: E402
+from vlarl_jobs.reward_model.card import probabilities  # noqa: E402
+from vlarl_jobs.reward_model.main import run  # noqa: E402
+from vlarl_jobs.reward_model.reading import ROLLOUT, read_labelled  # noqa: E402
+from vlarl_jobs.reward_model.scoring import judge_rollouts  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

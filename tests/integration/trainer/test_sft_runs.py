@@ -15,7 +15,6 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from services.trainer.sft.main import run  # noqa: E402
 from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     sft_config,
@@ -34,6 +33,7 @@ from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
 from vlarl.stack.ranks import ranks_command  # noqa: E402
 from vlarl_cli import app  # noqa: E402
+from vlarl_jobs.sft.main import run  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]

@@ -28,7 +28,7 @@ CLIENT = (
     "vlarl.queue",
     "vlarl.rpc.server",
     "vlarl_cli",
-    "vlarl.ablation.series",
+    "vlarl_jobs.ablation.series",
 )
 
 

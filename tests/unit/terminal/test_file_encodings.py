@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-FOLDERS = ("vlarl", "vlarl_cli", "services", "benchmarks", "examples", "scripts", "deploy")
+OURS = ("vlarl", "vlarl_cli", "vlarl_jobs", "services")
+FOLDERS = (*OURS, "benchmarks", "examples", "scripts", "deploy")
 OTHER_OPENERS = {"Image", "os", "fsspec", "webbrowser", "zipfile", "tarfile"}
 """Whose `open` isn't that of a text file."""
 

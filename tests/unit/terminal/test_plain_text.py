@@ -91,7 +91,7 @@ def test_the_trainers_displays(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bars_of_demonstrations(capsys: pytest.CaptureFixture[str]) -> None:
-    from services.env.demonstrations.progress import TaskBars
+    from vlarl_jobs.demonstrations.console import TaskBars
 
     with TaskBars([(NASTY, 1)]) as bars:
         bars.show(NASTY, 1)
@@ -120,7 +120,7 @@ def test_only_one_module_makes_consoles() -> None:
     """Elsewhere nobody has a console, a column or a way to print that knows markup."""
     forbidden = {"Console", "TextColumn", "from_markup", "render_markup", "echo", "secho"}
     found = []
-    for folder in ("vlarl", "vlarl_cli", "services", "benchmarks"):
+    for folder in ("vlarl", "vlarl_cli", "vlarl_jobs", "services", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             if path == ROOT / "vlarl/terminal.py" or path.name.endswith(("_pb2.py", "_grpc.py")):
                 continue

@@ -9,8 +9,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from services.trainer.sft.frames import FrameStore, prefetched  # noqa: E402
-from services.trainer.sft.perception import Perception  # noqa: E402
-from services.trainer.sft.reading import Demonstrations, read_demonstrations  # noqa: E402
 from services.trainer.world import World  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     CAPTURE,
@@ -25,6 +23,8 @@ from vlarl.openvla.images import decode_image, prepare_image  # noqa: E402
 from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.openvla.tokens import ActionStats, ActionTokenizer  # noqa: E402
+from vlarl_jobs.sft.perception import Perception  # noqa: E402
+from vlarl_jobs.sft.reading import Demonstrations, read_demonstrations  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
