@@ -28,11 +28,11 @@ import torch
 from benchmarks.report import Report
 from services.reward.rprm import RprmScorer
 from vlarl.config import PpoConfig, RewardConfig
-from vlarl.judge import Judge
-from vlarl.openvla.images import PixelNormalizer, encode_jpeg
-from vlarl.openvla.modeling import load_model, pad_prompts
-from vlarl.openvla.prompt import PromptBuilder
-from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.images import PixelNormalizer, encode_jpeg
+from vlarl.models.openvla.network import load_model, pad_prompts
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
+from vlarl.models.process_reward.model import Judge
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
 

@@ -30,18 +30,18 @@ from benchmarks.sizing import original_sizes
 from services.trainer.batch import Experience, build_batch
 from services.trainer.learner import Learner
 from services.trainer.observations import Observations, Preparation
-from services.trainer.sft.metrics import read_lines
-from services.trainer.world import World
 from vlarl.config import RunConfig, TrainerConfig, load_config
-from vlarl.demonstrations import Capture, Frames, TaskSamples, write_task
-from vlarl.openvla.checkpoint import save_tensors
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import encode_jpeg
-from vlarl.openvla.lora import merged_digest, merged_tensors
-from vlarl.openvla.modeling import OpenVLA, generate_actions, load_model
-from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.data.dataset import Capture, Frames, TaskSamples, write_task
+from vlarl.images import encode_jpeg
+from vlarl.learning.ranks import World
+from vlarl.learning.stage_log import read_lines
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import merged_digest, merged_tensors
+from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl.weights.checkpoint import save_tensors
 
 CUDA = torch.device("cuda")
 INSTRUCTION = "pick up the black bowl between the plate and the ramekin and place it on the plate"

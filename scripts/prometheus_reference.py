@@ -28,7 +28,7 @@ def registries(run_dir: Path) -> dict[str, list[CollectorRegistry]]:
     from services.policy.metrics import PolicyMetrics
     from services.reward.metrics import RewardMetrics
     from services.trainer.metrics import MetricsLog
-    from services.trainer.queue_gauges import QueueGauges
+    from vlarl.queue.gauges import QueueGauges
     from vlarl.rpc.metrics import metrics_guard, new_registry
     from vlarl.rpc.rate import CallRate, rate_guard
 

@@ -86,7 +86,7 @@ def ablate(
 
 
 def _run(ablation: Ablation, resume: str, *, verbose: bool) -> int:
-    from vlarl.stack.supervisor import supervise
+    from vlarl.launch.supervisor import supervise
     from vlarl_jobs.ablation.series import UP, Series
 
     _check_variants(ablation)
@@ -104,7 +104,7 @@ def _check_variants(ablation: Ablation) -> None:
     Raises:
         ConfigError: something is missing, or can't be used; the message names the variant.
     """
-    from vlarl.stack import tasks
+    from vlarl.launch import tasks
     from vlarl_cli.run import check_checkpoints
 
     # A process of the simulator's environment lists a suite, which takes seconds.

@@ -20,7 +20,7 @@ def tiny(
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 7,
 ) -> None:
     """Make a tiny untrained checkpoint: OpenVLA's format and code path, about a million weights."""
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise typer.BadParameter(f"{directory} exists and is no empty folder")
@@ -35,7 +35,7 @@ def show(
 ) -> None:
     """Show what a checkpoint holds, as the policy server reads it."""
     with one_sentence_errors():
-        from vlarl.openvla.wholeness import check_openvla
+        from vlarl.models.openvla.wholeness import check_openvla
 
         config = check_openvla(directory)
         say(f"parameters    {_size(directory):,}")
@@ -43,7 +43,7 @@ def show(
         say(f"centre crop   {config.center_crop}")
         say(f"un-norm keys  {', '.join(config.norm_stats)}")
         say(f"usage         {config.usage()}")
-        from vlarl.openvla.checkpoint import base_digest
+        from vlarl.weights.checkpoint import base_digest
 
         say(f"digest        {base_digest(directory)}")
 
@@ -67,8 +67,8 @@ def adopt(
     with one_sentence_errors():
         from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-        from services.trainer.durable import durable_folder
-        from vlarl.openvla.adoption import find_adoption
+        from vlarl.learning.checkpoints import durable_folder
+        from vlarl.models.openvla.adoption import find_adoption
 
         found = find_adoption(source, base)
         columns = (text_column("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -83,6 +83,6 @@ def adopt(
 def _size(directory: Path) -> int:
     from math import prod
 
-    from vlarl.openvla.wholeness import check_weights
+    from vlarl.models.openvla.wholeness import check_weights
 
     return sum(prod(tensor.shape) for tensor in check_weights(directory).values())

@@ -41,7 +41,7 @@ def act(
     tls_key: TlsKey = None,
 ) -> None:
     """Ask a policy server for one action."""
-    from vlarl.client import PolicyClient, PolicyError
+    from vlarl.clients.policy import PolicyClient, PolicyError
 
     try:
         with PolicyClient(
@@ -84,7 +84,7 @@ def _hint(error: PolicyError) -> str:
 
 def queue(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Show the rollout queue: streams, lag, and what was given up and why."""
-    from vlarl.queue import DeadLetter, RolloutQueue, StreamState
+    from vlarl.queue.rollout_queue import DeadLetter, RolloutQueue, StreamState
 
     async def look() -> tuple[list[StreamState], list[DeadLetter]]:
         async with RolloutQueue(read_config(config, overrides).queue, retries=0) as opened:

@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from vlarl.config import ConfigError
-from vlarl.libero import has_simulator, simulator_environment
+from vlarl.config.libero import has_simulator, simulator_environment
 from vlarl.terminal import say, show
 from vlarl_cli import inspection
 from vlarl_cli.groups import command_group
@@ -52,7 +52,7 @@ def in_simulator_environment() -> None:
     """Runs the command where LIBERO is, if this environment has none."""
     if has_simulator():
         return
-    from vlarl.stack.supervisor import simulator_python
+    from vlarl.launch.supervisor import simulator_python
 
     with one_sentence_errors():
         python = str(simulator_python())

@@ -12,7 +12,7 @@ import typer
 
 from vlarl.config import ConfigError, RunConfig
 from vlarl.config.files import toml_value
-from vlarl.libero import LIBERO_SUITES
+from vlarl.config.libero import LIBERO_SUITES
 from vlarl.ownership import owned
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Overrides, Verbose, one_sentence_errors, read_config, read_saved
@@ -80,7 +80,7 @@ def evaluate(
     goes on where it stopped when the same --out is given again.
     """
     configure_logging(verbose)
-    from vlarl.stack.tasks import choose_tasks, suite_tasks
+    from vlarl.launch.tasks import choose_tasks, suite_tasks
 
     with one_sentence_errors():
         settings, protocol = evaluation_config(
@@ -95,7 +95,7 @@ def evaluate(
                 settings.tasks.indices,
                 settings.evaluation.episodes_per_task,
             )
-            from vlarl.openvla.wholeness import check_openvla
+            from vlarl.models.openvla.wholeness import check_openvla
 
             check_openvla(settings.policy.checkpoint)  # before torch is loaded
             if videos:

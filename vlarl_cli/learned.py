@@ -19,7 +19,7 @@ def check_learned(run: Path, settings: Configuration) -> None:
     Raises:
         ConfigError: a fixed key has another value than what was learned there.
     """
-    from vlarl.meaning import meaning_terms
+    from vlarl.models.meaning import meaning_terms
 
     checkpoint, learned = _newest_terms(run)
     did = "has learned" if learned else "began"
@@ -36,7 +36,7 @@ def check_contents(run: Path, settings: Configuration) -> None:
         ConfigError: one doesn't.
         FatalError: one can't be read.
     """
-    from vlarl.contents import content_digest, folders_of
+    from vlarl.data.contents import content_digest, folders_of
 
     before = _saved(run, settings)
     if before is None:

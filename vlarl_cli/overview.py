@@ -9,10 +9,10 @@ from pathlib import Path
 import grpc
 from redis.exceptions import RedisError
 
-from vlarl.backlog import Backlog, backlog
 from vlarl.config import ConfigError, QueueConfig, RunConfig
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.queue import QueueError, RolloutQueue
+from vlarl.queue.backlog import Backlog, backlog
+from vlarl.queue.rollout_queue import QueueError, RolloutQueue
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
 from vlarl.rpc.channel import open_channel, replica_addresses, wait_until_serving
 from vlarl.rpc.errors import describe

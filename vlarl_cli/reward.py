@@ -16,7 +16,7 @@ from vlarl_cli.options import Overrides, Verbose, one_sentence_errors, read_sect
 from vlarl_cli.runs import Resume, RunDirectory, check_sources, chosen_run
 
 if TYPE_CHECKING:
-    from vlarl.demonstrations import TaskSamples
+    from vlarl.data.dataset import TaskSamples
     from vlarl_jobs.reward_model.labels import EpisodeLabels
     from vlarl_jobs.reward_model.scoring import JudgedTask
 
@@ -43,7 +43,7 @@ def label(
     Keys of --set are those of [labels] in docs/configuration.md, without its name.
     """
     with one_sentence_errors():
-        from vlarl.demonstrations import read_dataset
+        from vlarl.data.dataset import read_dataset
         from vlarl_jobs.reward_model.labels import label_task
 
         config = read_section(LabelConfig, None, overrides)
@@ -116,11 +116,11 @@ def judge(
         vlarl reward judge runs/reward/checkpoint runs/seen/rollouts
     """
     with one_sentence_errors():
-        from vlarl.openvla.wholeness import check_reward_model
+        from vlarl.models.openvla.wholeness import check_reward_model
 
         version = check_reward_model(checkpoint)  # before torch is loaded
-        from vlarl.demonstrations import read_dataset
-        from vlarl.judge import Judge
+        from vlarl.data.dataset import read_dataset
+        from vlarl.models.process_reward.model import Judge
         from vlarl_jobs.reward_model.scoring import judge_rollouts, together
 
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]

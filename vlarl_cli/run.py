@@ -85,7 +85,7 @@ def up(
         chosen = chosen_run(RunConfig, "vlarl up", config, resume, run_dir, overrides, _check_stack)
         with chosen as (settings, directory):
             _LOG.info("%s", _usage(settings))
-            from vlarl.stack.supervisor import run_stack
+            from vlarl.launch.supervisor import run_stack
 
             code = asyncio.run(run_stack(settings, directory))
     raise typer.Exit(code)
@@ -93,7 +93,7 @@ def up(
 
 def _check_stack(settings: RunConfig) -> None:
     """Finds out what would otherwise end a service once all have been started."""
-    from vlarl.stack.tasks import choose_tasks, suite_tasks
+    from vlarl.launch.tasks import choose_tasks, suite_tasks
 
     tasks = suite_tasks(settings.env, settings.tasks.suite)
     choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
@@ -114,8 +114,8 @@ def _usage(settings: RunConfig) -> str:
     """How the run uses its policy, whose checkpoint is looked at first, and in it for the
     statistics that actions are in.
     """
-    from vlarl.meaning import chosen_unnorm_key
-    from vlarl.openvla.wholeness import check_openvla
+    from vlarl.models.meaning import chosen_unnorm_key
+    from vlarl.models.openvla.wholeness import check_openvla
 
     model = check_openvla(settings.policy.checkpoint)
     key = chosen_unnorm_key(settings, model)
@@ -126,8 +126,8 @@ def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:
     """Looks at the suite's name, for the policy, and for the queue where nobody has just started
     one.
     """
-    from vlarl.queue import check_queue
-    from vlarl.suites import check_suite
+    from vlarl.config.suites import check_suite
+    from vlarl.queue.rollout_queue import check_queue
 
     # The simulators' machine knows more of it, and may be another one.
     check_suite(settings.env, settings.tasks.suite)

@@ -153,9 +153,9 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
     Raises:
         FatalError: something is missing, or doesn't go together.
     """
-    from vlarl.demonstrations import check_dataset
-    from vlarl.openvla.folder import is_openvla
-    from vlarl.openvla.wholeness import check_any, check_openvla
+    from vlarl.data.dataset import check_dataset
+    from vlarl.models.openvla.wholeness import check_any, check_openvla
+    from vlarl.weights.folder import is_openvla
 
     for folder in settings.data.datasets:
         check_dataset(folder)
@@ -182,7 +182,7 @@ def check_reward(settings: RunConfig) -> None:
     Raises:
         FatalError: it is none, or can't be loaded.
     """
-    from vlarl.openvla.wholeness import check_reward_model
+    from vlarl.models.openvla.wholeness import check_reward_model
 
     if settings.reward.checkpoint is not None:
         check_reward_model(settings.reward.checkpoint)

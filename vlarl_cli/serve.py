@@ -68,7 +68,7 @@ def policy(
     configure_logging(verbose)
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
-        from vlarl.openvla.wholeness import check_openvla
+        from vlarl.models.openvla.wholeness import check_openvla
 
         check_openvla(section.checkpoint)  # before vLLM is loaded, which takes a while
         from services.policy.server import serve

@@ -47,7 +47,7 @@ def _check(settings: SftConfig) -> None:
     simulation = settings.simulation
     if simulation is None or not first_rank():
         return
-    from vlarl.stack.tasks import choose_tasks, suite_tasks
+    from vlarl.launch.tasks import choose_tasks, suite_tasks
 
     # As `vlarl eval CONFIG` reads it.
     episodes, overrides = simulation.episodes_per_task, list(simulation.overrides)

@@ -20,7 +20,7 @@ from vlarl_cli.options import ConfigFile, Overrides, one_sentence_errors, read_c
 from vlarl_cli.runs import saved_config
 
 if TYPE_CHECKING:
-    from vlarl.backlog import Backlog
+    from vlarl.queue.backlog import Backlog
     from vlarl.trainer.v1 import trainer_pb2
     from vlarl_cli.overview import Overview
 

@@ -16,8 +16,8 @@ from benchmarks.gpu_check.plain import PlainPolicy, dataset_key
 from benchmarks.gpu_check.server import Server
 from benchmarks.gpu_check.swapping import swap_under_load
 from benchmarks.policy_load import observations, random_adapter
-from vlarl.client import Action, AsyncPolicyClient
-from vlarl.openvla.lora import merged_digest, merged_tensors
+from vlarl.clients.policy import Action, AsyncPolicyClient
+from vlarl.models.openvla.lora import merged_digest, merged_tensors
 
 BOUNDS = MappingProxyType({"float32": 2e-2, "exact float32": 1e-3, "bfloat16": 0.3})
 """Largest difference of a log-prob, in nats: attention in TF32; sums in another order; eight bits

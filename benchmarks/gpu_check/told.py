@@ -16,7 +16,7 @@ def main() -> None:
 
     from services.policy import engine
     from vlarl.config import PolicyConfig
-    from vlarl.openvla.config import OpenVLAConfig
+    from vlarl.models.openvla.config import OpenVLAConfig
     from vlarl_cli import main as command_line
 
     changes = json.loads(sys.argv.pop(1))

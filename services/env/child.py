@@ -18,7 +18,7 @@ from services.env.suites import TaskCatalog, UnknownTaskError
 from services.env.wire import HEADER, Frame, Kind, decode_header
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
-from vlarl.stack.tether import end_with_parent
+from vlarl.launch.parent_death import end_with_parent
 
 
 def main() -> None:

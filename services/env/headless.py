@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from vlarl.libero import PYOPENGL_PLATFORM, SIMULATOR_PACKAGE, simulator_environment
+from vlarl.config.libero import PYOPENGL_PLATFORM, SIMULATOR_PACKAGE, simulator_environment
 
 _HOMES = {
     "libero": SIMULATOR_PACKAGE,

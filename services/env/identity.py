@@ -16,7 +16,7 @@ from importlib.metadata import version
 
 from services.env.suites import SuiteTask, TaskCatalog, UnknownTaskError
 from vlarl.config import ConfigError, EnvConfig
-from vlarl.libero import SIMULATOR_PACKAGE
+from vlarl.config.libero import SIMULATOR_PACKAGE
 
 PACKAGES = (SIMULATOR_PACKAGE, "robosuite", "mujoco")
 """What results depend on; meshes and textures belong to the first."""

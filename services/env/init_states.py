@@ -19,7 +19,7 @@ import numpy as np
 from services.env.bddl_check import check_bddl
 from services.env.scene import BrokenSceneError, NoRoomError, Scene
 from vlarl.config import ConfigError
-from vlarl.suites import bddl_files
+from vlarl.config.suites import bddl_files
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from services.env.pool import SimulatorPool
 from services.env.service import EnvServicer
 from services.env.suites import TaskCatalog
 from services.env.worker import EnvWorker
-from vlarl.client import AsyncPolicyClient
+from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.config import RunConfig, ServerConfig
 from vlarl.env.v1 import env_pb2_grpc
-from vlarl.queue import RolloutQueue
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rpc.server import RpcServer
 
 logger = logging.getLogger(__name__)

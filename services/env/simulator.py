@@ -13,8 +13,8 @@ from services.env.scene import Scene
 from services.env.suites import SuiteTask
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
-from vlarl.openvla.images import encode_jpeg
-from vlarl.openvla.tokens import to_simulator
+from vlarl.images import encode_jpeg
+from vlarl.models.openvla.tokens import to_simulator
 from vlarl.rollout.v1 import rollout_pb2
 
 ACTION_DIM = 7

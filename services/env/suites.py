@@ -17,9 +17,9 @@ from services.env.bddl_check import check_bddl
 from services.env.bddl_reader import instruction
 from vlarl.config import ConfigError
 from vlarl.config.files import read_toml
-from vlarl.libero import LIBERO_SUITES
-from vlarl.openvla.whereabouts import pointer_sentence
-from vlarl.suites import SHIPPED_NAMES, bddl_files, unknown_suite
+from vlarl.config.libero import LIBERO_SUITES
+from vlarl.config.suites import SHIPPED_NAMES, bddl_files, unknown_suite
+from vlarl.weights.whereabouts import pointer_sentence
 
 _SPEAKING_BDDL = ("_lan", "_task")
 """Variants whose instruction differs from their files' names, which are the suite's."""

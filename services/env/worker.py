@@ -25,12 +25,12 @@ from services.env.metrics import EnvMetrics
 from services.env.pool import SimulatorPool
 from services.env.process import SimulatorProcess
 from services.env.suites import TaskCatalog, UnknownTaskError
-from vlarl.client import Action, AsyncPolicyClient, PolicyError
+from vlarl.clients.policy import Action, AsyncPolicyClient, PolicyError
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.policy.v1 import policy_pb2
-from vlarl.queue import RolloutQueue
-from vlarl.queue_entries import Delivery
+from vlarl.queue.entries import Delivery
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 
 logger = logging.getLogger(__name__)

@@ -26,13 +26,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from services.policy.kv_cache import MAX_BATCHED_TOKENS, kv_cache_bytes, longest_sequence
 from services.policy.metrics import PolicyMetrics
-from services.policy.processing import engine_input
 from vlarl.config import PolicyConfig
-from vlarl.openvla.config import STATISTICS, OpenVLAConfig, read_json
-from vlarl.openvla.folder import INDEX, weight_files
-from vlarl.openvla.tokens import ActionTokenizer
+from vlarl.models.openvla.config import STATISTICS, OpenVLAConfig, read_json
+from vlarl.models.openvla.limits import MAX_BATCHED_TOKENS, kv_cache_bytes, longest_sequence
+from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.openvla.vllm_inputs import engine_input
+from vlarl.weights.folder import INDEX, weight_files
 
 _SHUTDOWN_SECONDS = 1.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from vlarl.adapter import CAUSES
+from vlarl.weights.adapter import CAUSES
 
 _FAILURES = {
     "PredictActions": ("invalid", "engine", "value"),

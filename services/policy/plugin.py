@@ -12,7 +12,7 @@ import signal
 import threading
 from multiprocessing.process import BaseProcess
 
-from vlarl.stack.tether import end_with_parent
+from vlarl.launch.parent_death import end_with_parent
 
 
 def register() -> None:
@@ -20,7 +20,7 @@ def register() -> None:
     from vllm import ModelRegistry
 
     ModelRegistry.register_model(
-        "OpenVLAForActionPrediction", "services.policy.model:OpenVLAForActionPrediction"
+        "OpenVLAForActionPrediction", "vlarl.models.openvla.vllm_model:OpenVLAForActionPrediction"
     )
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -18,13 +18,13 @@ from services.policy.service import PolicyServicer, UnsoundActionError, action_o
 from services.policy.swap import WeightSwapper
 from services.policy.trainers_weights import PolicyServerError, TrainersWeights
 from vlarl.config import ChannelConfig, PolicyConfig, ServerConfig
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.lora import lora_layers
-from vlarl.openvla.prompt import PromptBuilder
-from vlarl.openvla.tokens import ActionTokenizer
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.server import RpcServer
+from vlarl.weights.checkpoint import base_digest
 
 _LOG = logging.getLogger(__name__)
 _SERVICE = "vlarl.policy.v1.PolicyService"

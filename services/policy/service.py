@@ -13,20 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from services.policy.engine import EngineDeadError, PolicyEngine, SampledAction
-from services.policy.kv_cache import MAX_PROMPT_TOKENS
 from services.policy.metrics import PolicyMetrics
 from services.policy.swap import SwapFailedError, VersionRefused, WeightsLostError, WeightSwapper
-from vlarl.adapter import AdapterError
 from vlarl.config import PolicyConfig
 from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
-from vlarl.openvla.config import ConfigError, OpenVLAConfig
-from vlarl.openvla.images import ImageError, decode_image, prepare_image
-from vlarl.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, PromptBuilder, words_of
-from vlarl.openvla.tokens import ActionStats, ActionTokenizer
+from vlarl.images import ImageError, decode_image, prepare_image
+from vlarl.models.openvla.config import ConfigError, OpenVLAConfig
+from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
+from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, PromptBuilder, words_of
+from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.errors import FailedPrecondition, Internal, InvalidRequest, Unavailable
 from vlarl.rpc.interception import Context
+from vlarl.weights.adapter import AdapterError
 
 Pixels = npt.NDArray[np.uint8]
 Problem = tuple[str, str]

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from services.policy.engine import EngineDeadError, PolicyEngine
 from services.policy.metrics import PolicyMetrics
-from vlarl.adapter import Adapter, AdapterError, AdapterReceiver, write_adapter
 from vlarl.policy.v1 import policy_pb2 as pb
+from vlarl.weights.adapter import Adapter, AdapterError, AdapterReceiver, write_adapter
 
 _LOG = logging.getLogger(__name__)
 

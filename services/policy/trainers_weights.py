@@ -15,13 +15,13 @@ from services.policy.swap import (
     WeightsLostError,
     WeightSwapper,
 )
-from vlarl.adapter import AdapterError
 from vlarl.config import ChannelConfig
 from vlarl.errors import FatalError
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.rpc.channel import open_channel
 from vlarl.rpc.errors import describe
 from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc
+from vlarl.weights.adapter import AdapterError
 
 _LOG = logging.getLogger(__name__)
 _TRAINER_SECONDS = 120.0

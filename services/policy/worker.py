@@ -19,9 +19,9 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from services.policy.model import OpenVLAForActionPrediction
-from vlarl.adapter import read_adapter
-from vlarl.openvla.lora import merged_digest, merged_tensors
+from vlarl.models.openvla.lora import merged_digest, merged_tensors
+from vlarl.models.openvla.vllm_model import OpenVLAForActionPrediction
+from vlarl.weights.adapter import read_adapter
 
 _LANGUAGE_MODEL = "language_model."
 

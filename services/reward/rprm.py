@@ -18,12 +18,12 @@ from services.reward.scorer import Unscorable
 from vlarl.allocator import keep_freed_memory
 from vlarl.config import PpoConfig, RewardConfig
 from vlarl.errors import FatalError
-from vlarl.judge import Judge
-from vlarl.openvla.folder import REWARD_CARD
-from vlarl.openvla.images import Frame, ImageError
-from vlarl.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
-from vlarl.openvla.wholeness import check_reward_model
+from vlarl.images import Frame, ImageError
+from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
+from vlarl.models.openvla.wholeness import check_reward_model
+from vlarl.models.process_reward.model import Judge
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl.weights.folder import REWARD_CARD
 
 _LOG = logging.getLogger(__name__)
 

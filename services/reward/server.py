@@ -14,9 +14,9 @@ from services.reward.metrics import RewardMetrics
 from services.reward.scorer import Misjudged, Unscorable, build_scorer
 from services.reward.worker import RewardWorker, ScoringDesk
 from vlarl.config import PpoConfig, QueueConfig, RewardConfig, ServerConfig
-from vlarl.queue import RolloutQueue
+from vlarl.config.reward_terms import reward_terms
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
-from vlarl.reward_terms import reward_terms
 from vlarl.rpc.errors import Internal, InvalidRequest
 from vlarl.rpc.server import RpcServer
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from services.reward.metrics import RewardMetrics
 from services.reward.scorer import Misjudged, Result, Scorer, Unscorable, score_all
-from vlarl.queue import RolloutQueue
-from vlarl.queue_entries import Delivery
+from vlarl.queue.entries import Delivery
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from services.trainer.durable import CheckpointError, read_state, write_state
+from vlarl.learning.checkpoints import CheckpointError, read_state, write_state
 
 _PREFIX = "iteration-"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from vlarl.errors import FatalError
 from vlarl.invocation import invocation
-from vlarl.queue import DeadLetter, RolloutQueue
-from vlarl.queue_entries import Delivery
+from vlarl.queue.entries import Delivery
+from vlarl.queue.rollout_queue import DeadLetter, RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 
 _LOG = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from services.trainer.losses import explained_variance, value_loss
-from services.trainer.minibatches import mini_batches
-from services.trainer.stepping import DivergedError, take_step
 from vlarl.config import CriticConfig
-from vlarl.openvla.config import OpenVLAConfig
+from vlarl.learning.minibatches import mini_batches
+from vlarl.learning.stepping import DivergedError, take_step
+from vlarl.models.openvla.config import OpenVLAConfig
 
 _WAY_OUT = (
     "no step was taken; lower trainer.critic.learning_rate and go on from the last checkpoint with "

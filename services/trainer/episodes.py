@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from services.trainer.curriculum import Curriculum
-from services.trainer.seeds import Stream, generator_for
 from vlarl.config import RunConfig
+from vlarl.learning.seeds import Stream, generator_for
 from vlarl.rollout.v1 import rollout_pb2
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from services.trainer.batch import TrajectoryError
 from services.trainer.checkpoint import Progress
-from services.trainer.json_lines import JsonLines
 from vlarl.config import EvaluationConfig
 from vlarl.intervals import wilson_interval
+from vlarl.learning.run_log import JsonLines
 from vlarl.rollout.v1 import rollout_pb2
 
 

@@ -14,16 +14,16 @@ from torch import Tensor
 from services.trainer.advantages import Floats, whiten
 from services.trainer.batch import Batch, Experience, build_batch
 from services.trainer.critic import Critic
-from services.trainer.durable import CheckpointError
-from services.trainer.lora_policy import Factors, LoraPolicy
-from services.trainer.moments import gathered_moments, restore_moments
 from services.trainer.observations import Observations, Preparation
 from services.trainer.policy_update import PolicySamples, PolicyUpdate
-from services.trainer.seeds import Stream, generator_for
-from services.trainer.sharding import compute_dtype, like, whole
-from services.trainer.world import World
 from vlarl.config import TrainerConfig
 from vlarl.errors import FatalError
+from vlarl.learning.checkpoints import CheckpointError
+from vlarl.learning.optimizer import gathered_moments, restore_moments
+from vlarl.learning.ranks import World
+from vlarl.learning.seeds import Stream, generator_for
+from vlarl.learning.sharding import compute_dtype, like, whole
+from vlarl.learning.trainable import Factors, LoraPolicy
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ from services.trainer.learner import Snapshot
 from services.trainer.metrics import MetricsLog
 from services.trainer.publisher import Publisher, published_adapter
 from services.trainer.ranks import LeadingRank
-from services.trainer.recording import RolloutRecorder
 from services.trainer.reward_watch import RewardWatch
 from services.trainer.status import RunStatus
 from vlarl.config import RunConfig
+from vlarl.data.recording import RolloutRecorder
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.trainer.v1 import trainer_pb2
 

@@ -14,28 +14,28 @@ from services.trainer.batch import Expectation
 from services.trainer.checkpoint import Progress, latest_checkpoint, load_checkpoint
 from services.trainer.collector import Collector
 from services.trainer.display import Display
-from services.trainer.durable import CheckpointError
 from services.trainer.learner import Learner
 from services.trainer.loop import TrainingLoop, iteration_message
 from services.trainer.metrics import MetricsLog
 from services.trainer.publisher import Publisher, check_policy
-from services.trainer.queue_gauges import watched
 from services.trainer.ranks import LeadingRank, follow
 from services.trainer.reward_watch import hovering_pays
 from services.trainer.server import SERVICE, TrainerServicer
 from services.trainer.starts import record_start
 from services.trainer.status import RunStatus
-from services.trainer.world import World
 from vlarl.config import RunConfig, ServerConfig
 from vlarl.config.resuming import check_terms, terms
+from vlarl.config.reward_terms import reward_terms
 from vlarl.disk import explained
-from vlarl.meaning import chosen_unnorm_key, meaning_terms
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.queue import RolloutQueue
-from vlarl.reward_terms import reward_terms
+from vlarl.learning.checkpoints import CheckpointError
+from vlarl.learning.ranks import World
+from vlarl.models.meaning import chosen_unnorm_key, meaning_terms
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.queue.gauges import watched
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rpc.server import RpcServer
 from vlarl.trainer.v1 import trainer_pb2_grpc
+from vlarl.weights.checkpoint import base_digest
 
 _LOG = logging.getLogger(__name__)
 _DRAIN_SECONDS = 3.0

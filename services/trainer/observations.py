@@ -13,17 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.trainer.batch import TrajectoryError
-from services.trainer.world import Indices
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import (
-    Frame,
-    ImageError,
-    decode_image,
-    prepare_image,
-)
-from vlarl.openvla.modeling import pad_prompts
-from vlarl.openvla.pixels import TowerPixels
-from vlarl.openvla.prompt import PromptBuilder
+from vlarl.images import Frame, ImageError, decode_image, prepare_image
+from vlarl.learning.ranks import Indices
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.network import pad_prompts
+from vlarl.models.openvla.pixels import TowerPixels
+from vlarl.models.openvla.prompt import PromptBuilder
 
 
 @dataclass(frozen=True)

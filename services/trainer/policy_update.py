@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.trainer.lora_policy import LoraPolicy
 from services.trainer.losses import PolicyTerms, clipped_policy_terms
-from services.trainer.minibatches import mini_batches
 from services.trainer.observations import Observations
-from services.trainer.stepping import DivergedError, take_step
-from services.trainer.world import Indices, World
 from vlarl.config import PpoConfig
+from vlarl.learning.minibatches import mini_batches
+from vlarl.learning.ranks import Indices, World
+from vlarl.learning.stepping import DivergedError, take_step
+from vlarl.learning.trainable import LoraPolicy
 
 _WAY_OUT = (
     "no step was taken; lower trainer.ppo.learning_rate and go on from the last checkpoint with "

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from services.trainer.checkpoint import Progress
-from vlarl.adapter import Adapter, adapter_chunks, adapter_header
 from vlarl.config import ChannelConfig, RunConfig
 from vlarl.errors import FatalError
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.lora import merged_digest, merged_tensors
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import merged_digest, merged_tensors
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, replica_addresses
 from vlarl.rpc.errors import describe
+from vlarl.weights.adapter import Adapter, adapter_chunks, adapter_header
 
 if TYPE_CHECKING:
     from vlarl.policy.v1.policy_pb2_grpc import PolicyServiceAsyncStub as Stub

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from services.trainer.batch import Experience
 from services.trainer.learner import Learner, Snapshot
-from services.trainer.world import World
+from vlarl.learning.ranks import World
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlarl.config import RewardConfig, RunConfig
+from vlarl.config.libero import LIBERO_SUITES
 from vlarl.errors import FatalError
-from vlarl.libero import LIBERO_SUITES
 from vlarl.rollout.v1 import rollout_pb2
 
 _LOG = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from typing import Any
 import grpc
 
 from services.trainer.status import RunStatus
-from vlarl.adapter import adapter_chunks, adapter_header
 from vlarl.rpc.errors import FailedPrecondition
 from vlarl.trainer.v1 import trainer_pb2 as pb
 from vlarl.trainer.v1 import trainer_pb2_grpc
+from vlarl.weights.adapter import adapter_chunks, adapter_header
 
 SERVICE = "vlarl.trainer.v1.TrainerService"
 _Context = grpc.aio.ServicerContext[Any, Any]

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from vlarl.adapter import Adapter
 from vlarl.trainer.v1 import trainer_pb2
+from vlarl.weights.adapter import Adapter
 
 _IDLE = {
     trainer_pb2.RUN_STATE_STARTING,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import ROOT, SMALL, Run
-from vlarl.stack.supervisor import simulator_python
+from vlarl.launch.supervisor import simulator_python
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -12,8 +12,6 @@ pytest.importorskip("peft")
 
 from services.trainer.batch import Experience  # noqa: E402
 from services.trainer.learner import Learner  # noqa: E402
-from services.trainer.sft.metrics import read_lines  # noqa: E402
-from services.trainer.world import World  # noqa: E402
 from tests.integration.trainer.demonstrated import sft_config, write_dataset  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
@@ -21,6 +19,8 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     trainer_config,
 )
 from vlarl.config import SftConfig, TrainerConfig, dump_toml  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.stage_log import read_lines  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # torch.save writes pickles and torch.load reads them, if only to tensors; safetensors has none.
 CALLS = {"torch.load", "torch.save", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load"}
-EXCEPTIONS = {"vlarl/openvla/adoption.py": ["torch.load"]}
+EXCEPTIONS = {"vlarl/models/openvla/adoption.py": ["torch.load"]}
 """`vlarl checkpoint adopt` converts pickled weights, once, and builds nothing but tensors."""
 OBJECTS = {"send_pyobj", "recv_pyobj", "broadcast_object_list", "all_gather_object"}
 

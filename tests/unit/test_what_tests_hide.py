@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vlarl.libero import has_simulator
+from vlarl.config.libero import has_simulator
 
 ROOT = Path(__file__).parents[2]
 HOOKS = """

@@ -26,6 +26,7 @@ from vlarl.config.learning import (
     TasksConfig,
     TrainerConfig,
 )
+from vlarl.config.libero import LIBERO_SUITES
 from vlarl.config.network import ChannelConfig, QueueConfig, SecurityConfig, ServerConfig
 from vlarl.config.reward_model import RewardDataConfig, RewardModelConfig
 from vlarl.config.services import EnvConfig, PolicyConfig, RewardConfig
@@ -37,7 +38,6 @@ from vlarl.config.sft import (
     SimulationConfig,
     TinyModelConfig,
 )
-from vlarl.libero import LIBERO_SUITES
 
 __all__ = [
     "AblationConfig",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlarl.config import AblationConfig, ConfigError, RunConfig, as_section, load_config, load_saved
 from vlarl.config.base import merge
-from vlarl.openvla.whereabouts import folder_fault
+from vlarl.weights.whereabouts import folder_fault
 from vlarl_jobs.report.groups import differing_keys
 from vlarl_jobs.report.lines import read_lines
 from vlarl_jobs.report.run_folder import Run, read_run

@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 
 from vlarl.config import save_config
+from vlarl.launch.process import Service
 from vlarl.ownership import owned
-from vlarl.stack.service import Service
 from vlarl.terminal import say
 from vlarl_jobs.ablation.failures import record_failure
 from vlarl_jobs.ablation.plan import Ablation, PlannedRun, Standing, standing

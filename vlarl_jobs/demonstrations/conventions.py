@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from vlarl.demonstrations import LARGEST_ACTION
+from vlarl.data.dataset import LARGEST_ACTION
 from vlarl_jobs.demonstrations.steps import Array
 
 Gripper = Literal["closed-is-1", "open-is-1"]

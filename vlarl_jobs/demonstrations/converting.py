@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from services.env.suites import SuiteTask, TaskCatalog
-from vlarl.demonstrations import (
+from vlarl.config.libero import base_suite
+from vlarl.data.dataset import (
     Capture,
     DatasetError,
     Frames,
@@ -25,7 +26,6 @@ from vlarl.demonstrations import (
     task_file,
     write_task,
 )
-from vlarl.libero import base_suite
 from vlarl_jobs.demonstrations.console import TaskBars
 from vlarl_jobs.demonstrations.episode_files import RenderedEpisode, load_rendered
 from vlarl_jobs.demonstrations.examining import Examined, Terms, examine

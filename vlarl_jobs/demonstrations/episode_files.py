@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vlarl.demonstrations import Frames
+from vlarl.data.dataset import Frames
 from vlarl_jobs.demonstrations.episodes import Episode
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from services.env.scene import Scene
 from services.env.simulator import NO_OP
 from services.env.suites import SuiteTask
-from vlarl.openvla.tokens import to_simulator
+from vlarl.models.openvla.tokens import to_simulator
 from vlarl_jobs.demonstrations.experts.expert import Expert
 from vlarl_jobs.demonstrations.experts.sight import Sight
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from services.env.scene import BrokenSceneError, NoRoomError
 from services.env.suites import TaskCatalog
-from vlarl.demonstrations import Dataset, TaskSamples, read_dataset
-from vlarl.openvla.images import Frame, decode_image
+from vlarl.data.dataset import Dataset, TaskSamples, read_dataset
+from vlarl.images import Frame, decode_image
 from vlarl_jobs.demonstrations.conventions import Conventions
 from vlarl_jobs.demonstrations.converting import Source, common_repeat, find_sources
 from vlarl_jobs.demonstrations.episodes import Episode

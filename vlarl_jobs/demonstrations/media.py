@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vlarl.errors import FatalError
-from vlarl.openvla.images import Frame
+from vlarl.images import Frame
 
 SHEET_COLUMNS = 8
 """Moments of an episode that a contact sheet shows, the first and the last among them."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlarl.demonstrations import LARGEST_ACTION
+from vlarl.data.dataset import LARGEST_ACTION
 from vlarl_jobs.demonstrations.arm import hand_positions, hand_rotations, has_arm
 from vlarl_jobs.demonstrations.conventions import Conventions
 from vlarl_jobs.demonstrations.episodes import Episode

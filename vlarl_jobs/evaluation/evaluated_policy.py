@@ -15,15 +15,15 @@ from services.trainer.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
 )
-from services.trainer.durable import CheckpointError
 from services.trainer.publisher import published_adapter
-from services.trainer.sharding import compute_dtype
-from vlarl.adapter import Adapter
 from vlarl.config import RunConfig, load_saved
 from vlarl.config.resuming import UNITS, check_terms, terms
-from vlarl.meaning import chosen_unnorm_key, units_of
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.config import OpenVLAConfig
+from vlarl.learning.checkpoints import CheckpointError
+from vlarl.learning.sharding import compute_dtype
+from vlarl.models.meaning import chosen_unnorm_key, units_of
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.weights.adapter import Adapter
+from vlarl.weights.checkpoint import base_digest
 
 _OWN = ("seed", "trainer.")
 """Fixed keys that a trained policy's tensors depend on, not what is done with it."""

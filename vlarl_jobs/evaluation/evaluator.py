@@ -11,9 +11,9 @@ from services.trainer.display import EvaluationDisplay
 from services.trainer.episodes import evaluation_episodes
 from services.trainer.evaluation import Evaluation, count, judge
 from services.trainer.publisher import Publisher, check_policy
-from services.trainer.recording import RolloutRecorder
 from vlarl.config import RunConfig
-from vlarl.queue import RolloutQueue
+from vlarl.data.recording import RolloutRecorder
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_jobs.evaluation.evaluated_policy import Subject
 from vlarl_jobs.evaluation.film import FilmMaker
@@ -111,7 +111,7 @@ def protocol_of(
     Args:
         config: the evaluation's.
         subject: the policy.
-        simulator: what `vlarl.stack.tasks.simulator_identity` says of the suite.
+        simulator: what `vlarl.launch.tasks.simulator_identity` says of the suite.
     """
     env, progress = config.env, subject.progress
     return {

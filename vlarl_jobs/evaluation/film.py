@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vlarl.errors import FatalError
-from vlarl.openvla.images import decode_image
+from vlarl.images import decode_image
 from vlarl.rollout.v1 import rollout_pb2
 
 Frame = NDArray[np.uint8]

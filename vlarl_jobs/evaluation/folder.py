@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.evaluation import EpisodeResult, Evaluation
-from services.trainer.json_lines import JsonLines
 from vlarl.config import ConfigError, RunConfig, save_config
+from vlarl.learning.run_log import JsonLines
 
 _SCORE = "evaluation.json"
 _CONFIG = "config.toml"

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.trainer.display import EvaluationDisplay
-from services.trainer.recording import RolloutRecorder
 from vlarl.config import RunConfig, load_config
+from vlarl.config.libero import base_suite
+from vlarl.data.recording import RolloutRecorder
 from vlarl.disk import explained
 from vlarl.env.v1 import env_pb2
-from vlarl.libero import base_suite
-from vlarl.queue import RolloutQueue
-from vlarl.stack.supervisor import Stack, supervise
-from vlarl.stack.tasks import simulator_identity
+from vlarl.launch.supervisor import Stack, supervise
+from vlarl.launch.tasks import simulator_identity
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl_jobs.evaluation.evaluated_policy import Subject, load_subject
 from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of
 from vlarl_jobs.evaluation.film import FilmMaker, Values
@@ -113,7 +113,7 @@ def critic_of(config: RunConfig, subject: Subject) -> Values | None:
     if not subject.tensors:
         return None
     from services.trainer.learner import Learner
-    from services.trainer.world import World
+    from vlarl.learning.ranks import World
 
     learner = Learner(
         config.policy.checkpoint,

@@ -9,15 +9,15 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from services.trainer.observations import ObservationBatch, Preparation
-from services.trainer.sft.export import export_checkpoint
-from services.trainer.sft.learners import load_learner
-from services.trainer.sft.pixels import Pixels
-from services.trainer.world import World
 from vlarl.config import RewardModelConfig
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.folder import is_openvla
-from vlarl.openvla.pixels import TowerPixels
-from vlarl.openvla.prompt import PromptBuilder
+from vlarl.data.pixels import Pixels
+from vlarl.learning.export import export_checkpoint
+from vlarl.learning.learners import load_learner
+from vlarl.learning.ranks import World
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.pixels import TowerPixels
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.weights.folder import is_openvla
 from vlarl_jobs.reward_model.image_text import (
     ImageTextBackbone,
     ImageTextPreparation,

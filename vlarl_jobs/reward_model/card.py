@@ -16,11 +16,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from services.trainer.sft.samples import Samples
 from vlarl.config import RewardModelConfig
-from vlarl.judge import Judge
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.folder import REWARD_CARD
+from vlarl.data.samples import Samples
+from vlarl.models.process_reward.model import Judge
+from vlarl.weights.checkpoint import base_digest
+from vlarl.weights.folder import REWARD_CARD
 from vlarl_jobs.report.theme import BLUE, GREY, PICTURE
 from vlarl_jobs.reward_model.measures import Bools, Floats, Reliability, auc, reliability
 from vlarl_jobs.reward_model.reading import ROLLOUT, Labelled

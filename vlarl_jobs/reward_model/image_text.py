@@ -11,19 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from services.trainer.durable import durable_folder
-from services.trainer.lora_policy import add_factors, named_factors
 from services.trainer.observations import ObservationBatch
-from services.trainer.sft.export import checkpoint_bytes, copy_but_weights
-from services.trainer.sft.pixels import Pixels
-from services.trainer.sharding import checkpoint_blocks, compute_dtype, shard
-from services.trainer.world import World
 from vlarl.config import LoraConfig, RewardModelConfig
-from vlarl.judge.image_text import ImageTextReader, ImageTextVerdicts, load_image_text
-from vlarl.openvla.checkpoint import require_finite
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.folder import POLICY
-from vlarl.openvla.images import Frame, decode_image, prepare_image
+from vlarl.data.pixels import Pixels
+from vlarl.images import Frame, decode_image, prepare_image
+from vlarl.learning.checkpoints import durable_folder
+from vlarl.learning.export import checkpoint_bytes, copy_but_weights
+from vlarl.learning.ranks import World
+from vlarl.learning.sharding import checkpoint_blocks, compute_dtype, shard
+from vlarl.learning.trainable import add_factors, named_factors
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.process_reward.image_text import (
+    ImageTextReader,
+    ImageTextVerdicts,
+    load_image_text,
+)
+from vlarl.weights.checkpoint import require_finite
+from vlarl.weights.folder import POLICY
 
 
 class ImageTextPreparation:

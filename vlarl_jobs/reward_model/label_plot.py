@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlarl.demonstrations import TaskSamples
-from vlarl.openvla.images import decode_image
+from vlarl.data.dataset import TaskSamples
+from vlarl.images import decode_image
 from vlarl_jobs.report.theme import BLUE, GREEN, INK, MUTED, ORANGE, PICTURE
 from vlarl_jobs.reward_model.labels import CONTROL_RATE, EpisodeLabels, Floats, Indices, speed
 

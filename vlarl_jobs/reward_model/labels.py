@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlarl.config import LabelConfig
-from vlarl.demonstrations import DatasetError, TaskSamples
+from vlarl.data.dataset import DatasetError, TaskSamples
 
 CONTROL_RATE = 20.0
 """Control steps a second, LIBERO's."""

@@ -6,12 +6,12 @@ import contextlib
 import logging
 from pathlib import Path
 
-from services.trainer.sft.fit import Fit, Stage
-from services.trainer.sft.progress import StageProgress, stage_weights
-from services.trainer.world import World
 from vlarl.config import RewardModelConfig
 from vlarl.disk import explained
-from vlarl.openvla.checkpoint import base_digest
+from vlarl.learning.fit import Fit, Stage
+from vlarl.learning.ranks import World
+from vlarl.learning.stage_progress import StageProgress, stage_weights
+from vlarl.weights.checkpoint import base_digest
 from vlarl_jobs.reward_model.backbones import export
 from vlarl_jobs.reward_model.card import write_card
 from vlarl_jobs.reward_model.objective import Judgement

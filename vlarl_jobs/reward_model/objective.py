@@ -14,12 +14,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from services.trainer.observations import ObservationBatch
-from services.trainer.sft.augmentation import IMAGE_DRAWS
-from services.trainer.sft.samples import SampleBatch
-from services.trainer.world import World
 from vlarl.config import RewardModelConfig
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.tokens import ActionTokenizer
+from vlarl.data.augmentation import IMAGE_DRAWS
+from vlarl.data.samples import SampleBatch
+from vlarl.learning.ranks import World
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl_jobs.reward_model.backbones import load_backbone
 from vlarl_jobs.reward_model.measures import auc
 from vlarl_jobs.reward_model.perturbing import DRAWS, perturbed, read_commands

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlarl.openvla.tokens import ACTION_BINS, ActionStats, ActionTokenizer, to_simulator
+from vlarl.models.openvla.tokens import ACTION_BINS, ActionStats, ActionTokenizer, to_simulator
 
 DRAWS = 5
 """Random numbers that one sample takes."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.trainer.sft.samples import Samples
-from services.trainer.world import Indices
 from vlarl.config import RewardModelConfig
-from vlarl.demonstrations import DatasetError, TaskSamples, read_dataset
-from vlarl.openvla.config import OpenVLAConfig
+from vlarl.data.dataset import DatasetError, TaskSamples, read_dataset
+from vlarl.data.samples import Samples
+from vlarl.learning.ranks import Indices
+from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl_jobs.reward_model.backbones import reading
 from vlarl_jobs.reward_model.labels import CONTROL_RATE, label_task
 from vlarl_jobs.sft.reading import Pool, Task, measured

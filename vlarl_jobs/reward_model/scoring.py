@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlarl.demonstrations import Dataset, DatasetError, TaskSamples
-from vlarl.judge import Judge
-from vlarl.openvla.folder import CheckpointError
-from vlarl.openvla.images import ImageError
+from vlarl.data.dataset import Dataset, DatasetError, TaskSamples
+from vlarl.images import ImageError
+from vlarl.models.process_reward.model import Judge
+from vlarl.weights.folder import CheckpointError
 from vlarl_jobs.reward_model.measures import Floats, auc
 from vlarl_jobs.sft.reading import token_ids
 

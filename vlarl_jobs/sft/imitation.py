@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from services.trainer.observations import ObservationBatch
-from services.trainer.sft.augmentation import IMAGE_DRAWS
-from services.trainer.sft.learners import load_learner
-from services.trainer.sft.pixels import Pixels
-from services.trainer.sft.samples import SampleBatch
-from services.trainer.world import World
 from vlarl.config import SftConfig
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.pixels import TowerPixels
-from vlarl.openvla.tokens import ActionTokenizer
+from vlarl.data.augmentation import IMAGE_DRAWS
+from vlarl.data.pixels import Pixels
+from vlarl.data.samples import SampleBatch
+from vlarl.learning.learners import load_learner
+from vlarl.learning.ranks import World
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.pixels import TowerPixels
+from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl_jobs.sft.losses import action_loss, jittered, label_logprobs, soft_targets
 from vlarl_jobs.sft.reading import Demonstrations
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlarl.openvla.tokens import ACTION_BINS
+from vlarl.models.openvla.tokens import ACTION_BINS
 
 
 def soft_targets(sigmas: Sequence[float], bins: int = ACTION_BINS) -> Tensor:

@@ -7,16 +7,16 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.trainer.durable import durable_folder
-from services.trainer.sft.export import export_checkpoint
-from services.trainer.sft.fit import Fit, Stage
-from services.trainer.sft.objective import Objective
-from services.trainer.sft.progress import StageProgress, stage_weights
-from services.trainer.world import World
 from vlarl.config import FitConfig, SftConfig
 from vlarl.disk import explained
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.learning.checkpoints import durable_folder
+from vlarl.learning.export import export_checkpoint
+from vlarl.learning.fit import Fit, Stage
+from vlarl.learning.objective import Objective
+from vlarl.learning.ranks import World
+from vlarl.learning.stage_progress import StageProgress, stage_weights
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
+from vlarl.weights.checkpoint import base_digest
 from vlarl_jobs.sft.imitation import Imitation
 from vlarl_jobs.sft.perception import Perception
 from vlarl_jobs.sft.reading import Demonstrations, read_demonstrations

@@ -15,15 +15,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from services.trainer.sft.full_policy import trainable_model, trained_parameters
-from services.trainer.sft.pixels import Pixels
-from services.trainer.sft.samples import SampleBatch
-from services.trainer.sharding import checkpoint_blocks, compute_dtype, shard
-from services.trainer.world import World
 from vlarl.config import SftConfig
-from vlarl.demonstrations import DatasetError
-from vlarl.openvla.modeling import OpenVLA
-from vlarl.openvla.pixels import TowerPixels
+from vlarl.data.dataset import DatasetError
+from vlarl.data.pixels import Pixels
+from vlarl.data.samples import SampleBatch
+from vlarl.learning.full_policy import trainable_model, trained_parameters
+from vlarl.learning.ranks import World
+from vlarl.learning.sharding import checkpoint_blocks, compute_dtype, shard
+from vlarl.models.openvla.network import OpenVLA
+from vlarl.models.openvla.pixels import TowerPixels
 from vlarl_jobs.sft.losses import pose_loss
 from vlarl_jobs.sft.reading import Demonstrations
 

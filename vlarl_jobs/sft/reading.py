@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.trainer.observations import Preparation
-from services.trainer.sft.frames import FrameStore
-from services.trainer.sft.samples import Samples
-from services.trainer.sft.statistics import Statistics, dataset_statistics
-from services.trainer.world import Indices
 from vlarl.config import DataConfig
-from vlarl.demonstrations import DatasetError, Frames, TaskSamples, read_dataset
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import Frame
-from vlarl.openvla.modeling import pad_prompts
-from vlarl.openvla.tokens import ActionStats, ActionTokenizer
+from vlarl.data.dataset import DatasetError, Frames, TaskSamples, read_dataset
+from vlarl.data.frames import FrameStore
+from vlarl.data.samples import Samples
+from vlarl.images import Frame
+from vlarl.learning.ranks import Indices
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.network import pad_prompts
+from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer
+from vlarl.models.statistics import Statistics, dataset_statistics
 
 N = TypeVar("N", bound=np.generic)
 

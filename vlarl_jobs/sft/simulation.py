@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from services.trainer.world import World
 from vlarl.config import SimulationConfig
-from vlarl.stack.ranks import without_ranks
-from vlarl.stack.service import Service
+from vlarl.launch.process import Service
+from vlarl.launch.torchrun import without_ranks
+from vlarl.learning.ranks import World
 
 _LOG = logging.getLogger(__name__)
 

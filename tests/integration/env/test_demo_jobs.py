@@ -21,9 +21,9 @@ import h5py
 
 from tests.recordings import Edit, acted, changed, variant
 from vlarl.config import EnvConfig
-from vlarl.demonstrations import Dataset, read_dataset
+from vlarl.data.dataset import Dataset, read_dataset
 from vlarl.env.v1 import env_pb2
-from vlarl.openvla.tokens import to_simulator
+from vlarl.models.openvla.tokens import to_simulator
 from vlarl.rollout.v1 import rollout_pb2
 
 pytestmark = pytest.mark.sim

@@ -19,15 +19,15 @@ from PIL import Image
 
 from tests.integration.rpc.programs import run_program
 from vlarl.config import ChannelConfig, EnvConfig, RunConfig, ServerConfig, dump_toml
+from vlarl.config.libero import LIBERO_STEP_LIMITS
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
-from vlarl.libero import LIBERO_STEP_LIMITS
+from vlarl.launch.supervisor import free_address
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.rpc.errors import violations
 from vlarl.rpc.interception import Context
 from vlarl.rpc.server import RpcServer
-from vlarl.stack.supervisor import free_address
 
 pytestmark = pytest.mark.sim
 

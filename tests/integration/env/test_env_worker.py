@@ -18,10 +18,10 @@ from services.env.metrics import EnvMetrics
 from services.env.pool import SimulatorPool
 from services.env.suites import TaskCatalog
 from services.env.worker import EnvWorker, action_seed
-from vlarl.client import AsyncPolicyClient
+from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.config import EnvConfig
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.queue import RolloutQueue
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 
 pytestmark = pytest.mark.sim

@@ -20,14 +20,14 @@ import psutil
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from vlarl.adapter import Adapter
-from vlarl.client import Action
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import PixelNormalizer, decode_image, encode_jpeg, prepare_image
-from vlarl.openvla.lora import lora_layers, merged_digest, merged_tensors
-from vlarl.openvla.modeling import OpenVLA, load_model, pad_prompts
-from vlarl.openvla.prompt import PromptBuilder
+from vlarl.clients.policy import Action
+from vlarl.images import PixelNormalizer, decode_image, encode_jpeg, prepare_image
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers, merged_digest, merged_tensors
+from vlarl.models.openvla.network import OpenVLA, load_model, pad_prompts
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.weights.adapter import Adapter
+from vlarl.weights.checkpoint import base_digest
 
 KEY = "libero_goal"
 INSTRUCTIONS = (

@@ -15,11 +15,11 @@ torch = pytest.importorskip("torch")
 from prometheus_client import CollectorRegistry  # noqa: E402
 
 from tests.integration.policy.policy_harness import random_adapter  # noqa: E402
-from vlarl.adapter import write_adapter  # noqa: E402
 from vlarl.config import PolicyConfig  # noqa: E402
-from vlarl.openvla.checkpoint import CheckpointReader, save_tensors  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.weights.adapter import write_adapter  # noqa: E402
+from vlarl.weights.checkpoint import CheckpointReader, save_tensors  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 GOLDEN = Path(__file__).parents[2] / "golden" / "openvla-tiny"
@@ -30,7 +30,7 @@ def test_greedy_tokens_and_logits_are_the_originals() -> None:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from services.policy.engine import engine_args
-    from services.policy.processing import engine_input
+    from vlarl.models.openvla.vllm_inputs import engine_input
 
     numbers = np.load(GOLDEN / "golden.npz")
     instructions = json.loads((GOLDEN / "golden.json").read_text())["instructions"]

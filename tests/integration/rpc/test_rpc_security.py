@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pool
 
 from tests.integration.rpc.conftest import Certificates
 from tests.integration.rpc.servicers import POLICY, Serve
-from vlarl.client import AsyncPolicyClient, PolicyClient, PolicyError
+from vlarl.clients.policy import AsyncPolicyClient, PolicyClient, PolicyError
 from vlarl.config.network import ChannelConfig
 from vlarl.env.v1 import env_pb2  # noqa: F401 - its descriptors
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc

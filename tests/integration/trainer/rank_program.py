@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from services.trainer.batch import Experience
 from services.trainer.learner import Learner
-from services.trainer.world import World
 from tests.integration.trainer.trainer_samples import trainer_config
+from vlarl.learning.ranks import World
 
 
 def main(checkpoint: Path, folder: Path, micro_batch: int, dtype: str) -> None:

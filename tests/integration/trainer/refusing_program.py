@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from services.trainer.batch import Experience
 from services.trainer.learner import Learner
-from services.trainer.stepping import DivergedError
-from services.trainer.world import World
 from tests.integration.trainer.trainer_samples import steep_config
+from vlarl.learning.ranks import World
+from vlarl.learning.stepping import DivergedError
 
 
 def main(checkpoint: Path, folder: Path) -> None:

@@ -15,15 +15,15 @@ import torch
 from services.reward.outcome import OutcomeScorer
 from services.trainer.observations import Preparation
 from tests.integration.trainer.trainer_samples import INSTRUCTIONS
-from vlarl.adapter import AdapterReceiver
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import encode_jpeg
-from vlarl.openvla.lora import lora_layers, merged_digest, merged_tensors
-from vlarl.openvla.modeling import generate_actions, load_model
+from vlarl.images import encode_jpeg
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers, merged_digest, merged_tensors
+from vlarl.models.openvla.network import generate_actions, load_model
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.queue import RolloutQueue
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl.weights.adapter import AdapterReceiver
+from vlarl.weights.checkpoint import base_digest
 
 
 class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):

@@ -20,8 +20,6 @@ from services.trainer.checkpoint import (  # noqa: E402
 from services.trainer.display import EvaluationDisplay  # noqa: E402
 from services.trainer.evaluation import Evaluation  # noqa: E402
 from services.trainer.learner import Learner  # noqa: E402
-from services.trainer.recording import RolloutRecorder  # noqa: E402
-from services.trainer.world import World  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
 from tests.integration.trainer.trainer_samples import trainer_config  # noqa: E402
@@ -35,11 +33,13 @@ from vlarl.config import (  # noqa: E402
     save_config,
 )
 from vlarl.config.resuming import terms  # noqa: E402
-from vlarl.demonstrations import read_dataset  # noqa: E402
+from vlarl.data.dataset import read_dataset  # noqa: E402
+from vlarl.data.recording import RolloutRecorder  # noqa: E402
 from vlarl.env.v1 import env_pb2  # noqa: E402
-from vlarl.openvla.checkpoint import base_digest  # noqa: E402
-from vlarl.openvla.images import decode_image, encode_jpeg  # noqa: E402
-from vlarl.queue import RolloutQueue  # noqa: E402
+from vlarl.images import decode_image, encode_jpeg  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
+from vlarl.weights.checkpoint import base_digest  # noqa: E402
 from vlarl_jobs.evaluation.evaluated_policy import load_subject  # noqa: E402
 from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of  # noqa: E402
 from vlarl_jobs.evaluation.film import FilmMaker  # noqa: E402

@@ -14,7 +14,6 @@ torch = pytest.importorskip("torch")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     CAPTURE,
     merged,
@@ -23,7 +22,7 @@ from tests.integration.trainer.demonstrated import (  # noqa: E402
     write_dataset,
 )
 from vlarl.config import RewardModelConfig, dump_toml  # noqa: E402
-from vlarl.demonstrations import (  # noqa: E402
+from vlarl.data.dataset import (  # noqa: E402
     DatasetError,
     Frames,
     Motion,
@@ -31,9 +30,10 @@ from vlarl.demonstrations import (  # noqa: E402
     read_dataset,
     write_task,
 )
-from vlarl.judge import Judge  # noqa: E402
-from vlarl.openvla.images import encode_jpeg  # noqa: E402
-from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.images import encode_jpeg  # noqa: E402
+from vlarl.learning.stage_log import read_lines  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.models.process_reward.model import Judge  # noqa: E402
 from vlarl_cli import app  # noqa: E402
 from vlarl_jobs.reward_model.card import probabilities  # noqa: E402
 from vlarl_jobs.reward_model.main import run  # noqa: E402

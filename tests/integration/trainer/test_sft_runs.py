@@ -15,23 +15,23 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     sft_config,
     task_samples,
     write_dataset,
 )
 from vlarl.config import SftConfig, dump_toml  # noqa: E402
-from vlarl.demonstrations import read_dataset  # noqa: E402
-from vlarl.openvla.checkpoint import CheckpointReader, base_digest  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.openvla.images import PixelNormalizer, decode_image, prepare_image  # noqa: E402
-from vlarl.openvla.lora import lora_layers  # noqa: E402
-from vlarl.openvla.modeling import generate_actions, load_model  # noqa: E402
-from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
-from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
-from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
-from vlarl.stack.ranks import ranks_command  # noqa: E402
+from vlarl.data.dataset import read_dataset  # noqa: E402
+from vlarl.images import PixelNormalizer, decode_image, prepare_image  # noqa: E402
+from vlarl.launch.torchrun import ranks_command  # noqa: E402
+from vlarl.learning.stage_log import read_lines  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.lora import lora_layers  # noqa: E402
+from vlarl.models.openvla.network import generate_actions, load_model  # noqa: E402
+from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.weights.checkpoint import CheckpointReader, base_digest  # noqa: E402
 from vlarl_cli import app  # noqa: E402
 from vlarl_jobs.sft.main import run  # noqa: E402
 

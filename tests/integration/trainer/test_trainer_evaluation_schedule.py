@@ -21,7 +21,7 @@ from tests.integration.trainer.test_trainer_loop import (  # noqa: E402
     write_config,
 )
 from vlarl.config import CurriculumConfig, EvaluationConfig, QueueConfig, dump_toml  # noqa: E402
-from vlarl.queue import RolloutQueue  # noqa: E402
+from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 NEVER = EvaluationConfig(episodes_per_task=0)

@@ -27,13 +27,13 @@ from vlarl.config import (  # noqa: E402
     TasksConfig,
     dump_toml,
 )
-from vlarl.demonstrations import read_dataset  # noqa: E402
-from vlarl.openvla.checkpoint import base_digest  # noqa: E402
-from vlarl.queue import RolloutQueue  # noqa: E402
+from vlarl.data.dataset import read_dataset  # noqa: E402
+from vlarl.launch.supervisor import free_address  # noqa: E402
+from vlarl.launch.torchrun import ranks_command  # noqa: E402
+from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
-from vlarl.stack.ranks import ranks_command  # noqa: E402
-from vlarl.stack.supervisor import free_address  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc  # noqa: E402
+from vlarl.weights.checkpoint import base_digest  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 PAUSED = trainer_pb2.RUN_STATE_PAUSED

@@ -9,12 +9,12 @@ torch = pytest.importorskip("torch")
 
 from services.trainer.publisher import Publisher, PublishError  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving  # noqa: E402
-from vlarl.adapter import Adapter  # noqa: E402
 from vlarl.config import ChannelConfig  # noqa: E402
-from vlarl.openvla.checkpoint import base_digest  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.openvla.lora import lora_layers  # noqa: E402
-from vlarl.stack.supervisor import free_address  # noqa: E402
+from vlarl.launch.supervisor import free_address  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.lora import lora_layers  # noqa: E402
+from vlarl.weights.adapter import Adapter  # noqa: E402
+from vlarl.weights.checkpoint import base_digest  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

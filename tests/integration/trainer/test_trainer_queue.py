@@ -7,8 +7,8 @@ import pytest
 from services.trainer.collector import Collector, RolloutError
 from tests.conftest import Valkey
 from vlarl.config import PpoConfig, QueueConfig, RewardConfig
-from vlarl.queue import RolloutQueue
-from vlarl.reward_terms import reward_terms
+from vlarl.config.reward_terms import reward_terms
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlarl.stack.ranks import ranks_command
+from vlarl.launch.torchrun import ranks_command
 
 torch = pytest.importorskip("torch")
 
@@ -16,7 +16,6 @@ from safetensors.torch import load_file  # noqa: E402
 
 from services.trainer.batch import Experience  # noqa: E402
 from services.trainer.learner import Learner  # noqa: E402
-from services.trainer.world import World  # noqa: E402
 from tests.integration.trainer import rank_program  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
@@ -26,6 +25,7 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     trainer_config,
 )
 from tests.unit.stack.test_service_processes import gone_within  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
@@ -95,7 +95,7 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     program.write_text(
         "import os, time\n"
         "from pathlib import Path\n"
-        "from services.trainer.world import World\n"
+        "from vlarl.learning.ranks import World\n"
         "world = World.from_environment()\n"
         f"(Path({str(tmp_path)!r}) / f'{{world.rank}}.pid').write_text(str(os.getpid()))\n"
         "time.sleep(600)\n"

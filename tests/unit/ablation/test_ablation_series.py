@@ -161,7 +161,7 @@ import asyncio, sys
 from pathlib import Path
 from tests.unit.ablation.tables import plan_in
 from vlarl_jobs.ablation.series import Series
-from vlarl.stack.supervisor import supervise
+from vlarl.launch.supervisor import supervise
 
 async def main():
     series = Series(plan_in(Path(sys.argv[1])), [sys.executable, "-c", sys.argv[2]])

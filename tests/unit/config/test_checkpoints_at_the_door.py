@@ -17,7 +17,7 @@ from tests.checkpoint_layouts import BROKEN, WHOLE, lay_out
 from tests.integration.trainer.demonstrated import write_dataset
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
-from vlarl.stack import tasks
+from vlarl.launch import tasks
 from vlarl_cli import app
 
 pytestmark = pytest.mark.torch
@@ -72,7 +72,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     folder = tmp_path_factory.mktemp("door")
     tiny = folder / "tiny"

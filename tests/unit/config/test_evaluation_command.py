@@ -150,7 +150,7 @@ def test_the_suite_and_its_tasks_are_looked_at_before_the_policy(
 def test_a_checkpoint_without_statistics_is_one_sentence(tmp_path: Path) -> None:
     import json
 
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     make_tiny_checkpoint(tmp_path, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
     content = json.loads((tmp_path / "config.json").read_text())

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.integration.trainer.demonstrated import sft_config, task_samples, write_dataset
 from vlarl.config import EnvConfig, dump_toml
-from vlarl.suites import check_suite
+from vlarl.config.suites import check_suite
 from vlarl_cli import app, main
 
 pytestmark = pytest.mark.torch

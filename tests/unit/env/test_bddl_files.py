@@ -8,7 +8,7 @@ import pytest
 
 from services.env.bddl_check import check_bddl
 from services.env.bddl_reader import BddlError, read_bddl
-from vlarl.suites import bddl_files
+from vlarl.config.suites import bddl_files
 
 SCENE = """(define (problem LIBERO_Tabletop_Manipulation)
   (:domain robosuite)

@@ -16,8 +16,8 @@ from services.env.bddl_check import check_bddl
 from services.env.bddl_reader import read_bddl
 from services.env.suites import SHIPPED_SUITES, TaskCatalog, UnknownTaskError
 from vlarl.config import ConfigError, EnvConfig
-from vlarl.libero import LIBERO_SUITES, PERTURBED_SUITES, base_suite, variants
-from vlarl.stack.tasks import choose_tasks, suite_tasks
+from vlarl.config.libero import LIBERO_SUITES, PERTURBED_SUITES, base_suite, variants
+from vlarl.launch.tasks import choose_tasks, suite_tasks
 
 pytestmark = pytest.mark.sim
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from services.env.headless import headless_environment
 from vlarl.config import ConfigError, EnvConfig
-from vlarl.libero import has_simulator, simulator_environment
-from vlarl.stack.supervisor import simulator_python
-from vlarl.stack.tasks import simulator_identity, suite_tasks
+from vlarl.config.libero import has_simulator, simulator_environment
+from vlarl.launch.supervisor import simulator_python
+from vlarl.launch.tasks import simulator_identity, suite_tasks
 from vlarl_cli import app
 
 SUITE = "libero_spatial_task"
@@ -77,7 +77,7 @@ def test_an_environment_that_lacks_the_package_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`vlarl demos` runs itself again in .venv-sim: there it must not look for .venv-sim."""
-    for module in ("vlarl.stack.supervisor", "vlarl_cli.demos"):
+    for module in ("vlarl.launch.supervisor", "vlarl_cli.demos"):
         monkeypatch.setattr(f"{module}.has_simulator", lambda: False)
     python = tmp_path / ".venv-sim" / "bin" / "python"
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
@@ -149,7 +149,7 @@ def test_tasks_are_those_of_the_installed_package(
     monkeypatch.setenv("PYTHONPATH", str(cloned))
     monkeypatch.setenv("LIBERO_CONFIG_PATH", str(cloned.with_name("settings")))
     if not launched:
-        monkeypatch.setattr("vlarl.stack.tasks.simulator_environment", dict)
+        monkeypatch.setattr("vlarl.launch.tasks.simulator_environment", dict)
     assert suite_tasks(EnvConfig(), SUITE) == expected
     assert simulator_identity(EnvConfig(), SUITE) == identity
     assert expected[0].init_states == 50

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlarl.openvla import images
-from vlarl.openvla.config import ConfigError
-from vlarl.openvla.images import (
+from vlarl import images
+from vlarl.images import (
     ImageError,
     PixelNormalizer,
     center_crop,
@@ -21,6 +20,7 @@ from vlarl.openvla.images import (
     lanczos_resize,
     prepare_image,
 )
+from vlarl.models.openvla.config import ConfigError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

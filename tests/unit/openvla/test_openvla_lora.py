@@ -9,13 +9,13 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 import torch
 from peft import LoraConfig, get_peft_model
 
-from vlarl.openvla.checkpoint import CheckpointReader, base_digest
-from vlarl.openvla.config import ConfigError, OpenVLAConfig
-from vlarl.openvla.images import PixelNormalizer
-from vlarl.openvla.lora import lora_layers, merged_digest, merged_tensors
-from vlarl.openvla.modeling import OpenVLA, load_model, pad_prompts
-from vlarl.openvla.prompt import PromptBuilder
-from vlarl.openvla.tiny import libero_instructions, make_tiny_checkpoint
+from vlarl.images import PixelNormalizer
+from vlarl.models.openvla.config import ConfigError, OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers, merged_digest, merged_tensors
+from vlarl.models.openvla.network import OpenVLA, load_model, pad_prompts
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.models.openvla.tiny import libero_instructions, make_tiny_checkpoint
+from vlarl.weights.checkpoint import CheckpointReader, base_digest
 
 pytestmark = pytest.mark.torch
 

@@ -22,8 +22,8 @@ from services.policy.swap import (  # noqa: E402
     content_of,
     serves_already,
 )
-from vlarl.adapter import Adapter, adapter_header, read_adapter  # noqa: E402
 from vlarl.policy.v1 import policy_pb2 as pb  # noqa: E402
+from vlarl.weights.adapter import Adapter, adapter_header, read_adapter  # noqa: E402
 
 pytestmark = pytest.mark.torch
 BASE = "b" * 64

@@ -14,8 +14,8 @@ from services.trainer.curriculum import Curriculum
 from services.trainer.evaluation import EpisodeResult, EvaluationLog, count
 from services.trainer.metrics import METRICS, MetricsLog
 from services.trainer.starts import record_start
-from services.trainer.world import World
 from vlarl.config import RunConfig, TasksConfig, TrainerConfig, dump_toml
+from vlarl.learning.ranks import World
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.trainer.v1 import trainer_pb2

@@ -14,7 +14,7 @@ import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
-from vlarl.backlog import Backlog
+from vlarl.queue.backlog import Backlog
 from vlarl.terminal import PlainConsole, complain, say, show, track, waiting
 from vlarl.trainer.v1 import trainer_pb2
 from vlarl_cli import app
@@ -69,9 +69,9 @@ def test_the_status_page_shows_what_services_say(capsys: pytest.CaptureFixture[s
 def test_the_trainers_displays(capsys: pytest.CaptureFixture[str]) -> None:
     from services.trainer.display import Display, EvaluationDisplay
     from services.trainer.evaluation import EpisodeResult, Evaluation, TaskScore
-    from services.trainer.sft.display import StageDisplay
     from vlarl.config import RunConfig
     from vlarl.env.v1 import env_pb2
+    from vlarl.learning.stage_console import StageDisplay
 
     scores = Evaluation(0, 1, 2, {0: TaskScore(NASTY, 1, 2, 3, missing=1)})
     display = Display(NASTY, iterations=3, done=0)

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vlarl.openvla.tokens import ActionStats, ActionTokenizer, to_simulator  # noqa: E402
+from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer, to_simulator  # noqa: E402
 from vlarl_jobs.reward_model.objective import class_weights, verdict_loss  # noqa: E402
 from vlarl_jobs.reward_model.perturbing import Perturbed, perturbed, read_commands  # noqa: E402
 

@@ -14,8 +14,8 @@ pytest.importorskip("vllm")
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlarl.demonstrations import Capture, Frames, Motion, TaskSamples, write_task
-from vlarl.openvla.images import encode_jpeg
+from vlarl.data.dataset import Capture, Frames, Motion, TaskSamples, write_task
+from vlarl.images import encode_jpeg
 from vlarl_cli import app
 
 pytestmark = pytest.mark.torch

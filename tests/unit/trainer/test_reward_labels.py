@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlarl.config import LabelConfig
-from vlarl.demonstrations import DatasetError, Frames, Motion, TaskSamples
+from vlarl.data.dataset import DatasetError, Frames, Motion, TaskSamples
 from vlarl_jobs.reward_model.labels import (
     CONTROL_RATE,
     key_frames,

@@ -16,7 +16,7 @@ from services.trainer.checkpoint import (  # noqa: E402
     load_checkpoint,
     save_checkpoint,
 )
-from vlarl.openvla.checkpoint import NotFiniteError  # noqa: E402
+from vlarl.weights.checkpoint import NotFiniteError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

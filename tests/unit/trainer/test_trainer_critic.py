@@ -10,7 +10,7 @@ import torch
 
 from services.trainer.critic import Critic, Standardise
 from vlarl.config import CriticConfig
-from vlarl.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.config import OpenVLAConfig
 
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
 

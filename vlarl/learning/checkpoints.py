@@ -1,0 +1,115 @@
+"""Folders that are whole or not there, whatever kills the process that writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlarl.disk import room_for
+from vlarl.errors import FatalError
+from vlarl.weights.checkpoint import NotFiniteError, count_not_finite, write_tensors
+
+_STATE = "state.json"
+_TENSORS = "tensors.safetensors"
+_SLACK_BYTES = 2**20
+"""For headers and the file system's own records."""
+
+
+class CheckpointError(FatalError):
+    """A checkpoint that can't be gone on from; the message says which and why."""
+
+
+@contextlib.contextmanager
+def durable_folder(final: Path, needed: int = 0) -> Iterator[Path]:
+    """A folder to fill that appears under its final name once it is complete and forced to disk.
+
+    What was there under that name is replaced, once that is so. What earlier crashes left beside it
+    goes, and what an error leaves of this one, too: a full disk needs the room.
+
+    Args:
+        final: its name.
+        needed: bytes that will be written, where they can be told before.
+
+    Raises:
+        DiskFullError: there is no room; nothing else has changed.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(".*.partial"):
+        shutil.rmtree(leftover)
+    partial = final.with_name(f".{final.name}.partial")
+    with room_for(f"the checkpoint {final.name}", final.parent, needed):
+        try:
+            partial.mkdir()
+            yield partial
+            for path in (*partial.rglob("*"), partial):
+                _force_to_disk(path)
+        except Exception:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _replace(final, partial)
+
+
+def _replace(final: Path, partial: Path) -> None:
+    if final.exists():
+        replaced = final.with_name(f".{final.name}.replaced.partial")
+        final.rename(replaced)
+        partial.rename(final)
+        shutil.rmtree(replaced)
+    else:
+        partial.rename(final)
+    _force_to_disk(final.parent)
+
+
+def write_state(final: Path, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Writes where something stands as a durable folder: state.json and tensors.safetensors.
+
+    Raises:
+        DiskFullError: there is no room.
+        NotFiniteError: a number isn't finite. Either way nothing is written.
+    """
+    try:
+        described = json.dumps(state, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise NotFiniteError(f"{final}: its state", error) from error
+    needed = _SLACK_BYTES + len(described) + sum(tensor.nbytes for tensor in tensors.values())
+    with durable_folder(final, needed) as folder:
+        write_tensors(folder / _TENSORS, tensors)
+        (folder / _STATE).write_text(described, encoding="utf-8")
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads what `write_state` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or a number isn't finite.
+    """
+    try:
+        state: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        tensors = load_file(path / _TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path} can't be read: {error}") from error
+    for name, tensor in tensors.items():
+        # Until 0.1 such checkpoints were written, and a run that goes on from one learns nothing.
+        if count_not_finite(tensor):
+            raise CheckpointError(
+                f"checkpoint {path}: {name} has numbers that are not finite; remove the folder to "
+                "go on from the one before, or begin a new run"
+            )
+    return state, tensors
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
