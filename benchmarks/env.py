@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from benchmarks.env_load import WARM_UP, actions, drive, reset_command, serving
 from benchmarks.report import Report
-from services.env import headless
-from services.env.suites import SuiteTask, TaskCatalog
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
+from vlarl_env import headless
+from vlarl_env.simulators.libero.suites import SuiteTask, TaskCatalog
 
 SIZE = 256
 UNIT = "steps/s"
@@ -103,7 +103,7 @@ def simulator_loop(profile: str) -> Callable[[SuiteTask, float], None]:
 
     def loop(task: SuiteTask, seconds: float) -> None:
         headless.prepare()
-        from services.env.simulator import Simulator
+        from vlarl_env.simulators.episode import Simulator
 
         simulator = Simulator(task, settings(profile, 1))
         simulator.reset(reset_command(task.suite, task.index))

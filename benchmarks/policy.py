@@ -32,7 +32,7 @@ import torch
 
 # Puts the server's settings of its threads into the environment, where the baselines' processes
 # find them before they import numpy and torch.
-import services.policy  # noqa: F401
+import vlarl_policy  # noqa: F401
 from benchmarks.policy_load import KEY, Load, observations, served
 from benchmarks.report import Report
 from vlarl.clients.policy import AsyncPolicyClient
@@ -165,8 +165,8 @@ def vllm_loop(checkpoint: Path, batch: int, seconds: float) -> float:
     from vllm import SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from services.policy.engine import engine_args
     from vlarl.models.openvla.vllm_inputs import engine_input
+    from vlarl_policy.vllm_engine import engine_args
 
     model = OpenVLAConfig.from_directory(checkpoint)
     config = PolicyConfig(checkpoint=checkpoint, max_batch=max(BATCHES))

@@ -27,9 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import Report
 from benchmarks.sizing import original_sizes
-from services.trainer.batch import Experience, build_batch
-from services.trainer.learner import Learner
-from services.trainer.observations import Observations, Preparation
 from vlarl.config import RunConfig, TrainerConfig, load_config
 from vlarl.data.dataset import Capture, Frames, TaskSamples, write_task
 from vlarl.images import encode_jpeg
@@ -42,6 +39,9 @@ from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.weights.checkpoint import save_tensors
+from vlarl_trainer.batch import Experience, build_batch
+from vlarl_trainer.learner import Learner
+from vlarl_trainer.observations import Observations, Preparation
 
 CUDA = torch.device("cuda")
 INSTRUCTION = "pick up the black bowl between the plate and the ramekin and place it on the plate"

@@ -48,7 +48,7 @@ app.command("health")(client.health)
 def main() -> None:
     """The console script: `app`, and one sentence where a package of another extra is missing."""
     # All processes below this one, of whatever launcher, start where the user is, and what lies
-    # there isn't theirs to import: a `services/` or `queue.py` would take the place of ours.
+    # there isn't theirs to import: a `queue.py` or `logging.py` would take Python's place.
     os.environ["PYTHONSAFEPATH"] = "1"
     if "PYTHONPATH" in os.environ:
         # An empty entry, as `PYTHONPATH=$PYTHONPATH:/more` leaves, is the working folder, too.

@@ -63,7 +63,7 @@ def train(
                 settings = read_section(RunConfig, directory / "config.toml", places)
             elif first_rank():
                 _LOG.info("%s", _usage(settings))
-            from services.trainer.main import run
+            from vlarl_trainer.main import run
 
             run(settings, directory, metrics_listen=metrics_listen)
 

@@ -71,7 +71,7 @@ def policy(
         from vlarl.models.openvla.wholeness import check_openvla
 
         check_openvla(section.checkpoint)  # before vLLM is loaded, which takes a while
-        from services.policy.server import serve
+        from vlarl_policy.server import serve
 
         asyncio.run(serve(section, server, run.security.channel()))
 
@@ -93,7 +93,7 @@ def env(
     """The env server: LIBERO simulators for the rollout queue and for external clients."""
     run = read_config(config, overrides)
     configure_logging(verbose)
-    from services.env.server import serve
+    from vlarl_env.server import serve
 
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
@@ -117,6 +117,6 @@ def reward(
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
         check_reward(run)
-        from services.reward.server import serve
+        from vlarl_reward.server import serve
 
         asyncio.run(serve(run.reward, run.trainer.ppo, run.queue, server))

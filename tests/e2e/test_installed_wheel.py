@@ -62,8 +62,8 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def users_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "mine"
-    (folder / "services").mkdir(parents=True)
-    for name in ("services/__init__", "queue", "logging", "vlarl", "benchmarks", "random"):
+    folder.mkdir()
+    for name in ("queue", "logging", "random", "vlarl", "vlarl_cli", "vlarl_policy", "benchmarks"):
         (folder / f"{name}.py").write_text(THEIRS)
     return folder
 

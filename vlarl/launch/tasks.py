@@ -22,7 +22,7 @@ def suite_tasks(env: EnvConfig, suite: str) -> list[env_pb2.TaskDescription]:
     Raises:
         ConfigError: no such suite (the message names those that exist), or no simulator.
     """
-    said = _ask_simulator("services.env.listing", env, suite)
+    said = _ask_simulator("vlarl_env.tasks", env, suite)
     return list(Parse(said, env_pb2.ListTasksResponse()).tasks)
 
 
@@ -32,7 +32,9 @@ def simulator_identity(env: EnvConfig, suite: str) -> dict[str, str]:
     Raises:
         ConfigError: no such suite, or no simulator.
     """
-    identity: dict[str, str] = json.loads(_ask_simulator("services.env.identity", env, suite))
+    identity: dict[str, str] = json.loads(
+        _ask_simulator("vlarl_env.simulators.libero.identity", env, suite)
+    )
     return identity
 
 
@@ -79,7 +81,7 @@ def choose_tasks(
                 f"task {task.task.index} of suite {suite!r} has {task.init_states} official "
                 f"initial states, fewer than {episodes} episodes (evaluation.episodes_per_task)"
                 + (
-                    "; python -m services.env.init_states FOLDER draws some"
+                    "; python -m vlarl_env.simulators.libero.init_states FOLDER draws some"
                     * (not task.init_states)
                 )
             )

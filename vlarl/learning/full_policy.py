@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from services.trainer.observations import ObservationBatch
 from vlarl.learning.ranks import World
 from vlarl.learning.sharding import checkpoint_blocks, shard
 from vlarl.models.openvla.network import OpenVLA, load_model
 from vlarl.models.openvla.tensors import unused_prefixes
+from vlarl_trainer.observations import ObservationBatch
 
 _WRAPPER = "_checkpoint_wrapped_module."
 

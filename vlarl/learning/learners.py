@@ -8,12 +8,12 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from services.trainer.observations import ObservationBatch
 from vlarl.config import LoraConfig
 from vlarl.learning.full_policy import FullPolicy
 from vlarl.learning.ranks import World
 from vlarl.learning.sharding import compute_dtype
 from vlarl.learning.trainable import LoraPolicy
+from vlarl_trainer.observations import ObservationBatch
 
 
 class LearnerConfig(Protocol):

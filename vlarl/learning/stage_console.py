@@ -12,8 +12,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from services.trainer.display import clock
 from vlarl.terminal import PlainConsole, styled, text_column
+from vlarl_trainer.record.console import clock
 
 
 class StageDisplay:

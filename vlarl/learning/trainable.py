@@ -18,14 +18,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from services.trainer.losses import token_logprobs
-from services.trainer.observations import ObservationBatch
 from vlarl.config import LoraConfig
 from vlarl.learning.ranks import World
 from vlarl.learning.sharding import checkpoint_blocks, shard, whole
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import load_model
+from vlarl_trainer.algorithms.losses import token_logprobs
+from vlarl_trainer.observations import ObservationBatch
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Layer, by its key in the checkpoint without ".weight", to (A [rank, in], B [out, rank])."""

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from services.env.bddl_reader import read_text
-from services.env.suites import SuiteTask
 from vlarl.errors import FatalError
+from vlarl_env.simulators.libero.bddl_reader import read_text
+from vlarl_env.simulators.libero.suites import SuiteTask
 from vlarl_jobs.demonstrations.console import TaskBars
 from vlarl_jobs.demonstrations.episode_files import load_episode
 from vlarl_jobs.demonstrations.hdf5 import write_demos

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.env.suites import SuiteTask, TaskCatalog
 from vlarl.config.libero import base_suite
 from vlarl.data.dataset import (
     Capture,
@@ -26,6 +25,7 @@ from vlarl.data.dataset import (
     task_file,
     write_task,
 )
+from vlarl_env.simulators.libero.suites import SuiteTask, TaskCatalog
 from vlarl_jobs.demonstrations.console import TaskBars
 from vlarl_jobs.demonstrations.episode_files import RenderedEpisode, load_rendered
 from vlarl_jobs.demonstrations.examining import Examined, Terms, examine

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.env.scene import Scene
-from services.env.simulator import NO_OP
-from services.env.suites import SuiteTask
 from vlarl.models.openvla.tokens import to_simulator
+from vlarl_env.simulators.episode import NO_OP
+from vlarl_env.simulators.libero.scene import Scene
+from vlarl_env.simulators.libero.suites import SuiteTask
 from vlarl_jobs.demonstrations.experts.expert import Expert
 from vlarl_jobs.demonstrations.experts.sight import Sight
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from services.env.scene import BrokenSceneError, NoRoomError
-from services.env.suites import TaskCatalog
 from vlarl.data.dataset import Dataset, TaskSamples, read_dataset
 from vlarl.images import Frame, decode_image
+from vlarl_env.simulators.libero.scene import BrokenSceneError, NoRoomError
+from vlarl_env.simulators.libero.suites import TaskCatalog
 from vlarl_jobs.demonstrations.conventions import Conventions
 from vlarl_jobs.demonstrations.converting import Source, common_repeat, find_sources
 from vlarl_jobs.demonstrations.episodes import Episode

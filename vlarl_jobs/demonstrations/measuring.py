@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from services.env.suites import SuiteTask
+from vlarl_env.simulators.libero.suites import SuiteTask
 from vlarl_jobs.demonstrations.console import TaskBars
 from vlarl_jobs.demonstrations.messages import Answer, PlayOrder, Settings
 from vlarl_jobs.demonstrations.worker_processes import run_crew

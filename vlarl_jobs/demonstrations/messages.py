@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from services.env.scene import Profile
 from vlarl.errors import FatalError
+from vlarl_env.simulators.libero.scene import Profile
 from vlarl_jobs.demonstrations.conventions import Conventions
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.env.scene import Profile, Scene
-from services.env.suites import SuiteTask, TaskCatalog
+from vlarl_env.simulators.libero.scene import Profile, Scene
+from vlarl_env.simulators.libero.suites import SuiteTask, TaskCatalog
 from vlarl_jobs.demonstrations.experts.sight import Sight
 
 

@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Protocol
 
-from services.env.child import leave_the_end_to_the_parent
+from vlarl_env.child import leave_the_end_to_the_parent
 from vlarl_jobs.demonstrations.messages import Answer, Settings
 
 

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from services.env.devices import egl_devices
-from services.env.headless import cache_folder, headless_environment
 from vlarl.errors import FatalError
+from vlarl_env.devices import egl_devices
+from vlarl_env.headless import cache_folder, headless_environment
 from vlarl_jobs.demonstrations.messages import Answer, Settings
 
 Order = TypeVar("Order", bound=BaseModel)

@@ -9,13 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.trainer.checkpoint import (
-    Progress,
-    factors_in,
-    latest_checkpoint,
-    load_checkpoint,
-)
-from services.trainer.publisher import published_adapter
 from vlarl.config import RunConfig, load_saved
 from vlarl.config.resuming import UNITS, check_terms, terms
 from vlarl.learning.checkpoints import CheckpointError
@@ -24,6 +17,8 @@ from vlarl.models.meaning import chosen_unnorm_key, units_of
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.weights.adapter import Adapter
 from vlarl.weights.checkpoint import base_digest
+from vlarl_trainer.publisher import published_adapter
+from vlarl_trainer.record.progress import Progress, factors_in, latest_checkpoint, load_checkpoint
 
 _OWN = ("seed", "trainer.")
 """Fixed keys that a trained policy's tensors depend on, not what is done with it."""

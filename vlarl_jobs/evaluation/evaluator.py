@@ -6,11 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.trainer.collector import Collected, Collector
-from services.trainer.display import EvaluationDisplay
-from services.trainer.episodes import evaluation_episodes
-from services.trainer.evaluation import Evaluation, count, judge
-from services.trainer.publisher import Publisher, check_policy
 from vlarl.config import RunConfig
 from vlarl.data.recording import RolloutRecorder
 from vlarl.queue.rollout_queue import RolloutQueue
@@ -18,6 +13,11 @@ from vlarl.rollout.v1 import rollout_pb2
 from vlarl_jobs.evaluation.evaluated_policy import Subject
 from vlarl_jobs.evaluation.film import FilmMaker
 from vlarl_jobs.evaluation.folder import EvaluationFolder
+from vlarl_trainer.publisher import Publisher, check_policy
+from vlarl_trainer.record.console import EvaluationDisplay
+from vlarl_trainer.record.evaluation import Evaluation, count, judge
+from vlarl_trainer.rollouts.collector import Collected, Collector
+from vlarl_trainer.rollouts.plan import evaluation_episodes
 
 
 class Evaluator:

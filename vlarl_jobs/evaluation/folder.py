@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from services.trainer.evaluation import EpisodeResult, Evaluation
 from vlarl.config import ConfigError, RunConfig, save_config
 from vlarl.learning.run_log import JsonLines
+from vlarl_trainer.record.evaluation import EpisodeResult, Evaluation
 
 _SCORE = "evaluation.json"
 _CONFIG = "config.toml"

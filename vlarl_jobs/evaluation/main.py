@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.trainer.display import EvaluationDisplay
 from vlarl.config import RunConfig, load_config
 from vlarl.config.libero import base_suite
 from vlarl.data.recording import RolloutRecorder
@@ -25,6 +24,7 @@ from vlarl_jobs.evaluation.evaluated_policy import Subject, load_subject
 from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of
 from vlarl_jobs.evaluation.film import FilmMaker, Values
 from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder, check_no_run
+from vlarl_trainer.record.console import EvaluationDisplay
 
 
 def run(
@@ -112,8 +112,8 @@ def critic_of(config: RunConfig, subject: Subject) -> Values | None:
     """The run's critic, on a model of its own."""
     if not subject.tensors:
         return None
-    from services.trainer.learner import Learner
     from vlarl.learning.ranks import World
+    from vlarl_trainer.learner import Learner
 
     learner = Learner(
         config.policy.checkpoint,

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from services.trainer.observations import ObservationBatch, Preparation
 from vlarl.config import RewardModelConfig
 from vlarl.data.pixels import Pixels
 from vlarl.learning.export import export_checkpoint
@@ -24,6 +23,7 @@ from vlarl_jobs.reward_model.image_text import (
     export_image_text,
 )
 from vlarl_jobs.sft.reading import Reading
+from vlarl_trainer.observations import ObservationBatch, Preparation
 
 
 class Backbone(Protocol):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from services.trainer.observations import ObservationBatch
 from vlarl.config import LoraConfig, RewardModelConfig
 from vlarl.data.pixels import Pixels
 from vlarl.images import Frame, decode_image, prepare_image
@@ -28,6 +27,7 @@ from vlarl.models.process_reward.image_text import (
 )
 from vlarl.weights.checkpoint import require_finite
 from vlarl.weights.folder import POLICY
+from vlarl_trainer.observations import ObservationBatch
 
 
 class ImageTextPreparation:

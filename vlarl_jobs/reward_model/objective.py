@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from services.trainer.observations import ObservationBatch
 from vlarl.config import RewardModelConfig
 from vlarl.data.augmentation import IMAGE_DRAWS
 from vlarl.data.samples import SampleBatch
@@ -24,6 +23,7 @@ from vlarl_jobs.reward_model.backbones import load_backbone
 from vlarl_jobs.reward_model.measures import auc
 from vlarl_jobs.reward_model.perturbing import DRAWS, perturbed, read_commands
 from vlarl_jobs.reward_model.reading import Labelled
+from vlarl_trainer.observations import ObservationBatch
 
 
 class Judgement:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from services.trainer.observations import ObservationBatch
 from vlarl.config import SftConfig
 from vlarl.data.augmentation import IMAGE_DRAWS
 from vlarl.data.pixels import Pixels
@@ -20,6 +19,7 @@ from vlarl.models.openvla.pixels import TowerPixels
 from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl_jobs.sft.losses import action_loss, jittered, label_logprobs, soft_targets
 from vlarl_jobs.sft.reading import Demonstrations
+from vlarl_trainer.observations import ObservationBatch
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 

@@ -11,7 +11,6 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from services.trainer.observations import Preparation
 from vlarl.config import DataConfig
 from vlarl.data.dataset import DatasetError, Frames, TaskSamples, read_dataset
 from vlarl.data.frames import FrameStore
@@ -22,6 +21,7 @@ from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.network import pad_prompts
 from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer
 from vlarl.models.statistics import Statistics, dataset_statistics
+from vlarl_trainer.observations import Preparation
 
 N = TypeVar("N", bound=np.generic)
 

@@ -125,8 +125,8 @@ def test_a_collection_that_is_killed_goes_on_to_the_same_end(
 
 
 def test_a_converted_frame_is_what_the_simulator_encodes(collected: Path, dataset: Dataset) -> None:
-    from services.env.simulator import Simulator
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.episode import Simulator
+    from vlarl_env.simulators.libero.suites import TaskCatalog
 
     config = EnvConfig(profile="fast", render_size=128, crop=CROP, action_repeat=4)
     simulator = Simulator(TaskCatalog().find("reach", 0), config)
@@ -338,8 +338,8 @@ def test_inspecting_a_scene_without_room_is_one_sentence(
 ) -> None:
     from typer.testing import CliRunner
 
-    from services.env.scene import BrokenSceneError
     from vlarl_cli import app
+    from vlarl_env.simulators.libero.scene import BrokenSceneError
 
     def no_room(*_: object) -> None:
         raise BrokenSceneError("crowd.bddl: there is no room; widen their :ranges")

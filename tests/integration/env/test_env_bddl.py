@@ -14,8 +14,8 @@ pytestmark = pytest.mark.sim
 
 
 def test_a_scene_of_any_encoding_runs_under_its_own_words(tmp_path: Path) -> None:
-    from services.env.simulator import Simulator
-    from services.env.suites import SHIPPED_SUITES, TaskCatalog
+    from vlarl_env.simulators.episode import Simulator
+    from vlarl_env.simulators.libero.suites import SHIPPED_SUITES, TaskCatalog
 
     scene = (SHIPPED_SUITES["reach"] / "reach_the_point_above_the_bowl.bddl").read_text("utf-8")
     words = "把碗 (the black one)"
@@ -51,8 +51,8 @@ def test_a_draw_without_room_costs_one_episode_and_not_the_task(
 ) -> None:
     from robosuite.utils.errors import RandomizationError
 
-    from services.env.child import _Tasks
-    from services.env.wire import Kind
+    from vlarl_env.child import _Tasks
+    from vlarl_env.wire import Kind
 
     simulators = _Tasks(EnvConfig(profile="fast", render_size=64))
     reach = rollout_pb2.Task(suite="reach", index=0)
@@ -76,8 +76,8 @@ def test_a_draw_without_room_costs_one_episode_and_not_the_task(
 @pytest.fixture
 def outdated(tmp_path: Path) -> Path:
     """A suite of one task whose states were drawn before a second bowl came into its scene."""
-    from services.env.init_states import draw
-    from services.env.suites import SHIPPED_SUITES
+    from vlarl_env.simulators.libero.init_states import draw
+    from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
 
     (reach,) = SHIPPED_SUITES["reach"].glob("*.bddl")
     scene = tmp_path / "two_bowls.bddl"
@@ -92,8 +92,8 @@ def outdated(tmp_path: Path) -> Path:
 
 
 def test_states_of_another_scene_are_refused_and_the_simulator_goes_on(outdated: Path) -> None:
-    from services.env.child import _Tasks
-    from services.env.wire import Kind
+    from vlarl_env.child import _Tasks
+    from vlarl_env.wire import Kind
     from vlarl_jobs.demonstrations.messages import PlayOrder, Settings
     from vlarl_jobs.demonstrations.player import Player
 

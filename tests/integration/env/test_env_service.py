@@ -248,7 +248,7 @@ def scrape(address: str) -> str:
 
 async def test_metrics_are_served(tmp_path: Path) -> None:
     port_file = tmp_path / "metrics"
-    from services.env.server import serve
+    from vlarl_env.server import serve
 
     run = RunConfig(env=EnvConfig(processes=1, profile="fast", render_size=64))
     config = ServerConfig(metrics_listen="127.0.0.1:0", metrics_address_file=port_file)

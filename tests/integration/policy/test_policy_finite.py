@@ -15,11 +15,6 @@ pytest.importorskip("vllm", reason="runs in the torch environment (.venv)")
 import numpy as np  # noqa: E402
 from prometheus_client import generate_latest  # noqa: E402
 
-from services.policy.engine import SampledAction  # noqa: E402
-from services.policy.metrics import PolicyMetrics  # noqa: E402
-from services.policy.server import _warm_up  # noqa: E402
-from services.policy.service import PolicyServicer, UnsoundActionError, action_of  # noqa: E402
-from services.policy.trainers_weights import PolicyServerError  # noqa: E402
 from vlarl.clients.policy import AsyncPolicyClient, PolicyError  # noqa: E402
 from vlarl.config import PolicyConfig, ServerConfig  # noqa: E402
 from vlarl.images import encode_jpeg  # noqa: E402
@@ -27,6 +22,11 @@ from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer  # noqa: E402
 from vlarl.policy.v1 import policy_pb2_grpc  # noqa: E402
 from vlarl.rpc.server import RpcServer  # noqa: E402
+from vlarl_policy.follower import PolicyServerError  # noqa: E402
+from vlarl_policy.metrics import PolicyMetrics  # noqa: E402
+from vlarl_policy.server import _warm_up  # noqa: E402
+from vlarl_policy.service import PolicyServicer, UnsoundActionError, action_of  # noqa: E402
+from vlarl_policy.vllm_engine import SampledAction  # noqa: E402
 
 pytestmark = pytest.mark.torch
 TOKENS = ActionTokenizer(768)

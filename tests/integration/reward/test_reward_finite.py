@@ -11,11 +11,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
-from services.reward.metrics import RewardMetrics
-from services.reward.outcome import OutcomeScorer
-from services.reward.scorer import Misjudged, score_all
-from services.reward.server import SERVICE, RewardServicer
-from services.reward.worker import RewardWorker, ScoringDesk
 from vlarl.config import RewardConfig, ServerConfig
 from vlarl.policy.v1 import policy_pb2
 from vlarl.queue.rollout_queue import RolloutQueue
@@ -24,6 +19,11 @@ from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.channel import open_channel
 from vlarl.rpc.errors import reason
 from vlarl.rpc.server import RpcServer
+from vlarl_reward.metrics import RewardMetrics
+from vlarl_reward.models.base import Misjudged, score_all
+from vlarl_reward.models.outcome import OutcomeScorer
+from vlarl_reward.server import SERVICE, RewardServicer
+from vlarl_reward.worker import RewardWorker, ScoringDesk
 
 
 class Diverged(OutcomeScorer):

@@ -18,8 +18,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from services.reward.rprm import RprmScorer, dense_rewards  # noqa: E402
-from services.reward.scorer import Misjudged, Unscorable, build_scorer, score_all  # noqa: E402
 from tests.checkpoint_layouts import lay_out, weights  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from vlarl.config import PpoConfig, QueueConfig, RewardConfig  # noqa: E402
@@ -40,6 +38,8 @@ from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
 from vlarl.rpc.errors import violations  # noqa: E402
+from vlarl_reward.models.base import Misjudged, Unscorable, build_scorer, score_all  # noqa: E402
+from vlarl_reward.models.process import RprmScorer, dense_rewards  # noqa: E402
 
 pytestmark = pytest.mark.torch
 FIRST_ACTION = 512

@@ -12,8 +12,6 @@ import grpc
 import numpy as np
 import torch
 
-from services.reward.outcome import OutcomeScorer
-from services.trainer.observations import Preparation
 from tests.integration.trainer.trainer_samples import INSTRUCTIONS
 from vlarl.images import encode_jpeg
 from vlarl.models.openvla.config import OpenVLAConfig
@@ -24,6 +22,8 @@ from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.weights.adapter import AdapterReceiver
 from vlarl.weights.checkpoint import base_digest
+from vlarl_reward.models.outcome import OutcomeScorer
+from vlarl_trainer.observations import Preparation
 
 
 class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):

@@ -11,15 +11,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.checkpoint import (  # noqa: E402
-    CheckpointError,
-    Progress,
-    load_checkpoint,
-    save_checkpoint,
-)
-from services.trainer.display import EvaluationDisplay  # noqa: E402
-from services.trainer.evaluation import Evaluation  # noqa: E402
-from services.trainer.learner import Learner  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
 from tests.integration.trainer.trainer_samples import trainer_config  # noqa: E402
@@ -45,6 +36,15 @@ from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of  # noqa: E402
 from vlarl_jobs.evaluation.film import FilmMaker  # noqa: E402
 from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder  # noqa: E402
 from vlarl_jobs.evaluation.main import critic_of  # noqa: E402
+from vlarl_trainer.learner import Learner  # noqa: E402
+from vlarl_trainer.record.console import EvaluationDisplay  # noqa: E402
+from vlarl_trainer.record.evaluation import Evaluation  # noqa: E402
+from vlarl_trainer.record.progress import (  # noqa: E402
+    CheckpointError,
+    Progress,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 pytestmark = pytest.mark.torch
 TASKS = [env_pb2.TaskDescription(name="reach", max_control_steps=60)]

@@ -15,7 +15,6 @@ pytest.importorskip("peft")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from services.reward.rprm import RprmScorer  # noqa: E402
 from tests.integration.reward.test_rprm_scorer import trajectory  # noqa: E402
 from tests.integration.trainer.demonstrated import write_dataset  # noqa: E402
 from tests.integration.trainer.image_text_models import tiny_llava  # noqa: E402
@@ -31,6 +30,7 @@ from vlarl.weights.folder import CheckpointError  # noqa: E402
 from vlarl_cli import app  # noqa: E402
 from vlarl_jobs.reward_model.image_text import export_image_text, language_layers  # noqa: E402
 from vlarl_jobs.reward_model.main import run  # noqa: E402
+from vlarl_reward.models.process import RprmScorer  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 FIRST_ACTION = 512

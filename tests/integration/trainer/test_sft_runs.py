@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.roots import PYTHONPATH
+
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
@@ -43,7 +45,7 @@ def start(config: SftConfig, run_dir: Path, ranks: int = 1) -> subprocess.Popen[
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.toml").write_text(dump_toml(config))
     program = [str(Path(__file__).with_name("sft_program.py")), str(run_dir)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     with (run_dir / "log.txt").open("ab") as log:
         command = [*ranks_command(ranks), *program]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -232,7 +234,7 @@ def test_the_command_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
             [sys.executable, "-m", "vlarl", "sft", *arguments],
             capture_output=True,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "400"},
+            env=os.environ | {"PYTHONPATH": PYTHONPATH, "COLUMNS": "400"},
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, " ".join(done.stderr.split())
@@ -269,7 +271,7 @@ def test_a_run_that_is_going_on_is_nobody_elses(tmp_path: Path) -> None:
     file.write_text(dump_toml(sft_config(dataset, training=stage, model=None, checkpoint="c")))
     make_tiny_checkpoint(tmp_path / "c", image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
     command = [sys.executable, "-m", "vlarl", "sft"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "400"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "COLUMNS": "400"}
 
     def sft(*arguments: str) -> tuple[int, str]:
         done = subprocess.run(

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from services.trainer.observations import Preparation
 from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig
 from vlarl.images import encode_jpeg
 from vlarl.learning.trainable import LoraPolicy
 from vlarl.models.openvla.network import generate_actions
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_trainer.observations import Preparation
 
 INSTRUCTIONS = [
     "put the bowl on the plate",

@@ -86,7 +86,7 @@ def test_nor_with_half_a_checkpoint(tmp_path: Path, missing: str) -> None:
 
 
 def test_a_suite_of_the_users_own_is_known(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "services/env/bddl/reach", tmp_path / "mine")
+    shutil.copytree(ROOT / "services/env/vlarl_env/simulators/libero/bddl/reach", tmp_path / "mine")
     settings = ["tasks.suite=mine", f"env.bddl_directories.mine={tmp_path / 'mine'}"]
     overrides = [part for one in (*settings, "tasks.indices=[1]") for part in ("--set", one)]
     said = refusal(tmp_path / "run", "up", str(ROOT / "configs/reach.toml"), *overrides)
@@ -94,7 +94,9 @@ def test_a_suite_of_the_users_own_is_known(tmp_path: Path) -> None:
 
 
 def test_a_suite_without_states_to_evaluate_on_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "services/env/bddl/approach", tmp_path / "mine")
+    shutil.copytree(
+        ROOT / "services/env/vlarl_env/simulators/libero/bddl/approach", tmp_path / "mine"
+    )
     settings = ["tasks.suite=mine", f"env.bddl_directories.mine={tmp_path / 'mine'}"]
     overrides = [part for one in settings for part in ("--set", one)]
     said = refusal(tmp_path / "run", "up", str(ROOT / "configs/reach.toml"), *overrides)
@@ -128,7 +130,7 @@ def test_a_trainer_looks_at_the_suites_name_before_the_policy(tmp_path: Path) ->
 
 
 def test_the_suites_that_a_trainer_knows_are_all_there_are() -> None:
-    from services.env.suites import SHIPPED_SUITES
+    from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
 
     for suite in SHIPPED_SUITES:
         check_suite(EnvConfig(), suite)

@@ -13,14 +13,14 @@ torch = pytest.importorskip("torch")
 from torch.overrides import TorchFunctionMode  # noqa: E402
 from vllm.utils.torch_utils import available_cpu_count  # noqa: E402
 
-from services.policy.engine import merge_threads  # noqa: E402
-from services.policy.worker import AdapterWorker  # noqa: E402
 from vlarl.config import PolicyConfig  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers, merged_digest, merged_tensors  # noqa: E402
 from vlarl.models.openvla.network import OpenVLA, load_model  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.weights.adapter import Adapter, write_adapter  # noqa: E402
+from vlarl_policy.vllm_engine import merge_threads  # noqa: E402
+from vlarl_policy.vllm_worker import AdapterWorker  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

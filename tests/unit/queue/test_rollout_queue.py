@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.trainer.collector import Collected
 from tests.conftest import Valkey
 from vlarl.config import QueueConfig
 from vlarl.queue import connection as queue_connection
@@ -19,6 +18,7 @@ from vlarl.queue.entries import Delivery
 from vlarl.queue.gauges import QueueGauges
 from vlarl.queue.rollout_queue import TRAJECTORIES, QueueError, RolloutQueue, check_queue
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_trainer.rollouts.collector import Collected
 
 RUN = "run-a"
 

@@ -193,7 +193,8 @@ def test_neither_torch_nor_a_service_is_loaded(run_dir: Path, tmp_path: Path) ->
         "import sys\nfrom vlarl_cli import app\n"
         f"app(['report', {str(run_dir)!r}, '--out', {str(tmp_path / 'page.html')!r}], "
         "standalone_mode=False)\n"
-        "heavy = {'torch', 'vllm', 'transformers', 'tensorboard', 'services', 'pandas'}\n"
+        "heavy = {'torch', 'vllm', 'transformers', 'tensorboard', 'pandas', "
+        "'vlarl_policy', 'vlarl_env', 'vlarl_reward', 'vlarl_trainer'}\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

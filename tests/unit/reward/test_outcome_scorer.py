@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from services.reward.outcome import OutcomeScorer
-from services.reward.scorer import trajectory_problems
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_reward.models.base import trajectory_problems
+from vlarl_reward.models.outcome import OutcomeScorer
 
 
 def trajectory(outcome: rollout_pb2.Outcome, rewards: list[float]) -> rollout_pb2.Trajectory:

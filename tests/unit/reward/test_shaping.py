@@ -17,8 +17,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from services.reward.rprm import dense_rewards
-from services.trainer.batch import Batch, Episode
+from vlarl_reward.models.process import dense_rewards
+from vlarl_trainer.batch import Batch, Episode
 
 pytestmark = pytest.mark.torch
 

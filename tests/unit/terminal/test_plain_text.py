@@ -14,6 +14,7 @@ import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
+from tests.roots import PYTHONPATH
 from vlarl.queue.backlog import Backlog
 from vlarl.terminal import PlainConsole, complain, say, show, track, waiting
 from vlarl.trainer.v1 import trainer_pb2
@@ -67,11 +68,11 @@ def test_the_status_page_shows_what_services_say(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.torch
 def test_the_trainers_displays(capsys: pytest.CaptureFixture[str]) -> None:
-    from services.trainer.display import Display, EvaluationDisplay
-    from services.trainer.evaluation import EpisodeResult, Evaluation, TaskScore
     from vlarl.config import RunConfig
     from vlarl.env.v1 import env_pb2
     from vlarl.learning.stage_console import StageDisplay
+    from vlarl_trainer.record.console import Display, EvaluationDisplay
+    from vlarl_trainer.record.evaluation import EpisodeResult, Evaluation, TaskScore
 
     scores = Evaluation(0, 1, 2, {0: TaskScore(NASTY, 1, 2, 3, missing=1)})
     display = Display(NASTY, iterations=3, done=0)
@@ -223,7 +224,7 @@ def run_vlarl(
     }
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**plain, "COLUMNS": "20", "PYTHONPATH": str(ROOT), **environment},
+        env={**plain, "COLUMNS": "20", "PYTHONPATH": PYTHONPATH, **environment},
         input=said.encode(),
         capture_output=True,
         cwd=ROOT,

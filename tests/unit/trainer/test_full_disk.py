@@ -14,12 +14,6 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.checkpoint import (  # noqa: E402
-    Progress,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
 from vlarl.config import SftConfig  # noqa: E402
 from vlarl.data.dataset import Capture, Frames, TaskSamples, read_dataset, write_task  # noqa: E402
 from vlarl.disk import DiskFullError, explained  # noqa: E402
@@ -29,6 +23,12 @@ from vlarl.learning.run_log import JsonLines  # noqa: E402
 from vlarl.learning.stage_progress import StageProgress, load_stage, save_stage  # noqa: E402
 from vlarl.weights.checkpoint import write_tensors  # noqa: E402
 from vlarl_cli import app  # noqa: E402
+from vlarl_trainer.record.progress import (  # noqa: E402
+    Progress,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"

@@ -9,14 +9,14 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from services.trainer.checkpoint import (  # noqa: E402
+from vlarl.weights.checkpoint import NotFiniteError  # noqa: E402
+from vlarl_trainer.record.progress import (  # noqa: E402
     CheckpointError,
     Progress,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from vlarl.weights.checkpoint import NotFiniteError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.losses import (  # noqa: E402
+from vlarl_trainer.algorithms.losses import (  # noqa: E402
     approximate_kl,
     clipped_policy_terms,
     explained_variance,

@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from services.trainer.critic import Critic  # noqa: E402
 from tests.integration.trainer.demonstrated import sft_config, write_dataset  # noqa: E402
 from vlarl.config import CriticConfig, FitConfig  # noqa: E402
 from vlarl.data.samples import SampleBatch  # noqa: E402
@@ -21,6 +20,7 @@ from vlarl.learning.fit import Fit, Stage  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.learning.stepping import DivergedError, take_step  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl_trainer.algorithms.critic import Critic  # noqa: E402
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.env.predicates import HEIGHT_ABOVE
+from vlarl_env.simulators.libero.predicates import HEIGHT_ABOVE
 from vlarl_jobs.demonstrations.experts.goals import Goal
 from vlarl_jobs.demonstrations.experts.motion import OPEN, Vector, towards
 from vlarl_jobs.demonstrations.experts.sight import Sight

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from services.env.scene import Scene, Untyped
+from vlarl_env.simulators.libero.scene import Scene, Untyped
 from vlarl_jobs.demonstrations.experts.goals import Goal, read_goals
 from vlarl_jobs.demonstrations.experts.motion import Matrix, Points, Vector
 from vlarl_jobs.demonstrations.experts.solids import Solids
