@@ -35,13 +35,13 @@ from vlarl.learning.stage_log import read_lines
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import merged_digest, merged_tensors
 from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model
+from vlarl.models.openvla.processor import Preparation
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.weights.checkpoint import save_tensors
-from vlarl_trainer.batch import Experience, build_batch
+from vlarl_trainer.batch import Experience, Observations, build_batch
 from vlarl_trainer.learner import Learner
-from vlarl_trainer.observations import Observations, Preparation
 
 CUDA = torch.device("cuda")
 INSTRUCTION = "pick up the black bowl between the plate and the ramekin and place it on the plate"

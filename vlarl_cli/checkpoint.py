@@ -67,7 +67,7 @@ def adopt(
     with one_sentence_errors():
         from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-        from vlarl.learning.checkpoints import durable_folder
+        from vlarl.files import durable_folder
         from vlarl.models.openvla.adoption import find_adoption
 
         found = find_adoption(source, base)

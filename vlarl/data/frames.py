@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlarl.images import Frame
-
-T = TypeVar("T")
-U = TypeVar("U")
-
-_AHEAD = 2
 
 
 class FrameStore:
@@ -68,16 +61,3 @@ class FrameStore:
     def _decode_all(self, chosen: NDArray[np.int64]) -> Frame:
         encoded = [self._encoded[number] for number in chosen]
         return np.stack(list(self._threads.map(self._decode, encoded)))
-
-
-def prefetched(items: Iterable[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]]:
-    """Each item with what it loads as; the next ones load meanwhile, on a thread of their own."""
-    with ThreadPoolExecutor(1, "load") as thread:
-        waiting: deque[tuple[T, Future[U]]] = deque()
-        for item in items:
-            waiting.append((item, thread.submit(load, item)))
-            if len(waiting) > _AHEAD:
-                ready, loading = waiting.popleft()
-                yield ready, loading.result()
-        for ready, loading in waiting:
-            yield ready, loading.result()

@@ -1,12 +1,9 @@
-"""Folders that are whole or not there, whatever kills the process that writes them."""
+"""Where a training stands, in folders that hold no code: numbers, and tensors by name."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlarl.disk import room_for
 from vlarl.errors import FatalError
+from vlarl.files import durable_folder
 from vlarl.weights.checkpoint import NotFiniteError, count_not_finite, write_tensors
 
 _STATE = "state.json"
@@ -26,47 +23,6 @@ _SLACK_BYTES = 2**20
 
 class CheckpointError(FatalError):
     """A checkpoint that can't be gone on from; the message says which and why."""
-
-
-@contextlib.contextmanager
-def durable_folder(final: Path, needed: int = 0) -> Iterator[Path]:
-    """A folder to fill that appears under its final name once it is complete and forced to disk.
-
-    What was there under that name is replaced, once that is so. What earlier crashes left beside it
-    goes, and what an error leaves of this one, too: a full disk needs the room.
-
-    Args:
-        final: its name.
-        needed: bytes that will be written, where they can be told before.
-
-    Raises:
-        DiskFullError: there is no room; nothing else has changed.
-    """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(".*.partial"):
-        shutil.rmtree(leftover)
-    partial = final.with_name(f".{final.name}.partial")
-    with room_for(f"the checkpoint {final.name}", final.parent, needed):
-        try:
-            partial.mkdir()
-            yield partial
-            for path in (*partial.rglob("*"), partial):
-                _force_to_disk(path)
-        except Exception:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        _replace(final, partial)
-
-
-def _replace(final: Path, partial: Path) -> None:
-    if final.exists():
-        replaced = final.with_name(f".{final.name}.replaced.partial")
-        final.rename(replaced)
-        partial.rename(final)
-        shutil.rmtree(replaced)
-    else:
-        partial.rename(final)
-    _force_to_disk(final.parent)
 
 
 def write_state(final: Path, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -105,11 +61,3 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "go on from the one before, or begin a new run"
             )
     return state, tensors
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

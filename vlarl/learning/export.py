@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vlarl.config import LoraConfig
-from vlarl.learning.checkpoints import durable_folder
+from vlarl.files import durable_folder
 from vlarl.models.openvla.config import STATISTICS, OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers, merged_tensors
 from vlarl.models.statistics import Statistics

@@ -11,30 +11,40 @@ metrics that are newer than the checkpoint are forgotten.
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlarl.config import FitConfig, RewardModelConfig, SftConfig
 from vlarl.config.resuming import terms
 from vlarl.data.contents import content_terms
-from vlarl.data.frames import prefetched
-from vlarl.data.samples import SampleBatch
-from vlarl.learning.objective import Objective
-from vlarl.learning.optimizer import gathered_moments, restore_moments
-from vlarl.learning.ranks import World
+from vlarl.data.samples import SampleBatch, Samples
+from vlarl.learning.optimizer import (
+    DivergedError,
+    gathered_moments,
+    learning_rate,
+    restore_moments,
+    take_step,
+)
+from vlarl.learning.ranks import World, like, whole
 from vlarl.learning.sample_order import Order, Piece
-from vlarl.learning.schedule import learning_rate
-from vlarl.learning.sharding import like, whole
 from vlarl.learning.stage_console import StageDisplay
 from vlarl.learning.stage_log import StageLog
 from vlarl.learning.stage_progress import StageProgress, load_stage, save_stage
-from vlarl.learning.stepping import DivergedError, take_step
 from vlarl.models.meaning import meaning_terms
 from vlarl_jobs.sft.simulation import Simulation
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,35 @@ class Stage:
     def checkpoints(self) -> Path:
         """Folder of its checkpoints."""
         return self.run_dir / "checkpoints" / self.name
+
+
+class Objective(Protocol):
+    """A model with trained parameters, its loss, and what it is measured by."""
+
+    train: Samples
+    """What is learned from."""
+    held_out: Samples
+    """What is measured on."""
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters, float32, sharded where the model is, by the names under which
+        checkpoints hold them.
+        """
+
+    def losses(self, batch: SampleBatch, draws: Tensor) -> Tensor:
+        """Loss [B] of samples on the model's device.
+
+        draws: float32 [B, DRAWS], uniform in [0, 1): the only source of what is random.
+        """
+
+    def measure(self, batch: SampleBatch) -> Tensor:
+        """What `summary` needs of samples on the model's device: [B, M]."""
+
+    def summary(self, rows: Tensor) -> dict[str, float]:
+        """Metrics of held-out samples, `held_out_loss` among them; rows: `measure`'s, [N, M]."""
+
+    def synchronise_gradients(self, on: bool) -> None:
+        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
 
 
 @dataclass
@@ -226,3 +265,16 @@ class Fit:
             rows = self._objective.measure(batch.to(self._world.device))
             parts.append(rows.float().cpu()[:counted])
         return self._objective.summary(self._world.gather(torch.cat(parts), len(held_out)))
+
+
+def prefetched(items: Iterable[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]]:
+    """Each item with what it loads as; the next ones load meanwhile, on a thread of their own."""
+    with ThreadPoolExecutor(1, "load") as thread:
+        waiting: deque[tuple[T, Future[U]]] = deque()
+        for item in items:
+            waiting.append((item, thread.submit(load, item)))
+            if len(waiting) > _AHEAD:
+                ready, loading = waiting.popleft()
+                yield ready, loading.result()
+        for ready, loading in waiting:
+            yield ready, loading.result()

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlarl.launch.parent_death import end_with_parent
 
@@ -158,3 +159,18 @@ class World:
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
         return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy on the CPU of a tensor that may be sharded. Every rank must call it."""
+    full = tensor.detach()
+    return (full.full_tensor() if isinstance(full, DTensor) else full).to("cpu", copy=True)
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor that every rank holds, placed and sharded as `parameter` is."""
+    value = value.to(parameter.device, torch.float32)
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(value, mesh, placements, src_data_rank=None)
+    return value

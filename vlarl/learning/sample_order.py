@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlarl.config import FitConfig
-from vlarl.learning.minibatches import mini_batches
+from vlarl.learning.optimizer import mini_batches
 from vlarl.learning.ranks import Indices, World
 from vlarl.learning.seeds import Stream, generator_for
 

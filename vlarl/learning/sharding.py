@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlarl.learning.ranks import World
 
@@ -21,21 +20,6 @@ def compute_dtype(
     if choice == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.float32 if choice == "float32" else torch.bfloat16
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A copy on the CPU of a tensor that may be sharded. Every rank must call it."""
-    full = tensor.detach()
-    return (full.full_tensor() if isinstance(full, DTensor) else full).to("cpu", copy=True)
-
-
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor that every rank holds, placed and sharded as `parameter` is."""
-    value = value.to(parameter.device, torch.float32)
-    if isinstance(parameter, DTensor):
-        mesh, placements = parameter.device_mesh, parameter.placements
-        return distribute_tensor(value, mesh, placements, src_data_rank=None)
-    return value
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[nn.ModuleList, int, nn.Module]]:

@@ -12,8 +12,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from vlarl.terminal import PlainConsole, styled, text_column
-from vlarl_trainer.record.console import clock
+from vlarl.terminal import PlainConsole, clock, styled, text_column
 
 
 class StageDisplay:

@@ -1,4 +1,5 @@
-"""The policy that is trained: a frozen OpenVLA, sharded over the ranks, and its LoRA factors.
+"""The policy that is trained, sharded over the ranks: all of its weights, or LoRA factors beside
+frozen ones.
 
     W x  becomes  W0 x + (alpha / rank) * B (A x)      A gaussian, B zero, W0 never changes
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal, Protocol
 
 import peft
 import torch
@@ -19,16 +21,18 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from vlarl.config import LoraConfig
-from vlarl.learning.ranks import World
-from vlarl.learning.sharding import checkpoint_blocks, shard, whole
+from vlarl.learning.ranks import World, whole
+from vlarl.learning.sharding import checkpoint_blocks, compute_dtype, shard
+from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
-from vlarl.models.openvla.network import load_model
-from vlarl_trainer.algorithms.losses import token_logprobs
-from vlarl_trainer.observations import ObservationBatch
+from vlarl.models.openvla.network import OpenVLA, load_model
+from vlarl.models.openvla.tensors import unused_prefixes
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Layer, by its key in the checkpoint without ".weight", to (A [rank, in], B [out, rank])."""
+
+_WRAPPER = "_checkpoint_wrapped_module."
 
 
 class LoraPolicy:
@@ -150,3 +154,139 @@ def add_factors(
         layer.lora_A.float()
         layer.lora_B.float()
     return {name: found[name] for name in wanted}
+
+
+def token_logprobs(logits: Tensor, choices: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the chosen bins and entropies, over the action bins alone.
+
+    Args:
+        logits: [B, K, bins], of the action ids only.
+        choices: int64 [B, K], bins taken, counted from the first action id.
+        temperature: the sampling temperature, that of the rollout.
+
+    Returns:
+        Log-probabilities [B, K] and entropies [B, K] in nats, float32.
+    """
+    logp = (logits.float() / temperature).log_softmax(dim=-1)
+    chosen = logp.gather(-1, choices.unsqueeze(-1)).squeeze(-1)
+    return chosen, -(logp.exp() * logp).sum(dim=-1)
+
+
+class FullPolicy:
+    """OpenVLA with all of its weights trained, those apart that the forward pass never uses; the
+    optimizer's copy is float32.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        dtype: torch.dtype,
+        world: World,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        """dtype: of the passes, where the model is sharded."""
+        self._model = trainable_model(checkpoint, world.device)
+        if activation_checkpointing:
+            checkpoint_blocks(self._model)
+        if world.mesh is not None:
+            shard(self._model, world, dtype)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by their keys in the checkpoint."""
+        return trained_parameters(self._model)
+
+    def logits(
+        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
+    ) -> Tensor:
+        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
+        0 to K of them, over the answers [B, K + 1, A].
+        """
+        output = self._model(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            token_ids,
+            answer_ids,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def synchronise_gradients(self, on: bool) -> None:
+        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
+        if isinstance(self._model, FSDPModule):
+            self._model.set_requires_gradient_sync(on)
+
+
+def trainable_model(checkpoint: Path, device: torch.device) -> OpenVLA:
+    """A checkpoint's model in float32; what the passes never use is frozen."""
+    model = load_model(checkpoint, torch.float32, device)
+    unused = unused_prefixes(model.config)
+    for name, parameter in model.named_parameters():
+        # Memory of its own, aligned alike in every process: the file's may lie anywhere, and the
+        # order of a product's sums, so its last bit, may depend on where.
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(not name.startswith(unused))
+    return model
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that learn, by name; the names don't tell which blocks are wrapped."""
+    return {
+        name.replace(_WRAPPER, ""): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+class LearnerConfig(Protocol):
+    """What a run's configuration says about it."""
+
+    @property
+    def mode(self) -> Literal["full", "lora"]: ...
+    @property
+    def dtype(self) -> Literal["auto", "float32"]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def lora(self) -> LoraConfig: ...
+    @property
+    def activation_checkpointing(self) -> bool: ...
+
+
+class Model(Protocol):
+    """What an objective needs of a model, whichever part of it learns."""
+
+    def logits(
+        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
+    ) -> Tensor:
+        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
+        0 to K of them, over the answers [B, K + 1, A].
+        """
+
+    def synchronise_gradients(self, on: bool) -> None:
+        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
+
+
+def load_learner(
+    config: LearnerConfig, checkpoint: Path, world: World
+) -> tuple[Model, dict[str, nn.Parameter]]:
+    """A checkpoint's model, and its trained parameters by the names that checkpoints give them."""
+    dtype = compute_dtype(config.dtype, world.device)
+    if config.mode == "full":
+        full = FullPolicy(
+            checkpoint,
+            dtype=dtype,
+            world=world,
+            activation_checkpointing=config.activation_checkpointing,
+        )
+        return full, full.named_parameters()
+    adapted = LoraPolicy(
+        checkpoint,
+        config.lora,
+        dtype=dtype,
+        seed=config.seed,
+        world=world,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    return adapted, adapted.named_factors()

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from vlarl.config import RewardModelConfig
 from vlarl.data.pixels import Pixels
 from vlarl.learning.export import export_checkpoint
-from vlarl.learning.learners import load_learner
 from vlarl.learning.ranks import World
+from vlarl.learning.trainable import load_learner
+from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.pixels import TowerPixels
+from vlarl.models.openvla.processor import Preparation
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.weights.folder import is_openvla
 from vlarl_jobs.reward_model.image_text import (
@@ -23,7 +25,6 @@ from vlarl_jobs.reward_model.image_text import (
     export_image_text,
 )
 from vlarl_jobs.sft.reading import Reading
-from vlarl_trainer.observations import ObservationBatch, Preparation
 
 
 class Backbone(Protocol):

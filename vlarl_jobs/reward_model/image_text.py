@@ -13,12 +13,13 @@ from torch.distributed.fsdp import FSDPModule
 
 from vlarl.config import LoraConfig, RewardModelConfig
 from vlarl.data.pixels import Pixels
+from vlarl.files import durable_folder
 from vlarl.images import Frame, decode_image, prepare_image
-from vlarl.learning.checkpoints import durable_folder
 from vlarl.learning.export import checkpoint_bytes, copy_but_weights
 from vlarl.learning.ranks import World
 from vlarl.learning.sharding import checkpoint_blocks, compute_dtype, shard
 from vlarl.learning.trainable import add_factors, named_factors
+from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.process_reward.image_text import (
     ImageTextReader,
@@ -27,7 +28,6 @@ from vlarl.models.process_reward.image_text import (
 )
 from vlarl.weights.checkpoint import require_finite
 from vlarl.weights.folder import POLICY
-from vlarl_trainer.observations import ObservationBatch
 
 
 class ImageTextPreparation:

@@ -17,13 +17,13 @@ from vlarl.config import RewardModelConfig
 from vlarl.data.augmentation import IMAGE_DRAWS
 from vlarl.data.samples import SampleBatch
 from vlarl.learning.ranks import World
+from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl_jobs.reward_model.backbones import load_backbone
 from vlarl_jobs.reward_model.measures import auc
 from vlarl_jobs.reward_model.perturbing import DRAWS, perturbed, read_commands
 from vlarl_jobs.reward_model.reading import Labelled
-from vlarl_trainer.observations import ObservationBatch
 
 
 class Judgement:

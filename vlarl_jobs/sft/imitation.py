@@ -12,14 +12,14 @@ from vlarl.config import SftConfig
 from vlarl.data.augmentation import IMAGE_DRAWS
 from vlarl.data.pixels import Pixels
 from vlarl.data.samples import SampleBatch
-from vlarl.learning.learners import load_learner
 from vlarl.learning.ranks import World
+from vlarl.learning.trainable import load_learner
+from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.pixels import TowerPixels
 from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl_jobs.sft.losses import action_loss, jittered, label_logprobs, soft_targets
 from vlarl_jobs.sft.reading import Demonstrations
-from vlarl_trainer.observations import ObservationBatch
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from vlarl.config import FitConfig, SftConfig
 from vlarl.disk import explained
-from vlarl.learning.checkpoints import durable_folder
+from vlarl.files import durable_folder
 from vlarl.learning.export import export_checkpoint
-from vlarl.learning.fit import Fit, Stage
-from vlarl.learning.objective import Objective
+from vlarl.learning.fit import Fit, Objective, Stage
 from vlarl.learning.ranks import World
 from vlarl.learning.stage_progress import StageProgress, stage_weights
 from vlarl.models.openvla.tiny import make_tiny_checkpoint

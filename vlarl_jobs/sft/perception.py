@@ -19,9 +19,9 @@ from vlarl.config import SftConfig
 from vlarl.data.dataset import DatasetError
 from vlarl.data.pixels import Pixels
 from vlarl.data.samples import SampleBatch
-from vlarl.learning.full_policy import trainable_model, trained_parameters
 from vlarl.learning.ranks import World
 from vlarl.learning.sharding import checkpoint_blocks, compute_dtype, shard
+from vlarl.learning.trainable import trainable_model, trained_parameters
 from vlarl.models.openvla.network import OpenVLA
 from vlarl.models.openvla.pixels import TowerPixels
 from vlarl_jobs.sft.losses import pose_loss

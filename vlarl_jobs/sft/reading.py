@@ -19,9 +19,9 @@ from vlarl.images import Frame
 from vlarl.learning.ranks import Indices
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.network import pad_prompts
+from vlarl.models.openvla.processor import Preparation
 from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer
 from vlarl.models.statistics import Statistics, dataset_statistics
-from vlarl_trainer.observations import Preparation
 
 N = TypeVar("N", bound=np.generic)
 

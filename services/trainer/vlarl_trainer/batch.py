@@ -1,4 +1,5 @@
-"""From trajectories, as the queue delivers them, to what the update computes on.
+"""From trajectories, as the queue delivers them, to what the update computes on. Each frame is
+decoded once on each rank that needs it.
 
 states:  step 0 .. N-1 of all episodes, then the final state of every truncated episode
 samples: the N steps, each with the tokens taken, its reward and its place in an episode
@@ -6,24 +7,25 @@ samples: the N steps, each with the tokens taken, its reward and its place in an
 
 from __future__ import annotations
 
-import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from vlarl.errors import FatalError
+from vlarl.images import Frame, ImageError
+from vlarl.learning.ranks import Indices
+from vlarl.models.network import ObservationBatch
+from vlarl.models.openvla.processor import Preparation
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_trainer.algorithms.advantages import Floats, generalised_advantages
+from vlarl_trainer.rollouts.expectation import TrajectoryError
 
 _HEADER = struct.Struct("<qqI")
 _LENGTH = struct.Struct("<Q")
-
-
-class TrajectoryError(FatalError):
-    """A trajectory that must not be learned from; the message names the episode."""
 
 
 @dataclass(frozen=True)
@@ -139,61 +141,40 @@ def build_batch(experience: Experience) -> Batch:
     )
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """What every trajectory of an iteration must agree with."""
+class Observations:
+    """The states of one batch."""
 
-    version: int
-    """Policy version that the trainer holds."""
-    staleness: int
-    """How many versions behind an action may be."""
-    temperature: float
-    action_ids: range
-    action_dim: int
+    def __init__(
+        self,
+        frames: Sequence[bytes],
+        instructions: Sequence[str],
+        preparation: Preparation,
+        device: torch.device,
+    ) -> None:
+        """frames, instructions: [S], encoded images and what the policy was told."""
+        self._encoded = frames
+        self._prepared: dict[int, Frame] = {}
+        self._preparation = preparation
+        self._device = device
+        known = {text: preparation.prompt(text) for text in set(instructions)}
+        self._prompts = [known[text] for text in instructions]
 
-    def check(self, trajectories: Iterable[rollout_pb2.Trajectory]) -> None:
-        """Raises TrajectoryError for the first trajectory that must not be learned from."""
-        for trajectory in trajectories:
-            fault = next(iter(self._trajectory_faults(trajectory)), None)
-            if fault:
-                worker = f" of worker {trajectory.worker}" if trajectory.worker else ""
-                raise TrajectoryError(f"episode {trajectory.spec.episode_id}{worker}: {fault}")
+    def __len__(self) -> int:
+        return len(self._encoded)
 
-    def _trajectory_faults(self, trajectory: rollout_pb2.Trajectory) -> Iterable[str]:
-        if not trajectory.steps:
-            yield "it has no steps"
-        if trajectory.outcome == rollout_pb2.OUTCOME_UNSPECIFIED:
-            yield "it doesn't say how it ended"
-        if trajectory.outcome == rollout_pb2.OUTCOME_TIME_LIMIT and not trajectory.final_image:
-            yield "it is truncated and lacks the frame of its final state"
-        if not math.isclose(trajectory.spec.temperature, self.temperature, rel_tol=1e-6):
-            yield (
-                f"it was sampled at temperature {trajectory.spec.temperature:g}, the trainer "
-                f"learns at {self.temperature:g}"
-            )
-        if len(trajectory.scores.total) != len(trajectory.steps):
-            yield f"{len(trajectory.scores.total)} rewards for {len(trajectory.steps)} steps"
-        if not all(math.isfinite(reward) for reward in trajectory.scores.total):
-            yield "a reward is not finite"
-        for index, step in enumerate(trajectory.steps):
-            for fault in self._step_faults(step):
-                yield f"step {index}: {fault}"
-
-    def _step_faults(self, step: rollout_pb2.Step) -> Iterable[str]:
-        action = step.action
-        if not step.image:
-            yield "it has no frame"
-        if len(action.token_ids) != self.action_dim or len(action.logprobs) != self.action_dim:
-            yield (
-                f"{len(action.token_ids)} tokens and {len(action.logprobs)} log-probs instead of "
-                f"{self.action_dim} each"
-            )
-        if any(token not in self.action_ids for token in action.token_ids):
-            yield f"tokens {list(action.token_ids)} are not all action tokens"
-        if not all(math.isfinite(logprob) and logprob <= 1e-6 for logprob in action.logprobs):
-            yield f"log-probs {list(action.logprobs)}"
-        if not self.version - self.staleness <= action.policy_version <= self.version:
-            yield (
-                f"policy version {action.policy_version} acted, the trainer holds {self.version}"
-                f" and accepts {self.staleness} behind it"
-            )
+    def __getitem__(self, states: Indices) -> ObservationBatch:
+        """Inputs of these states."""
+        missing = sorted({int(state) for state in states} - self._prepared.keys())
+        # Decoding and resizing release the interpreter's lock for most of their time.
+        with ThreadPoolExecutor() as threads:
+            encoded = [self._encoded[state] for state in missing]
+            try:
+                frames = list(threads.map(self._preparation.frame, encoded))
+            except ImageError as error:
+                raise TrajectoryError(f"a recorded frame is no image: {error}") from error
+        self._prepared.update(zip(missing, frames, strict=True))
+        return self._preparation.batch(
+            np.stack([self._prepared[int(state)] for state in states]),
+            [self._prompts[int(state)] for state in states],
+            self._device,
+        )

@@ -15,14 +15,14 @@ from vlarl.config import TrainerConfig
 from vlarl.errors import FatalError
 from vlarl.learning.checkpoints import CheckpointError
 from vlarl.learning.optimizer import gathered_moments, restore_moments
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import World, like, whole
 from vlarl.learning.seeds import Stream, generator_for
-from vlarl.learning.sharding import compute_dtype, like, whole
+from vlarl.learning.sharding import compute_dtype
 from vlarl.learning.trainable import Factors, LoraPolicy
+from vlarl.models.openvla.processor import Preparation
 from vlarl_trainer.algorithms.advantages import Floats, whiten
 from vlarl_trainer.algorithms.critic import Critic
-from vlarl_trainer.batch import Batch, Experience, build_batch
-from vlarl_trainer.observations import Observations, Preparation
+from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
 from vlarl_trainer.policy_update import PolicySamples, PolicyUpdate
 
 

@@ -27,7 +27,7 @@ from vlarl.config import RunConfig
 from vlarl.data.recording import RolloutRecorder
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.trainer.v1 import trainer_pb2
-from vlarl_trainer.batch import Expectation, Experience
+from vlarl_trainer.batch import Experience
 from vlarl_trainer.leader import LeadingRank
 from vlarl_trainer.learner import Snapshot
 from vlarl_trainer.publisher import Publisher, published_adapter
@@ -38,6 +38,7 @@ from vlarl_trainer.record.metrics import MetricsLog
 from vlarl_trainer.record.progress import Progress, save_checkpoint
 from vlarl_trainer.rollouts.collector import Collected, Collector
 from vlarl_trainer.rollouts.curriculum import Curriculum
+from vlarl_trainer.rollouts.expectation import Expectation
 from vlarl_trainer.rollouts.plan import evaluation_episodes, training_episodes
 from vlarl_trainer.rollouts.reward_hacking import RewardWatch
 from vlarl_trainer.status import RunStatus

@@ -23,7 +23,6 @@ from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rpc.server import RpcServer
 from vlarl.trainer.v1 import trainer_pb2_grpc
 from vlarl.weights.checkpoint import base_digest
-from vlarl_trainer.batch import Expectation
 from vlarl_trainer.leader import LeadingRank, follow
 from vlarl_trainer.learner import Learner
 from vlarl_trainer.loop import TrainingLoop, iteration_message
@@ -33,6 +32,7 @@ from vlarl_trainer.record.machine import record_start
 from vlarl_trainer.record.metrics import MetricsLog
 from vlarl_trainer.record.progress import Progress, latest_checkpoint, load_checkpoint
 from vlarl_trainer.rollouts.collector import Collector
+from vlarl_trainer.rollouts.expectation import Expectation
 from vlarl_trainer.rollouts.reward_hacking import hovering_pays
 from vlarl_trainer.server import SERVICE, TrainerServicer
 from vlarl_trainer.status import RunStatus

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from vlarl.config import PpoConfig
-from vlarl.learning.minibatches import mini_batches
+from vlarl.learning.optimizer import DivergedError, mini_batches, take_step
 from vlarl.learning.ranks import Indices, World
-from vlarl.learning.stepping import DivergedError, take_step
 from vlarl.learning.trainable import LoraPolicy
 from vlarl_trainer.algorithms.losses import PolicyTerms, clipped_policy_terms
-from vlarl_trainer.observations import Observations
+from vlarl_trainer.batch import Observations
 
 _WAY_OUT = (
     "no step was taken; lower trainer.ppo.learning_rate and go on from the last checkpoint with "

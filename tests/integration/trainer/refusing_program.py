@@ -12,8 +12,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from tests.integration.trainer.trainer_samples import steep_config
+from vlarl.learning.optimizer import DivergedError
 from vlarl.learning.ranks import World
-from vlarl.learning.stepping import DivergedError
 from vlarl_trainer.batch import Experience
 from vlarl_trainer.learner import Learner
 

@@ -17,13 +17,13 @@ from vlarl.images import encode_jpeg
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers, merged_digest, merged_tensors
 from vlarl.models.openvla.network import generate_actions, load_model
+from vlarl.models.openvla.processor import Preparation
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.weights.adapter import AdapterReceiver
 from vlarl.weights.checkpoint import base_digest
 from vlarl_reward.models.outcome import OutcomeScorer
-from vlarl_trainer.observations import Preparation
 
 
 class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):

@@ -17,14 +17,14 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
 )
 from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig  # noqa: E402
 from vlarl.learning.checkpoints import CheckpointError  # noqa: E402
+from vlarl.learning.optimizer import DivergedError  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
-from vlarl.learning.stepping import DivergedError  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
+from vlarl.models.openvla.processor import Preparation  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl_trainer.algorithms.losses import approximate_kl  # noqa: E402
-from vlarl_trainer.batch import Experience, build_batch  # noqa: E402
+from vlarl_trainer.batch import Experience, Observations, build_batch  # noqa: E402
 from vlarl_trainer.learner import Learner, ParityError  # noqa: E402
-from vlarl_trainer.observations import Observations, Preparation  # noqa: E402
 
 pytestmark = pytest.mark.torch
 ALONE = World.from_environment()

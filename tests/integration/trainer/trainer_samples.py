@@ -13,9 +13,9 @@ from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig
 from vlarl.images import encode_jpeg
 from vlarl.learning.trainable import LoraPolicy
 from vlarl.models.openvla.network import generate_actions
+from vlarl.models.openvla.processor import Preparation
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl_trainer.observations import Preparation
 
 INSTRUCTIONS = [
     "put the bowl on the plate",

@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch")
 from vlarl.config import SftConfig  # noqa: E402
 from vlarl.data.dataset import Capture, Frames, TaskSamples, read_dataset, write_task  # noqa: E402
 from vlarl.disk import DiskFullError, explained  # noqa: E402
-from vlarl.learning.checkpoints import durable_folder, read_state, write_state  # noqa: E402
+from vlarl.files import durable_folder  # noqa: E402
+from vlarl.learning.checkpoints import read_state, write_state  # noqa: E402
 from vlarl.learning.export import export_checkpoint  # noqa: E402
 from vlarl.learning.run_log import JsonLines  # noqa: E402
 from vlarl.learning.stage_progress import StageProgress, load_stage, save_stage  # noqa: E402

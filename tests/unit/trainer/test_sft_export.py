@@ -10,13 +10,13 @@ torch = pytest.importorskip("torch")
 
 from vlarl.config import ConfigError, LoraConfig, SftConfig  # noqa: E402
 from vlarl.learning.export import export_checkpoint  # noqa: E402
-from vlarl.learning.full_policy import trainable_model  # noqa: E402
 from vlarl.learning.stage_log import METRICS, StageLog, read_lines  # noqa: E402
 from vlarl.learning.stage_progress import (  # noqa: E402
     StageProgress,
     load_stage,
     save_stage,
 )
+from vlarl.learning.trainable import trainable_model  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
 from vlarl.models.openvla.network import load_model, pad_prompts  # noqa: E402

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vlarl.config import FitConfig  # noqa: E402
-from vlarl.learning.schedule import learning_rate  # noqa: E402
+from vlarl.learning.optimizer import learning_rate  # noqa: E402
 from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer  # noqa: E402
 from vlarl.models.statistics import dataset_statistics  # noqa: E402
 from vlarl_jobs.sft.losses import (  # noqa: E402

@@ -16,8 +16,9 @@ from tests.integration.trainer.demonstrated import (  # noqa: E402
 )
 from vlarl.config import DataConfig  # noqa: E402
 from vlarl.data.dataset import DatasetError, Frames  # noqa: E402
-from vlarl.data.frames import FrameStore, prefetched  # noqa: E402
+from vlarl.data.frames import FrameStore  # noqa: E402
 from vlarl.images import decode_image, prepare_image  # noqa: E402
+from vlarl.learning.fit import prefetched  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.models.openvla.config import ConfigError, OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402

@@ -19,7 +19,7 @@ from vlarl.config import (  # noqa: E402
     TasksConfig,
     TrainerConfig,
 )
-from vlarl.learning.minibatches import mini_batches  # noqa: E402
+from vlarl.learning.optimizer import mini_batches  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402

@@ -16,7 +16,6 @@ from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl_jobs.evaluation.folder import EvaluationFolder  # noqa: E402
 from vlarl_jobs.sft.simulation import Simulation  # noqa: E402
-from vlarl_trainer.batch import TrajectoryError  # noqa: E402
 from vlarl_trainer.record.evaluation import (  # noqa: E402
     EpisodeResult,
     EvaluationLog,
@@ -24,6 +23,7 @@ from vlarl_trainer.record.evaluation import (  # noqa: E402
     judge,
 )
 from vlarl_trainer.record.progress import Progress  # noqa: E402
+from vlarl_trainer.rollouts.expectation import TrajectoryError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 PROGRESS = Progress(run_id="run", base_digest="abc", iteration=9, version=4, env_steps=700)

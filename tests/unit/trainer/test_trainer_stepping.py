@@ -17,8 +17,8 @@ from tests.integration.trainer.demonstrated import sft_config, write_dataset  # 
 from vlarl.config import CriticConfig, FitConfig  # noqa: E402
 from vlarl.data.samples import SampleBatch  # noqa: E402
 from vlarl.learning.fit import Fit, Stage  # noqa: E402
+from vlarl.learning.optimizer import DivergedError, take_step  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
-from vlarl.learning.stepping import DivergedError, take_step  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl_trainer.algorithms.critic import Critic  # noqa: E402
 

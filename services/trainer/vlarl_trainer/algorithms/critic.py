@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vlarl.config import CriticConfig
-from vlarl.learning.minibatches import mini_batches
-from vlarl.learning.stepping import DivergedError, take_step
+from vlarl.learning.optimizer import DivergedError, mini_batches, take_step
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl_trainer.algorithms.losses import explained_variance, value_loss
 

@@ -88,19 +88,3 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
     if variance == 0:
         return 0.0
     return float(1.0 - (returns - values).var(correction=0) / variance)
-
-
-def token_logprobs(logits: Tensor, choices: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the chosen bins and entropies, over the action bins alone.
-
-    Args:
-        logits: [B, K, bins], of the action ids only.
-        choices: int64 [B, K], bins taken, counted from the first action id.
-        temperature: the sampling temperature, that of the rollout.
-
-    Returns:
-        Log-probabilities [B, K] and entropies [B, K] in nats, float32.
-    """
-    logp = (logits.float() / temperature).log_softmax(dim=-1)
-    chosen = logp.gather(-1, choices.unsqueeze(-1)).squeeze(-1)
-    return chosen, -(logp.exp() * logp).sum(dim=-1)

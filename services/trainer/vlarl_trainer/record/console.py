@@ -19,7 +19,7 @@ from rich.table import Table
 from vlarl.config import RunConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.invocation import invocation
-from vlarl.terminal import PlainConsole, Whole, styled, text_column
+from vlarl.terminal import PlainConsole, Whole, clock, styled, text_column
 from vlarl.trainer.v1 import trainer_pb2
 from vlarl_trainer.record.evaluation import EpisodeResult, Evaluation, TaskScore
 
@@ -203,10 +203,3 @@ def _cells(score: TaskScore) -> tuple[str, str, str, str, str]:
         str(score.episodes) + (f" ({score.missing} given up)" if score.missing else ""),
         f"{score.mean_actions:.1f}",
     )
-
-
-def clock(seconds: float) -> str:
-    """A duration as people write it: 1:02:03 or 2:03."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -13,8 +13,8 @@ from vlarl.config import EvaluationConfig
 from vlarl.intervals import wilson_interval
 from vlarl.learning.run_log import JsonLines
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl_trainer.batch import TrajectoryError
 from vlarl_trainer.record.progress import Progress
+from vlarl_trainer.rollouts.expectation import TrajectoryError
 
 
 @dataclass(frozen=True)
