@@ -85,7 +85,7 @@ def stock_loop(task: SuiteTask, seconds: float) -> None:
     headless.prepare()
     from libero.libero.envs import OffScreenRenderEnv
 
-    from vlarl.models.openvla.tokens import to_simulator
+    from vlarl.models.statistics import to_simulator
 
     env = OffScreenRenderEnv(
         bddl_file_name=str(task.bddl_file),

@@ -37,8 +37,9 @@ from benchmarks.policy_load import KEY, Load, observations, served
 from benchmarks.report import Report
 from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.config import PolicyConfig
-from vlarl.images import PixelNormalizer, decode_image, prepare_image
+from vlarl.images import decode_image, prepare_image
 from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.openvla.tokens import ActionTokenizer

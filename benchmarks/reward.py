@@ -27,8 +27,9 @@ import torch
 
 from benchmarks.report import Report
 from vlarl.config import PpoConfig, RewardConfig
-from vlarl.images import PixelNormalizer, encode_jpeg
+from vlarl.images import encode_jpeg
 from vlarl.models.openvla.network import load_model, pad_prompts
+from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.process_reward.model import Judge

@@ -116,7 +116,7 @@ def judge(
         vlarl reward judge runs/reward/checkpoint runs/seen/rollouts
     """
     with one_sentence_errors():
-        from vlarl.models.openvla.wholeness import check_reward_model
+        from vlarl.models.registry import check_reward_model
 
         version = check_reward_model(checkpoint)  # before torch is loaded
         from vlarl.data.dataset import read_dataset

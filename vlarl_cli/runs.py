@@ -154,8 +154,8 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
         FatalError: something is missing, or doesn't go together.
     """
     from vlarl.data.dataset import check_dataset
-    from vlarl.models.openvla.wholeness import check_any, check_openvla
-    from vlarl.weights.folder import is_openvla
+    from vlarl.models.openvla.wholeness import check_openvla
+    from vlarl.models.registry import check_any, is_openvla
 
     for folder in settings.data.datasets:
         check_dataset(folder)
@@ -182,7 +182,7 @@ def check_reward(settings: RunConfig) -> None:
     Raises:
         FatalError: it is none, or can't be loaded.
     """
-    from vlarl.models.openvla.wholeness import check_reward_model
+    from vlarl.models.registry import check_reward_model
 
     if settings.reward.checkpoint is not None:
         check_reward_model(settings.reward.checkpoint)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from vlarl.clients.policy import Action
-from vlarl.images import PixelNormalizer, decode_image, prepare_image
+from vlarl.images import decode_image, prepare_image
 from vlarl.models.openvla.network import load_model, pad_prompts
+from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.weights.adapter import Adapter
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlarl.config import AugmentationConfig
 from vlarl.data.augmentation import IMAGE_DRAWS, augment, to_levels
-from vlarl.models.openvla.pixels import TowerPixels
+from vlarl.models.openvla.vision import TowerPixels
 
 
 class Pixels:

@@ -21,7 +21,7 @@ _SLACK_BYTES = 2**20
 """For headers and the file system's own records."""
 
 
-class CheckpointError(FatalError):
+class ResumeError(FatalError):
     """A checkpoint that can't be gone on from; the message says which and why."""
 
 
@@ -46,17 +46,17 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Reads what `write_state` wrote.
 
     Raises:
-        CheckpointError: a file is missing or broken, or a number isn't finite.
+        ResumeError: a file is missing or broken, or a number isn't finite.
     """
     try:
         state: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
         tensors = load_file(path / _TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path} can't be read: {error}") from error
+        raise ResumeError(f"checkpoint {path} can't be read: {error}") from error
     for name, tensor in tensors.items():
         # Until 0.1 such checkpoints were written, and a run that goes on from one learns nothing.
         if count_not_finite(tensor):
-            raise CheckpointError(
+            raise ResumeError(
                 f"checkpoint {path}: {name} has numbers that are not finite; remove the folder to "
                 "go on from the one before, or begin a new run"
             )

@@ -12,10 +12,11 @@ from torch import Tensor
 from vlarl.config import LoraConfig
 from vlarl.files import durable_folder
 from vlarl.models.openvla.config import STATISTICS, OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers, merged_tensors
+from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.statistics import Statistics
 from vlarl.weights.checkpoint import CheckpointReader, save_tensors
 from vlarl.weights.folder import INDEX, weight_files
+from vlarl.weights.merge import merged_tensors
 
 _CONFIG = "config.json"
 
@@ -85,10 +86,10 @@ def _merged(
     base: Path, factors: Mapping[str, Tensor], lora: LoraConfig
 ) -> Iterator[tuple[str, Tensor]]:
     reader = CheckpointReader(base)
-    layers = list(lora_layers(OpenVLAConfig.from_directory(base)))
+    layers = lora_layers(OpenVLAConfig.from_directory(base))
     pairs = {layer: (factors[f"{layer}.A"], factors[f"{layer}.B"]) for layer in layers}
-    dtype = reader.tensor(f"{layers[0]}.weight").dtype
-    yield from merged_tensors(base, pairs, lora.alpha / lora.rank, dtype)
+    dtype = reader.tensor(f"{next(iter(layers))}.weight").dtype
+    yield from merged_tensors(base, layers, pairs, lora.alpha / lora.rank, dtype)
     changed = {f"{layer}.weight" for layer in layers}
     for key in reader:
         if key not in changed:

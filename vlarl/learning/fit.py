@@ -128,7 +128,7 @@ class Fit:
         """Takes the stage's last checkpoint over, where there is one.
 
         Raises:
-            CheckpointError: it can't be gone on from.
+            ResumeError: it can't be gone on from.
         """
         self._stage = stage
         self._objective = objective

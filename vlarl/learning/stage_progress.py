@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlarl.config import Section
 from vlarl.config.resuming import check_terms
-from vlarl.learning.checkpoints import CheckpointError, read_state, write_state
+from vlarl.learning.checkpoints import ResumeError, read_state, write_state
 
 _PREFIX = "step-"
 
@@ -76,7 +76,7 @@ def load_stage(
         root: what kind of run it belongs to.
 
     Raises:
-        CheckpointError: it is broken, or of other weights or demonstrations than `fresh`.
+        ResumeError: it is broken, or of other weights or demonstrations than `fresh`.
         ConfigError: a fixed key of the configuration had another value.
     """
     found = sorted(directory.glob(f"{_PREFIX}*"))
@@ -86,9 +86,9 @@ def load_stage(
     try:
         progress = StageProgress(**state)
     except TypeError as error:
-        raise CheckpointError(f"checkpoint {found[-1]} can't be read: {error}") from error
+        raise ResumeError(f"checkpoint {found[-1]} can't be read: {error}") from error
     if (progress.base_digest, progress.samples) != (fresh.base_digest, fresh.samples):
-        raise CheckpointError(
+        raise ResumeError(
             f"checkpoint {found[-1]} began with weights {progress.base_digest[:12]} and learns "
             f"from {progress.samples} samples, this run has {fresh.base_digest[:12]} and "
             f"{fresh.samples}: go on with the same checkpoint and datasets"
@@ -101,7 +101,7 @@ def stage_weights(directory: Path, step: int) -> dict[str, Tensor]:
     """The trained tensors after so many steps, from their checkpoint.
 
     Raises:
-        CheckpointError: it isn't there.
+        ResumeError: it isn't there.
     """
     _, tensors = read_state(checkpoint_path(directory, step))
     prefix = "weights."

@@ -25,8 +25,8 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from vlarl.config.base import ConfigError
 from vlarl.config.network import ServerConfig
+from vlarl.errors import ConfigError
 from vlarl.rpc.auth import OPEN_SERVICES, TokenFile, token_guard
 from vlarl.rpc.errors import DeadlineExceeded, ResourceExhausted, error_guard
 from vlarl.rpc.health import HealthServicer

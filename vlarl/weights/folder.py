@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
-from vlarl.errors import FatalError
+from vlarl.errors import ConfigError, FatalError
 from vlarl.invocation import invocation
-from vlarl.models.openvla.config import ConfigError, OpenVLAConfig, configuration_of, read_json
-from vlarl.weights.whereabouts import folder_fault, no_weights
+from vlarl.weights.whereabouts import folder_fault, no_configuration, no_weights, pointer_sentence
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-POLICY = "policy"
-"""Folder in another kind of judge's checkpoint: the configuration of the policy it judges."""
 REWARD_CARD = "reward_model.json"
 """Makes a checkpoint a process reward model: its version, how it was made, what it is worth."""
 
 
 class CheckpointError(FatalError, ValueError):
     """A checkpoint's weights are missing, broken, or don't fit its configuration."""
-
-
-def is_openvla(directory: Path) -> bool:
-    """Whether a folder's model is an OpenVLA; False: it is a model of another kind.
-
-    Raises:
-        ConfigError: there is no such folder, or it doesn't say.
-    """
-    path = configuration_of(directory)
-    try:
-        return bool(read_json(path)["model_type"] == "openvla")
-    except KeyError as error:
-        raise ConfigError(f"{path} names no model_type") from error
 
 
 def index_of(directory: Path) -> dict[str, str]:
@@ -66,20 +52,6 @@ def weight_files(directory: Path) -> list[Path]:
     raise CheckpointError(no_weights(directory))
 
 
-def judged_policy(directory: Path) -> OpenVLAConfig:
-    """The policy that another kind of judge judges.
-
-    Raises:
-        ConfigError: its configuration is missing or can't be used.
-    """
-    if not os.path.lexists(directory / POLICY):
-        raise ConfigError(
-            f"{directory} is no judge: {POLICY}/, which says what its policy's action tokens are, "
-            "is missing"
-        )
-    return OpenVLAConfig.from_directory(directory / POLICY)
-
-
 def reward_model_version(directory: Path) -> str:
     """The version that a reward model's card names.
 
@@ -98,3 +70,34 @@ def reward_model_version(directory: Path) -> str:
         return str(read_json(card)["version"])
     except KeyError as error:
         raise ConfigError(f"{card} names no version") from error
+
+
+def configuration_of(directory: Path) -> Path:
+    """The config.json of a checkpoint's folder.
+
+    Raises:
+        ConfigError: there is no such folder, nobody may look into it, or it has none.
+    """
+    if fault := folder_fault(directory):
+        raise ConfigError(fault)
+    path = directory / "config.json"
+    if not os.path.lexists(path):
+        raise ConfigError(no_configuration(directory))
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a checkpoint's JSON file holds, with or without a byte-order mark.
+
+    Raises:
+        ConfigError: it is missing, a Git LFS pointer, or no JSON object.
+    """
+    if pointer := pointer_sentence(path):
+        raise ConfigError(pointer)
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    return content

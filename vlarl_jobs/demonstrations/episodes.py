@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vlarl.models.openvla.tokens import to_simulator
+from vlarl.models.statistics import to_simulator
 from vlarl_env.simulators.episode import NO_OP
 from vlarl_env.simulators.libero.scene import Scene
 from vlarl_env.simulators.libero.suites import SuiteTask

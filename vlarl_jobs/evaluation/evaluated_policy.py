@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlarl.config import RunConfig, load_saved
 from vlarl.config.resuming import UNITS, check_terms, terms
-from vlarl.learning.checkpoints import CheckpointError
+from vlarl.learning.checkpoints import ResumeError
 from vlarl.learning.sharding import compute_dtype
 from vlarl.models.meaning import chosen_unnorm_key, units_of
 from vlarl.models.openvla.config import OpenVLAConfig
@@ -70,7 +70,7 @@ def load_subject(config: RunConfig, trained: Path | None) -> Subject:
         path = _checkpoint_of(trained)
         progress, tensors = load_checkpoint(path)
         if progress.base_digest != digest:
-            raise CheckpointError(
+            raise ResumeError(
                 f"checkpoint {path} was trained on base {progress.base_digest[:12]}, not on "
                 f"{config.policy.checkpoint} ({digest[:12]}); set policy.checkpoint"
             )
@@ -103,5 +103,5 @@ def _checkpoint_of(trained: Path) -> Path:
         return trained
     latest = latest_checkpoint(trained / "checkpoints")
     if latest is None:
-        raise CheckpointError(f"run {trained} has no checkpoint yet")
+        raise ResumeError(f"run {trained} has no checkpoint yet")
     return latest

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from vlarl.config import RewardModelConfig
 from vlarl.data.pixels import Pixels
+from vlarl.data.pool import Reading
 from vlarl.learning.export import export_checkpoint
 from vlarl.learning.ranks import World
 from vlarl.learning.trainable import load_learner
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.pixels import TowerPixels
 from vlarl.models.openvla.processor import Preparation
 from vlarl.models.openvla.prompt import PromptBuilder
-from vlarl.weights.folder import is_openvla
+from vlarl.models.openvla.vision import TowerPixels
+from vlarl.models.registry import is_openvla
 from vlarl_jobs.reward_model.image_text import (
     ImageTextBackbone,
     ImageTextPreparation,
     export_image_text,
 )
-from vlarl_jobs.sft.reading import Reading
 
 
 class Backbone(Protocol):

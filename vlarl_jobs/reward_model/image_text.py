@@ -26,8 +26,8 @@ from vlarl.models.process_reward.image_text import (
     ImageTextVerdicts,
     load_image_text,
 )
+from vlarl.models.registry import POLICY
 from vlarl.weights.checkpoint import require_finite
-from vlarl.weights.folder import POLICY
 
 
 class ImageTextPreparation:

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlarl.models.openvla.tokens import ACTION_BINS, ActionStats, ActionTokenizer, to_simulator
+from vlarl.models.openvla.tokens import ACTION_BINS, ActionTokenizer
+from vlarl.models.statistics import ActionStats, to_simulator
 
 DRAWS = 5
 """Random numbers that one sample takes."""

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from vlarl.config import RewardModelConfig
 from vlarl.data.dataset import DatasetError, TaskSamples, read_dataset
+from vlarl.data.pool import Pool, Task, measured
 from vlarl.data.samples import Samples
 from vlarl.learning.ranks import Indices
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl_jobs.reward_model.backbones import reading
 from vlarl_jobs.reward_model.labels import CONTROL_RATE, label_task
-from vlarl_jobs.sft.reading import Pool, Task, measured
 
 ROLLOUT = -1
 """The segment of samples from a rollout, whose milestones nobody looks for."""

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlarl.data.dataset import Dataset, DatasetError, TaskSamples
+from vlarl.data.pool import token_ids
 from vlarl.images import ImageError
 from vlarl.models.process_reward.model import Judge
 from vlarl.weights.folder import CheckpointError
 from vlarl_jobs.reward_model.measures import Floats, auc
-from vlarl_jobs.sft.reading import token_ids
 
 
 @dataclass(frozen=True)

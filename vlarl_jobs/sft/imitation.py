@@ -16,8 +16,8 @@ from vlarl.learning.ranks import World
 from vlarl.learning.trainable import load_learner
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.pixels import TowerPixels
 from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.openvla.vision import TowerPixels
 from vlarl_jobs.sft.losses import action_loss, jittered, label_logprobs, soft_targets
 from vlarl_jobs.sft.reading import Demonstrations
 

@@ -23,7 +23,7 @@ from vlarl.learning.ranks import World
 from vlarl.learning.sharding import checkpoint_blocks, compute_dtype, shard
 from vlarl.learning.trainable import trainable_model, trained_parameters
 from vlarl.models.openvla.network import OpenVLA
-from vlarl.models.openvla.pixels import TowerPixels
+from vlarl.models.openvla.vision import TowerPixels
 from vlarl_jobs.sft.losses import pose_loss
 from vlarl_jobs.sft.reading import Demonstrations
 

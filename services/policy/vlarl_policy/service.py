@@ -14,11 +14,13 @@ import numpy.typing as npt
 
 from vlarl.config import PolicyConfig
 from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
+from vlarl.errors import ConfigError
 from vlarl.images import ImageError, decode_image, prepare_image
-from vlarl.models.openvla.config import ConfigError, OpenVLAConfig
+from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
 from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, PromptBuilder, words_of
-from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer
+from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.statistics import ActionStats
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.errors import FailedPrecondition, Internal, InvalidRequest, Unavailable

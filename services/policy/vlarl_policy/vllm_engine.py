@@ -27,11 +27,11 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from vlarl.config import PolicyConfig
-from vlarl.models.openvla.config import STATISTICS, OpenVLAConfig, read_json
+from vlarl.models.openvla.config import STATISTICS, OpenVLAConfig
 from vlarl.models.openvla.limits import MAX_BATCHED_TOKENS, kv_cache_bytes, longest_sequence
 from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.models.openvla.vllm_inputs import engine_input
-from vlarl.weights.folder import INDEX, weight_files
+from vlarl.weights.folder import INDEX, read_json, weight_files
 from vlarl_policy.metrics import PolicyMetrics
 
 _SHUTDOWN_SECONDS = 1.0

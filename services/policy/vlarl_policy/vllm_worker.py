@@ -19,9 +19,11 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from vlarl.models.openvla.lora import merged_digest, merged_tensors
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers, merged_digest
 from vlarl.models.openvla.vllm_model import OpenVLAForActionPrediction
 from vlarl.weights.adapter import read_adapter
+from vlarl.weights.merge import merged_tensors
 
 _LANGUAGE_MODEL = "language_model."
 
@@ -51,6 +53,7 @@ class AdapterWorker:
         model = self.get_model()  # type: ignore[attr-defined]
         weights = merged_tensors(
             config.model,
+            lora_layers(OpenVLAConfig.from_directory(config.model)),
             factors,
             adapter.scaling if adapter else 1.0,
             config.dtype,

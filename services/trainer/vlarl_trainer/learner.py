@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlarl.config import TrainerConfig
 from vlarl.errors import FatalError
-from vlarl.learning.checkpoints import CheckpointError
+from vlarl.learning.checkpoints import ResumeError
 from vlarl.learning.optimizer import gathered_moments, restore_moments
 from vlarl.learning.ranks import World, like, whole
 from vlarl.learning.seeds import Stream, generator_for
@@ -228,7 +228,7 @@ class Learner:
         """Takes a snapshot's tensors over; every rank holds all of them.
 
         Raises:
-            CheckpointError: the snapshot is of other layers, or of layers of another size.
+            ResumeError: the snapshot is of other layers, or of layers of another size.
         """
         factors = self.policy.named_factors()
         held: dict[str, Tensor] = {f"policy.{name}": factor for name, factor in factors.items()}
@@ -248,7 +248,7 @@ def _require_shapes(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -
         if saved is None or saved.shape != tensor.shape:
             section = "trainer.critic" if name.startswith("critic.") else "trainer.lora"
             was = "isn't in it" if saved is None else f"is {list(saved.shape)} in it"
-            raise CheckpointError(
+            raise ResumeError(
                 f"the checkpoint doesn't fit the configuration: {name} {was} and has to be "
                 f"{list(tensor.shape)}. A run goes on with the settings of [{section}] that it "
                 "began with; start a new run to change them"

@@ -14,7 +14,7 @@ from vlarl.config import RunConfig, ServerConfig
 from vlarl.config.resuming import check_terms, terms
 from vlarl.config.reward_terms import reward_terms
 from vlarl.disk import explained
-from vlarl.learning.checkpoints import CheckpointError
+from vlarl.learning.checkpoints import ResumeError
 from vlarl.learning.ranks import World
 from vlarl.models.meaning import chosen_unnorm_key, meaning_terms
 from vlarl.models.openvla.config import OpenVLAConfig
@@ -175,7 +175,7 @@ def _last_checkpoint(
         return Progress(run_id=config.name, base_digest=digest, terms=own), None
     progress, tensors = load_checkpoint(path)
     if (progress.run_id, progress.base_digest) != (config.name, digest):
-        raise CheckpointError(
+        raise ResumeError(
             f"checkpoint {path} belongs to run {progress.run_id} on base "
             f"{progress.base_digest[:12]}, not to run {config.name} on base {digest[:12]}"
         )

@@ -17,11 +17,12 @@ from torch import Tensor
 from vlarl.config import ChannelConfig, RunConfig
 from vlarl.errors import FatalError
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import merged_digest, merged_tensors
+from vlarl.models.openvla.lora import lora_layers, merged_digest
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, replica_addresses
 from vlarl.rpc.errors import describe
 from vlarl.weights.adapter import Adapter, adapter_chunks, adapter_header
+from vlarl.weights.merge import merged_tensors
 from vlarl_trainer.record.progress import Progress
 
 if TYPE_CHECKING:
@@ -141,7 +142,10 @@ class Publisher:
         )
 
     def _own_digest(self, adapter: Adapter, dtype: str) -> str:
-        tensors = merged_tensors(self._checkpoint, adapter.factors, adapter.scaling, _DTYPES[dtype])
+        layers = lora_layers(OpenVLAConfig.from_directory(self._checkpoint))
+        tensors = merged_tensors(
+            self._checkpoint, layers, adapter.factors, adapter.scaling, _DTYPES[dtype]
+        )
         return merged_digest(tensors)
 
     def _verify(

@@ -23,7 +23,7 @@ from tests.recordings import Edit, acted, changed, variant
 from vlarl.config import EnvConfig
 from vlarl.data.dataset import Dataset, read_dataset
 from vlarl.env.v1 import env_pb2
-from vlarl.models.openvla.tokens import to_simulator
+from vlarl.models.statistics import to_simulator
 from vlarl.rollout.v1 import rollout_pb2
 
 pytestmark = pytest.mark.sim

@@ -19,7 +19,8 @@ from vlarl.clients.policy import AsyncPolicyClient, PolicyError  # noqa: E402
 from vlarl.config import PolicyConfig, ServerConfig  # noqa: E402
 from vlarl.images import encode_jpeg  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.models.statistics import ActionStats  # noqa: E402
 from vlarl.policy.v1 import policy_pb2_grpc  # noqa: E402
 from vlarl.rpc.server import RpcServer  # noqa: E402
 from vlarl_policy.follower import PolicyServerError  # noqa: E402

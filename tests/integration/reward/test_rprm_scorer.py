@@ -21,14 +21,10 @@ pytest.importorskip("transformers")
 from tests.checkpoint_layouts import lay_out, weights  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from vlarl.config import PpoConfig, QueueConfig, RewardConfig  # noqa: E402
-from vlarl.images import (  # noqa: E402
-    PixelNormalizer,
-    decode_image,
-    encode_jpeg,
-    prepare_image,
-)
-from vlarl.models.openvla.config import ConfigError  # noqa: E402
+from vlarl.errors import ConfigError  # noqa: E402
+from vlarl.images import decode_image, encode_jpeg, prepare_image  # noqa: E402
 from vlarl.models.openvla.network import load_model, pad_prompts  # noqa: E402
+from vlarl.models.openvla.pixels import PixelNormalizer  # noqa: E402
 from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402

@@ -28,6 +28,7 @@ from vlarl.data.dataset import read_dataset  # noqa: E402
 from vlarl.data.recording import RolloutRecorder  # noqa: E402
 from vlarl.env.v1 import env_pb2  # noqa: E402
 from vlarl.images import decode_image, encode_jpeg  # noqa: E402
+from vlarl.learning.checkpoints import ResumeError  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 from vlarl.weights.checkpoint import base_digest  # noqa: E402
@@ -39,12 +40,7 @@ from vlarl_jobs.evaluation.main import critic_of  # noqa: E402
 from vlarl_trainer.learner import Learner  # noqa: E402
 from vlarl_trainer.record.console import EvaluationDisplay  # noqa: E402
 from vlarl_trainer.record.evaluation import Evaluation  # noqa: E402
-from vlarl_trainer.record.progress import (  # noqa: E402
-    CheckpointError,
-    Progress,
-    load_checkpoint,
-    save_checkpoint,
-)
+from vlarl_trainer.record.progress import Progress, load_checkpoint, save_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.torch
 TASKS = [env_pb2.TaskDescription(name="reach", max_control_steps=60)]
@@ -225,12 +221,12 @@ def test_a_runs_critic_judges_what_is_filmed(checkpoint: Path, tmp_path: Path) -
 
 def test_what_cannot_be_evaluated_is_named(checkpoint: Path, tmp_path: Path) -> None:
     config = config_for(checkpoint)
-    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+    with pytest.raises(ResumeError, match="has no checkpoint yet"):
         load_subject(config, tmp_path)
-    with pytest.raises(CheckpointError, match="iteration-00099 can't be read"):
+    with pytest.raises(ResumeError, match="iteration-00099 can't be read"):
         load_subject(config, tmp_path / "checkpoints/iteration-00099")
     other = trained_run(tmp_path / "other", checkpoint, digest="f" * 64)
-    with pytest.raises(CheckpointError, match=r"was trained on base ffff.*set policy.checkpoint"):
+    with pytest.raises(ResumeError, match=r"was trained on base ffff.*set policy.checkpoint"):
         load_subject(config, other)
     with pytest.raises(
         ValueError, match="no dataset statistics named 'bridge'; the checkpoint has"

@@ -16,7 +16,7 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     trainer_config,
 )
 from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig  # noqa: E402
-from vlarl.learning.checkpoints import CheckpointError  # noqa: E402
+from vlarl.learning.checkpoints import ResumeError  # noqa: E402
 from vlarl.learning.optimizer import DivergedError  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
@@ -310,7 +310,7 @@ def test_a_snapshot_of_another_size_is_refused(
     before = learner(checkpoint, trainer_config(critic=CriticConfig(hidden=(16,)))).snapshot()
     other = learner(checkpoint, trainer_config(**changes))
     kept = copy.deepcopy(other.snapshot().tensors)
-    with pytest.raises(CheckpointError, match=rf"doesn't fit .*\[{section}\]"):
+    with pytest.raises(ResumeError, match=rf"doesn't fit .*\[{section}\]"):
         other.restore(before.tensors)
     assert all(torch.equal(tensor, kept[key]) for key, tensor in other.snapshot().tensors.items())
 

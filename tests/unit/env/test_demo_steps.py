@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlarl.models.openvla.tokens import to_simulator
+from vlarl.models.statistics import to_simulator
 from vlarl_jobs.demonstrations.steps import (
     grouped_actions,
     held_actions,

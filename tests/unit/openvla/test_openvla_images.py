@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlarl import images
+from vlarl.errors import ConfigError
 from vlarl.images import (
     ImageError,
-    PixelNormalizer,
     center_crop,
     decode_image,
     encode_jpeg,
     lanczos_resize,
     prepare_image,
 )
-from vlarl.models.openvla.config import ConfigError
+from vlarl.models.openvla.pixels import PixelNormalizer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

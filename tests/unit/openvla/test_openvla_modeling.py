@@ -12,8 +12,8 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 
 import torch
 
-from vlarl.images import PixelNormalizer
 from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model, pad_prompts
+from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.weights.checkpoint import CheckpointReader, save_tensors
 from vlarl.weights.folder import CheckpointError

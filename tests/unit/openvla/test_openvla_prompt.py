@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vlarl.models.openvla.config import ConfigError
+from vlarl.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlarl.models.openvla.prompt import PromptBuilder

@@ -15,12 +15,16 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", reason="runs in the torch environment (.venv)")
 
 from tests.checkpoint_layouts import BROKEN, KEY, WHOLE, lay_out  # noqa: E402
-from vlarl.errors import FatalError  # noqa: E402
-from vlarl.models.openvla.config import ConfigError, OpenVLAConfig  # noqa: E402
+from vlarl.errors import (  # noqa: E402
+    ConfigError,
+    FatalError,
+)
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.network import OpenVLA, load_model  # noqa: E402
 from vlarl.models.openvla.tensors import stored_tensors  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
-from vlarl.models.openvla.wholeness import check_any, check_openvla, check_reward_model  # noqa: E402
+from vlarl.models.openvla.wholeness import check_openvla  # noqa: E402
+from vlarl.models.registry import check_any, check_reward_model  # noqa: E402
 from vlarl.weights.folder import CheckpointError  # noqa: E402
 from vlarl.weights.headers import read_header  # noqa: E402
 

@@ -17,8 +17,9 @@ from vlarl.data.augmentation import (  # noqa: E402
     turn_hue,
 )
 from vlarl.data.pixels import Pixels  # noqa: E402
-from vlarl.images import PixelNormalizer, center_crop  # noqa: E402
-from vlarl.models.openvla.pixels import TowerPixels  # noqa: E402
+from vlarl.images import center_crop  # noqa: E402
+from vlarl.models.openvla.pixels import PixelNormalizer  # noqa: E402
+from vlarl.models.openvla.vision import TowerPixels  # noqa: E402
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -9,8 +9,11 @@ torch = pytest.importorskip("torch")
 
 from vlarl.config import FitConfig  # noqa: E402
 from vlarl.learning.optimizer import learning_rate  # noqa: E402
-from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer  # noqa: E402
-from vlarl.models.statistics import dataset_statistics  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.models.statistics import (  # noqa: E402
+    ActionStats,
+    dataset_statistics,
+)
 from vlarl_jobs.sft.losses import (  # noqa: E402
     action_loss,
     jittered,

@@ -17,13 +17,15 @@ from tests.integration.trainer.demonstrated import (  # noqa: E402
 from vlarl.config import DataConfig  # noqa: E402
 from vlarl.data.dataset import DatasetError, Frames  # noqa: E402
 from vlarl.data.frames import FrameStore  # noqa: E402
+from vlarl.errors import ConfigError  # noqa: E402
 from vlarl.images import decode_image, prepare_image  # noqa: E402
 from vlarl.learning.fit import prefetched  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
-from vlarl.models.openvla.config import ConfigError, OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
-from vlarl.models.openvla.tokens import ActionStats, ActionTokenizer  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.models.statistics import ActionStats  # noqa: E402
 from vlarl_jobs.sft.perception import Perception  # noqa: E402
 from vlarl_jobs.sft.reading import Demonstrations, read_demonstrations  # noqa: E402
 

@@ -3,14 +3,17 @@
 Without torch (numpy and Pillow; the prompt also needs ``tokenizers``)::
 
     from vlarl.models.openvla.config import OpenVLAConfig
-    from vlarl.images import PixelNormalizer, decode_image, prepare_image
+    from vlarl.images import decode_image, prepare_image
+    from vlarl.models.openvla.pixels import PixelNormalizer
     from vlarl.models.openvla.prompt import PromptBuilder
-    from vlarl.models.openvla.tokens import ActionTokenizer, to_simulator
+    from vlarl.models.openvla.tokens import ActionTokenizer
+    from vlarl.models.statistics import to_simulator
 
 With torch::
 
     from vlarl.weights.checkpoint import CheckpointReader, base_digest
-    from vlarl.models.openvla.lora import lora_layers, merged_tensors
+    from vlarl.models.openvla.lora import lora_layers
+    from vlarl.weights.merge import merged_tensors
     from vlarl.models.openvla.network import load_model, pad_prompts
     from vlarl.models.openvla.tiny import make_tiny_checkpoint
 

@@ -9,17 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlarl.errors import FatalError
-from vlarl.models.openvla.tokens import ACTION_BINS, ActionStats
-from vlarl.weights.whereabouts import folder_fault, no_configuration, pointer_sentence
+from vlarl.errors import ConfigError
+from vlarl.models.openvla.tokens import ACTION_BINS
+from vlarl.models.statistics import ActionStats
+from vlarl.weights.folder import configuration_of, read_json
 
 STATISTICS = "dataset_statistics.json"
 """Beside ``config.json``, whose ``norm_stats`` it replaces."""
 _SHOWN_KEYS = 8
-
-
-class ConfigError(FatalError, ValueError):
-    """A checkpoint's configuration is missing, broken, or of a kind that isn't supported."""
 
 
 @dataclass(frozen=True)
@@ -294,34 +291,3 @@ def _table(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"there is {json.dumps(value)[:40]} instead of a table")
     return value
-
-
-def configuration_of(directory: Path) -> Path:
-    """The config.json of a checkpoint's folder.
-
-    Raises:
-        ConfigError: there is no such folder, nobody may look into it, or it has none.
-    """
-    if fault := folder_fault(directory):
-        raise ConfigError(fault)
-    path = directory / "config.json"
-    if not os.path.lexists(path):
-        raise ConfigError(no_configuration(directory))
-    return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a checkpoint's JSON file holds, with or without a byte-order mark.
-
-    Raises:
-        ConfigError: it is missing, a Git LFS pointer, or no JSON object.
-    """
-    if pointer := pointer_sentence(path):
-        raise ConfigError(pointer)
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is not a JSON object")
-    return content

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlarl.models.openvla.config import ConfigError, read_json
+from vlarl.errors import ConfigError
+from vlarl.weights.folder import read_json
 
 _FILES = (
     "action_head--*",

@@ -1,48 +1,63 @@
-"""Prepared frames as the towers' inputs, computed on the device that the towers are on: a frame's
-bytes are an eighth of its two towers' inputs.
-"""
+"""Prepared frames as the towers' inputs. `vision.TowerPixels` does the same in torch."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from vlarl.images import PixelNormalizer
+from vlarl.errors import ConfigError
+from vlarl.images import Frame
+from vlarl.weights.folder import read_json
 
-_FEW = 4
-"""Frames that a CPU normalises at once."""
 
+class PixelNormalizer:
+    """Normalises a prepared frame once for each tower and stacks the results on channels.
 
-class TowerPixels(nn.Module):
-    """What `PixelNormalizer` computes, to the bit, for a batch in torch."""
+    ``mean`` and ``std`` are float32[towers, 3, 1, 1]. ``levels``, float32[3 * towers, 256], has
+    what becomes of each of a pixel's values.
+    """
 
-    def __init__(self, checkpoint: str | Path) -> None:
-        """Reads the numbers of ``preprocessor_config.json``.
+    def __init__(self, means: NDArray[np.float64], stds: NDArray[np.float64]) -> None:
+        """``means`` and ``stds`` are [towers, 3]."""
+        self.mean = means.astype(np.float32)[..., None, None]
+        self.std = stds.astype(np.float32)[..., None, None]
+        values = np.arange(256, dtype=np.float32) / np.float32(255)
+        self.levels = ((values - self.mean[..., 0]) / self.std[..., 0]).reshape(-1, 256)
+
+    @classmethod
+    def from_directory(cls, checkpoint: str | Path) -> PixelNormalizer:
+        """Read the numbers of ``preprocessor_config.json``, rounded to bfloat16 as they are there.
 
         Raises:
-            ConfigError: the file is missing or can't be used.
+            ConfigError: the file is missing or has no ``tvf_normalize_params``.
         """
-        super().__init__()
-        numbers = PixelNormalizer.from_directory(checkpoint)
-        self._mean: Tensor
-        self._deviation: Tensor
-        self._white: Tensor
-        # CUDA multiplies by a rounded reciprocal where it is to divide by a plain number, so white
-        # is a tensor. All stay float32 whatever the model's type is.
-        self.register_buffer("_mean", torch.tensor(numbers.mean), persistent=False)
-        self.register_buffer("_deviation", torch.tensor(numbers.std), persistent=False)
-        white = torch.tensor(255, dtype=torch.float32)
-        self.register_buffer("_white", white, persistent=False)
+        path = Path(checkpoint) / "preprocessor_config.json"
+        if not os.path.lexists(path):
+            raise ConfigError(
+                f"{path} is missing: copy it from the checkpoint that this one was made of"
+            )
+        try:
+            towers = read_json(path)["tvf_normalize_params"]
+            means = np.array([tower["mean"] for tower in towers], dtype=np.float64)
+            stds = np.array([tower["std"] for tower in towers], dtype=np.float64)
+            means, stds = means.reshape(len(towers), 3), stds.reshape(len(towers), 3)
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"cannot read {path}: {error!r}") from error
+        if not np.isfinite(means).all() or not (np.isfinite(stds) & (stds > 0)).all():
+            raise ConfigError(f"{path}: tvf_normalize_params need finite means, deviations above 0")
+        return cls(means, stds)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Whole levels, uint8 or float32 [B, S, S, 3] -> float32 [B, 3 * towers, S, S]."""
-        planes = frames.permute(0, 3, 1, 2)
-        towers = self._mean.new_empty(len(planes), *self._mean.shape[:2], *planes.shape[2:])
-        # A core is twice as fast on what its cache holds; a GPU has no use for small parts.
-        few = _FEW if planes.device.type == "cpu" else max(1, len(planes))
-        for levels, part in zip(torch.split(planes, few), torch.split(towers, few), strict=True):
-            unit = levels.float() / self._white
-            torch.sub(unit[:, None], self._mean, out=part).div_(self._deviation)
-        return towers.flatten(1, 2)
+    def __call__(self, frames: Frame) -> NDArray[np.float32]:
+        """uint8[..., S, S, 3] -> float32[..., 3 * towers, S, S], DINOv2's channels first."""
+        *outer, height, width, colours = frames.shape
+        stacked = np.empty((*outer, len(self.levels), height, width), np.float32)
+        for channel, levels in enumerate(self.levels):
+            # No index is out of range; "clip" spares looking for one.
+            looked_up = np.take(levels, frames[..., channel % colours], mode="clip")
+            stacked[..., channel, :, :] = looked_up
+        return stacked

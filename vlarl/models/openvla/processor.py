@@ -13,8 +13,8 @@ from vlarl.images import Frame, decode_image, prepare_image
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.network import pad_prompts
-from vlarl.models.openvla.pixels import TowerPixels
 from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.models.openvla.vision import TowerPixels
 
 
 class Preparation:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vlarl.models.openvla.config import ConfigError, OpenVLAConfig
+from vlarl.errors import ConfigError
+from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.weights.whereabouts import pointer_sentence
 
 _VICUNA_SYSTEM = (

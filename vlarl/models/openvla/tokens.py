@@ -6,18 +6,14 @@ Each normalised dimension in [-1, 1] falls into one of 256 uniform bins; the bin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 ACTION_BINS = 256
 """Number of action ids. There are 255 bins between 256 edges: the two lowest ids share a value."""
-
-_NORMALIZE_EPSILON = 1e-8
-_LARGEST = float(np.finfo(np.float32).max) / 4
 
 
 @dataclass(frozen=True)
@@ -67,94 +63,3 @@ class ActionTokenizer:
                 f"action ids lie in [{self.first_id}, {self.vocab_size - 1}], got {array.tolist()}"
             )
         return self._centers[np.clip(self.vocab_size - array - 1, 0, ACTION_BINS - 2)]
-
-
-@dataclass(frozen=True, eq=False)
-class ActionStats:
-    """A dataset's action statistics, one value for each action dimension (float64[action_dim]).
-
-    ``mask`` is true where a dimension is normalised; LIBERO's gripper is not.
-    """
-
-    q01: NDArray[np.float64]
-    q99: NDArray[np.float64]
-    mask: NDArray[np.bool_]
-    min: NDArray[np.float64]
-    max: NDArray[np.float64]
-
-    @classmethod
-    def from_json(cls, action: Mapping[str, Any]) -> ActionStats:
-        """From ``norm_stats[key]["action"]``; a missing mask is all true, missing ``min`` and
-        ``max`` are the quantiles.
-
-        Raises:
-            ValueError: the quantiles are missing, cross, or aren't finite; lengths differ.
-        """
-        missing = [name for name in ("q01", "q99") if action.get(name) is None]
-        if missing:
-            raise ValueError(
-                f"{' and '.join(missing)} missing: tokens stand for values between these "
-                "quantiles, and min and max are no substitute; take the statistics of the "
-                "fine-tuning run"
-            )
-        q01, q99 = _vector("q01", action["q01"]), _vector("q99", action["q99"])
-        bounds = [action.get(name) for name in ("min", "max")]
-        # Only normalising asks for these, to find the dimensions that carry nothing.
-        has_bounds = None not in bounds
-        low = _vector("min", action["min"]) if has_bounds else q01
-        high = _vector("max", action["max"]) if has_bounds else q99
-        mask = _mask(action.get("mask"), len(q01))
-        if len({q01.shape, q99.shape, low.shape, high.shape, mask.shape}) != 1:
-            raise ValueError("q01, q99, min, max and mask differ in length")
-        if crossed := np.flatnonzero(q01 > q99).tolist():
-            raise ValueError(f"q01 lies above q99 in dimension {crossed[0]}")
-        return cls(q01=q01, q99=q99, mask=mask, min=low, max=high)
-
-    @property
-    def action_dim(self) -> int:
-        """Number of action dimensions."""
-        return len(self.q01)
-
-    def unnormalize(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Normalised values [..., action_dim] in the dataset's units."""
-        array = np.asarray(values, dtype=np.float64)
-        return np.where(self.mask, 0.5 * (array + 1) * (self.q99 - self.q01) + self.q01, array)
-
-    def normalize(self, action: ArrayLike) -> NDArray[np.float64]:
-        """Actions [..., action_dim] in the dataset's units as training targets in [-1, 1].
-
-        A dimension whose minimum equals its maximum carries nothing and becomes 0.
-        """
-        array = np.asarray(action, dtype=np.float64)
-        unit = (array - self.q01) / (self.q99 - self.q01 + _NORMALIZE_EPSILON)
-        scaled = np.where(self.mask, np.clip(2 * unit - 1, -1.0, 1.0), array)
-        return np.where(self.min == self.max, 0.0, scaled)
-
-
-def to_simulator(action: ArrayLike) -> NDArray[np.float64]:
-    """An un-normalised action [..., action_dim] in the simulator's gripper convention.
-
-    The data say 0 for closed and 1 for open, the simulator wants -1 to open and +1 to close.
-    """
-    converted = np.array(action, dtype=np.float64)
-    converted[..., -1] = -np.sign(2 * converted[..., -1] - 1)
-    return converted
-
-
-def _vector(name: str, values: Sequence[float]) -> NDArray[np.float64]:
-    vector = np.asarray(values, dtype=np.float64)
-    if vector.ndim != 1 or not len(vector):
-        raise ValueError(f"{name} is one number for each dimension")
-    # Actions leave as float32, and a width is a difference of two.
-    if not (np.abs(vector) < _LARGEST).all():
-        raise ValueError(f"{name} has values that aren't finite: {vector.tolist()}")
-    return vector
-
-
-def _mask(values: Sequence[bool] | None, dimensions: int) -> NDArray[np.bool_]:
-    if values is None:
-        return np.ones(dimensions, dtype=np.bool_)
-    mask = np.asarray(values)
-    if mask.ndim != 1 or mask.dtype.kind not in "bi":
-        raise ValueError("mask is true or false for each dimension")
-    return mask.astype(np.bool_)

@@ -20,7 +20,7 @@ from vllm.sequence import IntermediateTensors
 
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.network import Projector, VisionBackbone
-from vlarl.models.openvla.pixels import TowerPixels
+from vlarl.models.openvla.vision import TowerPixels
 from vlarl.models.openvla.vllm_inputs import DummyInputs, ProcessingInfo, Processor
 
 

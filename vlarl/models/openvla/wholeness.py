@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vlarl.images import PixelNormalizer
-from vlarl.models.openvla.config import ConfigError, OpenVLAConfig, read_json
+from vlarl.errors import ConfigError
+from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.oft import oft_sign
+from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.tensors import stored_tensors
 from vlarl.weights.folder import (
     CheckpointError,
     index_of,
-    is_openvla,
-    judged_policy,
-    reward_model_version,
+    read_json,
     weight_files,
 )
 from vlarl.weights.headers import StoredTensor, read_header
@@ -62,35 +61,6 @@ def check_settings(directory: Path) -> OpenVLAConfig:
         )
     _check_tokenizer(directory)
     return config
-
-
-def check_any(directory: Path) -> None:
-    """`check_openvla`, or of a model of another kind whether its weights are whole.
-
-    Raises:
-        ConfigError, CheckpointError: something is missing or can't be used.
-    """
-    if is_openvla(directory):
-        check_openvla(directory)
-    else:
-        check_weights(directory)
-
-
-def check_reward_model(directory: Path) -> str:
-    """`check_any` of a reward model; returns the version that its card names.
-
-    Raises:
-        ConfigError, CheckpointError: it is none, or something is missing or can't be used.
-    """
-    version = reward_model_version(directory)
-    check_any(directory)
-    if is_openvla(directory):
-        from vlarl.models.openvla.prompt import PromptBuilder
-
-        _ = PromptBuilder(directory).verdict_ids
-    else:
-        judged_policy(directory)
-    return version
 
 
 def check_weights(directory: Path) -> dict[str, StoredTensor]:

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+from vlarl.errors import ConfigError
 from vlarl.images import Frame
-from vlarl.models.openvla.config import ConfigError, OpenVLAConfig
+from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.network import pad_prompts
 from vlarl.models.openvla.prompt import words_of
 from vlarl.models.openvla.tokens import ACTION_BINS
-from vlarl.weights.folder import CheckpointError, judged_policy
+from vlarl.models.registry import judged_policy
+from vlarl.weights.folder import CheckpointError
 
 _VERDICTS = (("no", "yes"), ("No", "Yes"), ("0", "1"))
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from vlarl.images import Frame, decode_image, prepare_image
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.network import load_model, pad_prompts
-from vlarl.models.openvla.pixels import TowerPixels
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tokens import ACTION_BINS
+from vlarl.models.openvla.vision import TowerPixels
 from vlarl.models.process_reward.image_text import ImageTextJudge
-from vlarl.weights.folder import is_openvla
+from vlarl.models.registry import is_openvla
 
 
 class _Network(Protocol):

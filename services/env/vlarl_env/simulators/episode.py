@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.images import encode_jpeg
-from vlarl.models.openvla.tokens import to_simulator
+from vlarl.models.statistics import to_simulator
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_env.simulators.libero.scene import Scene
 from vlarl_env.simulators.libero.suites import SuiteTask

@@ -17,8 +17,8 @@ from vlarl.config import PpoConfig, RewardConfig
 from vlarl.errors import FatalError
 from vlarl.images import Frame, ImageError
 from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
-from vlarl.models.openvla.wholeness import check_reward_model
 from vlarl.models.process_reward.model import Judge
+from vlarl.models.registry import check_reward_model
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.weights.folder import REWARD_CARD
 from vlarl_reward.allocator import keep_freed_memory

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlarl.learning.checkpoints import CheckpointError, read_state, write_state
+from vlarl.learning.checkpoints import ResumeError, read_state, write_state
 
 _PREFIX = "iteration-"
 
@@ -74,13 +74,13 @@ def load_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]]:
     """Reads a checkpoint.
 
     Raises:
-        CheckpointError: a file is missing or broken.
+        ResumeError: a file is missing or broken.
     """
     state, tensors = read_state(path)
     try:
         return Progress(**state), tensors
     except TypeError as error:
-        raise CheckpointError(f"checkpoint {path} can't be read: {error}") from error
+        raise ResumeError(f"checkpoint {path} can't be read: {error}") from error
 
 
 def factors_in(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
