@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vlarl import parent_death
 from vlarl.errors import FatalError
 from vlarl.terminal import say
 
 # Starts in 15 ms: nothing of the environment is needed.
-_TETHER = [sys.executable, "-I", "-S", str(Path(__file__).with_name("parent_death.py"))]
+_TETHER = [sys.executable, "-I", "-S", parent_death.__file__]
 
 _LAST_WORDS_SECONDS = 2.0
 

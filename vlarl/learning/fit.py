@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +24,6 @@ from torch import Tensor, nn
 
 from vlarl.config import FitConfig, RewardModelConfig, SftConfig
 from vlarl.config.resuming import terms
-from vlarl.data.contents import content_terms
-from vlarl.data.samples import SampleBatch, Samples
 from vlarl.learning.optimizer import (
     DivergedError,
     gathered_moments,
@@ -33,18 +31,37 @@ from vlarl.learning.optimizer import (
     restore_moments,
     take_step,
 )
-from vlarl.learning.ranks import World, like, whole
+from vlarl.learning.ranks import Indices, World, like, whole
 from vlarl.learning.sample_order import Order, Piece
 from vlarl.learning.stage_console import StageDisplay
 from vlarl.learning.stage_log import StageLog
 from vlarl.learning.stage_progress import StageProgress, load_stage, save_stage
 from vlarl.models.meaning import meaning_terms
-from vlarl_jobs.sft.simulation import Simulation
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 _AHEAD = 2
+
+
+class SampleBatch(Protocol):
+    """B samples as tensors."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+
+
+B = TypeVar("B", bound=SampleBatch)
+B_co = TypeVar("B_co", bound=SampleBatch, covariant=True)
+
+
+class Samples(Protocol[B_co]):
+    """N samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: Indices) -> B_co:
+        """Samples by number, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,8 @@ class Stage:
     """The run's."""
     base_digest: str
     """SHA-256 of the weights that it begins with."""
+    contents: dict[str, object]
+    """Digests of the folders that it learns from, by fixed key."""
 
     @property
     def checkpoints(self) -> Path:
@@ -68,26 +87,29 @@ class Stage:
         return self.run_dir / "checkpoints" / self.name
 
 
-class Objective(Protocol):
+class Objective(Protocol[B]):
     """A model with trained parameters, its loss, and what it is measured by."""
 
-    train: Samples
-    """What is learned from."""
-    held_out: Samples
-    """What is measured on."""
+    @property
+    def train(self) -> Samples[B]:
+        """What is learned from."""
+
+    @property
+    def held_out(self) -> Samples[B]:
+        """What is measured on."""
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters, float32, sharded where the model is, by the names under which
         checkpoints hold them.
         """
 
-    def losses(self, batch: SampleBatch, draws: Tensor) -> Tensor:
+    def losses(self, batch: B, draws: Tensor) -> Tensor:
         """Loss [B] of samples on the model's device.
 
         draws: float32 [B, DRAWS], uniform in [0, 1): the only source of what is random.
         """
 
-    def measure(self, batch: SampleBatch) -> Tensor:
+    def measure(self, batch: B) -> Tensor:
         """What `summary` needs of samples on the model's device: [B, M]."""
 
     def summary(self, rows: Tensor) -> dict[str, float]:
@@ -115,17 +137,24 @@ class _Window:
         }
 
 
-class Fit:
+class Fit(Generic[B]):
     """A stage's optimizer, and what happens around its steps. Every rank runs one."""
 
     def __init__(
         self,
         stage: Stage,
-        objective: Objective,
+        objective: Objective[B],
         world: World,
-        simulation: Simulation | None = None,
+        evaluate: Callable[[int], Mapping[str, float]] | None = None,
     ) -> None:
         """Takes the stage's last checkpoint over, where there is one.
+
+        Args:
+            stage: which.
+            objective: the model, and what it learns from.
+            world: the ranks.
+            evaluate: gives success in the simulator after so many steps, by metric, on rank 0; {}
+                where none is due. Every rank calls it, once the checkpoint is written.
 
         Raises:
             ResumeError: it can't be gone on from.
@@ -133,7 +162,7 @@ class Fit:
         self._stage = stage
         self._objective = objective
         self._world = world
-        self._simulation = simulation
+        self._evaluate = evaluate
         self._parameters = objective.named_parameters()
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), weight_decay=stage.fit.weight_decay
@@ -142,7 +171,7 @@ class Fit:
         self._order = Order(
             len(objective.train), stage.fit, world, seed=config.seed, stage=stage.number
         )
-        own = terms(config) | meaning_terms(config) | content_terms(config)
+        own = terms(config) | meaning_terms(config) | stage.contents
         fresh = StageProgress(stage.base_digest, len(objective.train), terms=own)
         self._progress, tensors = load_stage(stage.checkpoints, fresh, type(config))
         if tensors:
@@ -178,7 +207,7 @@ class Fit:
             self._log.close()
             self._display.close()
 
-    def _accumulate(self, piece: Piece, batch: SampleBatch) -> None:
+    def _accumulate(self, piece: Piece, batch: B) -> None:
         """Adds a piece's part of the gradient of the mini-batch's mean loss."""
         self._objective.synchronise_gradients(piece.last)
         draws = self._order.draws(piece).to(self._world.device)
@@ -237,10 +266,10 @@ class Fit:
 
     def _simulate(self) -> None:
         """Evaluates the checkpoint just written, if it is one to evaluate."""
-        if self._simulation is None:
+        if self._evaluate is None:
             return
         done = self._progress.step
-        success = self._simulation.success(done)
+        success = self._evaluate(done)
         if success and self._log is not None and self._display is not None:
             self._log.write(done, success)
             self._display.success(done, success)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vlarl.launch.parent_death import end_with_parent
+from vlarl.parent_death import end_with_parent
 
 Indices = NDArray[np.int64]
 

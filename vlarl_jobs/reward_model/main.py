@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from vlarl.config import RewardModelConfig
+from vlarl.data.contents import content_terms
 from vlarl.disk import explained
 from vlarl.learning.fit import Fit, Stage
 from vlarl.learning.ranks import World
@@ -40,6 +41,7 @@ def run(config: RewardModelConfig, run_dir: Path) -> None:
             fit=config.training,
             config=config,
             base_digest=base_digest(config.checkpoint),
+            contents=content_terms(config),
         )
         with contextlib.closing(Fit(stage, Judgement(config, labelled, world), world)) as fit:
             progress = fit.run()

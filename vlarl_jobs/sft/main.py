@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlarl.config import FitConfig, SftConfig
+from vlarl.data.contents import content_terms
+from vlarl.data.samples import SampleBatch
 from vlarl.disk import explained
 from vlarl.files import durable_folder
 from vlarl.learning.export import export_checkpoint
@@ -94,12 +97,13 @@ class _Stages:
                 center_crop=config.augmentation.random_crop,
             )
 
-        simulation = None
+        evaluate = None
         if config.simulation is not None:
             steps = config.training.steps
             simulation = Simulation(config.simulation, self.run_dir, steps, export, self.world)
+            evaluate = simulation.success
         imitation = Imitation(config, base, self.demonstrations, self.world)
-        progress = self._fit(stage, imitation, simulation)
+        progress = self._fit(stage, imitation, evaluate)
         if not self.world.first:
             return
         step = progress.best_step if config.export == "best" else progress.step
@@ -115,10 +119,14 @@ class _Stages:
             fit=fit,
             config=self.config,
             base_digest=base_digest(base),
+            contents=content_terms(self.config),
         )
 
     def _fit(
-        self, stage: Stage, objective: Objective, simulation: Simulation | None = None
+        self,
+        stage: Stage,
+        objective: Objective[SampleBatch],
+        evaluate: Callable[[int], Mapping[str, float]] | None = None,
     ) -> StageProgress:
-        with contextlib.closing(Fit(stage, objective, self.world, simulation)) as fit:
+        with contextlib.closing(Fit(stage, objective, self.world, evaluate)) as fit:
             return fit.run()

@@ -14,7 +14,7 @@ from collections import OrderedDict
 
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
-from vlarl.launch.parent_death import end_with_parent
+from vlarl.parent_death import end_with_parent
 from vlarl_env.simulators.episode import BadCommandError, Simulator
 from vlarl_env.simulators.libero.scene import BrokenSceneError, NoRoomError
 from vlarl_env.simulators.libero.suites import TaskCatalog, UnknownTaskError

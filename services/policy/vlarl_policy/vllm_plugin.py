@@ -12,7 +12,7 @@ import signal
 import threading
 from multiprocessing.process import BaseProcess
 
-from vlarl.launch.parent_death import end_with_parent
+from vlarl.parent_death import end_with_parent
 
 
 def register() -> None:

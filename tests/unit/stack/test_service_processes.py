@@ -183,7 +183,7 @@ time.sleep(600)
 def test_who_ends_with_its_parent_does_so_in_a_session_of_its_own() -> None:
     child = """
 import signal, time
-from vlarl.launch.parent_death import end_with_parent
+from vlarl.parent_death import end_with_parent
 end_with_parent(signal.SIGTERM)
 print("tied", flush=True)
 time.sleep(600)

@@ -126,7 +126,7 @@ def stage(tmp_path: Path) -> Stage:
     shown = write_dataset(tmp_path / "shown")
     fit = FitConfig(steps=6, mini_batch=4, micro_batch=4, evaluate_every=2, learning_rate=0.1)
     config = sft_config(shown).model_copy(update={"training": fit, "seed": 3})
-    return Stage("training", 1, tmp_path, fit, config, base_digest="abc")
+    return Stage("training", 1, tmp_path, fit, config, base_digest="abc", contents={})
 
 
 def run(stage: Stage, steep_at: int | None = None) -> Tensor:
