@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.report import Report
-from vlarl_env.simulators.libero.suites import TaskCatalog
+from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_jobs.demonstrations.episodes import Array, Episode, Play, play, start
 from vlarl_jobs.demonstrations.scene_cache import Stage, Stages
 

@@ -26,7 +26,8 @@ from benchmarks.report import Report
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
 from vlarl_env import headless
-from vlarl_env.simulators.libero.suites import SuiteTask, TaskCatalog
+from vlarl_env.simulators.libero.suites import SuiteTask
+from vlarl_env.simulators.registry import TaskCatalog
 
 SIZE = 256
 UNIT = "steps/s"

@@ -21,7 +21,8 @@ from vlarl_cli.groups import command_group
 from vlarl_cli.options import OwnSuites, one_sentence_errors, own_suites
 
 if TYPE_CHECKING:
-    from vlarl_env.simulators.libero.suites import SuiteTask, TaskCatalog
+    from vlarl_env.simulators.libero.suites import SuiteTask
+    from vlarl_env.simulators.registry import TaskCatalog
 
 app = command_group("Collect demonstrations, make datasets from them, look at them.")
 
@@ -237,7 +238,7 @@ def _tell(file: Path, left_out: Mapping[str, str]) -> None:
 
 
 def _task(catalog: TaskCatalog, text: str) -> SuiteTask:
-    from vlarl_env.simulators.libero.suites import UnknownTaskError
+    from vlarl_env.errors import UnknownTaskError
 
     suite, _, number = text.partition("/")
     if not number.isdecimal():
@@ -264,14 +265,14 @@ def _scale(text: str) -> tuple[float, float]:
 
 
 def _catalog(bddl: list[str] | None) -> tuple[TaskCatalog, dict[str, Path]]:
-    from vlarl_env.simulators.libero.suites import TaskCatalog
+    from vlarl_env.simulators.registry import TaskCatalog
 
     folders = own_suites(bddl)
     return TaskCatalog(folders), folders
 
 
 def _chosen(catalog: TaskCatalog, suite: str, numbers: str) -> list[SuiteTask]:
-    from vlarl_env.simulators.libero.suites import UnknownTaskError
+    from vlarl_env.errors import UnknownTaskError
 
     try:
         if not numbers:

@@ -34,7 +34,7 @@ Overrides = Annotated[
 
 def _host_and_port(address: str | None) -> str | None:
     """Refuses a malformed address before a server loads anything, which takes a while."""
-    from vlarl.rpc.server import ListenError, split_address
+    from vlarl.rpc.address import ListenError, split_address
 
     try:
         if address is not None:

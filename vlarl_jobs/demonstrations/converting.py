@@ -25,7 +25,8 @@ from vlarl.data.dataset import (
     task_file,
     write_task,
 )
-from vlarl_env.simulators.libero.suites import SuiteTask, TaskCatalog
+from vlarl_env.simulators.libero.suites import SuiteTask
+from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_jobs.demonstrations.console import TaskBars
 from vlarl_jobs.demonstrations.episode_files import RenderedEpisode, load_rendered
 from vlarl_jobs.demonstrations.examining import Examined, Terms, examine

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vlarl.data.dataset import Dataset, TaskSamples, read_dataset
 from vlarl.images import Frame, decode_image
 from vlarl_env.simulators.libero.scene import BrokenSceneError, NoRoomError
-from vlarl_env.simulators.libero.suites import TaskCatalog
+from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_jobs.demonstrations.conventions import Conventions
 from vlarl_jobs.demonstrations.converting import Source, common_repeat, find_sources
 from vlarl_jobs.demonstrations.episodes import Episode

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlarl_env.simulators.libero.scene import Profile, Scene
-from vlarl_env.simulators.libero.suites import SuiteTask, TaskCatalog
+from vlarl_env.simulators.libero.suites import SuiteTask
+from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_jobs.demonstrations.experts.sight import Sight
 
 

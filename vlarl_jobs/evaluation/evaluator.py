@@ -10,11 +10,11 @@ from vlarl.config import RunConfig
 from vlarl.data.recording import RolloutRecorder
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_jobs.evaluation.console import EvaluationDisplay
 from vlarl_jobs.evaluation.evaluated_policy import Subject
 from vlarl_jobs.evaluation.film import FilmMaker
 from vlarl_jobs.evaluation.folder import EvaluationFolder
 from vlarl_trainer.publisher import Publisher, check_policy
-from vlarl_trainer.record.console import EvaluationDisplay
 from vlarl_trainer.record.evaluation import Evaluation, count, judge
 from vlarl_trainer.rollouts.collector import Collected, Collector
 from vlarl_trainer.rollouts.plan import evaluation_episodes

@@ -20,11 +20,11 @@ from vlarl.env.v1 import env_pb2
 from vlarl.launch.supervisor import Stack, supervise
 from vlarl.launch.tasks import simulator_identity
 from vlarl.queue.rollout_queue import RolloutQueue
+from vlarl_jobs.evaluation.console import EvaluationDisplay
 from vlarl_jobs.evaluation.evaluated_policy import Subject, load_subject
 from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of
 from vlarl_jobs.evaluation.film import FilmMaker, Values
 from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder, check_no_run
-from vlarl_trainer.record.console import EvaluationDisplay
 
 
 def run(

@@ -40,3 +40,7 @@ class CommandRefusedError(ValueError):
 
 class BrokenTaskError(CommandRefusedError):
     """The task's scene can't be built or placed, by this simulator or any other."""
+
+
+class UnknownTaskError(ValueError):
+    """A suite, task or initial state that doesn't exist; the message names those that do."""

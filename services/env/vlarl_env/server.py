@@ -17,7 +17,7 @@ from vlarl_env.devices import egl_devices
 from vlarl_env.metrics import EnvMetrics
 from vlarl_env.pool import SimulatorPool
 from vlarl_env.service import EnvServicer
-from vlarl_env.simulators.libero.suites import TaskCatalog
+from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_env.worker import EnvWorker
 
 logger = logging.getLogger(__name__)

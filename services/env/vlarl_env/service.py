@@ -19,11 +19,11 @@ from vlarl.rpc.errors import (
     Unavailable,
     Violation,
 )
-from vlarl_env.errors import CommandRefusedError, SimulatorError
+from vlarl_env.errors import CommandRefusedError, SimulatorError, UnknownTaskError
 from vlarl_env.metrics import EnvMetrics
 from vlarl_env.pool import SimulatorPool
 from vlarl_env.process import SimulatorProcess
-from vlarl_env.simulators.libero.suites import TaskCatalog, UnknownTaskError
+from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_env.tasks import list_tasks
 
 ACTION_DIM = 7

@@ -15,7 +15,8 @@ from google.protobuf.json_format import MessageToJson
 from vlarl.config import ConfigError, EnvConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl_env.simulators.libero.suites import TaskCatalog, UnknownTaskError
+from vlarl_env.errors import UnknownTaskError
+from vlarl_env.simulators.registry import TaskCatalog
 
 
 def list_tasks(catalog: TaskCatalog, suite: str = "") -> env_pb2.ListTasksResponse:

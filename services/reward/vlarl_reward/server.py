@@ -17,7 +17,8 @@ from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
 from vlarl.rpc.errors import Internal, InvalidRequest
 from vlarl.rpc.server import RpcServer
 from vlarl_reward.metrics import RewardMetrics
-from vlarl_reward.models.base import Misjudged, Unscorable, build_scorer
+from vlarl_reward.models.base import Misjudged, Unscorable
+from vlarl_reward.models.registry import build_scorer
 from vlarl_reward.worker import RewardWorker, ScoringDesk
 
 log = logging.getLogger(__name__)

@@ -4,15 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 
 from vlarl.queue.entries import Delivery
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_reward.metrics import RewardMetrics
-from vlarl_reward.models.base import Misjudged, Result, Scorer, Unscorable, score_all
+from vlarl_reward.models.base import Misjudged, Result, Scorer, Unscorable
 
 log = logging.getLogger(__name__)
+
+MAX_STEPS = 10_000
+"""Steps of a trajectory that is scored."""
+
+
+def score_all(scorer: Scorer, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Result]:
+    """Scores of those trajectories that are whole, and what is wrong with the others, in order."""
+    found = [trajectory_problems(one, scorer.needs_frames) for one in trajectories]
+    pairs = zip(trajectories, found, strict=True)
+    scores = iter(scorer.score([trajectory for trajectory, problems in pairs if not problems]))
+    return [Unscorable(problems) if problems else _finite(next(scores)) for problems in found]
+
+
+def _finite(result: rollout_pb2.RewardScores | Unscorable) -> Result:
+    if isinstance(result, Unscorable):
+        return result
+    numbers = (*result.sparse, *result.dense, *result.total)
+    if all(map(math.isfinite, numbers)):
+        return result
+    return Misjudged(
+        f"reward model {result.model} {result.version} gives rewards that aren't finite numbers; "
+        "another one has to be put in its place"
+    )
+
+
+def trajectory_problems(
+    trajectory: rollout_pb2.Trajectory, needs_frames: bool
+) -> list[tuple[str, str]]:
+    """What keeps a trajectory from being scored, as (field, description) pairs."""
+    problems = []
+    # More are no episode, and a client can put millions into one request.
+    if len(trajectory.steps) > MAX_STEPS:
+        return [("trajectory.steps", f"at most {MAX_STEPS}, not {len(trajectory.steps)}")]
+    if not trajectory.steps:
+        problems.append(("trajectory.steps", "must have at least one step"))
+    if trajectory.outcome == rollout_pb2.OUTCOME_UNSPECIFIED:
+        problems.append(("trajectory.outcome", "must be OUTCOME_SUCCESS or OUTCOME_TIME_LIMIT"))
+    for index, step in enumerate(trajectory.steps):
+        if not step.action.token_ids:
+            problems.append((f"trajectory.steps[{index}].action.token_ids", "must not be empty"))
+        if needs_frames and not step.image:
+            problems.append((f"trajectory.steps[{index}].image", "this reward model needs frames"))
+    return problems
 
 
 class ScoringDesk:

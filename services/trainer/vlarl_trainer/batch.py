@@ -21,7 +21,6 @@ from vlarl.learning.ranks import Indices
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.processor import Preparation
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl_trainer.algorithms.advantages import Floats, generalised_advantages
 from vlarl_trainer.rollouts.expectation import TrajectoryError
 
 _HEADER = struct.Struct("<qqI")
@@ -85,30 +84,9 @@ class Batch:
     """[N, action_dim], as the policy server reported them."""
     fresh: NDArray[np.bool_]
     """[N], whether the weights that acted are the trainer's own."""
-    rewards: Floats
+    rewards: NDArray[np.float64]
     """[N]."""
     episodes: list[Episode]
-
-    def advantages(
-        self, values: Floats, gamma: float, gae_lambda: float, *, limit_is_terminal: bool = False
-    ) -> tuple[Floats, Floats]:
-        """Advantages [N], not whitened, and returns [N], from the critic's values [S].
-
-        limit_is_terminal: whether nothing follows an episode that ended by its step limit, either.
-        """
-        found = [
-            generalised_advantages(
-                self.rewards[episode.start : episode.stop],
-                values[episode.start : episode.stop],
-                0.0 if episode.final_state is None else float(values[episode.final_state]),
-                terminal=episode.terminal or limit_is_terminal,
-                gamma=gamma,
-                gae_lambda=gae_lambda,
-            )
-            for episode in self.episodes
-        ]
-        advantages, returns = zip(*found, strict=True)
-        return np.concatenate(advantages), np.concatenate(returns)
 
 
 def build_batch(experience: Experience) -> Batch:

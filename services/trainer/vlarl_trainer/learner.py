@@ -20,7 +20,7 @@ from vlarl.learning.seeds import Stream, generator_for
 from vlarl.learning.sharding import compute_dtype
 from vlarl.learning.trainable import Factors, LoraPolicy
 from vlarl.models.openvla.processor import Preparation
-from vlarl_trainer.algorithms.advantages import Floats, whiten
+from vlarl_trainer.algorithms.advantages import Floats, batch_advantages, whiten
 from vlarl_trainer.algorithms.critic import Critic
 from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
 from vlarl_trainer.policy_update import PolicySamples, PolicyUpdate
@@ -130,7 +130,8 @@ class Learner:
     def _advantages(self, batch: Batch, values: Tensor, gae_lambda: float) -> tuple[Floats, Floats]:
         """Advantages [N] and returns [N] by the critic's values [S]."""
         ppo = self._config.ppo
-        return batch.advantages(
+        return batch_advantages(
+            batch,
             values.double().numpy(),
             ppo.gamma,
             gae_lambda,

@@ -126,7 +126,7 @@ def test_a_collection_that_is_killed_goes_on_to_the_same_end(
 
 def test_a_converted_frame_is_what_the_simulator_encodes(collected: Path, dataset: Dataset) -> None:
     from vlarl_env.simulators.episode import Simulator
-    from vlarl_env.simulators.libero.suites import TaskCatalog
+    from vlarl_env.simulators.registry import TaskCatalog
 
     config = EnvConfig(profile="fast", render_size=128, crop=CROP, action_repeat=4)
     simulator = Simulator(TaskCatalog().find("reach", 0), config)

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.sim
 
 def test_a_scene_of_any_encoding_runs_under_its_own_words(tmp_path: Path) -> None:
     from vlarl_env.simulators.episode import Simulator
-    from vlarl_env.simulators.libero.suites import SHIPPED_SUITES, TaskCatalog
+    from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
+    from vlarl_env.simulators.registry import TaskCatalog
 
     scene = (SHIPPED_SUITES["reach"] / "reach_the_point_above_the_bowl.bddl").read_text("utf-8")
     words = "把碗 (the black one)"

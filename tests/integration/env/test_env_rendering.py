@@ -24,7 +24,7 @@ MIRRORLESS, WITH_A_STOVE = ("libero_object", 0), ("libero_10", 2)
 
 def opened(suite: str, index: int, profile: Profile) -> Scene:
     from vlarl_env.simulators.libero.scene import Scene
-    from vlarl_env.simulators.libero.suites import TaskCatalog
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find(suite, index)
     scene = Scene(task.bddl_file, profile)

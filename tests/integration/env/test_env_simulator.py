@@ -90,7 +90,7 @@ def test_faithful_is_liberos_own_environment_bit_for_bit(suite: str, index: int)
     In the second task things stand on fixtures, whose own places are drawn.
     """
     from vlarl_env.simulators.libero.scene import Scene
-    from vlarl_env.simulators.libero.suites import TaskCatalog
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find(suite, index)
     scene = Scene(task.bddl_file, "faithful")
@@ -125,7 +125,7 @@ def test_faithful_is_liberos_own_environment_bit_for_bit(suite: str, index: int)
 @pytest.mark.slow
 def test_fast_stays_close_to_faithful() -> None:
     from vlarl_env.simulators.libero.scene import Scene
-    from vlarl_env.simulators.libero.suites import TaskCatalog
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find("libero_goal", 0)
     actions = random_actions(20)
@@ -145,7 +145,7 @@ def test_fast_stays_close_to_faithful() -> None:
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
     from vlarl_env.simulators.episode import Simulator
-    from vlarl_env.simulators.libero.suites import TaskCatalog
+    from vlarl_env.simulators.registry import TaskCatalog
 
     config = EnvConfig(profile="fast", render_size=SIZE, crop=(30, 22, 84, 80), action_repeat=4)
     opened = Simulator(TaskCatalog().find("reach", 0), config)

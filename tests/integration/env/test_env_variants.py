@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.sim, pytest.mark.slow]
 )
 def test_a_variant_is_built_and_steps(suite: str) -> None:
     from vlarl_env.simulators.episode import Simulator
-    from vlarl_env.simulators.libero.suites import TaskCatalog
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find(suite, 0)
     simulator = Simulator(task, EnvConfig(profile="fast", render_size=64, settle_steps=10))
@@ -41,7 +41,7 @@ def test_a_variant_is_built_and_steps(suite: str) -> None:
 
 def test_swapped_objects_stand_elsewhere() -> None:
     from vlarl_env.simulators.libero.scene import Scene
-    from vlarl_env.simulators.libero.suites import TaskCatalog
+    from vlarl_env.simulators.registry import TaskCatalog
 
     where = {}
     for suite in ("libero_spatial", "libero_spatial_swap"):

@@ -21,8 +21,9 @@ from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_env.metrics import EnvMetrics
 from vlarl_env.pool import SimulatorPool
-from vlarl_env.simulators.libero.suites import TaskCatalog
-from vlarl_env.worker import EnvWorker, action_seed
+from vlarl_env.rollout import action_seed
+from vlarl_env.simulators.registry import TaskCatalog
+from vlarl_env.worker import EnvWorker
 
 pytestmark = pytest.mark.sim
 

@@ -20,10 +20,10 @@ from vlarl.rpc.channel import open_channel
 from vlarl.rpc.errors import reason
 from vlarl.rpc.server import RpcServer
 from vlarl_reward.metrics import RewardMetrics
-from vlarl_reward.models.base import Misjudged, score_all
+from vlarl_reward.models.base import Misjudged
 from vlarl_reward.models.outcome import OutcomeScorer
 from vlarl_reward.server import SERVICE, RewardServicer
-from vlarl_reward.worker import RewardWorker, ScoringDesk
+from vlarl_reward.worker import RewardWorker, ScoringDesk, score_all
 
 
 class Diverged(OutcomeScorer):

@@ -34,8 +34,10 @@ from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
 from vlarl.rpc.errors import violations  # noqa: E402
-from vlarl_reward.models.base import Misjudged, Unscorable, build_scorer, score_all  # noqa: E402
+from vlarl_reward.models.base import Misjudged, Unscorable  # noqa: E402
 from vlarl_reward.models.process import RprmScorer, dense_rewards  # noqa: E402
+from vlarl_reward.models.registry import build_scorer  # noqa: E402
+from vlarl_reward.worker import score_all  # noqa: E402
 
 pytestmark = pytest.mark.torch
 FIRST_ACTION = 512

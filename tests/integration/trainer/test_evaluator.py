@@ -32,13 +32,13 @@ from vlarl.learning.checkpoints import ResumeError  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 from vlarl.weights.checkpoint import base_digest  # noqa: E402
+from vlarl_jobs.evaluation.console import EvaluationDisplay  # noqa: E402
 from vlarl_jobs.evaluation.evaluated_policy import load_subject  # noqa: E402
 from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of  # noqa: E402
 from vlarl_jobs.evaluation.film import FilmMaker  # noqa: E402
 from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder  # noqa: E402
 from vlarl_jobs.evaluation.main import critic_of  # noqa: E402
 from vlarl_trainer.learner import Learner  # noqa: E402
-from vlarl_trainer.record.console import EvaluationDisplay  # noqa: E402
 from vlarl_trainer.record.evaluation import Evaluation  # noqa: E402
 from vlarl_trainer.record.progress import Progress, load_checkpoint, save_checkpoint  # noqa: E402
 

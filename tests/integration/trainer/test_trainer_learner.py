@@ -22,6 +22,7 @@ from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
 from vlarl.models.openvla.processor import Preparation  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
+from vlarl_trainer.algorithms.advantages import batch_advantages  # noqa: E402
 from vlarl_trainer.algorithms.losses import approximate_kl  # noqa: E402
 from vlarl_trainer.batch import Experience, Observations, build_batch  # noqa: E402
 from vlarl_trainer.learner import Learner, ParityError  # noqa: E402
@@ -212,8 +213,8 @@ def test_the_raw_deviation_is_told_and_the_floor_holds(
     """Half of the deviation as a floor changes nothing; twice of it halves the advantages."""
     batch = build_batch(experience)
     trainer = trainer_config()
-    raw, _ = batch.advantages(
-        np.zeros(len(batch.frames)), trainer.ppo.gamma, trainer.ppo.gae_lambda
+    raw, _ = batch_advantages(
+        batch, np.zeros(len(batch.frames)), trainer.ppo.gamma, trainer.ppo.gae_lambda
     )
     learned = {}
     for share in (0.0, 0.5, 2.0):
@@ -242,8 +243,8 @@ def test_truncated_episodes_bootstrap_and_successes_do_not(experience: Experienc
     batch = build_batch(experience)
     values = np.zeros(len(batch.frames))
     values[len(batch.token_ids) :] = 5.0
-    advantages, _ = batch.advantages(values, gamma=1.0, gae_lambda=1.0)
-    limited, _ = batch.advantages(values, gamma=1.0, gae_lambda=1.0, limit_is_terminal=True)
+    advantages, _ = batch_advantages(batch, values, gamma=1.0, gae_lambda=1.0)
+    limited, _ = batch_advantages(batch, values, gamma=1.0, gae_lambda=1.0, limit_is_terminal=True)
     for episode, trajectory in zip(batch.episodes, experience.trajectories, strict=True):
         success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
         assert episode.terminal == success

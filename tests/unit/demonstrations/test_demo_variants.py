@@ -28,7 +28,7 @@ from tests.recordings import (
     without_attributes,
 )
 from vlarl.data.dataset import DatasetError
-from vlarl_env.simulators.libero.suites import TaskCatalog
+from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_jobs.demonstrations.arm import finger_opening, hand_positions
 from vlarl_jobs.demonstrations.converting import ORIGINS, Source, convert, find_sources
 from vlarl_jobs.demonstrations.examining import Terms, examine

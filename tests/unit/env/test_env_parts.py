@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from vlarl.config import EnvConfig
 from vlarl_env.devices import egl_devices
 from vlarl_env.headless import cache_folder, headless_environment
+from vlarl_env.rollout import action_seed
 from vlarl_env.simulators.libero.textures import TEXTURE_CAP, cap_textures
 from vlarl_env.wire import HEADER, MAX_PAYLOAD, Frame, Kind, decode_header
-from vlarl_env.worker import action_seed
 
 
 @given(st.sampled_from(Kind), st.binary(max_size=300), st.floats(0, 1e6), st.floats(0, 1e6))

@@ -15,9 +15,11 @@ import pytest
 from vlarl.config import ConfigError, EnvConfig
 from vlarl.config.libero import LIBERO_SUITES, PERTURBED_SUITES, base_suite, variants
 from vlarl.launch.tasks import choose_tasks, suite_tasks
+from vlarl_env.errors import UnknownTaskError
 from vlarl_env.simulators.libero.bddl_check import check_bddl
 from vlarl_env.simulators.libero.bddl_reader import read_bddl
-from vlarl_env.simulators.libero.suites import SHIPPED_SUITES, TaskCatalog, UnknownTaskError
+from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
+from vlarl_env.simulators.registry import TaskCatalog
 
 pytestmark = pytest.mark.sim
 

@@ -163,7 +163,7 @@ def test_a_scene_is_built_from_the_installed_package(cloned: Path) -> None:
     """Also where the program is started in the clone, and by hand."""
     program = (
         "from vlarl_env.simulators.libero.scene import Scene\n"
-        "from vlarl_env.simulators.libero.suites import TaskCatalog\n"
+        "from vlarl_env.simulators.registry import TaskCatalog\n"
         "Scene(TaskCatalog().find('reach', 0).bddl_file, 'fast').close()\n"
         "import libero, os; print(*libero.__path__)\n"
     )
@@ -180,7 +180,7 @@ def test_what_was_prepared_here_is_no_choice_of_a_renderer(tmp_path: Path) -> No
     program = (
         "import os\n"
         "from vlarl_env.headless import headless_environment\n"
-        "from vlarl_env.simulators.libero.suites import TaskCatalog\n"
+        "from vlarl_env.simulators.registry import TaskCatalog\n"
         "TaskCatalog()\n"
         "print(os.environ['MUJOCO_GL'], headless_environment(os.environ, 0)['MUJOCO_GL'])\n"
     )

@@ -71,7 +71,8 @@ def test_the_trainers_displays(capsys: pytest.CaptureFixture[str]) -> None:
     from vlarl.config import RunConfig
     from vlarl.env.v1 import env_pb2
     from vlarl.learning.stage_console import StageDisplay
-    from vlarl_trainer.record.console import Display, EvaluationDisplay
+    from vlarl_jobs.evaluation.console import EvaluationDisplay
+    from vlarl_trainer.record.console import Display
     from vlarl_trainer.record.evaluation import EpisodeResult, Evaluation, TaskScore
 
     scores = Evaluation(0, 1, 2, {0: TaskScore(NASTY, 1, 2, 3, missing=1)})

@@ -7,7 +7,8 @@ import pytest
 from vlarl.config import RunConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.invocation import invocation
-from vlarl_trainer.record.console import Display, EvaluationDisplay
+from vlarl_jobs.evaluation.console import EvaluationDisplay
+from vlarl_trainer.record.console import Display
 from vlarl_trainer.record.evaluation import Evaluation, TaskScore
 
 pytestmark = pytest.mark.torch

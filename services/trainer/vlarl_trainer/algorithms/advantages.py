@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vlarl_trainer.batch import Batch
+
 Floats = NDArray[np.float64]
 
 
@@ -50,6 +52,33 @@ def generalised_advantages(
         running = delta[t] + gamma * gae_lambda * running
         advantages[t] = running
     return advantages, advantages + value
+
+
+def batch_advantages(
+    batch: Batch,
+    values: Floats,
+    gamma: float,
+    gae_lambda: float,
+    *,
+    limit_is_terminal: bool = False,
+) -> tuple[Floats, Floats]:
+    """Advantages [N], not whitened, and returns [N], from the critic's values [S].
+
+    limit_is_terminal: whether nothing follows an episode that ended by its step limit, either.
+    """
+    found = [
+        generalised_advantages(
+            batch.rewards[episode.start : episode.stop],
+            values[episode.start : episode.stop],
+            0.0 if episode.final_state is None else float(values[episode.final_state]),
+            terminal=episode.terminal or limit_is_terminal,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+        )
+        for episode in batch.episodes
+    ]
+    advantages, returns = zip(*found, strict=True)
+    return np.concatenate(advantages), np.concatenate(returns)
 
 
 def whiten(advantages: Floats, floor: float = 0.0) -> Floats:

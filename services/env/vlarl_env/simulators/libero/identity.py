@@ -16,7 +16,9 @@ from importlib.metadata import version
 
 from vlarl.config import ConfigError, EnvConfig
 from vlarl.config.libero import SIMULATOR_PACKAGE
-from vlarl_env.simulators.libero.suites import SuiteTask, TaskCatalog, UnknownTaskError
+from vlarl_env.errors import UnknownTaskError
+from vlarl_env.simulators.libero.suites import SuiteTask
+from vlarl_env.simulators.registry import TaskCatalog
 
 PACKAGES = (SIMULATOR_PACKAGE, "robosuite", "mujoco")
 """What results depend on; meshes and textures belong to the first."""

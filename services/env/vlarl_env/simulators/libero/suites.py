@@ -1,11 +1,10 @@
-"""The tasks that can be asked for: LIBERO's suites, LIBERO-PRO's perturbed variants of them, and
-folders of BDDL files of our own.
+"""Suites of tasks: LIBERO's, LIBERO-PRO's perturbed variants of them, and folders of BDDL files of
+our own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +14,9 @@ import numpy.typing as npt
 
 from vlarl.config import ConfigError
 from vlarl.config.files import read_toml
-from vlarl.config.libero import LIBERO_SUITES
-from vlarl.config.suites import SHIPPED_NAMES, bddl_files, unknown_suite
+from vlarl.config.suites import SHIPPED_NAMES, bddl_files
 from vlarl.weights.whereabouts import pointer_sentence
+from vlarl_env.errors import UnknownTaskError
 from vlarl_env.simulators.libero.bddl_check import check_bddl
 from vlarl_env.simulators.libero.bddl_reader import instruction
 
@@ -31,10 +30,6 @@ OWN_STEP_LIMIT = 300
 
 SHIPPED_SUITES = {name: Path(__file__).parent / "bddl" / name for name in SHIPPED_NAMES}
 """Folders of the suites of our own that come with the package."""
-
-
-class UnknownTaskError(ValueError):
-    """A suite, task or initial state that doesn't exist; the message names those that do."""
 
 
 @dataclass(frozen=True)
@@ -95,59 +90,8 @@ class SuiteTask:
         return state
 
 
-class TaskCatalog:
-    """Every task of every suite.
-
-    Args:
-        own_suites: Folders of BDDL files by the name of the suite that they make. The folder's
-            order is that of the file names. A file's initial states stand beside it
-            (`NAME.init.npz`); `suite.toml` may give `max_control_steps`.
-
-    Raises:
-        ConfigError: a folder without BDDL files, a name that is taken, or a broken file, which the
-            message names, with the line.
-    """
-
-    def __init__(self, own_suites: Mapping[str, Path] | None = None) -> None:
-        folders = {**SHIPPED_SUITES, **(own_suites or {})}
-        if taken := sorted(folders.keys() & LIBERO_SUITES.keys()):
-            raise ConfigError(f"suite name {taken[0]!r} is LIBERO's own; choose another")
-        self._suites: dict[str, Sequence[SuiteTask]] = {
-            suite: _libero_tasks(suite, limit) for suite, limit in LIBERO_SUITES.items()
-        }
-        for suite, folder in folders.items():
-            self._suites[suite] = _own_tasks(suite, folder)
-
-    @property
-    def suites(self) -> tuple[str, ...]:
-        """Names of the suites."""
-        return tuple(self._suites)
-
-    def tasks(self, suite: str) -> Sequence[SuiteTask]:
-        """The tasks of a suite, in order.
-
-        Raises:
-            UnknownTaskError: no such suite.
-        """
-        if suite not in self._suites:
-            raise UnknownTaskError(unknown_suite(suite, self._suites))
-        return self._suites[suite]
-
-    def find(self, suite: str, index: int) -> SuiteTask:
-        """One task.
-
-        Raises:
-            UnknownTaskError: no such suite, or no such task in it.
-        """
-        tasks = self.tasks(suite)
-        if not 0 <= index < len(tasks):
-            raise UnknownTaskError(
-                f"suite {suite!r} has tasks 0 to {len(tasks) - 1}, so there is no number {index}"
-            )
-        return tasks[index]
-
-
-def _libero_tasks(suite: str, max_control_steps: int) -> list[SuiteTask]:
+def libero_tasks(suite: str, max_control_steps: int) -> list[SuiteTask]:
+    """The tasks of a suite of LIBERO's."""
     from vlarl_env import headless
 
     headless.prepare()
@@ -173,7 +117,12 @@ def _libero_tasks(suite: str, max_control_steps: int) -> list[SuiteTask]:
     return tasks
 
 
-def _own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
+def own_tasks(suite: str, folder: Path) -> list[SuiteTask]:
+    """The tasks that a folder of BDDL files makes.
+
+    Raises:
+        ConfigError: it can't be used; the message names the file.
+    """
     try:
         files = bddl_files(folder.resolve())
     except OSError as error:
