@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.report import Report
-from services.env.demonstrations.episodes import Array, Episode, Play, play, start
-from services.env.demonstrations.stage import Stage, Stages
-from services.env.suites import TaskCatalog
+from vlarl_env.simulators.registry import TaskCatalog
+from vlarl_jobs.demonstrations.episodes import Array, Episode, Play, play, start
+from vlarl_jobs.demonstrations.scene_cache import Stage, Stages
 
 SUITES = ("libero_spatial", "libero_object")
 STATES = 10

@@ -23,10 +23,11 @@ import numpy.typing as npt
 
 from benchmarks.env_load import WARM_UP, actions, drive, reset_command, serving
 from benchmarks.report import Report
-from services.env import headless
-from services.env.suites import SuiteTask, TaskCatalog
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
+from vlarl_env import headless
+from vlarl_env.simulators.libero.suites import SuiteTask
+from vlarl_env.simulators.registry import TaskCatalog
 
 SIZE = 256
 UNIT = "steps/s"
@@ -85,7 +86,7 @@ def stock_loop(task: SuiteTask, seconds: float) -> None:
     headless.prepare()
     from libero.libero.envs import OffScreenRenderEnv
 
-    from vlarl.openvla.tokens import to_simulator
+    from vlarl.models.statistics import to_simulator
 
     env = OffScreenRenderEnv(
         bddl_file_name=str(task.bddl_file),
@@ -103,7 +104,7 @@ def simulator_loop(profile: str) -> Callable[[SuiteTask, float], None]:
 
     def loop(task: SuiteTask, seconds: float) -> None:
         headless.prepare()
-        from services.env.simulator import Simulator
+        from vlarl_env.simulators.episode import Simulator
 
         simulator = Simulator(task, settings(profile, 1))
         simulator.reset(reset_command(task.suite, task.index))

@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.policy_load import KEY, Load, observations, served
 from benchmarks.report import Report
-from vlarl.client import AsyncPolicyClient
-from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.clients.policy import AsyncPolicyClient
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
 SCRIPT = Path(__file__).parent / "k6" / "predict.js"
 CLIENTS = (1, 8, 32)

@@ -34,9 +34,9 @@ from benchmarks.env_load import drive, reset_command, serving
 from benchmarks.placement import placed
 from benchmarks.policy_load import Load, served
 from benchmarks.report import Report
-from vlarl.client import AsyncPolicyClient
+from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.config import RunConfig, load_config
-from vlarl.stack.supervisor import simulator_python
+from vlarl.launch.supervisor import simulator_python
 
 CONFIG = Path("configs/embedded.toml")
 UNIT = "env-steps/s"

@@ -32,16 +32,17 @@ import torch
 
 # Puts the server's settings of its threads into the environment, where the baselines' processes
 # find them before they import numpy and torch.
-import services.policy  # noqa: F401
+import vlarl_policy  # noqa: F401
 from benchmarks.policy_load import KEY, Load, observations, served
 from benchmarks.report import Report
-from vlarl.client import AsyncPolicyClient
+from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.config import PolicyConfig
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import PixelNormalizer, decode_image, prepare_image
-from vlarl.openvla.prompt import PromptBuilder
-from vlarl.openvla.tiny import make_tiny_checkpoint
-from vlarl.openvla.tokens import ActionTokenizer
+from vlarl.images import decode_image, prepare_image
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.pixels import PixelNormalizer
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
+from vlarl.models.openvla.tokens import ActionTokenizer
 
 UNIT = "actions/s"
 BATCHES = (1, 8, 32)
@@ -165,8 +166,8 @@ def vllm_loop(checkpoint: Path, batch: int, seconds: float) -> float:
     from vllm import SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from services.policy.engine import engine_args
-    from services.policy.processing import engine_input
+    from vlarl.models.openvla.vllm_inputs import engine_input
+    from vlarl_policy.vllm_engine import engine_args
 
     model = OpenVLAConfig.from_directory(checkpoint)
     config = PolicyConfig(checkpoint=checkpoint, max_batch=max(BATCHES))
@@ -208,7 +209,7 @@ def vllm_loop(checkpoint: Path, batch: int, seconds: float) -> float:
 
 def eager_loop(checkpoint: Path, batch: int, seconds: float) -> float:
     """The plain torch model, token by token."""
-    from vlarl.openvla.modeling import generate_actions, load_model
+    from vlarl.models.openvla.network import generate_actions, load_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vlarl.adapter import Adapter
-from vlarl.client import AsyncPolicyClient
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import encode_jpeg
-from vlarl.openvla.lora import lora_layers
+from vlarl.clients.policy import AsyncPolicyClient
+from vlarl.images import encode_jpeg
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers
 from vlarl.rpc.channel import open_channel, wait_until_serving
+from vlarl.weights.adapter import Adapter
+from vlarl.weights.checkpoint import base_digest
 
 FRAME_SIZE = 256
 KEY = "libero_goal"

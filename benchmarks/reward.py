@@ -5,8 +5,8 @@
 The bare loop gets prepared frames, prompts and tokens, and does nothing but pass them through the
 model, in batches of `reward.batch_steps`. The scorer gets trajectories as they come from the queue:
 it decodes, resizes, looks prompts up, passes, and answers rewards. It also tells the allocator to
-keep memory (`vlarl.allocator`), which speeds up any pass on a CPU; so there are two bare loops, one
-as anybody would write it, in a process of its own, and one in the scorer's process.
+keep memory (`vlarl_reward.allocator`), which speeds up any pass on a CPU; so there are two bare
+loops, one as anybody would write it, in a process of its own, and one in the scorer's process.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ import numpy as np
 import torch
 
 from benchmarks.report import Report
-from services.reward.rprm import RprmScorer
 from vlarl.config import PpoConfig, RewardConfig
-from vlarl.judge import Judge
-from vlarl.openvla.images import PixelNormalizer, encode_jpeg
-from vlarl.openvla.modeling import load_model, pad_prompts
-from vlarl.openvla.prompt import PromptBuilder
-from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.images import encode_jpeg
+from vlarl.models.openvla.network import load_model, pad_prompts
+from vlarl.models.openvla.pixels import PixelNormalizer
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
+from vlarl.models.process_reward.model import Judge
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_reward.models.process import RprmScorer
 
 INSTRUCTION = "pick up the black bowl on the cookie box and place it on the plate"
 STEPS = 32

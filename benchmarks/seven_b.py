@@ -27,21 +27,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import Report
 from benchmarks.sizing import original_sizes
-from services.trainer.batch import Experience, build_batch
-from services.trainer.learner import Learner
-from services.trainer.observations import Observations, Preparation
-from services.trainer.sft.metrics import read_lines
-from services.trainer.world import World
 from vlarl.config import RunConfig, TrainerConfig, load_config
-from vlarl.demonstrations import Capture, Frames, TaskSamples, write_task
-from vlarl.openvla.checkpoint import save_tensors
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import encode_jpeg
-from vlarl.openvla.lora import merged_digest, merged_tensors
-from vlarl.openvla.modeling import OpenVLA, generate_actions, load_model
-from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.data.dataset import Capture, Frames, TaskSamples, write_task
+from vlarl.images import encode_jpeg
+from vlarl.learning.ranks import World
+from vlarl.learning.stage_log import read_lines
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model
+from vlarl.models.openvla.processor import Preparation
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl.weights.checkpoint import save_tensors
+from vlarl.weights.merge import merged_tensors
+from vlarl_trainer.batch import Experience, Observations, build_batch
+from vlarl_trainer.learner import Learner
 
 CUDA = torch.device("cuda")
 INSTRUCTION = "pick up the black bowl between the plate and the ramekin and place it on the plate"
@@ -281,7 +282,15 @@ def publish(table: Report, learner: Learner, checkpoint: Path) -> None:
     size = sum(a.nbytes + b.nbytes for a, b in factors.values()) / 2
     table.add("factors sent", size / 2**20, "MiB", note="bfloat16, each swap")
     began = now()
-    merged_digest(merged_tensors(checkpoint, factors, learner.policy.scaling, torch.bfloat16))
+    merged_digest(
+        merged_tensors(
+            checkpoint,
+            lora_layers(OpenVLAConfig.from_directory(checkpoint)),
+            factors,
+            learner.policy.scaling,
+            torch.bfloat16,
+        )
+    )
     table.add("merged and hashed on the CPU", now() - began, "s", note="merged_digest, each swap")
 
 

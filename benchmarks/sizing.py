@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from services.policy.kv_cache import MAX_BATCHED_TOKENS, kv_cache_bytes
 from vlarl.config import RunConfig, TrainerConfig, load_config
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.lora import lora_layers
-from vlarl.openvla.modeling import OpenVLA
-from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.limits import MAX_BATCHED_TOKENS, kv_cache_bytes
+from vlarl.models.openvla.lora import lora_layers
+from vlarl.models.openvla.network import OpenVLA
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.terminal import show
 
 GIB = 2**30

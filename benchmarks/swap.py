@@ -22,14 +22,14 @@ import torch
 
 from benchmarks.policy_load import Load, random_adapter, served
 from benchmarks.report import Report
-from vlarl.adapter import update_requests
-from vlarl.client import AsyncPolicyClient
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.lora import lora_layers
-from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.clients.policy import AsyncPolicyClient
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.channel import open_channel
+from vlarl.weights.adapter import update_requests
 
 SWAPS = 20
 CLIENTS = 8

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlarl import Action, PolicyClient, PolicyError
-from vlarl.openvla.images import encode_jpeg
+from vlarl.images import encode_jpeg
 
 Frame = NDArray[np.uint8]
 """uint8[height, width, 3]."""

@@ -24,13 +24,13 @@ UNITS = ("seconds", "bytes")
 
 def registries(run_dir: Path) -> dict[str, list[CollectorRegistry]]:
     """What each service shows, and what all show, by service."""
-    from services.env.metrics import EnvMetrics
-    from services.policy.metrics import PolicyMetrics
-    from services.reward.metrics import RewardMetrics
-    from services.trainer.metrics import MetricsLog
-    from services.trainer.queue_gauges import QueueGauges
+    from vlarl.queue.gauges import QueueGauges
     from vlarl.rpc.metrics import metrics_guard, new_registry
     from vlarl.rpc.rate import CallRate, rate_guard
+    from vlarl_env.metrics import EnvMetrics
+    from vlarl_policy.metrics import PolicyMetrics
+    from vlarl_reward.metrics import RewardMetrics
+    from vlarl_trainer.record.metrics import MetricsLog
 
     def made(*makers: Callable[[CollectorRegistry], object]) -> list[CollectorRegistry]:
         found = [CollectorRegistry() for _ in makers]

@@ -25,8 +25,8 @@ from tests.skips import (  # noqa: F401 - pytest finds its hooks here
     pytest_testnodedown,
 )
 from vlarl.config import QueueConfig
-from vlarl.queue import RolloutQueue
-from vlarl.stack.valkey import start_valkey
+from vlarl.launch.valkey import start_valkey
+from vlarl.queue.rollout_queue import RolloutQueue
 
 # A slow machine is no failure: time is measured in benchmarks/.
 hypothesis.settings.register_profile("vlarl", deadline=None)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from vlarl.libero import has_simulator
+from vlarl.config.libero import has_simulator
 
 STRICT = os.environ.get("CI") == "true" or os.environ.get("VLARL_NO_SKIPS") == "1"
 

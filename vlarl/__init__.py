@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlarl.client import Action, AsyncPolicyClient, PolicyClient, PolicyError
-    from vlarl.env_client import EnvClient, EnvError
+    from vlarl.clients.env import EnvClient, EnvError
+    from vlarl.clients.policy import Action, AsyncPolicyClient, PolicyClient, PolicyError
 
     __version__: str
 
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> object:
 
         return version("vlarl")
     if name in __all__:
-        from vlarl import client, env_client
+        from vlarl.clients import env, policy
 
-        return getattr(env_client if name.startswith("Env") else client, name)
+        return getattr(env if name.startswith("Env") else policy, name)
     raise AttributeError(f"module 'vlarl' has no attribute {name!r}")

@@ -9,6 +9,7 @@ import vlarl
 if not sys.flags.safe_path and not vlarl.__file__.startswith(f"{sys.path[0]}/"):
     del sys.path[0]
 
-from vlarl.cli import main
+from importlib.metadata import entry_points
 
-main()
+(command,) = entry_points(group="console_scripts", name="vlarl")
+command.load()()

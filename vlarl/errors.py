@@ -9,3 +9,9 @@ class FatalError(Exception):
     The command line prints it and exits with code 1, without a traceback. Everything else that
     escapes is a defect, and shows one.
     """
+
+
+class ConfigError(FatalError, ValueError):
+    """The configuration of a run or a checkpoint is missing or can't be used; the message names the
+    key or the file, and says what to do.
+    """

@@ -1,9 +1,15 @@
-"""Files that other users may read."""
+"""Files that other users may read, and folders that are whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+
+from vlarl.disk import room_for
 
 
 def share(path: Path) -> None:
@@ -18,3 +24,52 @@ def share(path: Path) -> None:
         path.chmod(stat.S_IMODE(plain.stat().st_mode))
     finally:
         plain.unlink()
+
+
+@contextlib.contextmanager
+def durable_folder(final: Path, needed: int = 0) -> Iterator[Path]:
+    """A folder to fill that appears under its final name once it is complete and forced to disk.
+
+    What was there under that name is replaced, once that is so. What earlier crashes left beside it
+    goes, and what an error leaves of this one, too: a full disk needs the room.
+
+    Args:
+        final: its name.
+        needed: bytes that will be written, where they can be told before.
+
+    Raises:
+        DiskFullError: there is no room; nothing else has changed.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(".*.partial"):
+        shutil.rmtree(leftover)
+    partial = final.with_name(f".{final.name}.partial")
+    with room_for(f"the checkpoint {final.name}", final.parent, needed):
+        try:
+            partial.mkdir()
+            yield partial
+            for path in (*partial.rglob("*"), partial):
+                _force_to_disk(path)
+        except Exception:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _replace(final, partial)
+
+
+def _replace(final: Path, partial: Path) -> None:
+    if final.exists():
+        replaced = final.with_name(f".{final.name}.replaced.partial")
+        final.rename(replaced)
+        partial.rename(final)
+        shutil.rmtree(replaced)
+    else:
+        partial.rename(final)
+    _force_to_disk(final.parent)
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -162,3 +162,10 @@ def waiting(text: str) -> Status:
     """A context with a spinner on standard error, where that is a terminal."""
     # A string would be markup there; the spinner's signs are ASCII.
     return PlainConsole(stderr=True).status(styled(text), spinner="line")
+
+
+def clock(seconds: float) -> str:
+    """A duration as people write it: 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vlarl.adapter import Adapter
-from vlarl.client import Action
-from vlarl.openvla.images import PixelNormalizer, decode_image, prepare_image
-from vlarl.openvla.modeling import load_model, pad_prompts
-from vlarl.openvla.prompt import PromptBuilder
+from vlarl.clients.policy import Action
+from vlarl.images import decode_image, prepare_image
+from vlarl.models.openvla.network import load_model, pad_prompts
+from vlarl.models.openvla.pixels import PixelNormalizer
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.weights.adapter import Adapter
 
 Pairs = Sequence[tuple[bytes, str]]
 """Images and instructions."""

@@ -17,9 +17,9 @@ from benchmarks.gpu_check.results import say
 from benchmarks.gpu_check.server import Server
 from benchmarks.gpu_check.swapping import swap_under_load
 from benchmarks.policy_load import Load, observations, random_adapter
-from vlarl.adapter import Adapter
-from vlarl.client import Action, AsyncPolicyClient
-from vlarl.openvla.tiny import make_tiny_checkpoint
+from vlarl.clients.policy import Action, AsyncPolicyClient
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
+from vlarl.weights.adapter import Adapter
 
 _BOUND = 0.3
 _PAIRS = 16

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from benchmarks.gpu_check.check import Check
 from benchmarks.policy_load import Load
-from vlarl.adapter import Adapter, update_requests
-from vlarl.client import AsyncPolicyClient
+from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.channel import open_channel
+from vlarl.weights.adapter import Adapter, update_requests
 
 _CLIENTS = 8
 _ANSWERS_BEFORE = 24

@@ -16,8 +16,10 @@ from benchmarks.gpu_check.plain import PlainPolicy, dataset_key
 from benchmarks.gpu_check.server import Server
 from benchmarks.gpu_check.swapping import swap_under_load
 from benchmarks.policy_load import observations, random_adapter
-from vlarl.client import Action, AsyncPolicyClient
-from vlarl.openvla.lora import merged_digest, merged_tensors
+from vlarl.clients.policy import Action, AsyncPolicyClient
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.weights.merge import merged_tensors
 
 BOUNDS = MappingProxyType({"float32": 2e-2, "exact float32": 1e-3, "bfloat16": 0.3})
 """Largest difference of a log-prob, in nats: attention in TF32; sums in another order; eight bits
@@ -131,7 +133,15 @@ class SmallServer:
         checkpoint = self.server.checkpoint
         adapter = await asyncio.to_thread(random_adapter, checkpoint, 1, _RANK, size=0.2)
         dtype = getattr(torch, self.server.dtype)
-        digest = merged_digest(merged_tensors(checkpoint, adapter.factors, adapter.scaling, dtype))
+        digest = merged_digest(
+            merged_tensors(
+                checkpoint,
+                lora_layers(OpenVLAConfig.from_directory(checkpoint)),
+                adapter.factors,
+                adapter.scaling,
+                dtype,
+            )
+        )
         swap = await swap_under_load(client, address, adapter, key, _SWAP_SECONDS)
         swap.add_to(self._check, f"{self.server.name}: swap")
         same = swap.answer.merged_digest == digest

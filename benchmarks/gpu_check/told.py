@@ -14,10 +14,10 @@ def main() -> None:
     """Entry point: the changed arguments of the engine as JSON, then the command's."""
     from vllm import AsyncEngineArgs
 
-    from services.policy import engine
-    from vlarl.cli import main as command_line
     from vlarl.config import PolicyConfig
-    from vlarl.openvla.config import OpenVLAConfig
+    from vlarl.models.openvla.config import OpenVLAConfig
+    from vlarl_cli import main as command_line
+    from vlarl_policy import vllm_engine as engine
 
     changes = json.loads(sys.argv.pop(1))
     usual = engine.engine_args

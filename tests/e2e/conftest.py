@@ -14,7 +14,7 @@ from tests.e2e.stack import end
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny untrained policy."""
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
     make_tiny_checkpoint(directory, seed=7)

@@ -11,7 +11,7 @@ from collections import Counter
 
 import numpy as np
 
-from vlarl.client import AsyncPolicyClient, PolicyError
+from vlarl.clients.policy import AsyncPolicyClient, PolicyError
 
 _PAUSE_SECONDS = 0.05
 

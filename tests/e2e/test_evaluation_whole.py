@@ -16,8 +16,8 @@ import pytest
 from tests.e2e.stack import ROOT, descendants, survivors
 from tests.integration.trainer.test_evaluator import config_for, trained_run
 from vlarl.config import TasksConfig, save_config
-from vlarl.demonstrations import read_dataset
-from vlarl.openvla.images import decode_image
+from vlarl.data.dataset import read_dataset
+from vlarl.images import decode_image
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
 

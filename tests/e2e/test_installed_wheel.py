@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import ROOT, SMALL, Run
-from vlarl.stack.supervisor import simulator_python
+from vlarl.launch.supervisor import simulator_python
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -31,7 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
-    for name in ("vlarl", "services"):
+    for name in ("vlarl", "vlarl_cli", "vlarl_jobs", "services"):
         shutil.copytree(ROOT / name, sources / name)
     command = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(out), str(sources)], check=True)
@@ -62,8 +62,8 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def users_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "mine"
-    (folder / "services").mkdir(parents=True)
-    for name in ("services/__init__", "queue", "logging", "vlarl", "benchmarks", "random"):
+    folder.mkdir()
+    for name in ("queue", "logging", "random", "vlarl", "vlarl_cli", "vlarl_policy", "benchmarks"):
         (folder / f"{name}.py").write_text(THEIRS)
     return folder
 

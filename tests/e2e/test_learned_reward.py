@@ -21,7 +21,7 @@ pytest.importorskip("grafana_foundation_sdk", reason="requirements/dev.txt has i
 
 from tests.e2e.stack import ROOT, Run, wait_for
 from tests.unit.deploy.tools import dashboards_code, find_tool
-from vlarl.stack.supervisor import free_address
+from vlarl.launch.supervisor import free_address
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
 

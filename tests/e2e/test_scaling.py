@@ -18,11 +18,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.stack import ROOT
+from vlarl.launch.supervisor import free_address, simulator_python
+from vlarl.launch.valkey import valkey_command
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.queue import scored_stream
+from vlarl.queue.rollout_queue import scored_stream
 from vlarl.rpc.channel import open_channel, open_sync_channel, server_health
-from vlarl.stack.supervisor import free_address, simulator_python
-from vlarl.stack.valkey import valkey_command
 from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -14,8 +14,8 @@ import pytest
 
 from tests.e2e.stack import ROOT, Run, descendants, survivors, wait_for
 from vlarl.config import PolicyConfig, QueueConfig, load_config
-from vlarl.report.report import write_report
-from vlarl.report.run_folder import read_run
+from vlarl_jobs.report.report import write_report
+from vlarl_jobs.report.run_folder import read_run
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.roots import PYTHONPATH
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from services.trainer.batch import Experience  # noqa: E402
-from services.trainer.learner import Learner  # noqa: E402
-from services.trainer.sft.metrics import read_lines  # noqa: E402
-from services.trainer.world import World  # noqa: E402
 from tests.integration.trainer.demonstrated import sft_config, write_dataset  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
@@ -21,6 +19,10 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     trainer_config,
 )
 from vlarl.config import SftConfig, TrainerConfig, dump_toml  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.stage_log import read_lines  # noqa: E402
+from vlarl_trainer.batch import Experience  # noqa: E402
+from vlarl_trainer.learner import Learner  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
@@ -91,7 +93,7 @@ def fine_tuned(config: SftConfig, run_dir: Path, devices: str) -> list[dict[str,
     run_dir.mkdir()
     (run_dir / "config.toml").write_text(dump_toml(config))
     program = ROOT / "tests/integration/trainer/sft_program.py"
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    environment = os.environ | {"PYTHONPATH": f"{PYTHONPATH}:{os.environ.get('PYTHONPATH', '')}"}
     environment["CUDA_VISIBLE_DEVICES"] = devices
     done = subprocess.run(
         [sys.executable, str(program), str(run_dir)],

@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from vlarl.openvla.images import PixelNormalizer  # noqa: E402
-from vlarl.openvla.modeling import generate_actions, load_model, pad_prompts  # noqa: E402
-from vlarl.openvla.pixels import TowerPixels  # noqa: E402
+from vlarl.models.openvla.network import generate_actions, load_model, pad_prompts  # noqa: E402
+from vlarl.models.openvla.pixels import PixelNormalizer  # noqa: E402
+from vlarl.models.openvla.vision import TowerPixels  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 GOLDEN = Path(__file__).parents[1] / "golden" / "openvla-tiny"

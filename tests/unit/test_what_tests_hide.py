@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vlarl.libero import has_simulator
+from tests.roots import PYTHONPATH
+from vlarl.config.libero import has_simulator
 
 ROOT = Path(__file__).parents[2]
 HOOKS = """
@@ -47,7 +48,7 @@ def run_tests(folder: Path, *options: str, **environment: str) -> subprocess.Com
     return subprocess.run(
         command,
         cwd=folder,
-        env={**kept, **FEW_PLUGINS, "PYTHONPATH": str(ROOT), **environment},
+        env={**kept, **FEW_PLUGINS, "PYTHONPATH": PYTHONPATH, **environment},
         capture_output=True,
         encoding="utf-8",
     )
@@ -145,7 +146,7 @@ def test_a_folder_called_libero_is_no_simulator(tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        env={**os.environ, "PYTHONPATH": f"{PYTHONPATH}{os.pathsep}{tmp_path}"},
         capture_output=True,
         encoding="utf-8",
         check=True,

@@ -14,7 +14,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from vlarl.config.ablation import AblationConfig, PaperNumber
-from vlarl.config.base import NAME_PATTERN, ConfigError, Section
+from vlarl.config.base import NAME_PATTERN, Section
 from vlarl.config.files import as_section, dump_toml, load_saved, load_section, save_config
 from vlarl.config.labels import LabelConfig
 from vlarl.config.learning import (
@@ -26,6 +26,7 @@ from vlarl.config.learning import (
     TasksConfig,
     TrainerConfig,
 )
+from vlarl.config.libero import LIBERO_SUITES
 from vlarl.config.network import ChannelConfig, QueueConfig, SecurityConfig, ServerConfig
 from vlarl.config.reward_model import RewardDataConfig, RewardModelConfig
 from vlarl.config.services import EnvConfig, PolicyConfig, RewardConfig
@@ -37,7 +38,7 @@ from vlarl.config.sft import (
     SimulationConfig,
     TinyModelConfig,
 )
-from vlarl.libero import LIBERO_SUITES
+from vlarl.errors import ConfigError
 
 __all__ = [
     "AblationConfig",

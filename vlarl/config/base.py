@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vlarl.errors import FatalError
+from vlarl.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 NAME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$"
 """Of what names keys of the queue, labels of metrics and folders."""
-
-
-class ConfigError(FatalError, ValueError):
-    """A configuration that can't be used; the message names the key and says what to do."""
 
 
 class Section(BaseModel):

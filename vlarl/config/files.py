@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from vlarl.config.base import ConfigError, Section, explain, merge, unknown_keys
+from vlarl.config.base import Section, explain, merge, unknown_keys
+from vlarl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,8 @@ from vlarl.config import (
     TasksConfig,
     TrainerConfig,
 )
-from vlarl.config.base import ConfigError, Section, nested_section
+from vlarl.config.base import Section, nested_section
+from vlarl.errors import ConfigError
 
 _SHOWN = 200
 """Characters of a value in an error."""

@@ -14,7 +14,7 @@ import hmac
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from vlarl.config.base import ConfigError
+from vlarl.errors import ConfigError
 from vlarl.rpc.errors import PermissionDenied, Unauthenticated
 from vlarl.rpc.interception import Context, Guard, Method
 

@@ -16,12 +16,12 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from vlarl.config.base import ConfigError
 from vlarl.config.network import ChannelConfig
+from vlarl.errors import ConfigError
+from vlarl.rpc.address import read_pem, split_address
 from vlarl.rpc.arguments import LONGEST_SECONDS, number, optional_path, text
 from vlarl.rpc.errors import describe, status_code
 from vlarl.rpc.presets import AsyncPresetChannel, Presets, SyncPresetChannel
-from vlarl.rpc.server import read_pem, split_address
 
 IDEMPOTENT = {
     "vlarl.policy.v1.PolicyService": ("PredictActions", "GetPolicy"),

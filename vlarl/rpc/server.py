@@ -25,8 +25,8 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from vlarl.config.base import ConfigError
 from vlarl.config.network import ServerConfig
+from vlarl.rpc.address import ListenError, read_pem, split_address
 from vlarl.rpc.auth import OPEN_SERVICES, TokenFile, token_guard
 from vlarl.rpc.errors import DeadlineExceeded, ResourceExhausted, error_guard
 from vlarl.rpc.health import HealthServicer
@@ -37,10 +37,6 @@ from vlarl.rpc.rate import CallRate, rate_guard
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class ListenError(ConfigError):
-    """A server can't listen as configured; the message says where and why."""
 
 
 class RpcServer:
@@ -302,18 +298,6 @@ def limits_guard(config: ServerConfig) -> Guard:
     return guard
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """HOST and PORT of "HOST:PORT"; the brackets of an IPv6 address stay.
-
-    Raises:
-        ListenError: it isn't of that form.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ListenError(f"{address!r} is not HOST:PORT")
-    return host, int(port)
-
-
 def _server_credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
     if config.tls_certificate is None and config.tls_key is None:
         if config.tls_client_ca is not None:
@@ -324,21 +308,6 @@ def _server_credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
     pair = (read_pem(config.tls_key), read_pem(config.tls_certificate))
     client_ca = read_pem(config.tls_client_ca) if config.tls_client_ca else None
     return grpc.ssl_server_credentials([pair], client_ca, client_ca is not None)
-
-
-def read_pem(path: Path) -> bytes:
-    """The bytes of a PEM file.
-
-    Raises:
-        ListenError: it can't be read, or isn't PEM.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ListenError(f"TLS file {path} can't be read: {error.strerror}") from error
-    if b"-----BEGIN" not in content:
-        raise ListenError(f"TLS file {path} is not PEM")
-    return content
 
 
 def _bind_failure(address: str) -> str | None:

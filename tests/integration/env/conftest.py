@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.env.suites import SHIPPED_SUITES
+from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ import h5py
 
 from tests.recordings import Edit, acted, changed, variant
 from vlarl.config import EnvConfig
-from vlarl.demonstrations import Dataset, read_dataset
+from vlarl.data.dataset import Dataset, read_dataset
 from vlarl.env.v1 import env_pb2
-from vlarl.openvla.tokens import to_simulator
+from vlarl.models.statistics import to_simulator
 from vlarl.rollout.v1 import rollout_pb2
 
 pytestmark = pytest.mark.sim
@@ -125,8 +125,8 @@ def test_a_collection_that_is_killed_goes_on_to_the_same_end(
 
 
 def test_a_converted_frame_is_what_the_simulator_encodes(collected: Path, dataset: Dataset) -> None:
-    from services.env.simulator import Simulator
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.episode import Simulator
+    from vlarl_env.simulators.registry import TaskCatalog
 
     config = EnvConfig(profile="fast", render_size=128, crop=CROP, action_repeat=4)
     simulator = Simulator(TaskCatalog().find("reach", 0), config)
@@ -338,13 +338,13 @@ def test_inspecting_a_scene_without_room_is_one_sentence(
 ) -> None:
     from typer.testing import CliRunner
 
-    from services.env.scene import BrokenSceneError
-    from vlarl.cli import app
+    from vlarl_cli import app
+    from vlarl_env.simulators.libero.scene import BrokenSceneError
 
     def no_room(*_: object) -> None:
         raise BrokenSceneError("crowd.bddl: there is no room; widen their :ranges")
 
-    monkeypatch.setattr("services.env.demonstrations.stage.Scene", no_room)
+    monkeypatch.setattr("vlarl_jobs.demonstrations.scene_cache.Scene", no_room)
     pictures = tmp_path / "pictures"
     shown = CliRunner().invoke(
         app, ["demos", "inspect", str(variant(tmp_path)), "--out", str(pictures)]

@@ -7,15 +7,11 @@ import pytest
 
 pytest.importorskip("libero")
 
-from services.env.demonstrations.arm import hand_rotations
-from services.env.demonstrations.motion import (
-    LEAST_TURNED,
-    MOST_TURNED,
-    turn_fit,
-)
-from services.env.scene import Scene
-from services.env.simulator import NO_OP
-from services.env.suites import TaskCatalog
+from vlarl_env.simulators.episode import NO_OP
+from vlarl_env.simulators.libero.scene import Scene
+from vlarl_env.simulators.registry import TaskCatalog
+from vlarl_jobs.demonstrations.arm import hand_rotations
+from vlarl_jobs.demonstrations.motion import LEAST_TURNED, MOST_TURNED, turn_fit
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 

@@ -14,8 +14,9 @@ pytestmark = pytest.mark.sim
 
 
 def test_a_scene_of_any_encoding_runs_under_its_own_words(tmp_path: Path) -> None:
-    from services.env.simulator import Simulator
-    from services.env.suites import SHIPPED_SUITES, TaskCatalog
+    from vlarl_env.simulators.episode import Simulator
+    from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
+    from vlarl_env.simulators.registry import TaskCatalog
 
     scene = (SHIPPED_SUITES["reach"] / "reach_the_point_above_the_bowl.bddl").read_text("utf-8")
     words = "把碗 (the black one)"
@@ -36,8 +37,8 @@ def test_a_scene_of_any_encoding_runs_under_its_own_words(tmp_path: Path) -> Non
 
 
 def test_an_expert_without_room_is_hopeless_not_dead(crowded: Path) -> None:
-    from services.env.demonstrations.orders import PlayOrder, Settings
-    from services.env.demonstrations.playing import Player
+    from vlarl_jobs.demonstrations.messages import PlayOrder, Settings
+    from vlarl_jobs.demonstrations.player import Player
 
     player = Player(Settings(job="play", profile="fast", suites={"crowded": crowded}))
     order = PlayOrder(suite="crowded", index=0, number=0, placement_seed=1)
@@ -51,8 +52,8 @@ def test_a_draw_without_room_costs_one_episode_and_not_the_task(
 ) -> None:
     from robosuite.utils.errors import RandomizationError
 
-    from services.env.child import _Tasks
-    from services.env.wire import Kind
+    from vlarl_env.child import _Tasks
+    from vlarl_env.wire import Kind
 
     simulators = _Tasks(EnvConfig(profile="fast", render_size=64))
     reach = rollout_pb2.Task(suite="reach", index=0)
@@ -76,8 +77,8 @@ def test_a_draw_without_room_costs_one_episode_and_not_the_task(
 @pytest.fixture
 def outdated(tmp_path: Path) -> Path:
     """A suite of one task whose states were drawn before a second bowl came into its scene."""
-    from services.env.init_states import draw
-    from services.env.suites import SHIPPED_SUITES
+    from vlarl_env.simulators.libero.init_states import draw
+    from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
 
     (reach,) = SHIPPED_SUITES["reach"].glob("*.bddl")
     scene = tmp_path / "two_bowls.bddl"
@@ -92,10 +93,10 @@ def outdated(tmp_path: Path) -> Path:
 
 
 def test_states_of_another_scene_are_refused_and_the_simulator_goes_on(outdated: Path) -> None:
-    from services.env.child import _Tasks
-    from services.env.demonstrations.orders import PlayOrder, Settings
-    from services.env.demonstrations.playing import Player
-    from services.env.wire import Kind
+    from vlarl_env.child import _Tasks
+    from vlarl_env.wire import Kind
+    from vlarl_jobs.demonstrations.messages import PlayOrder, Settings
+    from vlarl_jobs.demonstrations.player import Player
 
     config = EnvConfig(
         bddl_directories={"mine": outdated}, profile="fast", render_size=32, settle_steps=0

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 if TYPE_CHECKING:
-    from services.env.scene import Profile, Scene
+    from vlarl_env.simulators.libero.scene import Profile, Scene
 
 pytestmark = pytest.mark.sim
 
@@ -39,7 +39,7 @@ def stock_loop(suite: str, index: int) -> list[Seen]:
     """OpenVLA's run_libero_eval, as far as the simulator goes: states 0 to 5 of a task, in turn."""
     from libero.libero.envs.env_wrapper import OffScreenRenderEnv
 
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find(suite, index)
     np.random.seed(7)  # What construction draws doesn't matter.
@@ -87,8 +87,8 @@ def ours(scene: Scene, state: npt.NDArray[np.float64], number: int) -> Seen:
 )
 def test_states_are_those_of_the_evaluators_loop_in_any_order(suite: str, index: int) -> None:
     """Fixtures, states and frames of states 0 to 5, asked for out of order: equal bit for bit."""
-    from services.env.scene import Scene
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.libero.scene import Scene
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find(suite, index)
     expected = stock_loop(suite, index)
@@ -109,8 +109,8 @@ def test_states_are_those_of_the_evaluators_loop_in_any_order(suite: str, index:
 @pytest.mark.slow
 def test_fixtures_are_a_function_of_the_state_alone() -> None:
     """Not of the profile, the states before, seeded placements between, or tries that failed."""
-    from services.env.scene import RandomizationError, Scene
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.libero.scene import RandomizationError, Scene
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find("libero_spatial", 4)
 

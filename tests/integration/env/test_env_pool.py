@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.env.errors import (
+from vlarl.config import EnvConfig
+from vlarl.env.v1 import env_pb2
+from vlarl.rollout.v1 import rollout_pb2
+from vlarl_env.errors import (
     CommandRefusedError,
     NoSimulatorError,
     SimulatorDiedError,
     SimulatorHungError,
 )
-from services.env.metrics import EnvMetrics
-from services.env.pool import SimulatorPool
-from services.env.process import SimulatorProcess
-from vlarl.config import EnvConfig
-from vlarl.env.v1 import env_pb2
-from vlarl.rollout.v1 import rollout_pb2
+from vlarl_env.metrics import EnvMetrics
+from vlarl_env.pool import SimulatorPool
+from vlarl_env.process import SimulatorProcess
 
 pytestmark = pytest.mark.sim
 
@@ -231,8 +231,8 @@ async def test_a_pool_that_cannot_start_says_so(
 PARENT = """
 import asyncio
 from prometheus_client import CollectorRegistry
-from services.env.metrics import EnvMetrics
-from services.env.process import SimulatorProcess
+from vlarl_env.metrics import EnvMetrics
+from vlarl_env.process import SimulatorProcess
 from vlarl.config import EnvConfig
 
 async def main():

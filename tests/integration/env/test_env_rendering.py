@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 
 if TYPE_CHECKING:
-    from services.env.rendering import Renderer
-    from services.env.scene import Profile, Scene
-    from services.env.visibility import Window
+    from vlarl_env.simulators.libero.rendering import Renderer
+    from vlarl_env.simulators.libero.scene import Profile, Scene
+    from vlarl_env.simulators.libero.visibility import Window
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
@@ -23,8 +23,8 @@ MIRRORLESS, WITH_A_STOVE = ("libero_object", 0), ("libero_10", 2)
 
 
 def opened(suite: str, index: int, profile: Profile) -> Scene:
-    from services.env.scene import Scene
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.libero.scene import Scene
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find(suite, index)
     scene = Scene(task.bddl_file, profile)
@@ -112,7 +112,7 @@ def test_simplified_meshes_are_for_the_eyes_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model and what it does are the same to the last bit; the pictures differ a little."""
-    from services.env import meshes
+    from vlarl_env.simulators.libero import meshes
 
     monkeypatch.setenv("VLARL_CACHE", str(tmp_path))
     models, states, frames, larger = {}, {}, {}, {}

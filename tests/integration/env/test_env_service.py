@@ -19,15 +19,15 @@ from PIL import Image
 
 from tests.integration.rpc.programs import run_program
 from vlarl.config import ChannelConfig, EnvConfig, RunConfig, ServerConfig, dump_toml
+from vlarl.config.libero import LIBERO_STEP_LIMITS
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
-from vlarl.libero import LIBERO_STEP_LIMITS
+from vlarl.launch.supervisor import free_address
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.rpc.errors import violations
 from vlarl.rpc.interception import Context
 from vlarl.rpc.server import RpcServer
-from vlarl.stack.supervisor import free_address
 
 pytestmark = pytest.mark.sim
 
@@ -248,7 +248,7 @@ def scrape(address: str) -> str:
 
 async def test_metrics_are_served(tmp_path: Path) -> None:
     port_file = tmp_path / "metrics"
-    from services.env.server import serve
+    from vlarl_env.server import serve
 
     run = RunConfig(env=EnvConfig(processes=1, profile="fast", render_size=64))
     config = ServerConfig(metrics_listen="127.0.0.1:0", metrics_address_file=port_file)

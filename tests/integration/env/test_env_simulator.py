@@ -17,8 +17,8 @@ from vlarl.env.v1 import env_pb2
 from vlarl.rollout.v1 import rollout_pb2
 
 if TYPE_CHECKING:
-    from services.env.scene import Scene
-    from services.env.simulator import Simulator
+    from vlarl_env.simulators.episode import Simulator
+    from vlarl_env.simulators.libero.scene import Scene
 
 pytestmark = pytest.mark.sim
 
@@ -89,8 +89,8 @@ def test_faithful_is_liberos_own_environment_bit_for_bit(suite: str, index: int)
 
     In the second task things stand on fixtures, whose own places are drawn.
     """
-    from services.env.scene import Scene
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.libero.scene import Scene
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find(suite, index)
     scene = Scene(task.bddl_file, "faithful")
@@ -124,8 +124,8 @@ def test_faithful_is_liberos_own_environment_bit_for_bit(suite: str, index: int)
 
 @pytest.mark.slow
 def test_fast_stays_close_to_faithful() -> None:
-    from services.env.scene import Scene
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.libero.scene import Scene
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find("libero_goal", 0)
     actions = random_actions(20)
@@ -144,8 +144,8 @@ def test_fast_stays_close_to_faithful() -> None:
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
-    from services.env.simulator import Simulator
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.episode import Simulator
+    from vlarl_env.simulators.registry import TaskCatalog
 
     config = EnvConfig(profile="fast", render_size=SIZE, crop=(30, 22, 84, 80), action_repeat=4)
     opened = Simulator(TaskCatalog().find("reach", 0), config)
@@ -254,7 +254,7 @@ def test_bad_resets_are_refused(simulator: Simulator) -> None:
 def test_a_state_that_blows_up_is_reported(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from services.env.scene import DivergedError
+    from vlarl_env.simulators.libero.scene import DivergedError
 
     monkeypatch.chdir(tmp_path)  # MuJoCo logs into the working directory.
     simulator.reset(reset_command(3))

@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.sim, pytest.mark.slow]
     "suite", ["libero_spatial_swap", "libero_object_object", "libero_goal_lan", "libero_10_task"]
 )
 def test_a_variant_is_built_and_steps(suite: str) -> None:
-    from services.env.simulator import Simulator
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.episode import Simulator
+    from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find(suite, 0)
     simulator = Simulator(task, EnvConfig(profile="fast", render_size=64, settle_steps=10))
@@ -40,8 +40,8 @@ def test_a_variant_is_built_and_steps(suite: str) -> None:
 
 
 def test_swapped_objects_stand_elsewhere() -> None:
-    from services.env.scene import Scene
-    from services.env.suites import TaskCatalog
+    from vlarl_env.simulators.libero.scene import Scene
+    from vlarl_env.simulators.registry import TaskCatalog
 
     where = {}
     for suite in ("libero_spatial", "libero_spatial_swap"):

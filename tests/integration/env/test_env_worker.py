@@ -14,15 +14,16 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.env.metrics import EnvMetrics
-from services.env.pool import SimulatorPool
-from services.env.suites import TaskCatalog
-from services.env.worker import EnvWorker, action_seed
-from vlarl.client import AsyncPolicyClient
+from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.config import EnvConfig
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.queue import RolloutQueue
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_env.metrics import EnvMetrics
+from vlarl_env.pool import SimulatorPool
+from vlarl_env.rollout import action_seed
+from vlarl_env.simulators.registry import TaskCatalog
+from vlarl_env.worker import EnvWorker
 
 pytestmark = pytest.mark.sim
 

@@ -12,8 +12,8 @@ def episode(
     suite: str, index: int, repeat: int, seed: int, noise: float = 0.0, pace: float = 1.0
 ) -> tuple[bool, int]:
     """Success and control steps of an episode from a drawn placement."""
-    from services.env.demonstrations.episodes import Play, play, start
-    from services.env.demonstrations.stage import Stages
+    from vlarl_jobs.demonstrations.episodes import Play, play, start
+    from vlarl_jobs.demonstrations.scene_cache import Stages
 
     stages = Stages({}, "fast")
     stage = stages.of(suite, index)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vlarl.client import AsyncPolicyClient
+from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, wait_until_serving
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkpoint: 56x56 pixels, 16 image tokens."""
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     directory = tmp_path_factory.mktemp("policy") / "tiny"
     make_tiny_checkpoint(directory, seed=5, image_size=56)

@@ -20,14 +20,16 @@ import psutil
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from vlarl.adapter import Adapter
-from vlarl.client import Action
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import PixelNormalizer, decode_image, encode_jpeg, prepare_image
-from vlarl.openvla.lora import lora_layers, merged_digest, merged_tensors
-from vlarl.openvla.modeling import OpenVLA, load_model, pad_prompts
-from vlarl.openvla.prompt import PromptBuilder
+from vlarl.clients.policy import Action
+from vlarl.images import decode_image, encode_jpeg, prepare_image
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.network import OpenVLA, load_model, pad_prompts
+from vlarl.models.openvla.pixels import PixelNormalizer
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.weights.adapter import Adapter
+from vlarl.weights.checkpoint import base_digest
+from vlarl.weights.merge import merged_tensors
 
 KEY = "libero_goal"
 INSTRUCTIONS = (
@@ -135,7 +137,13 @@ class Reference:
         self.merged_digest = ""
         if adapter and adapter.factors:
             merged = dict(
-                merged_tensors(checkpoint, adapter.factors, adapter.scaling, torch.float32)
+                merged_tensors(
+                    checkpoint,
+                    lora_layers(OpenVLAConfig.from_directory(checkpoint)),
+                    adapter.factors,
+                    adapter.scaling,
+                    torch.float32,
+                )
             )
             self.merged_digest = merged_digest(iter(merged.items()))
             self.model.load_state_dict({**self.model.state_dict(), **merged}, assign=True)

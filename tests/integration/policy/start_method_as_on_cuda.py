@@ -8,7 +8,7 @@ import os
 from vllm.config import VllmConfig
 from vllm.platforms.cpu import CpuPlatform
 
-from vlarl.cli import main
+from vlarl_cli import main
 
 VARIABLE = "VLLM_WORKER_MULTIPROC_METHOD"
 usual = CpuPlatform.check_and_update_config.__func__

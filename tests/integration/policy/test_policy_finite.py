@@ -15,18 +15,19 @@ pytest.importorskip("vllm", reason="runs in the torch environment (.venv)")
 import numpy as np  # noqa: E402
 from prometheus_client import generate_latest  # noqa: E402
 
-from services.policy.engine import SampledAction  # noqa: E402
-from services.policy.metrics import PolicyMetrics  # noqa: E402
-from services.policy.server import _warm_up  # noqa: E402
-from services.policy.service import PolicyServicer, UnsoundActionError, action_of  # noqa: E402
-from services.policy.trainers_weights import PolicyServerError  # noqa: E402
-from vlarl.client import AsyncPolicyClient, PolicyError  # noqa: E402
+from vlarl.clients.policy import AsyncPolicyClient, PolicyError  # noqa: E402
 from vlarl.config import PolicyConfig, ServerConfig  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.openvla.images import encode_jpeg  # noqa: E402
-from vlarl.openvla.tokens import ActionStats, ActionTokenizer  # noqa: E402
+from vlarl.images import encode_jpeg  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.models.statistics import ActionStats  # noqa: E402
 from vlarl.policy.v1 import policy_pb2_grpc  # noqa: E402
 from vlarl.rpc.server import RpcServer  # noqa: E402
+from vlarl_policy.follower import PolicyServerError  # noqa: E402
+from vlarl_policy.metrics import PolicyMetrics  # noqa: E402
+from vlarl_policy.server import _warm_up  # noqa: E402
+from vlarl_policy.service import PolicyServicer, UnsoundActionError, action_of  # noqa: E402
+from vlarl_policy.vllm_engine import SampledAction  # noqa: E402
 
 pytestmark = pytest.mark.torch
 TOKENS = ActionTokenizer(768)
@@ -75,7 +76,7 @@ def test_nor_are_statistics_that_nobody_has_checked() -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     folder = tmp_path_factory.mktemp("finite") / "tiny"
     make_tiny_checkpoint(folder, image_size=28, tower_dim=32, tower_depth=2, text_dim=64)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fuzzing import bombard, bombard_stream, damaged, fuzz_requests, large, said, wild
 from tests.integration.policy.policy_harness import KEY, PolicyProcess, frames
-from vlarl.client import AsyncPolicyClient
+from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.channel import open_channel

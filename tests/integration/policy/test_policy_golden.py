@@ -15,11 +15,11 @@ torch = pytest.importorskip("torch")
 from prometheus_client import CollectorRegistry  # noqa: E402
 
 from tests.integration.policy.policy_harness import random_adapter  # noqa: E402
-from vlarl.adapter import write_adapter  # noqa: E402
 from vlarl.config import PolicyConfig  # noqa: E402
-from vlarl.openvla.checkpoint import CheckpointReader, save_tensors  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.weights.adapter import write_adapter  # noqa: E402
+from vlarl.weights.checkpoint import CheckpointReader, save_tensors  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 GOLDEN = Path(__file__).parents[2] / "golden" / "openvla-tiny"
@@ -29,8 +29,8 @@ def test_greedy_tokens_and_logits_are_the_originals() -> None:
     from vllm import SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from services.policy.engine import engine_args
-    from services.policy.processing import engine_input
+    from vlarl.models.openvla.vllm_inputs import engine_input
+    from vlarl_policy.vllm_engine import engine_args
 
     numbers = np.load(GOLDEN / "golden.npz")
     instructions = json.loads((GOLDEN / "golden.json").read_text())["instructions"]
@@ -71,8 +71,8 @@ def test_greedy_tokens_and_logits_are_the_originals() -> None:
 
 
 async def test_a_merge_that_fails_half_way_can_be_undone(checkpoint: Path, tmp_path: Path) -> None:
-    from services.policy.engine import PolicyEngine
-    from services.policy.metrics import PolicyMetrics
+    from vlarl_policy.metrics import PolicyMetrics
+    from vlarl_policy.vllm_engine import PolicyEngine
 
     directory = tmp_path / "tiny"
     shutil.copytree(checkpoint, directory)

@@ -16,7 +16,7 @@ from tests.integration.policy.policy_harness import (  # noqa: E402
     Reference,
     frames,
 )
-from vlarl.client import AsyncPolicyClient  # noqa: E402
+from vlarl.clients.policy import AsyncPolicyClient  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -23,13 +23,13 @@ from tests.integration.policy.policy_harness import (  # noqa: E402
     frames,
     random_adapter,
 )
-from vlarl import adapter as wire  # noqa: E402
-from vlarl.client import AsyncPolicyClient  # noqa: E402
+from vlarl.clients.policy import AsyncPolicyClient  # noqa: E402
 from vlarl.policy.v1 import policy_pb2 as pb  # noqa: E402
 from vlarl.policy.v1 import policy_pb2_grpc  # noqa: E402
 from vlarl.rpc import errors  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc  # noqa: E402
+from vlarl.weights import adapter as wire  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 SERVICE = "vlarl.policy.v1.PolicyService"

@@ -15,12 +15,12 @@ pytest.importorskip("torch")
 from PIL import Image
 
 from tests.integration.policy.policy_harness import INSTRUCTIONS, KEY, Reference, frames
-from vlarl.client import AsyncPolicyClient
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.images import decode_image, prepare_image
-from vlarl.openvla.tokens import ActionTokenizer
+from vlarl.clients.policy import AsyncPolicyClient
+from vlarl.images import decode_image, prepare_image
+from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.rpc import errors
+from vlarl.weights.checkpoint import base_digest
 
 if TYPE_CHECKING:
     from vlarl.policy.v1.policy_pb2_grpc import PolicyServiceAsyncStub as Stub

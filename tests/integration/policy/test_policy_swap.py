@@ -21,10 +21,10 @@ from tests.integration.policy.policy_harness import (  # noqa: E402
     frames,
     random_adapter,
 )
-from vlarl import adapter as wire  # noqa: E402
-from vlarl.client import Action, AsyncPolicyClient  # noqa: E402
-from vlarl.openvla.checkpoint import base_digest  # noqa: E402
+from vlarl.clients.policy import Action, AsyncPolicyClient  # noqa: E402
 from vlarl.policy.v1 import policy_pb2 as pb  # noqa: E402
+from vlarl.weights import adapter as wire  # noqa: E402
+from vlarl.weights.checkpoint import base_digest  # noqa: E402
 
 if TYPE_CHECKING:
     from vlarl.policy.v1.policy_pb2_grpc import PolicyServiceAsyncStub as Stub

@@ -11,19 +11,19 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
-from services.reward.metrics import RewardMetrics
-from services.reward.outcome import OutcomeScorer
-from services.reward.scorer import Misjudged, score_all
-from services.reward.server import SERVICE, RewardServicer
-from services.reward.worker import RewardWorker, ScoringDesk
 from vlarl.config import RewardConfig, ServerConfig
 from vlarl.policy.v1 import policy_pb2
-from vlarl.queue import RolloutQueue
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.channel import open_channel
 from vlarl.rpc.errors import reason
 from vlarl.rpc.server import RpcServer
+from vlarl_reward.metrics import RewardMetrics
+from vlarl_reward.models.base import Misjudged
+from vlarl_reward.models.outcome import OutcomeScorer
+from vlarl_reward.server import SERVICE, RewardServicer
+from vlarl_reward.worker import RewardWorker, ScoringDesk, score_all
 
 
 class Diverged(OutcomeScorer):

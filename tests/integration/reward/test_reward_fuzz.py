@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import HAS_TORCH, Valkey
 from tests.fuzzing import bombard, bombard_without_leak, damaged, fuzz_requests, large, said, wild
-from vlarl.openvla.images import encode_jpeg
+from vlarl.images import encode_jpeg
 from vlarl.policy.v1 import policy_pb2
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
@@ -45,7 +45,7 @@ async def server(
     if request.param == "rprm":
         if not HAS_TORCH:
             pytest.skip("runs in the torch environment (.venv)")
-        from vlarl.openvla.tiny import make_tiny_checkpoint
+        from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
         judge = tmp_path / "judge"
         make_tiny_checkpoint(judge, 1, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Valkey
 from vlarl.policy.v1 import policy_pb2
-from vlarl.queue import RolloutQueue
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.channel import open_channel, wait_until_serving

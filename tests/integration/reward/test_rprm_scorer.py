@@ -18,28 +18,26 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from services.reward.rprm import RprmScorer, dense_rewards  # noqa: E402
-from services.reward.scorer import Misjudged, Unscorable, build_scorer, score_all  # noqa: E402
 from tests.checkpoint_layouts import lay_out, weights  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from vlarl.config import PpoConfig, QueueConfig, RewardConfig  # noqa: E402
-from vlarl.openvla.config import ConfigError  # noqa: E402
-from vlarl.openvla.images import (  # noqa: E402
-    PixelNormalizer,
-    decode_image,
-    encode_jpeg,
-    prepare_image,
-)
-from vlarl.openvla.modeling import load_model, pad_prompts  # noqa: E402
-from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
-from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.errors import ConfigError  # noqa: E402
+from vlarl.images import decode_image, encode_jpeg, prepare_image  # noqa: E402
+from vlarl.models.openvla.network import load_model, pad_prompts  # noqa: E402
+from vlarl.models.openvla.pixels import PixelNormalizer  # noqa: E402
+from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
-from vlarl.queue import RolloutQueue  # noqa: E402
-from vlarl.queue_entries import Delivery  # noqa: E402
+from vlarl.queue.entries import Delivery  # noqa: E402
+from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
 from vlarl.rpc.errors import violations  # noqa: E402
+from vlarl_reward.models.base import Misjudged, Unscorable  # noqa: E402
+from vlarl_reward.models.process import RprmScorer, dense_rewards  # noqa: E402
+from vlarl_reward.models.registry import build_scorer  # noqa: E402
+from vlarl_reward.worker import score_all  # noqa: E402
 
 pytestmark = pytest.mark.torch
 FIRST_ACTION = 512

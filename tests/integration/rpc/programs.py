@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from tests.roots import PYTHONPATH
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -22,7 +24,7 @@ async def run_program(
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": tools, **environment},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "PATH": tools, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

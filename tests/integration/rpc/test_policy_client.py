@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.integration.rpc.servicers import Serve
 from vlarl import Action, AsyncPolicyClient, PolicyClient
-from vlarl.client import PolicyError
+from vlarl.clients.policy import PolicyError
 
 FRAME = np.random.default_rng(7).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 WISH = "lift the bowl"

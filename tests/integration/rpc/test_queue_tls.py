@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Valkey
 from tests.integration.rpc.conftest import Certificates
 from vlarl.config import QueueConfig
-from vlarl.queue import QueueError, RolloutQueue, check_queue
+from vlarl.queue.rollout_queue import QueueError, RolloutQueue, check_queue
 from vlarl.rollout.v1 import rollout_pb2
 
 

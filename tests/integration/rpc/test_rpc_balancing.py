@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tests.integration.rpc.servicers import POLICY, Serve
-from vlarl.client import AsyncPolicyClient, PolicyError
+from vlarl.clients.policy import AsyncPolicyClient, PolicyError
 from vlarl.config.network import ChannelConfig
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, server_health, wait_until_serving

@@ -9,9 +9,9 @@ import grpc
 import pytest
 
 from tests.integration.rpc.servicers import ENV, POLICY, Serve, Served
-from vlarl.client import AsyncPolicyClient, PolicyClient, PolicyError
+from vlarl.clients.env import EnvClient
+from vlarl.clients.policy import AsyncPolicyClient, PolicyClient, PolicyError
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
-from vlarl.env_client import EnvClient
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, server_health
 from vlarl.rpc.errors import reason, retry_seconds

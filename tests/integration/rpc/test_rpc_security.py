@@ -12,14 +12,14 @@ from google.protobuf import descriptor_pool
 
 from tests.integration.rpc.conftest import Certificates
 from tests.integration.rpc.servicers import POLICY, Serve
-from vlarl.client import AsyncPolicyClient, PolicyClient, PolicyError
+from vlarl.clients.policy import AsyncPolicyClient, PolicyClient, PolicyError
 from vlarl.config.network import ChannelConfig
 from vlarl.env.v1 import env_pb2  # noqa: F401 - its descriptors
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.reward.v1 import reward_pb2  # noqa: F401
+from vlarl.rpc.address import ListenError
 from vlarl.rpc.auth import CLIENT_METHODS, TokenError
 from vlarl.rpc.channel import open_channel, server_health, wait_until_serving
-from vlarl.rpc.server import ListenError
 from vlarl.trainer.v1 import trainer_pb2  # noqa: F401
 
 IMAGE, WISH = b"image", "lift the bowl"

@@ -15,10 +15,11 @@ import grpc
 import pytest
 
 from tests.integration.rpc.servicers import POLICY, Serve
-from vlarl.client import AsyncPolicyClient, PolicyError
+from vlarl.clients.policy import AsyncPolicyClient, PolicyError
 from vlarl.config.network import ServerConfig
+from vlarl.rpc.address import ListenError
 from vlarl.rpc.channel import open_channel, server_health, wait_until_serving
-from vlarl.rpc.server import ListenError, RpcServer
+from vlarl.rpc.server import RpcServer
 
 IMAGE, WISH = b"image", "lift the bowl"
 ROOT = Path(__file__).parents[3]

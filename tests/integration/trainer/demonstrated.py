@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from vlarl.config import SftConfig
-from vlarl.demonstrations import Capture, Frames, TaskSamples, write_task
-from vlarl.openvla.images import encode_jpeg
+from vlarl.data.dataset import Capture, Frames, TaskSamples, write_task
+from vlarl.images import encode_jpeg
 
 CAPTURE = Capture("agentview", 128, None, "fast", 4)
 SIDE = 8

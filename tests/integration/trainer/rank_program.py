@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from services.trainer.batch import Experience
-from services.trainer.learner import Learner
-from services.trainer.world import World
 from tests.integration.trainer.trainer_samples import trainer_config
+from vlarl.learning.ranks import World
+from vlarl_trainer.batch import Experience
+from vlarl_trainer.learner import Learner
 
 
 def main(checkpoint: Path, folder: Path, micro_batch: int, dtype: str) -> None:

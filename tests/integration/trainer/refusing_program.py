@@ -11,11 +11,11 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from services.trainer.batch import Experience
-from services.trainer.learner import Learner
-from services.trainer.stepping import DivergedError
-from services.trainer.world import World
 from tests.integration.trainer.trainer_samples import steep_config
+from vlarl.learning.optimizer import DivergedError
+from vlarl.learning.ranks import World
+from vlarl_trainer.batch import Experience
+from vlarl_trainer.learner import Learner
 
 
 def main(checkpoint: Path, folder: Path) -> None:

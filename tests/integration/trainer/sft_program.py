@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from services.trainer.sft.main import run
 from vlarl.config import SftConfig, load_section
 from vlarl.errors import FatalError
-from vlarl.logs import configure_logging
+from vlarl_cli.logs import configure_logging
+from vlarl_jobs.sft.main import run
 
 if __name__ == "__main__":
     configure_logging()

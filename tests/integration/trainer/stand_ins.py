@@ -12,18 +12,19 @@ import grpc
 import numpy as np
 import torch
 
-from services.reward.outcome import OutcomeScorer
-from services.trainer.observations import Preparation
 from tests.integration.trainer.trainer_samples import INSTRUCTIONS
-from vlarl.adapter import AdapterReceiver
-from vlarl.openvla.checkpoint import base_digest
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.images import encode_jpeg
-from vlarl.openvla.lora import lora_layers, merged_digest, merged_tensors
-from vlarl.openvla.modeling import generate_actions, load_model
+from vlarl.images import encode_jpeg
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.network import generate_actions, load_model
+from vlarl.models.openvla.processor import Preparation
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.queue import RolloutQueue
+from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl.weights.adapter import AdapterReceiver
+from vlarl.weights.checkpoint import base_digest
+from vlarl.weights.merge import merged_tensors
+from vlarl_reward.models.outcome import OutcomeScorer
 
 
 class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
@@ -57,7 +58,13 @@ class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
             receiver.add(request.chunk)
         adapter = receiver.finish()
         merged = dict(
-            merged_tensors(self._checkpoint, adapter.factors, adapter.scaling, torch.float32)
+            merged_tensors(
+                self._checkpoint,
+                lora_layers(OpenVLAConfig.from_directory(self._checkpoint)),
+                adapter.factors,
+                adapter.scaling,
+                torch.float32,
+            )
         )
         self._digest = merged_digest(iter(merged.items()))
         self._model.load_state_dict(merged, strict=False)

@@ -11,22 +11,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.checkpoint import (  # noqa: E402
-    CheckpointError,
-    Progress,
-    load_checkpoint,
-    save_checkpoint,
-)
-from services.trainer.display import EvaluationDisplay  # noqa: E402
-from services.trainer.evaluate import critic_of  # noqa: E402
-from services.trainer.evaluation import Evaluation  # noqa: E402
-from services.trainer.evaluation_folder import RUN_ID, EvaluationFolder  # noqa: E402
-from services.trainer.evaluator import Evaluator, protocol_of  # noqa: E402
-from services.trainer.film import FilmMaker  # noqa: E402
-from services.trainer.learner import Learner  # noqa: E402
-from services.trainer.recording import RolloutRecorder  # noqa: E402
-from services.trainer.subject import load_subject  # noqa: E402
-from services.trainer.world import World  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
 from tests.integration.trainer.trainer_samples import trainer_config  # noqa: E402
@@ -40,11 +24,23 @@ from vlarl.config import (  # noqa: E402
     save_config,
 )
 from vlarl.config.resuming import terms  # noqa: E402
-from vlarl.demonstrations import read_dataset  # noqa: E402
+from vlarl.data.dataset import read_dataset  # noqa: E402
+from vlarl.data.recording import RolloutRecorder  # noqa: E402
 from vlarl.env.v1 import env_pb2  # noqa: E402
-from vlarl.openvla.checkpoint import base_digest  # noqa: E402
-from vlarl.openvla.images import decode_image, encode_jpeg  # noqa: E402
-from vlarl.queue import RolloutQueue  # noqa: E402
+from vlarl.images import decode_image, encode_jpeg  # noqa: E402
+from vlarl.learning.checkpoints import ResumeError  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
+from vlarl.weights.checkpoint import base_digest  # noqa: E402
+from vlarl_jobs.evaluation.console import EvaluationDisplay  # noqa: E402
+from vlarl_jobs.evaluation.evaluated_policy import load_subject  # noqa: E402
+from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of  # noqa: E402
+from vlarl_jobs.evaluation.film import FilmMaker  # noqa: E402
+from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder  # noqa: E402
+from vlarl_jobs.evaluation.main import critic_of  # noqa: E402
+from vlarl_trainer.learner import Learner  # noqa: E402
+from vlarl_trainer.record.evaluation import Evaluation  # noqa: E402
+from vlarl_trainer.record.progress import Progress, load_checkpoint, save_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.torch
 TASKS = [env_pb2.TaskDescription(name="reach", max_control_steps=60)]
@@ -225,12 +221,12 @@ def test_a_runs_critic_judges_what_is_filmed(checkpoint: Path, tmp_path: Path) -
 
 def test_what_cannot_be_evaluated_is_named(checkpoint: Path, tmp_path: Path) -> None:
     config = config_for(checkpoint)
-    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+    with pytest.raises(ResumeError, match="has no checkpoint yet"):
         load_subject(config, tmp_path)
-    with pytest.raises(CheckpointError, match="iteration-00099 can't be read"):
+    with pytest.raises(ResumeError, match="iteration-00099 can't be read"):
         load_subject(config, tmp_path / "checkpoints/iteration-00099")
     other = trained_run(tmp_path / "other", checkpoint, digest="f" * 64)
-    with pytest.raises(CheckpointError, match=r"was trained on base ffff.*set policy.checkpoint"):
+    with pytest.raises(ResumeError, match=r"was trained on base ffff.*set policy.checkpoint"):
         load_subject(config, other)
     with pytest.raises(
         ValueError, match="no dataset statistics named 'bridge'; the checkpoint has"

@@ -15,22 +15,22 @@ pytest.importorskip("peft")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from services.reward.rprm import RprmScorer  # noqa: E402
-from services.trainer.rprm.image_text import export_image_text, language_layers  # noqa: E402
-from services.trainer.rprm.main import run  # noqa: E402
-from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.reward.test_rprm_scorer import trajectory  # noqa: E402
 from tests.integration.trainer.demonstrated import write_dataset  # noqa: E402
 from tests.integration.trainer.image_text_models import tiny_llava  # noqa: E402
 from tests.integration.trainer.test_reward_training import config_for, demonstrations  # noqa: E402
-from vlarl.cli import app  # noqa: E402
 from vlarl.config import PpoConfig, RewardConfig, RewardModelConfig, save_config  # noqa: E402
-from vlarl.judge import Judge  # noqa: E402
-from vlarl.judge.image_text import ImageTextReader, load_image_text  # noqa: E402
-from vlarl.openvla.checkpoint import CheckpointReader, NotFiniteError  # noqa: E402
-from vlarl.openvla.config import ConfigError  # noqa: E402
-from vlarl.openvla.folder import CheckpointError  # noqa: E402
-from vlarl.stack.ranks import ranks_command  # noqa: E402
+from vlarl.errors import ConfigError  # noqa: E402
+from vlarl.launch.torchrun import ranks_command  # noqa: E402
+from vlarl.learning.stage_log import read_lines  # noqa: E402
+from vlarl.models.process_reward.image_text import ImageTextReader, load_image_text  # noqa: E402
+from vlarl.models.process_reward.model import Judge  # noqa: E402
+from vlarl.weights.checkpoint import CheckpointReader, NotFiniteError  # noqa: E402
+from vlarl.weights.folder import CheckpointError  # noqa: E402
+from vlarl_cli import app  # noqa: E402
+from vlarl_jobs.reward_model.image_text import export_image_text, language_layers  # noqa: E402
+from vlarl_jobs.reward_model.main import run  # noqa: E402
+from vlarl_reward.models.process import RprmScorer  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 FIRST_ACTION = 512
@@ -190,7 +190,7 @@ def test_what_does_not_go_together_is_refused(
     shutil.copytree(llava, tmp_path / "torn")
     torn = CheckpointReader(llava)
     kept = {key: torn.tensor(key) for key in torn if "layers.1.mlp" not in key}
-    from vlarl.openvla.checkpoint import save_tensors
+    from vlarl.weights.checkpoint import save_tensors
 
     save_tensors(tmp_path / "torn", kept.items())
     with pytest.raises(CheckpointError, match="weights are missing"):

@@ -14,11 +14,6 @@ torch = pytest.importorskip("torch")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from services.trainer.rprm.card import probabilities  # noqa: E402
-from services.trainer.rprm.judging import judge_rollouts  # noqa: E402
-from services.trainer.rprm.main import run  # noqa: E402
-from services.trainer.rprm.reading import ROLLOUT, read_labelled  # noqa: E402
-from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     CAPTURE,
     merged,
@@ -26,9 +21,8 @@ from tests.integration.trainer.demonstrated import (  # noqa: E402
     task_samples,
     write_dataset,
 )
-from vlarl.cli import app  # noqa: E402
 from vlarl.config import RewardModelConfig, dump_toml  # noqa: E402
-from vlarl.demonstrations import (  # noqa: E402
+from vlarl.data.dataset import (  # noqa: E402
     DatasetError,
     Frames,
     Motion,
@@ -36,9 +30,15 @@ from vlarl.demonstrations import (  # noqa: E402
     read_dataset,
     write_task,
 )
-from vlarl.judge import Judge  # noqa: E402
-from vlarl.openvla.images import encode_jpeg  # noqa: E402
-from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.images import encode_jpeg  # noqa: E402
+from vlarl.learning.stage_log import read_lines  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.models.process_reward.model import Judge  # noqa: E402
+from vlarl_cli import app  # noqa: E402
+from vlarl_jobs.reward_model.card import probabilities  # noqa: E402
+from vlarl_jobs.reward_model.main import run  # noqa: E402
+from vlarl_jobs.reward_model.reading import ROLLOUT, read_labelled  # noqa: E402
+from vlarl_jobs.reward_model.scoring import judge_rollouts  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

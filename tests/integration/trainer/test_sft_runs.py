@@ -10,30 +10,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.roots import PYTHONPATH
+
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from services.trainer.sft.main import run  # noqa: E402
-from services.trainer.sft.metrics import read_lines  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     sft_config,
     task_samples,
     write_dataset,
 )
-from vlarl.cli import app  # noqa: E402
 from vlarl.config import SftConfig, dump_toml  # noqa: E402
-from vlarl.demonstrations import read_dataset  # noqa: E402
-from vlarl.openvla.checkpoint import CheckpointReader, base_digest  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.openvla.images import PixelNormalizer, decode_image, prepare_image  # noqa: E402
-from vlarl.openvla.lora import lora_layers  # noqa: E402
-from vlarl.openvla.modeling import generate_actions, load_model  # noqa: E402
-from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
-from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
-from vlarl.openvla.tokens import ActionTokenizer  # noqa: E402
-from vlarl.stack.ranks import ranks_command  # noqa: E402
+from vlarl.data.dataset import read_dataset  # noqa: E402
+from vlarl.images import decode_image, prepare_image  # noqa: E402
+from vlarl.launch.torchrun import ranks_command  # noqa: E402
+from vlarl.learning.stage_log import read_lines  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.lora import lora_layers  # noqa: E402
+from vlarl.models.openvla.network import generate_actions, load_model  # noqa: E402
+from vlarl.models.openvla.pixels import PixelNormalizer  # noqa: E402
+from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.weights.checkpoint import CheckpointReader, base_digest  # noqa: E402
+from vlarl_cli import app  # noqa: E402
+from vlarl_jobs.sft.main import run  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
@@ -43,7 +46,7 @@ def start(config: SftConfig, run_dir: Path, ranks: int = 1) -> subprocess.Popen[
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.toml").write_text(dump_toml(config))
     program = [str(Path(__file__).with_name("sft_program.py")), str(run_dir)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     with (run_dir / "log.txt").open("ab") as log:
         command = [*ranks_command(ranks), *program]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -232,7 +235,7 @@ def test_the_command_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
             [sys.executable, "-m", "vlarl", "sft", *arguments],
             capture_output=True,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "400"},
+            env=os.environ | {"PYTHONPATH": PYTHONPATH, "COLUMNS": "400"},
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, " ".join(done.stderr.split())
@@ -269,7 +272,7 @@ def test_a_run_that_is_going_on_is_nobody_elses(tmp_path: Path) -> None:
     file.write_text(dump_toml(sft_config(dataset, training=stage, model=None, checkpoint="c")))
     make_tiny_checkpoint(tmp_path / "c", image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
     command = [sys.executable, "-m", "vlarl", "sft"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "400"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "COLUMNS": "400"}
 
     def sft(*arguments: str) -> tuple[int, str]:
         done = subprocess.run(

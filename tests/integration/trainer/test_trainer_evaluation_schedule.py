@@ -11,7 +11,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.checkpoint import latest_checkpoint, load_checkpoint  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
 from tests.integration.trainer.test_trainer_loop import (  # noqa: E402
@@ -21,7 +20,8 @@ from tests.integration.trainer.test_trainer_loop import (  # noqa: E402
     write_config,
 )
 from vlarl.config import CurriculumConfig, EvaluationConfig, QueueConfig, dump_toml  # noqa: E402
-from vlarl.queue import RolloutQueue  # noqa: E402
+from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
+from vlarl_trainer.record.progress import latest_checkpoint, load_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 NEVER = EvaluationConfig(episodes_per_task=0)

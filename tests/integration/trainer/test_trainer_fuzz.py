@@ -15,8 +15,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.server import SERVICE, TrainerServicer  # noqa: E402
-from services.trainer.status import RunStatus  # noqa: E402
 from tests.fuzzing import (  # noqa: E402
     bombard,
     bombard_answers,
@@ -32,6 +30,8 @@ from vlarl.rpc.channel import open_channel  # noqa: E402
 from vlarl.rpc.server import RpcServer  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2 as pb  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2_grpc  # noqa: E402
+from vlarl_trainer.server import SERVICE, TrainerServicer  # noqa: E402
+from vlarl_trainer.status import RunStatus  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

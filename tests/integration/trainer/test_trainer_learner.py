@@ -8,13 +8,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.batch import Experience, build_batch  # noqa: E402
-from services.trainer.durable import CheckpointError  # noqa: E402
-from services.trainer.learner import Learner, ParityError  # noqa: E402
-from services.trainer.losses import approximate_kl  # noqa: E402
-from services.trainer.observations import Observations, Preparation  # noqa: E402
-from services.trainer.stepping import DivergedError  # noqa: E402
-from services.trainer.world import World  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
     made_up_trajectories,
@@ -23,8 +16,16 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     trainer_config,
 )
 from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig  # noqa: E402
-from vlarl.openvla.lora import lora_layers  # noqa: E402
+from vlarl.learning.checkpoints import ResumeError  # noqa: E402
+from vlarl.learning.optimizer import DivergedError  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.models.openvla.lora import lora_layers  # noqa: E402
+from vlarl.models.openvla.processor import Preparation  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
+from vlarl_trainer.algorithms.advantages import batch_advantages  # noqa: E402
+from vlarl_trainer.algorithms.losses import approximate_kl  # noqa: E402
+from vlarl_trainer.batch import Experience, Observations, build_batch  # noqa: E402
+from vlarl_trainer.learner import Learner, ParityError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 ALONE = World.from_environment()
@@ -212,8 +213,8 @@ def test_the_raw_deviation_is_told_and_the_floor_holds(
     """Half of the deviation as a floor changes nothing; twice of it halves the advantages."""
     batch = build_batch(experience)
     trainer = trainer_config()
-    raw, _ = batch.advantages(
-        np.zeros(len(batch.frames)), trainer.ppo.gamma, trainer.ppo.gae_lambda
+    raw, _ = batch_advantages(
+        batch, np.zeros(len(batch.frames)), trainer.ppo.gamma, trainer.ppo.gae_lambda
     )
     learned = {}
     for share in (0.0, 0.5, 2.0):
@@ -242,8 +243,8 @@ def test_truncated_episodes_bootstrap_and_successes_do_not(experience: Experienc
     batch = build_batch(experience)
     values = np.zeros(len(batch.frames))
     values[len(batch.token_ids) :] = 5.0
-    advantages, _ = batch.advantages(values, gamma=1.0, gae_lambda=1.0)
-    limited, _ = batch.advantages(values, gamma=1.0, gae_lambda=1.0, limit_is_terminal=True)
+    advantages, _ = batch_advantages(batch, values, gamma=1.0, gae_lambda=1.0)
+    limited, _ = batch_advantages(batch, values, gamma=1.0, gae_lambda=1.0, limit_is_terminal=True)
     for episode, trajectory in zip(batch.episodes, experience.trajectories, strict=True):
         success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
         assert episode.terminal == success
@@ -310,7 +311,7 @@ def test_a_snapshot_of_another_size_is_refused(
     before = learner(checkpoint, trainer_config(critic=CriticConfig(hidden=(16,)))).snapshot()
     other = learner(checkpoint, trainer_config(**changes))
     kept = copy.deepcopy(other.snapshot().tensors)
-    with pytest.raises(CheckpointError, match=rf"doesn't fit .*\[{section}\]"):
+    with pytest.raises(ResumeError, match=rf"doesn't fit .*\[{section}\]"):
         other.restore(before.tensors)
     assert all(torch.equal(tensor, kept[key]) for key, tensor in other.snapshot().tensors.items())
 

@@ -12,10 +12,11 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.roots import PYTHONPATH
+
 torch = pytest.importorskip("torch")
 
-import services.trainer.main as trainer_main  # noqa: E402
-from services.trainer.checkpoint import latest_checkpoint, load_checkpoint  # noqa: E402
+import vlarl_trainer.main as trainer_main  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
 from tests.integration.trainer.trainer_samples import trainer_config  # noqa: E402
@@ -27,13 +28,14 @@ from vlarl.config import (  # noqa: E402
     TasksConfig,
     dump_toml,
 )
-from vlarl.demonstrations import read_dataset  # noqa: E402
-from vlarl.openvla.checkpoint import base_digest  # noqa: E402
-from vlarl.queue import RolloutQueue  # noqa: E402
+from vlarl.data.dataset import read_dataset  # noqa: E402
+from vlarl.launch.supervisor import free_address  # noqa: E402
+from vlarl.launch.torchrun import ranks_command  # noqa: E402
+from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
-from vlarl.stack.ranks import ranks_command  # noqa: E402
-from vlarl.stack.supervisor import free_address  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc  # noqa: E402
+from vlarl.weights.checkpoint import base_digest  # noqa: E402
+from vlarl_trainer.record.progress import latest_checkpoint, load_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 PAUSED = trainer_pb2.RUN_STATE_PAUSED
@@ -69,7 +71,7 @@ def write_config(
 
 async def start_trainer(run_dir: Path, ranks: int = 1) -> asyncio.subprocess.Process:
     program = [str(Path(__file__).with_name("trainer_program.py")), str(run_dir)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     log = (run_dir / "log.txt").open("ab")
     return await asyncio.create_subprocess_exec(
         *ranks_command(ranks), *program, env=environment, stdout=log, stderr=log

@@ -7,14 +7,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.publisher import Publisher, PublishError  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving  # noqa: E402
-from vlarl.adapter import Adapter  # noqa: E402
 from vlarl.config import ChannelConfig  # noqa: E402
-from vlarl.openvla.checkpoint import base_digest  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.openvla.lora import lora_layers  # noqa: E402
-from vlarl.stack.supervisor import free_address  # noqa: E402
+from vlarl.launch.supervisor import free_address  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.lora import lora_layers  # noqa: E402
+from vlarl.weights.adapter import Adapter  # noqa: E402
+from vlarl.weights.checkpoint import base_digest  # noqa: E402
+from vlarl_trainer.publisher import Publisher, PublishError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -60,7 +60,7 @@ async def test_a_replica_that_has_left_the_name_is_not_waited_for(
     async with serving(policy) as address:
         named = [address, leaving]
         # What the name's lookup says; all else is as it is.
-        monkeypatch.setattr("services.trainer.publisher.replica_addresses", lambda _: list(named))
+        monkeypatch.setattr("vlarl_trainer.publisher.replica_addresses", lambda _: list(named))
         publishing = asyncio.create_task(
             publisher(checkpoint, "dns:///policy:1").publish(adapter(checkpoint, 1), takeover=True)
         )

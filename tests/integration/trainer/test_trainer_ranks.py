@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from vlarl.stack.ranks import ranks_command
+from tests.roots import PYTHONPATH
+from vlarl.launch.torchrun import ranks_command
 
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from services.trainer.batch import Experience  # noqa: E402
-from services.trainer.learner import Learner  # noqa: E402
-from services.trainer.world import World  # noqa: E402
 from tests.integration.trainer import rank_program  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
@@ -26,6 +24,9 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     trainer_config,
 )
 from tests.unit.stack.test_service_processes import gone_within  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
+from vlarl_trainer.batch import Experience  # noqa: E402
+from vlarl_trainer.learner import Learner  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 
 def run_two_ranks(name: str, *arguments: str) -> None:
     program = str(Path(__file__).with_name(name))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*ranks_command(2), program, *arguments],
         env=environment,
@@ -95,12 +96,12 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     program.write_text(
         "import os, time\n"
         "from pathlib import Path\n"
-        "from services.trainer.world import World\n"
+        "from vlarl.learning.ranks import World\n"
         "world = World.from_environment()\n"
         f"(Path({str(tmp_path)!r}) / f'{{world.rank}}.pid').write_text(str(os.getpid()))\n"
         "time.sleep(600)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     launcher = subprocess.Popen([*ranks_command(2), str(program)], env=environment)
     files = [tmp_path / "0.pid", tmp_path / "1.pid"]
     while not all(file.exists() and file.read_text() for file in files):

@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from services.trainer.main import run
 from vlarl.config import load_config
 from vlarl.errors import FatalError
-from vlarl.logs import configure_logging
+from vlarl_cli.logs import configure_logging
+from vlarl_trainer.main import run
 
 if __name__ == "__main__":
     configure_logging()

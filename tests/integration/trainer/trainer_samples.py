@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from services.trainer.lora_policy import LoraPolicy
-from services.trainer.observations import Preparation
 from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig
-from vlarl.openvla.images import encode_jpeg
-from vlarl.openvla.modeling import generate_actions
+from vlarl.images import encode_jpeg
+from vlarl.learning.trainable import LoraPolicy
+from vlarl.models.openvla.network import generate_actions
+from vlarl.models.openvla.processor import Preparation
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
 

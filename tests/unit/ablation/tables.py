@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from tests.unit.report.run_folders import make_run
-from vlarl.ablation.plan import Ablation, make_plan
 from vlarl.config import AblationConfig, load_section
+from vlarl_jobs.ablation.plan import Ablation, make_plan
 
 BASE = """
 [tasks]

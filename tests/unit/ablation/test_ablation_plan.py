@@ -8,9 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.unit.ablation.tables import plan_in, write_table
-from vlarl.ablation.plan import make_plan, standing
-from vlarl.cli import app
-from vlarl.cli.runs import chosen_run
 from vlarl.config import (
     AblationConfig,
     ConfigError,
@@ -20,6 +17,9 @@ from vlarl.config import (
     load_section,
     save_config,
 )
+from vlarl_cli import app
+from vlarl_cli.runs import chosen_run
+from vlarl_jobs.ablation.plan import make_plan, standing
 
 ROOT = Path(__file__).parents[3]
 

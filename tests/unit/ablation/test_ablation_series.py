@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.ablation.tables import journal, make_all, plan_in, stand_in
-from vlarl.ablation.failures import read_failures
-from vlarl.ablation.plan import Ablation, standing
-from vlarl.ablation.series import Series
 from vlarl.errors import FatalError
+from vlarl_jobs.ablation.failures import read_failures
+from vlarl_jobs.ablation.plan import Ablation, standing
+from vlarl_jobs.ablation.series import Series
 
 pytestmark = pytest.mark.torch
 
@@ -160,8 +160,8 @@ INTERRUPTED = """
 import asyncio, sys
 from pathlib import Path
 from tests.unit.ablation.tables import plan_in
-from vlarl.ablation.series import Series
-from vlarl.stack.supervisor import supervise
+from vlarl_jobs.ablation.series import Series
+from vlarl.launch.supervisor import supervise
 
 async def main():
     series = Series(plan_in(Path(sys.argv[1])), [sys.executable, "-c", sys.argv[2]])

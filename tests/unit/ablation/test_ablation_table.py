@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.unit.ablation.tables import make_all, plan_in
-from vlarl.ablation.numbers import Outcome, Row, Spread, rows_of
-from vlarl.ablation.plan import Ablation
-from vlarl.ablation.table import read_table
-from vlarl.cli import app
 from vlarl.config import AblationConfig, save_config
+from vlarl_cli import app
+from vlarl_jobs.ablation.numbers import Outcome, Row, Spread, rows_of
+from vlarl_jobs.ablation.plan import Ablation
+from vlarl_jobs.ablation.table import read_table
 
 pytestmark = pytest.mark.torch
 

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 from benchmarks import sizing
 from benchmarks.sizing import GIB, GPU_BYTES
 from vlarl.config import RunConfig, load_config
-from vlarl.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.config import OpenVLAConfig
 
 pytestmark = pytest.mark.torch
 
@@ -78,7 +78,7 @@ def test_every_layout_fits_even_where_learning_takes_the_most_ever_measured(
 def test_a_smaller_checkpoint_takes_less(
     config: RunConfig, model: OpenVLAConfig, tmp_path: Path
 ) -> None:
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     tiny = make_tiny_checkpoint(tmp_path)
     for part, size in sizing.trainer_tensors(config.trainer, tiny).items():

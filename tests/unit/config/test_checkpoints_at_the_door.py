@@ -15,10 +15,10 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 
 from tests.checkpoint_layouts import BROKEN, WHOLE, lay_out
 from tests.integration.trainer.demonstrated import write_dataset
-from vlarl.cli import app
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
-from vlarl.stack import tasks
+from vlarl.launch import tasks
+from vlarl_cli import app
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
@@ -72,7 +72,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     folder = tmp_path_factory.mktemp("door")
     tiny = folder / "tiny"
@@ -144,7 +144,7 @@ def test_no_engine_is_loaded_to_find_out(command: str, here: Path, tmp_path: Pat
     arguments = COMMANDS[command](here, checkpoint)
     arguments += [str(tmp_path / "out")] if arguments[-1].startswith("--") else []
     program = (
-        "import sys; from vlarl.cli import app\n"
+        "import sys; from vlarl_cli import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit as ended: assert ended.code == 1\n"
         "assert not {'torch', 'vllm'} & sys.modules.keys()"

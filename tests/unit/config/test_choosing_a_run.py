@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vlarl.cli.runs import chosen_run, run_id_of
 from vlarl.config import ConfigError, RunConfig, load_config, save_config
 from vlarl.ownership import OwnedError
+from vlarl_cli.runs import chosen_run, run_id_of
 
 ROOT = Path(__file__).parents[3]
 REACH = ROOT / "configs/reach.toml"

@@ -9,7 +9,6 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from vlarl.cli import app
 from vlarl.config import (
     AblationConfig,
     ConfigError,
@@ -24,6 +23,7 @@ from vlarl.config import (
     load_section,
     save_config,
 )
+from vlarl_cli import app
 
 ROOT = Path(__file__).parents[3]
 

@@ -8,10 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vlarl.cli import app
-from vlarl.cli.evaluate import evaluation_config
 from vlarl.config import ConfigError, RunConfig
 from vlarl.invocation import invocation
+from vlarl_cli import app
+from vlarl_cli.evaluate import evaluation_config
 
 ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "configs/embedded.toml"
@@ -150,7 +150,7 @@ def test_the_suite_and_its_tasks_are_looked_at_before_the_policy(
 def test_a_checkpoint_without_statistics_is_one_sentence(tmp_path: Path) -> None:
     import json
 
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     make_tiny_checkpoint(tmp_path, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
     content = json.loads((tmp_path / "config.json").read_text())

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from tests.integration.trainer.demonstrated import sft_config, task_samples, write_dataset
-from vlarl.cli import app, main
 from vlarl.config import EnvConfig, dump_toml
-from vlarl.suites import check_suite
+from vlarl.config.suites import check_suite
+from vlarl_cli import app, main
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
@@ -86,7 +86,7 @@ def test_nor_with_half_a_checkpoint(tmp_path: Path, missing: str) -> None:
 
 
 def test_a_suite_of_the_users_own_is_known(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "services/env/bddl/reach", tmp_path / "mine")
+    shutil.copytree(ROOT / "services/env/vlarl_env/simulators/libero/bddl/reach", tmp_path / "mine")
     settings = ["tasks.suite=mine", f"env.bddl_directories.mine={tmp_path / 'mine'}"]
     overrides = [part for one in (*settings, "tasks.indices=[1]") for part in ("--set", one)]
     said = refusal(tmp_path / "run", "up", str(ROOT / "configs/reach.toml"), *overrides)
@@ -94,7 +94,9 @@ def test_a_suite_of_the_users_own_is_known(tmp_path: Path) -> None:
 
 
 def test_a_suite_without_states_to_evaluate_on_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "services/env/bddl/approach", tmp_path / "mine")
+    shutil.copytree(
+        ROOT / "services/env/vlarl_env/simulators/libero/bddl/approach", tmp_path / "mine"
+    )
     settings = ["tasks.suite=mine", f"env.bddl_directories.mine={tmp_path / 'mine'}"]
     overrides = [part for one in settings for part in ("--set", one)]
     said = refusal(tmp_path / "run", "up", str(ROOT / "configs/reach.toml"), *overrides)
@@ -128,7 +130,7 @@ def test_a_trainer_looks_at_the_suites_name_before_the_policy(tmp_path: Path) ->
 
 
 def test_the_suites_that_a_trainer_knows_are_all_there_are() -> None:
-    from services.env.suites import SHIPPED_SUITES
+    from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
 
     for suite in SHIPPED_SUITES:
         check_suite(EnvConfig(), suite)
@@ -196,7 +198,7 @@ def test_the_environment_that_a_command_wants_is_named(
     def fails() -> None:
         raise ModuleNotFoundError(f"No module named '{package}.nn'", name=f"{package}.nn")
 
-    monkeypatch.setattr("vlarl.cli.app", fails)
+    monkeypatch.setattr("vlarl_cli.app", fails)
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # or what main sets would stay for further tests
     with pytest.raises(SystemExit) as ended:
         main()
@@ -210,7 +212,7 @@ def test_a_missing_module_of_the_project_is_no_users_mistake(
     def fails() -> None:
         raise ModuleNotFoundError("No module named 'vlarl.gone'", name="vlarl.gone")
 
-    monkeypatch.setattr("vlarl.cli.app", fails)
+    monkeypatch.setattr("vlarl_cli.app", fails)
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # or what main sets would stay for further tests
     with pytest.raises(ModuleNotFoundError):
         main()
@@ -221,7 +223,7 @@ def test_processes_below_a_command_dont_look_into_the_working_folder(
 ) -> None:
     seen: list[str | None] = []
     monkeypatch.setattr(
-        "vlarl.cli.app",
+        "vlarl_cli.app",
         lambda: seen.extend(map(os.environ.get, ("PYTHONSAFEPATH", "PYTHONPATH"))),
     )
     monkeypatch.setenv("PYTHONSAFEPATH", "")

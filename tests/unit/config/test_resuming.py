@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vlarl.cli import app
-from vlarl.cli.runs import chosen_run
 from vlarl.config import (
     ConfigError,
     RewardModelConfig,
@@ -21,8 +19,10 @@ from vlarl.config import (
     save_config,
 )
 from vlarl.config.resuming import CONTENTS, OnResume, check_terms, kinds, terms
-from vlarl.contents import content_digest
-from vlarl.meaning import meaning_terms
+from vlarl.data.contents import content_digest
+from vlarl.models.meaning import meaning_terms
+from vlarl_cli import app
+from vlarl_cli.runs import chosen_run
 
 ROOT = Path(__file__).parents[3]
 ROOTS: dict[type[Section], str] = {
@@ -171,7 +171,7 @@ def test_what_an_older_version_did_not_know_is_not_compared() -> None:
 
 @pytest.mark.torch
 def test_weights_may_lie_elsewhere_but_must_be_the_same(tmp_path: Path) -> None:
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     small = {"image_size": 28, "tower_dim": 32, "text_dim": 64, "tower_depth": 2}
     for name, seed in (("was", 1), ("same", 1), ("other", 2)):
@@ -195,7 +195,7 @@ def test_weights_may_lie_elsewhere_but_must_be_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.torch
 def test_the_same_weights_in_other_units_are_another_policy(tmp_path: Path) -> None:
-    from vlarl.openvla.tiny import make_tiny_checkpoint
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     small = {"image_size": 28, "tower_dim": 32, "text_dim": 64, "tower_depth": 2}
     make_tiny_checkpoint(tmp_path / "was", **small)

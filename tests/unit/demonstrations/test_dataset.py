@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from vlarl.demonstrations import (
+from vlarl.data.dataset import (
     Capture,
     DatasetError,
     Frames,

@@ -12,12 +12,12 @@ pytest.importorskip("h5py")
 
 import h5py
 
-from services.env.demonstrations.collecting import PARTS, Wish, collect
-from services.env.demonstrations.hdf5 import read_episode
-from services.env.demonstrations.orders import Settings
-from services.env.demonstrations.parts import save_episode
-from services.env.suites import SuiteTask
 from tests.recordings import RECORDED
+from vlarl_env.simulators.libero.suites import SuiteTask
+from vlarl_jobs.demonstrations.collecting import PARTS, Wish, collect
+from vlarl_jobs.demonstrations.episode_files import save_episode
+from vlarl_jobs.demonstrations.hdf5 import read_episode
+from vlarl_jobs.demonstrations.messages import Settings
 
 pytestmark = pytest.mark.sim
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.env.demonstrations.conventions import (
+from vlarl_jobs.demonstrations.conventions import (
     Conventions,
     commanded_high,
     fingers_tell,

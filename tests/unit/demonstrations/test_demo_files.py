@@ -15,8 +15,8 @@ pytest.importorskip("h5py")
 
 import h5py
 
-from services.env.demonstrations.episodes import Episode
-from services.env.demonstrations.hdf5 import (
+from vlarl_jobs.demonstrations.episodes import Episode
+from vlarl_jobs.demonstrations.hdf5 import (
     DemoFileError,
     demo_files,
     read_episode,

@@ -9,13 +9,8 @@ pytest.importorskip("scipy")
 
 from scipy.spatial.transform import Rotation
 
-from services.env.demonstrations.arm import (
-    finger_opening,
-    hand_positions,
-    hand_rotations,
-    has_arm,
-)
-from services.env.demonstrations.motion import (
+from vlarl_jobs.demonstrations.arm import finger_opening, hand_positions, hand_rotations, has_arm
+from vlarl_jobs.demonstrations.motion import (
     METRES_A_UNIT,
     RADIANS_A_UNIT,
     is_absolute,

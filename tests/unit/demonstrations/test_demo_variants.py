@@ -18,13 +18,6 @@ pytest.importorskip("h5py")
 import h5py
 import robosuite
 
-from services.env.demonstrations.arm import finger_opening, hand_positions
-from services.env.demonstrations.converting import ORIGINS, Source, convert, find_sources
-from services.env.demonstrations.crew import WorkerDiedError
-from services.env.demonstrations.examining import Terms, examine
-from services.env.demonstrations.hdf5 import DemoFileError, read_episode
-from services.env.demonstrations.orders import RenderOrder, Settings
-from services.env.suites import TaskCatalog
 from tests.recordings import (
     RECORDED,
     TASK,
@@ -34,7 +27,14 @@ from tests.recordings import (
     variant,
     without_attributes,
 )
-from vlarl.demonstrations import DatasetError
+from vlarl.data.dataset import DatasetError
+from vlarl_env.simulators.registry import TaskCatalog
+from vlarl_jobs.demonstrations.arm import finger_opening, hand_positions
+from vlarl_jobs.demonstrations.converting import ORIGINS, Source, convert, find_sources
+from vlarl_jobs.demonstrations.examining import Terms, examine
+from vlarl_jobs.demonstrations.hdf5 import DemoFileError, read_episode
+from vlarl_jobs.demonstrations.messages import RenderOrder, Settings
+from vlarl_jobs.demonstrations.worker_processes import WorkerDiedError
 
 pytestmark = pytest.mark.sim
 
@@ -436,7 +436,7 @@ def test_what_goes_wrong_at_the_first_frame_is_said_and_leaves_nothing(
         partial.touch()
         raise WorkerDiedError("its last words are above")
 
-    monkeypatch.setattr("services.env.demonstrations.converting.run_crew", killed)
+    monkeypatch.setattr("vlarl_jobs.demonstrations.converting.run_crew", killed)
     sources = find(variant(tmp_path / "demos"))
     for existed in (False, True):
         if existed:

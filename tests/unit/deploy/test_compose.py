@@ -222,7 +222,7 @@ def test_profiles_keep_their_runs_apart() -> None:
 def test_commands_are_ones_that_the_command_line_knows(stack: Stack) -> None:
     from typer.testing import CliRunner
 
-    from vlarl.cli import app
+    from vlarl_cli import app
 
     for name in ("policy", "env", "reward"):
         shown = CliRunner().invoke(app, ["serve", name, "--help"], env={"COLUMNS": "200"}).output

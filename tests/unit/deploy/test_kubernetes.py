@@ -10,7 +10,7 @@ import yaml
 
 from tests.unit.deploy.tools import KUBERNETES, OVERLAYS, Object, built, built_with
 from vlarl.config import load_config
-from vlarl.queue import EPISODES
+from vlarl.queue.rollout_queue import EPISODES
 
 VERSION = "1.32"
 CUSTOM = {"keda.sh", "trainer.kubeflow.org", "monitoring.coreos.com", "jobset.x-k8s.io"}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.env.bddl_check import check_bddl
-from services.env.bddl_reader import BddlError, read_bddl
-from vlarl.suites import bddl_files
+from vlarl.config.suites import bddl_files
+from vlarl_env.simulators.libero.bddl_check import check_bddl
+from vlarl_env.simulators.libero.bddl_reader import BddlError, read_bddl
 
 SCENE = """(define (problem LIBERO_Tabletop_Manipulation)
   (:domain robosuite)

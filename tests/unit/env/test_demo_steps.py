@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.env.demonstrations.steps import (
+from vlarl.models.statistics import to_simulator
+from vlarl_jobs.demonstrations.steps import (
     grouped_actions,
     held_actions,
     in_dataset_units,
     kept_without_no_ops,
 )
-from vlarl.openvla.tokens import to_simulator
 
 
 def actions(*rows: tuple[float, float]) -> np.ndarray:

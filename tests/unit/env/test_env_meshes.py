@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 if TYPE_CHECKING:
-    from services.env.meshes import Mesh
+    from vlarl_env.simulators.libero.meshes import Mesh
 
 pytestmark = pytest.mark.sim
 
@@ -23,7 +23,7 @@ def tube() -> Mesh:
 
     As in LIBERO's files, each triangle has vertices, normals and texels of its own.
     """
-    from services.env.meshes import Mesh
+    from vlarl_env.simulators.libero.meshes import Mesh
 
     v, u = np.meshgrid(np.linspace(0, 1, ROWS + 1), np.linspace(0, 1, COLUMNS + 1), indexing="ij")
     angle = 2 * np.pi * (u % 1)  # so that the seam's two sides are at the same place
@@ -43,7 +43,7 @@ def area(mesh: Mesh) -> float:
 
 
 def test_shape_shading_and_texture_are_kept() -> None:
-    from services.env.meshes import simplify
+    from vlarl_env.simulators.libero.meshes import simplify
 
     original = tube()
     copy = simplify(original, 1000)
@@ -69,7 +69,7 @@ def test_shape_shading_and_texture_are_kept() -> None:
 
 def test_nothing_tears_and_nothing_shrinks() -> None:
     """The rims stay, and both sides of the texture's seam have the same vertices."""
-    from services.env.meshes import simplify
+    from vlarl_env.simulators.libero.meshes import simplify
 
     copy = simplify(tube(), 1000)
     places, place = np.unique(copy.vertices, axis=0, return_inverse=True)
@@ -82,7 +82,7 @@ def test_nothing_tears_and_nothing_shrinks() -> None:
 
 
 def test_an_untextured_mesh_gets_no_texture() -> None:
-    from services.env.meshes import simplify
+    from vlarl_env.simulators.libero.meshes import simplify
 
     bare = tube()._replace(texcoords=np.zeros((0, 2), dtype=np.float32))
     copy = simplify(bare, 1000)
@@ -139,7 +139,7 @@ def test_the_model_has_the_copies_for_a_while(
 ) -> None:
     import mujoco
 
-    from services.env import meshes
+    from vlarl_env.simulators.libero import meshes
 
     model = mujoco.MjModel.from_xml_string(SCENE, {"large.obj": ball(50, 60)})
     before = surfaces(model)
@@ -170,7 +170,7 @@ def test_the_model_has_the_copies_for_a_while(
 def test_other_content_is_another_copy(tmp_path: Path) -> None:
     import mujoco
 
-    from services.env import meshes
+    from vlarl_env.simulators.libero import meshes
 
     for columns in (60, 61):
         model = mujoco.MjModel.from_xml_string(SCENE, {"large.obj": ball(50, columns)})
@@ -183,7 +183,7 @@ def test_a_mesh_of_borders_stays_as_it_is(tmp_path: Path) -> None:
     """Apart from each other, triangles have nothing but borders."""
     import mujoco
 
-    from services.env import meshes
+    from vlarl_env.simulators.libero import meshes
 
     corners = np.random.default_rng(0).uniform(-1, 1, (6000, 3, 3)).round(4).reshape(-1, 3)
     lines = [f"v {x} {y} {z}" for x, y, z in corners]

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from services.env.devices import egl_devices
-from services.env.headless import cache_folder, headless_environment
-from services.env.textures import TEXTURE_CAP, cap_textures
-from services.env.wire import HEADER, MAX_PAYLOAD, Frame, Kind, decode_header
-from services.env.worker import action_seed
 from vlarl.config import EnvConfig
+from vlarl_env.devices import egl_devices
+from vlarl_env.headless import cache_folder, headless_environment
+from vlarl_env.rollout import action_seed
+from vlarl_env.simulators.libero.textures import TEXTURE_CAP, cap_textures
+from vlarl_env.wire import HEADER, MAX_PAYLOAD, Frame, Kind, decode_header
 
 
 @given(st.sampled_from(Kind), st.binary(max_size=300), st.floats(0, 1e6), st.floats(0, 1e6))

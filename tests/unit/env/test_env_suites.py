@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.env.bddl_check import check_bddl
-from services.env.bddl_reader import read_bddl
-from services.env.suites import SHIPPED_SUITES, TaskCatalog, UnknownTaskError
 from vlarl.config import ConfigError, EnvConfig
-from vlarl.libero import LIBERO_SUITES, PERTURBED_SUITES, base_suite, variants
-from vlarl.stack.tasks import choose_tasks, suite_tasks
+from vlarl.config.libero import LIBERO_SUITES, PERTURBED_SUITES, base_suite, variants
+from vlarl.launch.tasks import choose_tasks, suite_tasks
+from vlarl_env.errors import UnknownTaskError
+from vlarl_env.simulators.libero.bddl_check import check_bddl
+from vlarl_env.simulators.libero.bddl_reader import read_bddl
+from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
+from vlarl_env.simulators.registry import TaskCatalog
 
 pytestmark = pytest.mark.sim
 
@@ -242,7 +244,7 @@ def test_states_of_another_scene_name_both_files(tmp_path: Path) -> None:
     assert str(refused.value) == (
         f"{tmp_path / 'push.init.npz'}: its states have 79 values, those of the scene {scene} have "
         "92: it was edited after they were drawn; draw them again with `python -m "
-        f"services.env.init_states {tmp_path}`"
+        f"vlarl_env.simulators.libero.init_states {tmp_path}`"
     )
 
 
@@ -305,8 +307,8 @@ def test_the_table_of_kinds_is_liberos_registry() -> None:
     from libero.libero.envs.objects import get_object_dict, get_object_fn
     from libero.libero.envs.predicates import VALIDATE_PREDICATE_FN_DICT
 
-    import services.env.scene  # noqa: F401
-    from services.env import bddl_check, predicates
+    import vlarl_env.simulators.libero.scene  # noqa: F401
+    from vlarl_env.simulators.libero import bddl_check, predicates
 
     predicates.register()
     table = bddl_check._kinds()
@@ -330,7 +332,7 @@ def test_imports_leave_a_fresh_home_alone(tmp_path: Path) -> None:
     """No prompt, nothing written outside the cache folder, though the home can't be written."""
     home, cache = tmp_path / "home", tmp_path / "cache"
     home.mkdir(mode=0o500)
-    program = "from services.env import scene; print(scene.PLACEMENT_TRIES)"
+    program = "from vlarl_env.simulators.libero import scene; print(scene.PLACEMENT_TRIES)"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={"PATH": os.environ["PATH"], "HOME": str(home), "VLARL_CACHE": str(cache)},

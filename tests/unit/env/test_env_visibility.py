@@ -48,7 +48,7 @@ def inside(center: Floats, radius: float) -> Floats:
 
 @pytest.mark.parametrize("corners", [(0, 0, 256, 256), (40, 200, 60, 230), (220, 0, 256, 40)])
 def test_a_ball_with_a_point_in_the_window_is_shown(corners: tuple[int, int, int, int]) -> None:
-    from services.env.visibility import Window, may_show, view_of
+    from vlarl_env.simulators.libero.visibility import Window, may_show, view_of
 
     window = Window(*corners)
     axes = looking_at(np.array([0.2, 0.1, 0.4]))
@@ -66,7 +66,7 @@ def test_a_ball_with_a_point_in_the_window_is_shown(corners: tuple[int, int, int
 
 
 def test_a_ball_is_hidden_only_where_no_ray_passes_the_table() -> None:
-    from services.env.visibility import Window, may_show, may_stand_out, view_of
+    from vlarl_env.simulators.libero.visibility import Window, may_show, may_stand_out, view_of
 
     table = np.array([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
     axes = looking_at(np.zeros(3))
@@ -101,7 +101,7 @@ def test_a_ball_is_hidden_only_where_no_ray_passes_the_table() -> None:
 
 
 def test_the_window_of_a_shape_holds_its_corners() -> None:
-    from services.env.visibility import Window, view_of, window_of
+    from vlarl_env.simulators.libero.visibility import Window, view_of, window_of
 
     axes = looking_at(np.zeros(3))
     view = view_of(45.0, EYE, axes, SIZE)
@@ -121,7 +121,7 @@ def test_the_window_of_a_shape_holds_its_corners() -> None:
 def test_balls_enclose_meshes_and_bodies() -> None:
     import mujoco
 
-    from services.env import visibility
+    from vlarl_env.simulators.libero import visibility
 
     steps = 40
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, steps)] * 2), axis=-1).reshape(-1, 2)

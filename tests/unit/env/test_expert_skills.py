@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.env.experts.goals import Goal, NoExpertError, read_goals, require_expert
-from services.env.experts.grasps import find_grasps, half_turn
-from services.env.experts.motion import (
+from vlarl_jobs.demonstrations.experts.goals import Goal, NoExpertError, read_goals, require_expert
+from vlarl_jobs.demonstrations.experts.grasps import find_grasps, half_turn
+from vlarl_jobs.demonstrations.experts.motion import (
     CLOSED,
     COASTING_STEPS,
     METRES_PER_STEP,
@@ -21,7 +21,7 @@ from services.env.experts.motion import (
     rotation_between,
     towards,
 )
-from services.env.experts.picking import OPENED, Phase, Situation, act, phase_of
+from vlarl_jobs.demonstrations.experts.picking import OPENED, Phase, Situation, act, phase_of
 
 NOTHING = np.zeros((0, 3))
 BASE = np.array([-0.5, 0.0, 0.0])

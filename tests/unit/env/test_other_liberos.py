@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from services.env.headless import headless_environment
-from vlarl.cli import app
 from vlarl.config import ConfigError, EnvConfig
-from vlarl.libero import has_simulator, simulator_environment
-from vlarl.stack.supervisor import simulator_python
-from vlarl.stack.tasks import simulator_identity, suite_tasks
+from vlarl.config.libero import has_simulator, simulator_environment
+from vlarl.launch.supervisor import simulator_python
+from vlarl.launch.tasks import simulator_identity, suite_tasks
+from vlarl_cli import app
+from vlarl_env.headless import headless_environment
 
 SUITE = "libero_spatial_task"
 """Whose instructions are read from the scene files."""
@@ -77,7 +77,7 @@ def test_an_environment_that_lacks_the_package_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`vlarl demos` runs itself again in .venv-sim: there it must not look for .venv-sim."""
-    for module in ("vlarl.stack.supervisor", "vlarl.cli.demos"):
+    for module in ("vlarl.launch.supervisor", "vlarl_cli.demos"):
         monkeypatch.setattr(f"{module}.has_simulator", lambda: False)
     python = tmp_path / ".venv-sim" / "bin" / "python"
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
@@ -128,7 +128,10 @@ def test_a_platform_of_another_program_stops_no_simulator(
     """Neither a process that is started for one, nor one that was started by hand."""
     environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
     environment |= {"VLARL_CACHE": str(tmp_path), "PYOPENGL_PLATFORM": "egl", **chosen}
-    program = "from services.env import scene; import os; print(os.environ['PYOPENGL_PLATFORM'])"
+    program = (
+        "import os; from vlarl_env.simulators.libero import scene; "
+        "print(os.environ['PYOPENGL_PLATFORM'])"
+    )
     for prepared in (environment, headless_environment(environment, egl_device=None)):
         done = subprocess.run(
             [sys.executable, "-c", program], env=prepared, capture_output=True, text=True
@@ -149,7 +152,7 @@ def test_tasks_are_those_of_the_installed_package(
     monkeypatch.setenv("PYTHONPATH", str(cloned))
     monkeypatch.setenv("LIBERO_CONFIG_PATH", str(cloned.with_name("settings")))
     if not launched:
-        monkeypatch.setattr("vlarl.stack.tasks.simulator_environment", dict)
+        monkeypatch.setattr("vlarl.launch.tasks.simulator_environment", dict)
     assert suite_tasks(EnvConfig(), SUITE) == expected
     assert simulator_identity(EnvConfig(), SUITE) == identity
     assert expected[0].init_states == 50
@@ -159,8 +162,8 @@ def test_tasks_are_those_of_the_installed_package(
 def test_a_scene_is_built_from_the_installed_package(cloned: Path) -> None:
     """Also where the program is started in the clone, and by hand."""
     program = (
-        "from services.env.scene import Scene\n"
-        "from services.env.suites import TaskCatalog\n"
+        "from vlarl_env.simulators.libero.scene import Scene\n"
+        "from vlarl_env.simulators.registry import TaskCatalog\n"
         "Scene(TaskCatalog().find('reach', 0).bddl_file, 'fast').close()\n"
         "import libero, os; print(*libero.__path__)\n"
     )
@@ -176,8 +179,8 @@ def test_what_was_prepared_here_is_no_choice_of_a_renderer(tmp_path: Path) -> No
     """A server that has looked at LIBERO's suites still gives its simulators the GPU."""
     program = (
         "import os\n"
-        "from services.env.headless import headless_environment\n"
-        "from services.env.suites import TaskCatalog\n"
+        "from vlarl_env.headless import headless_environment\n"
+        "from vlarl_env.simulators.registry import TaskCatalog\n"
         "TaskCatalog()\n"
         "print(os.environ['MUJOCO_GL'], headless_environment(os.environ, 0)['MUJOCO_GL'])\n"
     )
@@ -195,7 +198,7 @@ def test_what_was_prepared_here_is_no_choice_of_a_renderer(tmp_path: Path) -> No
 
 @pytest.mark.sim
 def test_an_identity_is_the_versions_and_the_scenes(tmp_path: Path) -> None:
-    from services.env.suites import SHIPPED_SUITES
+    from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
 
     (shipped,) = SHIPPED_SUITES["reach"].glob("*.bddl")
     copy = tmp_path / shipped.name

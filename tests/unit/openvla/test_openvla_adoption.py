@@ -24,12 +24,12 @@ from tests.checkpoint_layouts import (  # noqa: E402
     lay_out,
     pickled,
 )
-from vlarl.cli import app  # noqa: E402
-from vlarl.openvla.checkpoint import CheckpointReader, base_digest  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.openvla.modeling import load_model  # noqa: E402
-from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
-from vlarl.openvla.wholeness import check_openvla  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.network import load_model  # noqa: E402
+from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.models.openvla.wholeness import check_openvla  # noqa: E402
+from vlarl.weights.checkpoint import CheckpointReader, base_digest  # noqa: E402
+from vlarl_cli import app  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

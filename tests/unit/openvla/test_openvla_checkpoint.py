@@ -11,14 +11,14 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 
 import torch
 
-from vlarl.openvla.checkpoint import (
+from vlarl.weights.checkpoint import (
     CheckpointReader,
     base_digest,
     save_tensors,
     tensor_bytes,
     tensors_digest,
 )
-from vlarl.openvla.folder import CheckpointError
+from vlarl.weights.folder import CheckpointError
 
 pytestmark = pytest.mark.torch
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from vlarl.openvla.config import ConfigError, OpenVLAConfig
-from vlarl.openvla.folder import is_openvla, reward_model_version
-from vlarl.openvla.oft import oft_sign
+from vlarl.errors import ConfigError
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.oft import oft_sign
+from vlarl.models.registry import is_openvla
+from vlarl.weights.folder import reward_model_version
 
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
 

@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlarl.openvla import images
-from vlarl.openvla.config import ConfigError
-from vlarl.openvla.images import (
+from vlarl import images
+from vlarl.errors import ConfigError
+from vlarl.images import (
     ImageError,
-    PixelNormalizer,
     center_crop,
     decode_image,
     encode_jpeg,
     lanczos_resize,
     prepare_image,
 )
+from vlarl.models.openvla.pixels import PixelNormalizer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

@@ -9,13 +9,15 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 import torch
 from peft import LoraConfig, get_peft_model
 
-from vlarl.openvla.checkpoint import CheckpointReader, base_digest
-from vlarl.openvla.config import ConfigError, OpenVLAConfig
-from vlarl.openvla.images import PixelNormalizer
-from vlarl.openvla.lora import lora_layers, merged_digest, merged_tensors
-from vlarl.openvla.modeling import OpenVLA, load_model, pad_prompts
-from vlarl.openvla.prompt import PromptBuilder
-from vlarl.openvla.tiny import libero_instructions, make_tiny_checkpoint
+from vlarl.errors import ConfigError
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.network import OpenVLA, load_model, pad_prompts
+from vlarl.models.openvla.pixels import PixelNormalizer
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.models.openvla.tiny import libero_instructions, make_tiny_checkpoint
+from vlarl.weights.checkpoint import CheckpointReader, base_digest
+from vlarl.weights.merge import merged_tensors
 
 pytestmark = pytest.mark.torch
 
@@ -89,7 +91,14 @@ def test_merged_weights_act_like_peft(tiny: Path) -> None:
             module.lora_A["default"].weight.data, module.lora_B["default"].weight.data = factors[
                 layer
             ]
-    model.load_state_dict(dict(merged_tensors(tiny, factors, 2.0, torch.float32)), strict=False)
+    model.load_state_dict(
+        dict(
+            merged_tensors(
+                tiny, lora_layers(OpenVLAConfig.from_directory(tiny)), factors, 2.0, torch.float32
+            )
+        ),
+        strict=False,
+    )
     with torch.inference_mode():
         ours, theirs = model(*inputs).logits, adapted(*inputs).logits
     assert (theirs - base).abs().max() > 0.1
@@ -109,7 +118,9 @@ def test_gradients_reach_every_adapter(tiny: Path) -> None:
 def test_merging_adds_in_float32_and_casts_last(tiny: Path) -> None:
     layer = "projector.fc3"
     a, b = (factor.bfloat16() for factor in _factors(tiny)[layer])
-    ((key, merged),) = merged_tensors(tiny, {layer: (a, b)}, 0.5, torch.bfloat16)
+    ((key, merged),) = merged_tensors(
+        tiny, lora_layers(OpenVLAConfig.from_directory(tiny)), {layer: (a, b)}, 0.5, torch.bfloat16
+    )
     base = CheckpointReader(tiny).tensor("projector.fc3.weight")
     assert key == "projector.fc3.weight"
     assert torch.equal(merged, (base + 0.5 * (b.float() @ a.float())).bfloat16())
@@ -118,7 +129,14 @@ def test_merging_adds_in_float32_and_casts_last(tiny: Path) -> None:
 def test_layers_of_an_earlier_adapter_are_restored(tiny: Path) -> None:
     factors = {"projector.fc1": _factors(tiny)["projector.fc1"]}
     restored = dict(
-        merged_tensors(tiny, factors, 1.0, torch.float32, {"projector.fc1", "projector.fc2"})
+        merged_tensors(
+            tiny,
+            lora_layers(OpenVLAConfig.from_directory(tiny)),
+            factors,
+            1.0,
+            torch.float32,
+            {"projector.fc1", "projector.fc2"},
+        )
     )
     assert list(restored) == ["projector.fc1.weight", "projector.fc2.weight"]
     base = CheckpointReader(tiny)
@@ -130,22 +148,42 @@ def test_the_merged_digest_is_the_weights(tiny: Path) -> None:
     factors = _factors(tiny)
 
     def digest(scaling: float) -> str:
-        return merged_digest(merged_tensors(tiny, factors, scaling, torch.float32))
+        return merged_digest(
+            merged_tensors(
+                tiny,
+                lora_layers(OpenVLAConfig.from_directory(tiny)),
+                factors,
+                scaling,
+                torch.float32,
+            )
+        )
 
     assert digest(1.0) == digest(1.0)
     assert digest(1.0) != digest(1.001)
     backwards = dict(reversed(factors.items()))
-    assert merged_digest(merged_tensors(tiny, backwards, 1.0, torch.float32)) == digest(1.0)
+    assert merged_digest(
+        merged_tensors(
+            tiny, lora_layers(OpenVLAConfig.from_directory(tiny)), backwards, 1.0, torch.float32
+        )
+    ) == digest(1.0)
 
 
 def test_factors_that_do_not_fit_are_refused_at_once(tiny: Path) -> None:
     a, b = _factors(tiny)["projector.fc1"]
     for wrong in ({"projector.fc1": (b, a)}, {"projector.fc1": (a[:2], b)}):
         with pytest.raises(ValueError, match=r"projector\.fc1"):
-            merged_tensors(tiny, wrong, 1.0, torch.float32)
+            merged_tensors(
+                tiny, lora_layers(OpenVLAConfig.from_directory(tiny)), wrong, 1.0, torch.float32
+            )
     for layer in ("language_model.lm_head", "vision_backbone.featurizer.blocks.2.attn.qkv"):
         with pytest.raises(ValueError, match="no layer for LoRA"):
-            merged_tensors(tiny, {layer: (a, b)}, 1.0, torch.float32)
+            merged_tensors(
+                tiny,
+                lora_layers(OpenVLAConfig.from_directory(tiny)),
+                {layer: (a, b)},
+                1.0,
+                torch.float32,
+            )
 
 
 def test_a_tiny_checkpoint_is_tiny_deterministic_and_near_uniform(tmp_path: Path) -> None:

@@ -12,16 +12,11 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 
 import torch
 
-from vlarl.openvla.checkpoint import CheckpointReader, save_tensors
-from vlarl.openvla.folder import CheckpointError
-from vlarl.openvla.images import PixelNormalizer
-from vlarl.openvla.modeling import (
-    OpenVLA,
-    generate_actions,
-    load_model,
-    pad_prompts,
-)
-from vlarl.openvla.tokens import ActionTokenizer
+from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model, pad_prompts
+from vlarl.models.openvla.pixels import PixelNormalizer
+from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.weights.checkpoint import CheckpointReader, save_tensors
+from vlarl.weights.folder import CheckpointError
 
 pytestmark = pytest.mark.torch
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vlarl.openvla.config import ConfigError
+from vlarl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vlarl.openvla.prompt import PromptBuilder
+    from vlarl.models.openvla.prompt import PromptBuilder
 
 pytestmark = pytest.mark.torch
 
@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
 
 
 def _builder(checkpoint: Path) -> PromptBuilder:
-    from vlarl.openvla.prompt import PromptBuilder
+    from vlarl.models.openvla.prompt import PromptBuilder
 
     return PromptBuilder(checkpoint)
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from vlarl.openvla.config import OpenVLAConfig
-from vlarl.openvla.tokens import ActionStats, ActionTokenizer, to_simulator
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.statistics import ActionStats, to_simulator
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 LLAMA = ActionTokenizer(32000)

@@ -15,9 +15,9 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlarl.openvla.config import _TOWERS, OpenVLAConfig
-from vlarl.openvla.modeling import OpenVLA
-from vlarl.openvla.vit import VisionTransformer
+from vlarl.models.openvla.config import _TOWERS, OpenVLAConfig
+from vlarl.models.openvla.network import OpenVLA
+from vlarl.models.openvla.vision import VisionTransformer
 
 pytestmark = pytest.mark.torch
 

@@ -15,14 +15,18 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", reason="runs in the torch environment (.venv)")
 
 from tests.checkpoint_layouts import BROKEN, KEY, WHOLE, lay_out  # noqa: E402
-from vlarl.errors import FatalError  # noqa: E402
-from vlarl.openvla.config import ConfigError, OpenVLAConfig  # noqa: E402
-from vlarl.openvla.folder import CheckpointError  # noqa: E402
-from vlarl.openvla.headers import read_header  # noqa: E402
-from vlarl.openvla.modeling import OpenVLA, load_model  # noqa: E402
-from vlarl.openvla.tensors import stored_tensors  # noqa: E402
-from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
-from vlarl.openvla.wholeness import check_any, check_openvla, check_reward_model  # noqa: E402
+from vlarl.errors import (  # noqa: E402
+    ConfigError,
+    FatalError,
+)
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.network import OpenVLA, load_model  # noqa: E402
+from vlarl.models.openvla.tensors import stored_tensors  # noqa: E402
+from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.models.openvla.wholeness import check_openvla  # noqa: E402
+from vlarl.models.registry import check_any, check_reward_model  # noqa: E402
+from vlarl.weights.folder import CheckpointError  # noqa: E402
+from vlarl.weights.headers import read_header  # noqa: E402
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
@@ -86,7 +90,8 @@ def test_a_header_says_what_the_library_reads(tiny: Path) -> None:
 
 def test_neither_torch_nor_a_tensor_is_needed_to_look(tiny: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from vlarl.openvla.wholeness import check_openvla; "
+        "import sys; from pathlib import Path; "
+        "from vlarl.models.openvla.wholeness import check_openvla; "
         f"check_openvla(Path({str(tiny)!r})); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

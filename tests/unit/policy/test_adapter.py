@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vlarl import adapter as wire  # noqa: E402
 from vlarl.policy.v1 import policy_pb2 as pb  # noqa: E402
+from vlarl.weights import adapter as wire  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

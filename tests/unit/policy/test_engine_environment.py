@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from services.policy.engine import set_engine_environment
 from vlarl.config import ConfigError, PolicyConfig, load_config
+from vlarl_policy.vllm_engine import set_engine_environment
 
 pytestmark = pytest.mark.torch
 

@@ -13,14 +13,15 @@ torch = pytest.importorskip("torch")
 from torch.overrides import TorchFunctionMode  # noqa: E402
 from vllm.utils.torch_utils import available_cpu_count  # noqa: E402
 
-from services.policy.engine import merge_threads  # noqa: E402
-from services.policy.worker import AdapterWorker  # noqa: E402
-from vlarl.adapter import Adapter, write_adapter  # noqa: E402
 from vlarl.config import PolicyConfig  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.openvla.lora import lora_layers, merged_digest, merged_tensors  # noqa: E402
-from vlarl.openvla.modeling import OpenVLA, load_model  # noqa: E402
-from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.lora import lora_layers, merged_digest  # noqa: E402
+from vlarl.models.openvla.network import OpenVLA, load_model  # noqa: E402
+from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.weights.adapter import Adapter, write_adapter  # noqa: E402
+from vlarl.weights.merge import merged_tensors  # noqa: E402
+from vlarl_policy.vllm_engine import merge_threads  # noqa: E402
+from vlarl_policy.vllm_worker import AdapterWorker  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -97,7 +98,13 @@ def test_a_merge_has_its_threads_and_puts_the_engines_back(
     assert len(products.threads) == len(moved.factors)
     assert torch.get_num_threads() == 1
     # What one thread gives: threads are no part of what is served.
-    merged = merged_tensors(checkpoint, moved.factors, moved.scaling, torch.float32)
+    merged = merged_tensors(
+        checkpoint,
+        lora_layers(OpenVLAConfig.from_directory(checkpoint)),
+        moved.factors,
+        moved.scaling,
+        torch.float32,
+    )
     assert digest == merged_digest(merged)
 
 

@@ -12,8 +12,10 @@ torch = pytest.importorskip("torch")
 
 from prometheus_client import CollectorRegistry  # noqa: E402
 
-from services.policy.metrics import PolicyMetrics  # noqa: E402
-from services.policy.swap import (  # noqa: E402
+from vlarl.policy.v1 import policy_pb2 as pb  # noqa: E402
+from vlarl.weights.adapter import Adapter, adapter_header, read_adapter  # noqa: E402
+from vlarl_policy.metrics import PolicyMetrics  # noqa: E402
+from vlarl_policy.swap import (  # noqa: E402
     ServingWeights,
     SwapFailedError,
     VersionRefused,
@@ -22,8 +24,6 @@ from services.policy.swap import (  # noqa: E402
     content_of,
     serves_already,
 )
-from vlarl.adapter import Adapter, adapter_header, read_adapter  # noqa: E402
-from vlarl.policy.v1 import policy_pb2 as pb  # noqa: E402
 
 pytestmark = pytest.mark.torch
 BASE = "b" * 64

@@ -33,8 +33,8 @@ from hypothesis.stateful import (
 from tests.conftest import Valkey
 from vlarl.config import QueueConfig
 from vlarl.policy.v1 import policy_pb2
-from vlarl.queue import DEAD, EPISODES, TRAJECTORIES, RolloutQueue, scored_stream
-from vlarl.queue_entries import Delivery
+from vlarl.queue.entries import Delivery
+from vlarl.queue.rollout_queue import DEAD, EPISODES, TRAJECTORIES, RolloutQueue, scored_stream
 from vlarl.rollout.v1 import rollout_pb2
 
 RUN = "run"

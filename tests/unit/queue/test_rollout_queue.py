@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.trainer.collector import Collected
-from services.trainer.queue_gauges import QueueGauges
 from tests.conftest import Valkey
-from vlarl import queue_connection
 from vlarl.config import QueueConfig
-from vlarl.queue import TRAJECTORIES, QueueError, RolloutQueue, check_queue
-from vlarl.queue_entries import Delivery
+from vlarl.queue import connection as queue_connection
+from vlarl.queue.entries import Delivery
+from vlarl.queue.gauges import QueueGauges
+from vlarl.queue.rollout_queue import TRAJECTORIES, QueueError, RolloutQueue, check_queue
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_trainer.rollouts.collector import Collected
 
 RUN = "run-a"
 

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
-from services.trainer.actions import ActionLog
-from services.trainer.checkpoint import Progress
-from services.trainer.curriculum import Curriculum
-from services.trainer.evaluation import EpisodeResult, EvaluationLog, count
-from services.trainer.evaluation_folder import EvaluationFolder
-from services.trainer.film import write_film
-from services.trainer.metrics import METRICS, MetricsLog
-from services.trainer.starts import record_start
-from services.trainer.world import World
 from vlarl.config import RunConfig, TasksConfig, TrainerConfig, dump_toml
+from vlarl.learning.ranks import World
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.trainer.v1 import trainer_pb2
+from vlarl_jobs.evaluation.film import write_film
+from vlarl_jobs.evaluation.folder import EvaluationFolder
+from vlarl_trainer.record.actions import ActionLog
+from vlarl_trainer.record.evaluation import EpisodeResult, EvaluationLog, count
+from vlarl_trainer.record.machine import record_start
+from vlarl_trainer.record.metrics import METRICS, MetricsLog
+from vlarl_trainer.record.progress import Progress
+from vlarl_trainer.rollouts.curriculum import Curriculum
 
 EPISODES, STEPS, SECONDS = 20, 100, 60.0
 """Of each iteration."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vlarl.cli import app
-from vlarl.cli.evaluate import evaluation_config
 from vlarl.config import ConfigError, RunConfig, load_saved, load_section
-from vlarl.report.run_folder import read_run
+from vlarl_cli import app
+from vlarl_cli.evaluate import evaluation_config
+from vlarl_jobs.report.run_folder import read_run
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]

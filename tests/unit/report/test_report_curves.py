@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.report.run_folders import make_run
 from vlarl.intervals import wilson_interval
-from vlarl.report.curves import (
+from vlarl_jobs.report.curves import (
     over_runs,
     paired,
     smoothed,
@@ -20,9 +20,9 @@ from vlarl.report.curves import (
     trailing_sums,
     window_of,
 )
-from vlarl.report.groups import differences, group_runs
-from vlarl.report.milestones import milestones
-from vlarl.report.run_folder import read_run
+from vlarl_jobs.report.groups import differences, group_runs
+from vlarl_jobs.report.milestones import milestones
+from vlarl_jobs.report.run_folder import read_run
 
 pytestmark = pytest.mark.torch
 

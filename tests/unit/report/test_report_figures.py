@@ -18,17 +18,17 @@ from tests.unit.report.run_folders import (
     make_run,
 )
 from vlarl.intervals import wilson_interval
-from vlarl.report.figures.coverage import coverage_of, principal_plane
-from vlarl.report.figures.curriculum import curriculum_panels, curriculum_tasks, task_table
-from vlarl.report.figures.health import health_of
-from vlarl.report.figures.panel import draw, short_number
-from vlarl.report.figures.phases import phase_seconds
-from vlarl.report.figures.success import evaluated_success, training_success
-from vlarl.report.films import choose, clip_of
-from vlarl.report.groups import group_runs
-from vlarl.report.records import Film
-from vlarl.report.run_folder import read_run
-from vlarl.report.theme import VARIABLES, colour_variables
+from vlarl_jobs.report.figures.coverage import coverage_of, principal_plane
+from vlarl_jobs.report.figures.curriculum import curriculum_panels, curriculum_tasks, task_table
+from vlarl_jobs.report.figures.health import health_of
+from vlarl_jobs.report.figures.panel import draw, short_number
+from vlarl_jobs.report.figures.phases import phase_seconds
+from vlarl_jobs.report.figures.success import evaluated_success, training_success
+from vlarl_jobs.report.films import choose, clip_of
+from vlarl_jobs.report.groups import group_runs
+from vlarl_jobs.report.records import Film
+from vlarl_jobs.report.run_folder import read_run
+from vlarl_jobs.report.theme import VARIABLES, colour_variables
 
 pytestmark = pytest.mark.torch
 

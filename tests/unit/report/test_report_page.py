@@ -14,8 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.unit.report.run_folders import make_run
-from vlarl.cli import app
 from vlarl.config import RewardConfig
+from vlarl_cli import app
 
 pytestmark = pytest.mark.torch
 VOID = {"meta", "link", "img", "source", "br", "hr"}
@@ -190,10 +190,11 @@ def test_what_cannot_be_shown_is_one_sentence(run_dir: Path, tmp_path: Path) -> 
 
 def test_neither_torch_nor_a_service_is_loaded(run_dir: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom vlarl.cli import app\n"
+        "import sys\nfrom vlarl_cli import app\n"
         f"app(['report', {str(run_dir)!r}, '--out', {str(tmp_path / 'page.html')!r}], "
         "standalone_mode=False)\n"
-        "heavy = {'torch', 'vllm', 'transformers', 'tensorboard', 'services', 'pandas'}\n"
+        "heavy = {'torch', 'vllm', 'transformers', 'tensorboard', 'pandas', "
+        "'vlarl_policy', 'vlarl_env', 'vlarl_reward', 'vlarl_trainer'}\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -11,9 +11,9 @@ import pytest
 
 from tests.unit.report.run_folders import evaluate, make_run
 from vlarl.config import DataConfig, SftConfig, dump_toml
-from vlarl.report.lines import ReportError, read_lines
-from vlarl.report.run_folder import read_run
-from vlarl.report.sections import Rate
+from vlarl_jobs.report.lines import ReportError, read_lines
+from vlarl_jobs.report.run_folder import read_run
+from vlarl_jobs.report.sections import Rate
 
 pytestmark = pytest.mark.torch
 

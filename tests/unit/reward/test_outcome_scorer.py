@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from services.reward.outcome import OutcomeScorer
-from services.reward.scorer import trajectory_problems
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_reward.models.outcome import OutcomeScorer
+from vlarl_reward.worker import trajectory_problems
 
 
 def trajectory(outcome: rollout_pb2.Outcome, rewards: list[float]) -> rollout_pb2.Trajectory:

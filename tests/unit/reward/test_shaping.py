@@ -17,8 +17,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from services.reward.rprm import dense_rewards
-from services.trainer.batch import Batch, Episode
+from vlarl_reward.models.process import dense_rewards
+from vlarl_trainer.algorithms.advantages import batch_advantages
+from vlarl_trainer.batch import Batch, Episode
 
 pytestmark = pytest.mark.torch
 
@@ -125,5 +126,5 @@ def test_two_equally_worthless_ends_have_equal_advantages() -> None:
         episodes=[Episode(0, 2, False, 4), Episode(2, 4, False, 5)],
     )
     states = np.concatenate([ends[0][:2], ends[1][:2], ends[0][2:], ends[1][2:]])
-    advantages, _ = batch.advantages(-COEFFICIENT * states, 0.99, 0.95)
+    advantages, _ = batch_advantages(batch, -COEFFICIENT * states, 0.99, 0.95)
     np.testing.assert_allclose(advantages, 0.0, atol=1e-12)

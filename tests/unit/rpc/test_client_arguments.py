@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlarl.client import AsyncPolicyClient, PolicyClient, PolicyError
+from vlarl.clients.env import EnvClient, EnvError, Episode
+from vlarl.clients.policy import AsyncPolicyClient, PolicyClient, PolicyError
 from vlarl.env.v1 import env_pb2
-from vlarl.env_client import EnvClient, EnvError, Episode
 
 FRAME = np.zeros((4, 4, 3), np.uint8)
 NOBODY = "127.0.0.1:1"

@@ -37,8 +37,8 @@ def test_the_reasons_of_errors_are_those_that_servers_give(service: str) -> None
     told = dict(zip(parts[::2], parts[1::2], strict=True))
     said = set(re.findall(r"^- .*", told.get(service, head), flags=re.MULTILINE))
     documented = set(re.findall(r"`([A-Z_]+)`", "\n".join(said)))
-    files = ["vlarl/rpc"] if service == "all" else [f"services/{service}"]
-    sources = [path.read_text() for file in files for path in sorted((ROOT / file).glob("*.py"))]
+    folder = ROOT / ("vlarl/rpc" if service == "all" else f"services/{service}/vlarl_{service}")
+    sources = [path.read_text() for path in sorted(folder.rglob("*.py"))]
     given = set(re.findall(r'reason="([A-Z_]+)"', "\n".join(sources)))
     assert documented == given - {"OLDER_VERSION"}  # a docstring's example
 

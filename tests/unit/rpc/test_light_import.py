@@ -23,12 +23,12 @@ HEAVY = (
 CLIENT = (
     "vlarl",
     "vlarl.config",
-    "vlarl.client",
-    "vlarl.env_client",
-    "vlarl.queue",
+    "vlarl.clients.policy",
+    "vlarl.clients.env",
+    "vlarl.queue.rollout_queue",
     "vlarl.rpc.server",
-    "vlarl.cli",
-    "vlarl.ablation.series",
+    "vlarl_cli",
+    "vlarl_jobs.ablation.series",
 )
 
 
@@ -51,8 +51,8 @@ def test_exports_are_found_lazily() -> None:
     loaded = _modules_after(
         "from vlarl import Action, AsyncPolicyClient, PolicyClient, PolicyError"
     )
-    assert "vlarl.client" in loaded
-    assert "vlarl.env_client" in _modules_after("from vlarl import EnvClient, EnvError")
+    assert "vlarl.clients.policy" in loaded
+    assert "vlarl.clients.env" in _modules_after("from vlarl import EnvClient, EnvError")
     assert _modules_after("import vlarl; assert vlarl.__version__[0].isdigit()")
 
 

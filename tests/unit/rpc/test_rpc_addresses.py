@@ -7,9 +7,9 @@ import pytest
 from vlarl.env.v1 import env_pb2
 from vlarl.policy.v1 import policy_pb2
 from vlarl.reward.v1 import reward_pb2
+from vlarl.rpc.address import ListenError, split_address
 from vlarl.rpc.channel import IDEMPOTENT, grpc_target, replica_addresses
 from vlarl.rpc.errors import InvalidRequest
-from vlarl.rpc.server import ListenError, split_address
 from vlarl.trainer.v1 import trainer_pb2
 
 CONTRACT = {

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vlarl.client import PolicyClient
+from vlarl.clients.policy import PolicyClient
 from vlarl.config import ConfigError, QueueConfig
-from vlarl.queue_connection import open_redis
+from vlarl.queue.connection import open_redis
 from vlarl.rpc.auth import TokenError, TokenFile
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from vlarl.stack.supervisor import free_address
+from vlarl.launch.supervisor import free_address
 
 
 def test_a_free_address_is_none_that_outgoing_connections_get() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vlarl.stack.service import Service
+from vlarl.launch.process import Service
 
 
 def python(code: str) -> list[str]:
@@ -136,7 +136,7 @@ def test_a_killed_supervisor_takes_its_services_along(tmp_path: Path) -> None:
     code = f"""
 import asyncio
 from pathlib import Path
-from vlarl.stack.service import Service
+from vlarl.launch.process import Service
 
 async def main():
     command = {python("import time; time.sleep(600)")!r}
@@ -183,7 +183,7 @@ time.sleep(600)
 def test_who_ends_with_its_parent_does_so_in_a_session_of_its_own() -> None:
     child = """
 import signal, time
-from vlarl.stack.tether import end_with_parent
+from vlarl.parent_death import end_with_parent
 end_with_parent(signal.SIGTERM)
 print("tied", flush=True)
 time.sleep(600)

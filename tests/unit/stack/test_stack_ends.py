@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.stack.test_service_processes import alive
 from vlarl.config import ConfigError, RunConfig
-from vlarl.stack.supervisor import Stack, supervise
+from vlarl.launch.supervisor import Stack, supervise
 
 # One that uses the system's folder of temporary files, and is as deaf as a hung engine.
 LITTERER = """
@@ -41,7 +41,7 @@ async def test_whoever_is_killed_all_end_and_no_temporary_file_stays(
     folder = Path(tempfile.mkdtemp(prefix="t-"))  # Short, for the queue's socket.
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr("vlarl.stack.supervisor._STOP_SECONDS", 2.0)
+    monkeypatch.setattr("vlarl.launch.supervisor._STOP_SECONDS", 2.0)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     stack = Stack(RunConfig(), run_dir, [])

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.roots import PYTHONPATH
+
 ROOT = Path(__file__).parents[3]
-FOLDERS = ("vlarl", "services", "benchmarks", "examples", "scripts", "deploy")
+OURS = ("vlarl", "vlarl_cli", "vlarl_jobs", "services")
+FOLDERS = (*OURS, "benchmarks", "examples", "scripts", "deploy")
 OTHER_OPENERS = {"Image", "os", "fsspec", "webbrowser", "zipfile", "tarfile"}
 """Whose `open` isn't that of a text file."""
 
@@ -87,7 +90,7 @@ def test_files_are_utf8_in_every_locale(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "warn_default_encoding", "-c", code, str(file), str(tmp_path)]
     done = subprocess.run(
         command,
-        env={**without, **locale, "PYTHONPATH": str(ROOT)},
+        env={**without, **locale, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         encoding="utf-8",
     )

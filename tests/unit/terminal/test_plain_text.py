@@ -14,11 +14,12 @@ import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
-from vlarl.backlog import Backlog
-from vlarl.cli import app
-from vlarl.status import Overview, Replica
+from tests.roots import PYTHONPATH
+from vlarl.queue.backlog import Backlog
 from vlarl.terminal import PlainConsole, complain, say, show, track, waiting
 from vlarl.trainer.v1 import trainer_pb2
+from vlarl_cli import app
+from vlarl_cli.overview import Overview, Replica
 
 ROOT = Path(__file__).parents[3]
 NASTY = "[/red] [bold] [x] :warning:"
@@ -56,7 +57,7 @@ def test_a_long_line_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_status_page_shows_what_services_say(capsys: pytest.CaptureFixture[str]) -> None:
-    from vlarl.cli.status import _page
+    from vlarl_cli.status import _page
 
     replica = Replica("policy", NASTY, True, NASTY)
     run = trainer_pb2.GetStatusResponse(run_id=NASTY, iterations=3)
@@ -67,11 +68,12 @@ def test_the_status_page_shows_what_services_say(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.torch
 def test_the_trainers_displays(capsys: pytest.CaptureFixture[str]) -> None:
-    from services.trainer.display import Display, EvaluationDisplay
-    from services.trainer.evaluation import EpisodeResult, Evaluation, TaskScore
-    from services.trainer.sft.display import StageDisplay
     from vlarl.config import RunConfig
     from vlarl.env.v1 import env_pb2
+    from vlarl.learning.stage_console import StageDisplay
+    from vlarl_jobs.evaluation.console import EvaluationDisplay
+    from vlarl_trainer.record.console import Display
+    from vlarl_trainer.record.evaluation import EpisodeResult, Evaluation, TaskScore
 
     scores = Evaluation(0, 1, 2, {0: TaskScore(NASTY, 1, 2, 3, missing=1)})
     display = Display(NASTY, iterations=3, done=0)
@@ -91,7 +93,7 @@ def test_the_trainers_displays(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bars_of_demonstrations(capsys: pytest.CaptureFixture[str]) -> None:
-    from services.env.demonstrations.progress import TaskBars
+    from vlarl_jobs.demonstrations.console import TaskBars
 
     with TaskBars([(NASTY, 1)]) as bars:
         bars.show(NASTY, 1)
@@ -120,7 +122,7 @@ def test_only_one_module_makes_consoles() -> None:
     """Elsewhere nobody has a console, a column or a way to print that knows markup."""
     forbidden = {"Console", "TextColumn", "from_markup", "render_markup", "echo", "secho"}
     found = []
-    for folder in ("vlarl", "services", "benchmarks"):
+    for folder in ("vlarl", "vlarl_cli", "vlarl_jobs", "services", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             if path == ROOT / "vlarl/terminal.py" or path.name.endswith(("_pb2.py", "_grpc.py")):
                 continue
@@ -165,7 +167,7 @@ ENCODINGS = {
 EVERY_HELP = """
 import sys
 import typer
-from vlarl.cli import app, main
+from vlarl_cli import app, main
 
 def commands(command, path):
     yield path, command
@@ -203,7 +205,7 @@ COMMANDS = [
 ]
 EVERY_COMMAND = """
 import sys
-from vlarl.cli import main
+from vlarl_cli import main
 
 for line in sys.stdin.buffer.read().decode().splitlines():
     sys.argv = ["vlarl", *line.split()]
@@ -223,7 +225,7 @@ def run_vlarl(
     }
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**plain, "COLUMNS": "20", "PYTHONPATH": str(ROOT), **environment},
+        env={**plain, "COLUMNS": "20", "PYTHONPATH": PYTHONPATH, **environment},
         input=said.encode(),
         capture_output=True,
         cwd=ROOT,

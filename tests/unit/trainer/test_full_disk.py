@@ -14,21 +14,22 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.checkpoint import (  # noqa: E402
+from vlarl.config import SftConfig  # noqa: E402
+from vlarl.data.dataset import Capture, Frames, TaskSamples, read_dataset, write_task  # noqa: E402
+from vlarl.disk import DiskFullError, explained  # noqa: E402
+from vlarl.files import durable_folder  # noqa: E402
+from vlarl.learning.checkpoints import read_state, write_state  # noqa: E402
+from vlarl.learning.export import export_checkpoint  # noqa: E402
+from vlarl.learning.run_log import JsonLines  # noqa: E402
+from vlarl.learning.stage_progress import StageProgress, load_stage, save_stage  # noqa: E402
+from vlarl.weights.checkpoint import write_tensors  # noqa: E402
+from vlarl_cli import app  # noqa: E402
+from vlarl_trainer.record.progress import (  # noqa: E402
     Progress,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from services.trainer.durable import durable_folder, read_state, write_state  # noqa: E402
-from services.trainer.json_lines import JsonLines  # noqa: E402
-from services.trainer.sft.export import export_checkpoint  # noqa: E402
-from services.trainer.sft.progress import StageProgress, load_stage, save_stage  # noqa: E402
-from vlarl.cli import app  # noqa: E402
-from vlarl.config import SftConfig  # noqa: E402
-from vlarl.demonstrations import Capture, Frames, TaskSamples, read_dataset, write_task  # noqa: E402
-from vlarl.disk import DiskFullError, explained  # noqa: E402
-from vlarl.openvla.checkpoint import write_tensors  # noqa: E402
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"

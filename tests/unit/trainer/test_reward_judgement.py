@@ -7,9 +7,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.rprm.judgement import class_weights, verdict_loss  # noqa: E402
-from services.trainer.rprm.perturbing import Perturbed, perturbed, read_commands  # noqa: E402
-from vlarl.openvla.tokens import ActionStats, ActionTokenizer, to_simulator  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.models.statistics import (  # noqa: E402
+    ActionStats,
+    to_simulator,
+)
+from vlarl_jobs.reward_model.objective import class_weights, verdict_loss  # noqa: E402
+from vlarl_jobs.reward_model.perturbing import Perturbed, perturbed, read_commands  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

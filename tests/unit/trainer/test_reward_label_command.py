@@ -14,9 +14,9 @@ pytest.importorskip("vllm")
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlarl.cli import app
-from vlarl.demonstrations import Capture, Frames, Motion, TaskSamples, write_task
-from vlarl.openvla.images import encode_jpeg
+from vlarl.data.dataset import Capture, Frames, Motion, TaskSamples, write_task
+from vlarl.images import encode_jpeg
+from vlarl_cli import app
 
 pytestmark = pytest.mark.torch
 CAPTURE = Capture("agentview", 64, None, "fast", 5)

@@ -10,7 +10,9 @@ pytest.importorskip("safetensors")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.rprm.labels import (
+from vlarl.config import LabelConfig
+from vlarl.data.dataset import DatasetError, Frames, Motion, TaskSamples
+from vlarl_jobs.reward_model.labels import (
     CONTROL_RATE,
     key_frames,
     label_episode,
@@ -18,8 +20,6 @@ from services.trainer.rprm.labels import (
     milestones,
     speed,
 )
-from vlarl.config import LabelConfig
-from vlarl.demonstrations import DatasetError, Frames, Motion, TaskSamples
 
 CONFIG = LabelConfig(
     gripper_change=0.01,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
-from services.trainer.rprm.measures import auc, reliability
+from vlarl_jobs.reward_model.measures import auc, reliability
 
 pytestmark = pytest.mark.torch
 

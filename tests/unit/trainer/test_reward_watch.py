@@ -10,16 +10,16 @@ import pytest
 
 pytest.importorskip("torch")
 
-from services.trainer.main import run
-from services.trainer.reward_watch import (
+from vlarl.config import RewardConfig, RunConfig
+from vlarl.errors import FatalError
+from vlarl.rollout.v1 import rollout_pb2
+from vlarl_trainer.main import run
+from vlarl_trainer.rollouts.reward_hacking import (
     RewardHackedError,
     RewardWatch,
     correlation,
     hovering_pays,
 )
-from vlarl.config import RewardConfig, RunConfig
-from vlarl.errors import FatalError
-from vlarl.rollout.v1 import rollout_pb2
 
 pytestmark = pytest.mark.torch
 

@@ -8,17 +8,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.sft.augmentation import (  # noqa: E402
+from vlarl.config import AugmentationConfig  # noqa: E402
+from vlarl.data.augmentation import (  # noqa: E402
     augment,
     crop,
     scale_saturation,
     to_levels,
     turn_hue,
 )
-from services.trainer.sft.pixels import Pixels  # noqa: E402
-from vlarl.config import AugmentationConfig  # noqa: E402
-from vlarl.openvla.images import PixelNormalizer, center_crop  # noqa: E402
-from vlarl.openvla.pixels import TowerPixels  # noqa: E402
+from vlarl.data.pixels import Pixels  # noqa: E402
+from vlarl.images import center_crop  # noqa: E402
+from vlarl.models.openvla.pixels import PixelNormalizer  # noqa: E402
+from vlarl.models.openvla.vision import TowerPixels  # noqa: E402
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden"

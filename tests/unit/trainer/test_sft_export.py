@@ -8,20 +8,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.sft.export import export_checkpoint  # noqa: E402
-from services.trainer.sft.full_policy import trainable_model  # noqa: E402
-from services.trainer.sft.metrics import METRICS, StageLog, read_lines  # noqa: E402
-from services.trainer.sft.progress import (  # noqa: E402
+from vlarl.config import ConfigError, LoraConfig, SftConfig  # noqa: E402
+from vlarl.learning.export import export_checkpoint  # noqa: E402
+from vlarl.learning.stage_log import METRICS, StageLog, read_lines  # noqa: E402
+from vlarl.learning.stage_progress import (  # noqa: E402
     StageProgress,
     load_stage,
     save_stage,
 )
-from vlarl.config import ConfigError, LoraConfig, SftConfig  # noqa: E402
-from vlarl.openvla.checkpoint import CheckpointReader, NotFiniteError, save_tensors  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.openvla.lora import lora_layers  # noqa: E402
-from vlarl.openvla.modeling import load_model, pad_prompts  # noqa: E402
-from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.learning.trainable import trainable_model  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.lora import lora_layers  # noqa: E402
+from vlarl.models.openvla.network import load_model, pad_prompts  # noqa: E402
+from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.weights.checkpoint import CheckpointReader, NotFiniteError, save_tensors  # noqa: E402
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]

@@ -7,17 +7,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.sft.losses import (  # noqa: E402
+from vlarl.config import FitConfig  # noqa: E402
+from vlarl.learning.optimizer import learning_rate  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.models.statistics import (  # noqa: E402
+    ActionStats,
+    dataset_statistics,
+)
+from vlarl_jobs.sft.losses import (  # noqa: E402
     action_loss,
     jittered,
     label_logprobs,
     pose_loss,
     soft_targets,
 )
-from services.trainer.sft.schedule import learning_rate  # noqa: E402
-from services.trainer.sft.statistics import dataset_statistics  # noqa: E402
-from vlarl.config import FitConfig  # noqa: E402
-from vlarl.openvla.tokens import ActionStats, ActionTokenizer  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -8,10 +8,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.sft.frames import FrameStore, prefetched  # noqa: E402
-from services.trainer.sft.perception import Perception  # noqa: E402
-from services.trainer.sft.reading import Demonstrations, read_demonstrations  # noqa: E402
-from services.trainer.world import World  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     CAPTURE,
     sft_config,
@@ -19,12 +15,19 @@ from tests.integration.trainer.demonstrated import (  # noqa: E402
     write_dataset,
 )
 from vlarl.config import DataConfig  # noqa: E402
-from vlarl.demonstrations import DatasetError, Frames  # noqa: E402
-from vlarl.openvla.config import ConfigError, OpenVLAConfig  # noqa: E402
-from vlarl.openvla.images import decode_image, prepare_image  # noqa: E402
-from vlarl.openvla.prompt import PromptBuilder  # noqa: E402
-from vlarl.openvla.tiny import make_tiny_checkpoint  # noqa: E402
-from vlarl.openvla.tokens import ActionStats, ActionTokenizer  # noqa: E402
+from vlarl.data.dataset import DatasetError, Frames  # noqa: E402
+from vlarl.data.frames import FrameStore  # noqa: E402
+from vlarl.errors import ConfigError  # noqa: E402
+from vlarl.images import decode_image, prepare_image  # noqa: E402
+from vlarl.learning.fit import prefetched  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.models.statistics import ActionStats  # noqa: E402
+from vlarl_jobs.sft.perception import Perception  # noqa: E402
+from vlarl_jobs.sft.reading import Demonstrations, read_demonstrations  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

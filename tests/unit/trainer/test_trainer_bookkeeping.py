@@ -13,23 +13,23 @@ from tensorboard.backend.event_processing.event_accumulator import (  # noqa: E4
     EventAccumulator,
 )
 
-from services.trainer.actions import ActionLog  # noqa: E402
-from services.trainer.curriculum import Curriculum  # noqa: E402
-from services.trainer.episodes import evaluation_episodes, training_episodes  # noqa: E402
-from services.trainer.loop import executed_steps  # noqa: E402
-from services.trainer.metrics import METRICS, TASK_METRICS, MetricsLog, gauge_name  # noqa: E402
-from services.trainer.minibatches import mini_batches  # noqa: E402
-from services.trainer.starts import record_start  # noqa: E402
-from services.trainer.world import World  # noqa: E402
 from vlarl.config import (  # noqa: E402
     CurriculumConfig,
     RunConfig,
     TasksConfig,
     TrainerConfig,
 )
+from vlarl.learning.optimizer import mini_batches  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2  # noqa: E402
+from vlarl_trainer.loop import executed_steps  # noqa: E402
+from vlarl_trainer.record.actions import ActionLog  # noqa: E402
+from vlarl_trainer.record.machine import record_start  # noqa: E402
+from vlarl_trainer.record.metrics import METRICS, TASK_METRICS, MetricsLog, gauge_name  # noqa: E402
+from vlarl_trainer.rollouts.curriculum import Curriculum  # noqa: E402
+from vlarl_trainer.rollouts.plan import evaluation_episodes, training_episodes  # noqa: E402
 
 pytestmark = pytest.mark.torch
 CONFIG = RunConfig(

@@ -9,14 +9,14 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from services.trainer.checkpoint import (  # noqa: E402
-    CheckpointError,
+from vlarl.learning.checkpoints import ResumeError  # noqa: E402
+from vlarl.weights.checkpoint import NotFiniteError  # noqa: E402
+from vlarl_trainer.record.progress import (  # noqa: E402
     Progress,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from vlarl.openvla.checkpoint import NotFiniteError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -69,7 +69,7 @@ def test_an_iteration_done_again_replaces_its_checkpoint(tmp_path: Path) -> None
 def test_a_broken_file_is_named(tmp_path: Path, name: str) -> None:
     path = save_checkpoint(tmp_path, PROGRESS, TENSORS, keep=2)
     (path / name).write_bytes((path / name).read_bytes()[:20])
-    with pytest.raises(CheckpointError, match=str(path)):
+    with pytest.raises(ResumeError, match=str(path)):
         load_checkpoint(path)
 
 
@@ -98,5 +98,5 @@ def test_one_that_an_older_version_wrote_with_a_nan_is_not_gone_on_from(tmp_path
     path = save_checkpoint(tmp_path, PROGRESS, TENSORS, keep=2)
     spoiled = TENSORS | {"policy.layer.A": torch.tensor([1.0, float("nan")])}
     save_file(spoiled, path / "tensors.safetensors")
-    with pytest.raises(CheckpointError, match=rf"{path}: policy\.layer\.A has .*remove the folder"):
+    with pytest.raises(ResumeError, match=rf"{path}: policy\.layer\.A has .*remove the folder"):
         load_checkpoint(path)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.critic import Critic, Standardise
 from vlarl.config import CriticConfig
-from vlarl.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl_trainer.algorithms.critic import Critic, Standardise
 
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from services.trainer.curriculum import Curriculum
 from vlarl.config import CurriculumConfig
+from vlarl_trainer.rollouts.curriculum import Curriculum
 
 TASKS = (1, 4, 7)
 HARD, MEDIUM, MASTERED = TASKS

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.display import Display, EvaluationDisplay
-from services.trainer.evaluation import Evaluation, TaskScore
 from vlarl.config import RunConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.invocation import invocation
+from vlarl_jobs.evaluation.console import EvaluationDisplay
+from vlarl_trainer.record.console import Display
+from vlarl_trainer.record.evaluation import Evaluation, TaskScore
 
 pytestmark = pytest.mark.torch
 

@@ -8,22 +8,22 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.batch import TrajectoryError  # noqa: E402
-from services.trainer.checkpoint import Progress  # noqa: E402
-from services.trainer.evaluation import (  # noqa: E402
+from vlarl.config import ConfigError, EvaluationConfig, SimulationConfig  # noqa: E402
+from vlarl.intervals import wilson_interval  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.run_log import JsonLines  # noqa: E402
+from vlarl.policy.v1 import policy_pb2  # noqa: E402
+from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
+from vlarl_jobs.evaluation.folder import EvaluationFolder  # noqa: E402
+from vlarl_jobs.sft.simulation import Simulation  # noqa: E402
+from vlarl_trainer.record.evaluation import (  # noqa: E402
     EpisodeResult,
     EvaluationLog,
     count,
     judge,
 )
-from services.trainer.evaluation_folder import EvaluationFolder  # noqa: E402
-from services.trainer.json_lines import JsonLines  # noqa: E402
-from services.trainer.sft.simulation import Simulation  # noqa: E402
-from services.trainer.world import World  # noqa: E402
-from vlarl.config import ConfigError, EvaluationConfig, SimulationConfig  # noqa: E402
-from vlarl.intervals import wilson_interval  # noqa: E402
-from vlarl.policy.v1 import policy_pb2  # noqa: E402
-from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
+from vlarl_trainer.record.progress import Progress  # noqa: E402
+from vlarl_trainer.rollouts.expectation import TrajectoryError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 PROGRESS = Progress(run_id="run", base_digest="abc", iteration=9, version=4, env_steps=700)

@@ -10,10 +10,10 @@ torch = pytest.importorskip("torch")
 
 import cv2  # noqa: E402
 
-from services.trainer.film import WIDTH, FilmError, FilmMaker, draw_frames  # noqa: E402
-from vlarl.openvla.images import encode_jpeg  # noqa: E402
+from vlarl.images import encode_jpeg  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
+from vlarl_jobs.evaluation.film import WIDTH, FilmError, FilmMaker, draw_frames  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

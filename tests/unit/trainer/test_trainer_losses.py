@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.losses import (  # noqa: E402
+from vlarl.learning.trainable import token_logprobs  # noqa: E402
+from vlarl_trainer.algorithms.losses import (  # noqa: E402
     approximate_kl,
     clipped_policy_terms,
     explained_variance,
-    token_logprobs,
     value_loss,
 )
 

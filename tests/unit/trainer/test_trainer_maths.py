@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.trainer.advantages import generalised_advantages, whiten
-from services.trainer.curriculum import draw_tasks, task_probabilities
 from vlarl.config import PpoConfig
+from vlarl_trainer.algorithms.advantages import generalised_advantages, whiten
+from vlarl_trainer.rollouts.curriculum import draw_tasks, task_probabilities
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "rl.json").read_text())
 

@@ -13,14 +13,14 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from services.trainer.critic import Critic  # noqa: E402
-from services.trainer.sft.fit import Fit, Stage  # noqa: E402
-from services.trainer.sft.samples import SampleBatch  # noqa: E402
-from services.trainer.stepping import DivergedError, take_step  # noqa: E402
-from services.trainer.world import World  # noqa: E402
 from tests.integration.trainer.demonstrated import sft_config, write_dataset  # noqa: E402
 from vlarl.config import CriticConfig, FitConfig  # noqa: E402
-from vlarl.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.data.samples import SampleBatch  # noqa: E402
+from vlarl.learning.fit import Fit, Stage  # noqa: E402
+from vlarl.learning.optimizer import DivergedError, take_step  # noqa: E402
+from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl_trainer.algorithms.critic import Critic  # noqa: E402
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
@@ -126,7 +126,7 @@ def stage(tmp_path: Path) -> Stage:
     shown = write_dataset(tmp_path / "shown")
     fit = FitConfig(steps=6, mini_batch=4, micro_batch=4, evaluate_every=2, learning_rate=0.1)
     config = sft_config(shown).model_copy(update={"training": fit, "seed": 3})
-    return Stage("training", 1, tmp_path, fit, config, base_digest="abc")
+    return Stage("training", 1, tmp_path, fit, config, base_digest="abc", contents={})
 
 
 def run(stage: Stage, steep_at: int | None = None) -> Tensor:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from services.trainer.batch import Expectation, Experience, TrajectoryError, build_batch
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_trainer.batch import Experience, build_batch
+from vlarl_trainer.rollouts.expectation import Expectation, TrajectoryError
 
 EXPECTED = Expectation(
     version=3, staleness=0, temperature=1.5, action_ids=range(512, 768), action_dim=7

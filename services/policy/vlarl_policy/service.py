@@ -1,0 +1,295 @@
+"""PolicyService: checks a request at the door, hands its observations to the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vlarl.config import PolicyConfig
+from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
+from vlarl.errors import ConfigError
+from vlarl.images import ImageError, decode_image, prepare_image
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
+from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, PromptBuilder, words_of
+from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.statistics import ActionStats
+from vlarl.policy.v1 import policy_pb2 as pb
+from vlarl.policy.v1 import policy_pb2_grpc
+from vlarl.rpc.errors import FailedPrecondition, Internal, InvalidRequest, Unavailable
+from vlarl.rpc.interception import Context
+from vlarl.weights.adapter import AdapterError
+from vlarl_policy.metrics import PolicyMetrics
+from vlarl_policy.swap import SwapFailedError, VersionRefused, WeightsLostError, WeightSwapper
+from vlarl_policy.vllm_engine import EngineDeadError, PolicyEngine, SampledAction
+
+Pixels = npt.NDArray[np.uint8]
+Problem = tuple[str, str]
+"""A request's field and what is wrong with it."""
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""What answers can hold: they are float32."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An observation as the engine takes it: prompt ids, uint8 [S, S, 3], seed."""
+
+    prompt_ids: list[int]
+    pixels: Pixels
+    seed: int | None
+
+
+class UnsoundActionError(Exception):
+    """An answer that must not leave, in one sentence: a robot would move by it."""
+
+
+class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
+    """The service's calls.
+
+    It listens before it can answer; `open` gives it the engine. `lost` resolves, with one
+    sentence, when the engine can't go on.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        model: OpenVLAConfig,
+        base_digest: str,
+        metrics: PolicyMetrics,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._base_digest = base_digest
+        self._metrics = metrics
+        self._replica: tuple[PolicyEngine, WeightSwapper] | None = None
+        self._center_crop = model.center_crop if config.center_crop is None else config.center_crop
+        self._action_tokens = ActionTokenizer(model.action_vocab_size)
+        self._prompt_ids = functools.lru_cache(maxsize=4096)(
+            PromptBuilder(config.checkpoint).token_ids
+        )
+        self._image_threads = ThreadPoolExecutor(thread_name_prefix="image")
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def open(self, engine: PolicyEngine, swapper: WeightSwapper) -> None:
+        """From now on calls are answered."""
+        self._replica = engine, swapper
+
+    def _opened(self) -> tuple[PolicyEngine, WeightSwapper]:
+        if self._replica is None:
+            raise Unavailable("the checkpoint is still being loaded", reason="STARTING")
+        return self._replica
+
+    async def GetPolicy(
+        self,
+        request: pb.GetPolicyRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> pb.GetPolicyResponse:
+        """Describes the model and the weights that serve now."""
+        engine, swapper = self._opened()
+        serving = swapper.serving
+        return pb.GetPolicyResponse(
+            model=self._model.name,
+            run_id=serving.run_id,
+            policy_version=serving.version,
+            action_dim=self._model.action_dim,
+            unnorm_keys=sorted(self._model.norm_stats),
+            image_size=self._model.image_size,
+            center_crop=self._center_crop,
+            action_bins=self._action_tokens.bins,
+            dtype=engine.dtype,
+            base_digest=self._base_digest,
+            merged_digest=serving.merged_digest,
+        )
+
+    async def PredictActions(
+        self,
+        request: pb.PredictActionsRequest,
+        context: Context,  # noqa: ARG002
+    ) -> pb.PredictActionsResponse:
+        """One action for each observation."""
+        started = time.perf_counter()
+        engine, _ = self._opened()
+        try:
+            temperature = _temperature(request)
+            statistics = self._check_request(request, temperature)
+            prepared = await self._prepare(request)
+            sampled = await asyncio.gather(
+                *(engine.act(one.prompt_ids, one.pixels, temperature, one.seed) for one in prepared)
+            )
+        except InvalidRequest:
+            self._metrics.failures.labels("PredictActions", "invalid").inc()
+            raise
+        except EngineDeadError as error:
+            self._metrics.failures.labels("PredictActions", "engine").inc()
+            raise self.lose(f"the engine died: {error}") from error
+        try:
+            actions = [action_of(one, statistics, self._action_tokens) for one in sampled]
+        except UnsoundActionError as error:
+            self._metrics.failures.labels("PredictActions", "value").inc()
+            raise Internal(str(error), reason="NOT_FINITE") from error
+        self._metrics.actions.inc(len(sampled))
+        self._metrics.request_seconds.observe(time.perf_counter() - started)
+        return pb.PredictActionsResponse(actions=actions)
+
+    async def UpdateWeights(
+        self,
+        request_iterator: AsyncIterator[pb.UpdateWeightsRequest],
+        context: Context,  # noqa: ARG002
+    ) -> pb.UpdateWeightsResponse:
+        """Receives an adapter and swaps it in."""
+        _, swapper = self._opened()
+        try:
+            return await swapper.update(_parts(request_iterator))
+        except AdapterError as error:
+            self._metrics.failures.labels("UpdateWeights", error.cause).inc()
+            if error.cause == "base":
+                raise FailedPrecondition(str(error), reason="OTHER_BASE") from error
+            field = "header" if error.cause in ("header", "layer", "shape", "size") else "chunk"
+            raise InvalidRequest([(field, str(error))]) from error
+        except VersionRefused as error:
+            self._metrics.failures.labels("UpdateWeights", "version").inc()
+            raise FailedPrecondition(str(error), reason="VERSION") from error
+        except SwapFailedError as error:
+            self._metrics.failures.labels("UpdateWeights", "swap").inc()
+            raise Internal(str(error), reason="SWAP_FAILED") from error
+        except (WeightsLostError, EngineDeadError) as error:
+            self._metrics.failures.labels("UpdateWeights", "engine").inc()
+            raise self.lose(str(error) or "the engine died") from error
+        except asyncio.CancelledError:
+            self._metrics.failures.labels("UpdateWeights", "cancelled").inc()
+            raise
+
+    def close(self) -> None:
+        """Ends the image threads."""
+        self._image_threads.shutdown(wait=False, cancel_futures=True)
+
+    def lose(self, sentence: str) -> Unavailable:
+        """Declares this process unable to answer, and makes the error that says so."""
+        if not self.lost.done():
+            self.lost.set_result(sentence)
+        return Unavailable(sentence, reason="ENGINE_DEAD")
+
+    def _check_request(self, request: pb.PredictActionsRequest, temperature: float) -> ActionStats:
+        problems: list[Problem] = []
+        count = len(request.observations)
+        if not 1 <= count <= self._config.max_observations:
+            problems.append(
+                ("observations", f"1 to {self._config.max_observations} of them, not {count}")
+            )
+        if temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            problems.append(
+                (
+                    "temperature",
+                    f"0 (greedy) or {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}, not {temperature:g}",
+                )
+            )
+        try:
+            statistics = self._model.statistics(request.unnorm_key)
+        except ConfigError as error:
+            problems.append(("unnorm_key", str(error)))
+        # Of those that are too many, of which a client can send millions, nothing more is said.
+        for index, observation in enumerate(request.observations[: self._config.max_observations]):
+            where = f"observations[{index}]"
+            if not observation.image:
+                problems.append((f"{where}.image", "is empty"))
+            length = len(observation.instruction)
+            if not words_of(observation.instruction) or length > MAX_INSTRUCTION_CHARACTERS:
+                problems.append(
+                    (
+                        f"{where}.instruction",
+                        f"1 to {MAX_INSTRUCTION_CHARACTERS} characters, not {length}",
+                    )
+                )
+        if problems:
+            raise InvalidRequest(problems)
+        return statistics
+
+    async def _prepare(self, request: pb.PredictActionsRequest) -> list[Prepared]:
+        loop = asyncio.get_running_loop()
+        crop = request.center_crop if request.HasField("center_crop") else self._center_crop
+        images = await asyncio.gather(
+            *(
+                loop.run_in_executor(self._image_threads, self._pixels, observation.image, crop)
+                for observation in request.observations
+            )
+        )
+        problems: list[Problem] = []
+        prepared: list[Prepared] = []
+        for index, (observation, pixels) in enumerate(
+            zip(request.observations, images, strict=True)
+        ):
+            if isinstance(pixels, ImageError):
+                problems.append((f"observations[{index}].image", str(pixels)))
+                continue
+            prompt_ids = self._prompt_ids(observation.instruction)
+            if len(prompt_ids) > MAX_PROMPT_TOKENS:
+                problems.append(
+                    (
+                        f"observations[{index}].instruction",
+                        f"{len(prompt_ids)} prompt tokens, more than {MAX_PROMPT_TOKENS}",
+                    )
+                )
+            seed = observation.seed if observation.HasField("seed") else None
+            prepared.append(Prepared(list(prompt_ids), pixels, seed))
+        if problems:
+            raise InvalidRequest(problems)
+        return prepared
+
+    def _pixels(self, image: bytes, crop: bool) -> Pixels | ImageError:
+        # Returned, not raised: one answer names every bad image of a request.
+        try:
+            return prepare_image(decode_image(image), self._model.image_size, crop)
+        except ImageError as error:
+            return error
+
+
+def action_of(
+    sampled: SampledAction, statistics: ActionStats, tokens: ActionTokenizer
+) -> pb.Action:
+    """The answer that the sampled tokens become.
+
+    Raises:
+        UnsoundActionError: it would hold a number that isn't finite, or another token than an
+            action's.
+    """
+    ids, logprobs = np.asarray(sampled.token_ids), np.asarray(sampled.logprobs)
+    version = sampled.policy_version
+    if not (np.abs(logprobs) <= _LARGEST).all() or not np.isin(ids, tokens.action_ids).all():
+        whose = f"version {version}'s" if version else "the checkpoint's"
+        raise UnsoundActionError(
+            f"{whose} weights give probabilities that aren't finite numbers, so there is no "
+            "action; other weights have to be served"
+        )
+    values = statistics.unnormalize(tokens.decode(ids))
+    if not (np.abs(values) <= _LARGEST).all():
+        raise UnsoundActionError(
+            "the dataset statistics turn the tokens into numbers that aren't finite"
+        )
+    return pb.Action(
+        token_ids=sampled.token_ids,
+        logprobs=sampled.logprobs,
+        values=values.tolist(),
+        policy_version=version,
+    )
+
+
+def _temperature(request: pb.PredictActionsRequest) -> float:
+    """The request's, of which float32 puts 0.01 just below MIN_TEMPERATURE."""
+    lowest = float(np.float32(MIN_TEMPERATURE))
+    return MIN_TEMPERATURE if request.temperature == lowest else float(request.temperature)
+
+
+async def _parts(
+    requests: AsyncIterator[pb.UpdateWeightsRequest],
+) -> AsyncIterator[pb.AdapterHeader | pb.AdapterChunk]:
+    async for request in requests:
+        yield request.header if request.WhichOneof("part") == "header" else request.chunk

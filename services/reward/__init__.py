@@ -1,5 +1,0 @@
-"""The reward server: outcomes in, rewards out.
-
-`scorer.py` is the seam: a reward model is whatever turns finished trajectories into scores.
-`outcome.py` is the sparse one. `worker.py` feeds a scorer from the queue, `server.py` from gRPC.
-"""

@@ -1,0 +1,237 @@
+"""The robotic process reward model: what a learned judge says of each step, and the outcome."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vlarl.config import PpoConfig, RewardConfig
+from vlarl.errors import FatalError
+from vlarl.images import Frame, ImageError
+from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
+from vlarl.models.process_reward.model import Judge
+from vlarl.models.registry import check_reward_model
+from vlarl.rollout.v1 import rollout_pb2
+from vlarl.weights.folder import REWARD_CARD
+from vlarl_reward.allocator import keep_freed_memory
+from vlarl_reward.models.base import Unscorable
+from vlarl_reward.models.outcome import OutcomeScorer
+
+_LOG = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+
+
+class RprmScorer:
+    """r_t = r_sparse_t + c * r_rprm_t (VLA-RL, arXiv 2505.18719).
+
+    Of an action the judge says whether it leads somewhere, the additive form's reward; of a state,
+    before any token of an action, whether what is done there does, the other form's potential. The
+    steps of all trajectories that wait are judged together, batch by batch.
+    """
+
+    name = "rprm"
+    needs_frames = True
+
+    def __init__(self, config: RewardConfig, ppo: PpoConfig) -> None:
+        """Loads the model; ppo: the trainer's, for its discount and what a time limit means there.
+
+        Raises:
+            ConfigError, CheckpointError: the checkpoint can't be used, or is no reward model.
+        """
+        assert config.checkpoint is not None  # noqa: S101 - RewardConfig has made sure
+        self._config = config
+        self._gamma = ppo.gamma
+        self._of_states = config.form == "potential"
+        self._cut_goes_on = self._of_states and ppo.time_limit == "bootstrap"
+        self._checkpoint: Path = config.checkpoint
+        self._outcome = OutcomeScorer(config.success_reward)
+        # Decoding and resizing release the interpreter's lock for most of their time. Where no GPU
+        # does, all cores pass, and decoding beside them only makes them wait for each other.
+        self._threads = (
+            ThreadPoolExecutor(thread_name_prefix="decode") if torch.cuda.is_available() else None
+        )
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        keep_freed_memory()
+        self.version, self._judge, self._seen = self._load()
+
+    def score(
+        self, trajectories: Sequence[rollout_pb2.Trajectory]
+    ) -> list[rollout_pb2.RewardScores | Unscorable]:
+        """Scores of each trajectory, in order, all by one version of the model."""
+        self._take_up_another()
+        problems = [self._problems(trajectory) for trajectory in trajectories]
+        pairs = zip(trajectories, problems, strict=True)
+        sound = [trajectory for trajectory, found in pairs if not found]
+        judged = iter(self._judged(sound))
+        outcomes = self._outcome.score(trajectories)
+        scores: list[rollout_pb2.RewardScores | Unscorable] = []
+        for outcome, found in zip(outcomes, problems, strict=True):
+            one = Unscorable(found) if found else next(judged)
+            scores.append(one if isinstance(one, Unscorable) else self._scores(outcome, one))
+        return scores
+
+    def _problems(self, trajectory: rollout_pb2.Trajectory) -> list[tuple[str, str]]:
+        """What can be told without its frames."""
+        ids, width = self._judge.action_ids, self._judge.config.action_dim
+        problems = []
+        length = len(trajectory.instruction)
+        if not words_of(trajectory.instruction):
+            problems.append(("trajectory.instruction", "must say what is to be done"))
+        elif length > MAX_INSTRUCTION_CHARACTERS:
+            text = f"at most {MAX_INSTRUCTION_CHARACTERS} characters, not {length}"
+            problems.append(("trajectory.instruction", text))
+        for number, step in enumerate(trajectory.steps):
+            tokens = step.action.token_ids
+            if len(tokens) != width or any(token not in ids for token in tokens):
+                field = f"trajectory.steps[{number}].action.token_ids"
+                wanted = f"must be {width} ids from {ids[0]} to {ids[-1]}, the reward model's own"
+                problems.append((field, wanted))
+        if self._goes_on(trajectory) and not trajectory.final_image:
+            wanted = "must not be empty: the potential form judges the state that a limit cut"
+            problems.append(("trajectory.final_image", wanted))
+        return problems
+
+    def _goes_on(self, trajectory: rollout_pb2.Trajectory) -> bool:
+        """Whether the trainer sees something follow the last action, which has a potential then."""
+        return self._cut_goes_on and trajectory.outcome == rollout_pb2.OUTCOME_TIME_LIMIT
+
+    def _images(self, trajectory: rollout_pb2.Trajectory) -> list[bytes]:
+        """Encoded frames of what is judged: of each step, and the last state's if that counts."""
+        final = [trajectory.final_image] if self._goes_on(trajectory) else []
+        return [*(step.image for step in trajectory.steps), *final]
+
+    def _judged(self, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Floats | Unscorable]:
+        """What the model says of each trajectory's `_images`, batch by batch of all of them; each
+        frame is decoded once.
+        """
+        if not trajectories:
+            return []
+        judge, batch = self._judge, self._config.batch_steps
+        images = [self._images(one) for one in trajectories]
+        encoded = list(itertools.chain.from_iterable(images))
+        token_ids = np.zeros((len(encoded), 0), np.int64)
+        if not self._of_states:
+            steps = [step for one in trajectories for step in one.steps]
+            token_ids = np.array([step.action.token_ids for step in steps], np.int64)
+        prompts = [
+            ids
+            for one, seen in zip(trajectories, images, strict=True)
+            for ids in [judge.prompt(one.instruction)] * len(seen)
+        ]
+        frames: list[Frame | ImageError] = []
+        parts = []
+        blank = np.zeros((judge.config.image_size, judge.config.image_size, 3), np.uint8)
+        for decoded in self._decoded(encoded, batch):
+            some = slice(len(frames), len(frames) + batch)
+            frames += decoded
+            pixels = [blank if isinstance(frame, ImageError) else frame for frame in decoded]
+            parts.append(judge.probabilities(np.stack(pixels), prompts[some], token_ids[some]))
+        stops = np.cumsum([len(seen) for seen in images])
+        said = np.split(np.concatenate(parts), stops[:-1])
+        broken = [
+            _broken(frames[stop - len(seen) : stop], len(one.steps))
+            for one, seen, stop in zip(trajectories, images, stops, strict=True)
+        ]
+        return [
+            Unscorable(found) if found else each for found, each in zip(broken, said, strict=True)
+        ]
+
+    def _decoded(self, encoded: Sequence[bytes], batch: int) -> Iterator[list[Frame | ImageError]]:
+        """Frames batch by batch; with threads, those to come are decoded while a batch passes."""
+        if self._threads is None:
+            frames = (self._frame(one) for one in encoded)
+        else:
+            coming = [self._threads.submit(self._frame, one) for one in encoded]
+            frames = (one.result() for one in coming)
+        while decoded := list(itertools.islice(frames, batch)):
+            yield decoded
+
+    def _frame(self, encoded: bytes) -> Frame | ImageError:
+        try:
+            return self._judge.frame(encoded)
+        except ImageError as error:
+            return error
+
+    def _scores(self, outcome: rollout_pb2.RewardScores, said: Floats) -> rollout_pb2.RewardScores:
+        if self._of_states and len(said) == len(outcome.sparse):
+            said = np.append(said, 0.0)  # nothing follows
+        dense = dense_rewards(said, self._config.form, self._gamma)
+        total = np.array(outcome.sparse) + self._config.coefficient * dense
+        return rollout_pb2.RewardScores(
+            model=self.name,
+            version=self.version,
+            sparse=outcome.sparse,
+            dense=dense.tolist(),
+            total=total.tolist(),
+        )
+
+    def _load(self) -> tuple[str, Judge, tuple[int, int]]:
+        seen = self._state()
+        version = check_reward_model(self._checkpoint)
+        judge = Judge(self._checkpoint, self._config.dtype, self._config.batch_steps)
+        return version, judge, seen
+
+    def _state(self) -> tuple[int, int]:
+        """What changes when another model is put in place; (0, 0) where there is none."""
+        try:
+            found = (self._checkpoint / REWARD_CARD).stat()
+        except OSError:
+            return (0, 0)
+        return (found.st_ino, found.st_mtime_ns)
+
+    def _take_up_another(self) -> None:
+        """Loads the model anew where another one lies in its place. While that can't be loaded,
+        perhaps because it is still being copied, the old one goes on.
+        """
+        if self._state() in (self._seen, (0, 0)):
+            return
+        try:
+            version, judge, seen = self._load()
+        except FatalError as error:
+            _LOG.warning("reward model %s stays: %s", self.version, error)
+            return
+        _LOG.info("reward model %s takes over from %s", version, self.version)
+        self.version, self._judge, self._seen = version, judge, seen
+
+
+def _broken(frames: Sequence[Frame | ImageError], steps: int) -> list[tuple[str, str]]:
+    """Which of a trajectory's frames, those of its steps and perhaps the last, are no images."""
+    return [
+        (
+            f"trajectory.steps[{number}].image" if number < steps else "trajectory.final_image",
+            str(frame),
+        )
+        for number, frame in enumerate(frames)
+        if isinstance(frame, ImageError)
+    ]
+
+
+def dense_rewards(said: Floats, form: Literal["additive", "potential"], gamma: float) -> Floats:
+    """r_rprm [T] from what the judge says.
+
+        additive:   r_t = P(s_t, a_t)
+        potential:  r_t = gamma * Phi(s_{t+1}) - Phi(s_t)      (Ng, Harada and Russell, 1999)
+
+    The second leaves the best policy what it is, because it depends on states alone, and where an
+    end is none, because the last state's potential then counts (docs/decisions/0014).
+
+    Args:
+        said: additive: [T], P of each action; potential: [T + 1], Phi of each state, and last of
+            the one after the last action: 0 where nothing follows.
+        form: which.
+        gamma: the trainer's discount.
+    """
+    if form == "additive":
+        return said
+    shaped: Floats = gamma * said[1:] - said[:-1]
+    return shaped

@@ -1,0 +1,165 @@
+"""The critic: an MLP on what the frozen base policy makes of a state.
+
+That is its hidden state where the first action token is predicted and, if asked for, random
+projections of the image's tokens: a small policy's hidden state says which token comes next, and
+little of where things are. Features are computed once a state, with the adapter off, and kept for
+all epochs; the MLP is so small that rank 0 trains it alone and nothing needs to be synchronised.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlarl.config import CriticConfig
+from vlarl.learning.optimizer import DivergedError, mini_batches, take_step
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl_trainer.algorithms.losses import explained_variance, value_loss
+
+_WAY_OUT = (
+    "no step was taken; lower trainer.critic.learning_rate and go on from the last checkpoint with "
+    "--resume"
+)
+
+
+class Standardise(nn.Module):
+    """Shifts and scales features [N, d] by the moments of the first batch that it was shown.
+
+    Frozen features keep their distribution. What differs between states is small beside what all
+    have in common, so a normalisation of each state by itself would leave it small.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    known: Tensor
+
+    def __init__(self, width: int) -> None:
+        """Passes features through until `learn`."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("known", torch.tensor(0))
+
+    def learn(self, features: Tensor) -> None:
+        """Takes the moments; later calls change nothing."""
+        if self.known:
+            return
+        deviation = features.std(dim=0, correction=0)
+        # What hardly moves isn't blown up to the size of what does.
+        floor = 0.1 * deviation.mean() + 1e-6
+        self.mean.copy_(features.mean(dim=0))
+        self.scale.copy_(deviation + floor)
+        self.known.fill_(1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
+
+
+def value_head(standardise: Standardise, hidden: tuple[int, ...]) -> nn.Sequential:
+    """Standardisation, then an MLP to one value; it starts at V = 0 everywhere."""
+    layers: list[nn.Module] = [standardise]
+    width = len(standardise.mean)
+    for units in hidden:
+        layers += [nn.Linear(width, units), nn.GELU()]
+        width = units
+    last = nn.Linear(width, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
+
+
+@dataclass(frozen=True)
+class CriticReport:
+    """What a fit did."""
+
+    value_loss: float
+    """Mean over the last epoch's mini-batches, each before its step."""
+    explained_variance: float
+    """Of the returns, by the values before the fit."""
+
+
+class Critic:
+    """The value head and its optimizer."""
+
+    def __init__(
+        self, model: OpenVLAConfig, config: CriticConfig, seed: int, device: torch.device
+    ) -> None:
+        """model: of the policy. seed: of the initial weights and of the projection."""
+        width, channels = model.text.hidden_size, config.patch_channels
+        self._standardise = Standardise(width + model.num_patches * channels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = value_head(self._standardise, config.hidden).to(device)
+            self._projection = (torch.randn(width, channels) / width**0.5).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.head.parameters(), lr=config.learning_rate, eps=1e-5, weight_decay=0.0
+        )
+        self._config = config
+        self._device = device
+
+    def features(self, hidden: Tensor, image_tokens: Tensor) -> Tensor:
+        """What the head sees of B states: float32 [B, d + patches * channels].
+
+        Args:
+            hidden: float32 [B, d], where the first action token is predicted.
+            image_tokens: [B, patches, d], of any type.
+        """
+        patches = image_tokens @ self._projection.to(image_tokens.dtype)
+        return torch.cat([hidden, patches.float().flatten(1)], dim=1)
+
+    @torch.no_grad()
+    def values(self, features: Tensor) -> Tensor:
+        """V of features [S, d]; float32 [S] on the CPU."""
+        values: Tensor = self.head(features.to(self._device)).squeeze(-1)
+        return values.cpu()
+
+    def fit(
+        self,
+        features: Tensor,
+        returns: Tensor,
+        *,
+        epochs: int,
+        mini_batch: int,
+        max_grad_norm: float,
+        generator: np.random.Generator,
+    ) -> CriticReport:
+        """Regresses the returns.
+
+        Args:
+            features: [N, d], `features`.
+            returns: [N], GAE's A + V under the values before the fit.
+            epochs: passes over the samples.
+            mini_batch: samples behind one step.
+            max_grad_norm: bound on the gradient's norm.
+            generator: of the samples' order.
+
+        Raises:
+            DivergedError: loss or gradient isn't finite.
+        """
+        features, returns = features.to(self._device), returns.to(self._device).float()
+        self._standardise.learn(features)
+        with torch.no_grad():
+            old_values = self.head(features).squeeze(-1)
+        losses: list[float] = []
+        for _ in range(epochs):
+            losses = []
+            for samples in mini_batches(len(features), mini_batch, generator):
+                values = self.head(features[samples]).squeeze(-1)
+                loss = value_loss(
+                    values, old_values[samples], returns[samples], self._config.clip
+                ).mean()
+                losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise DivergedError(f"the critic's loss is not finite: {_WAY_OUT}")
+                torch.autograd.backward(loss)
+                take_step(
+                    self.optimizer,
+                    self.head.parameters(),
+                    max_grad_norm,
+                    f"the critic's gradient is not finite, although its loss is: {_WAY_OUT}",
+                )
+        return CriticReport(float(np.mean(losses)), explained_variance(old_values, returns))

@@ -1,0 +1,158 @@
+"""From trajectories, as the queue delivers them, to what the update computes on. Each frame is
+decoded once on each rank that needs it.
+
+states:  step 0 .. N-1 of all episodes, then the final state of every truncated episode
+samples: the N steps, each with the tokens taken, its reward and its place in an episode
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vlarl.images import Frame, ImageError
+from vlarl.learning.ranks import Indices
+from vlarl.models.network import ObservationBatch
+from vlarl.models.openvla.processor import Preparation
+from vlarl.rollout.v1 import rollout_pb2
+from vlarl_trainer.rollouts.expectation import TrajectoryError
+
+_HEADER = struct.Struct("<qqI")
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One iteration's trajectories, as rank 0 sends them to all ranks."""
+
+    iteration: int
+    version: int
+    """Policy version that the trainer holds: the newest that may have acted."""
+    trajectories: Sequence[rollout_pb2.Trajectory]
+
+    def to_bytes(self) -> bytes:
+        """Length-prefixed messages after a header."""
+        parts = [_HEADER.pack(self.iteration, self.version, len(self.trajectories))]
+        for trajectory in self.trajectories:
+            encoded = trajectory.SerializeToString()
+            parts += [_LENGTH.pack(len(encoded)), encoded]
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, encoded: bytes) -> Experience:
+        """Reads what `to_bytes` wrote."""
+        iteration, version, count = _HEADER.unpack_from(encoded)
+        trajectories, offset = [], _HEADER.size
+        for _ in range(count):
+            (length,) = _LENGTH.unpack_from(encoded, offset)
+            offset += _LENGTH.size
+            trajectories.append(
+                rollout_pb2.Trajectory.FromString(encoded[offset : offset + length])
+            )
+            offset += length
+        return cls(iteration, version, trajectories)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Where an episode's steps lie among the samples."""
+
+    start: int
+    stop: int
+    terminal: bool
+    final_state: int | None
+    """Index of the state that a truncated return is bootstrapped from."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """S states and N samples; sample i was taken in state i."""
+
+    frames: list[bytes]
+    """[S] encoded images."""
+    instructions: list[str]
+    """[S]."""
+    token_ids: NDArray[np.int64]
+    """[N, action_dim], vocabulary ids."""
+    server_logprobs: NDArray[np.float32]
+    """[N, action_dim], as the policy server reported them."""
+    fresh: NDArray[np.bool_]
+    """[N], whether the weights that acted are the trainer's own."""
+    rewards: NDArray[np.float64]
+    """[N]."""
+    episodes: list[Episode]
+
+
+def build_batch(experience: Experience) -> Batch:
+    """Lays out the trajectories' states and samples."""
+    trajectories = experience.trajectories
+    steps = [step for trajectory in trajectories for step in trajectory.steps]
+    frames = [step.image for step in steps]
+    instructions = [t.instruction for t in trajectories for _ in t.steps]
+    episodes, start = [], 0
+    for trajectory in trajectories:
+        stop = start + len(trajectory.steps)
+        terminal = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
+        final_state = None
+        if not terminal:
+            final_state = len(frames)
+            frames.append(trajectory.final_image)
+            instructions.append(trajectory.instruction)
+        episodes.append(Episode(start, stop, terminal, final_state))
+        start = stop
+    return Batch(
+        frames=frames,
+        instructions=instructions,
+        token_ids=np.array([step.action.token_ids for step in steps], dtype=np.int64),
+        server_logprobs=np.array([step.action.logprobs for step in steps], dtype=np.float32),
+        fresh=np.array([step.action.policy_version == experience.version for step in steps]),
+        rewards=np.array(
+            [reward for trajectory in trajectories for reward in trajectory.scores.total]
+        ),
+        episodes=episodes,
+    )
+
+
+class Observations:
+    """The states of one batch."""
+
+    def __init__(
+        self,
+        frames: Sequence[bytes],
+        instructions: Sequence[str],
+        preparation: Preparation,
+        device: torch.device,
+    ) -> None:
+        """frames, instructions: [S], encoded images and what the policy was told."""
+        self._encoded = frames
+        self._prepared: dict[int, Frame] = {}
+        self._preparation = preparation
+        self._device = device
+        known = {text: preparation.prompt(text) for text in set(instructions)}
+        self._prompts = [known[text] for text in instructions]
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, states: Indices) -> ObservationBatch:
+        """Inputs of these states."""
+        missing = sorted({int(state) for state in states} - self._prepared.keys())
+        # Decoding and resizing release the interpreter's lock for most of their time.
+        with ThreadPoolExecutor() as threads:
+            encoded = [self._encoded[state] for state in missing]
+            try:
+                frames = list(threads.map(self._preparation.frame, encoded))
+            except ImageError as error:
+                raise TrajectoryError(f"a recorded frame is no image: {error}") from error
+        self._prepared.update(zip(missing, frames, strict=True))
+        return self._preparation.batch(
+            np.stack([self._prepared[int(state)] for state in states]),
+            [self._prompts[int(state)] for state in states],
+            self._device,
+        )

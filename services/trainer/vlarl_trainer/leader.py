@@ -1,0 +1,67 @@
+"""Rank 0 leads, the others follow: every batch is learned from by all of them together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from vlarl.learning.ranks import World
+from vlarl_trainer.batch import Experience
+from vlarl_trainer.learner import Learner, Snapshot
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class LeadingRank:
+    """Rank 0's learner, on a thread of its own so that the event loop stays free."""
+
+    def __init__(self, learner: Learner, world: World) -> None:
+        self._learner = learner
+        self._world = world
+        self._thread = ThreadPoolExecutor(1, "learner")
+
+    async def learn(self, experience: Experience) -> tuple[dict[str, float], Snapshot]:
+        """Has all ranks learn; returns the metrics and all that has been learned so far."""
+        return await self._in_thread(self._learn, experience)
+
+    def _learn(self, experience: Experience) -> tuple[dict[str, float], Snapshot]:
+        if self._world.size > 1:
+            self._world.broadcast_bytes(experience.to_bytes())
+        return self._learner.learn(experience), self._learner.snapshot()
+
+    async def start(self, tensors: dict[str, Tensor] | None) -> Snapshot:
+        """Has all ranks take a checkpoint's tensors over, if there is one."""
+        return await self._in_thread(_restore, self._learner, self._world, tensors)
+
+    async def dismiss(self) -> None:
+        """Ends the followers' work."""
+        await self._in_thread(self._world.broadcast_bytes, b"")
+        self._thread.shutdown()
+
+    async def _in_thread(self, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, call, *arguments)
+
+
+def follow(learner: Learner, world: World) -> None:
+    """What every other rank does, until rank 0 ends it."""
+    _restore(learner, world, None)
+    while encoded := world.broadcast_bytes():
+        learner.learn(Experience.from_bytes(encoded))
+        learner.snapshot()
+
+
+def _restore(learner: Learner, world: World, tensors: dict[str, Tensor] | None) -> Snapshot:
+    """Rank 0's tensors, taken over by every rank."""
+    if world.size > 1:
+        encoded = world.broadcast_bytes(save(tensors) if tensors else b"")
+        tensors = load(encoded) if encoded else None
+    if tensors:
+        learner.restore(tensors)
+    return learner.snapshot()

@@ -1,0 +1,256 @@
+"""What every rank does with an iteration's trajectories: values, advantages, PPO, critic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlarl.config import TrainerConfig
+from vlarl.errors import FatalError
+from vlarl.learning.checkpoints import ResumeError
+from vlarl.learning.optimizer import gathered_moments, restore_moments
+from vlarl.learning.ranks import World, like, whole
+from vlarl.learning.seeds import Stream, generator_for
+from vlarl.learning.sharding import compute_dtype
+from vlarl.learning.trainable import Factors, LoraPolicy
+from vlarl.models.openvla.processor import Preparation
+from vlarl_trainer.algorithms.advantages import Floats, batch_advantages, whiten
+from vlarl_trainer.algorithms.critic import Critic
+from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
+from vlarl_trainer.policy_update import PolicySamples, PolicyUpdate
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that was learned, whole and on the CPU; empty on ranks other than 0."""
+
+    factors: Factors
+    tensors: dict[str, Tensor]
+    """Factors, critic and both optimizers under flat names, as checkpoints hold them."""
+
+
+class ParityError(FatalError):
+    """Policy server and trainer disagree about the same action's probability."""
+
+
+class Learner:
+    """Policy, critic and optimizers of one rank. Methods are called on every rank alike."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        config: TrainerConfig,
+        *,
+        center_crop: bool,
+        seed: int,
+        world: World,
+        success_reward: float = 1.0,
+    ) -> None:
+        """Loads the policy's checkpoint.
+
+        Args:
+            checkpoint: the policy.
+            config: how it learns.
+            center_crop: whether it sees the centre of a frame.
+            seed: of factors, critic and the order of samples.
+            world: the ranks.
+            success_reward: that advantages are large or small against.
+        """
+        self.dtype = compute_dtype(config.dtype, world.device)
+        self.policy = LoraPolicy(
+            checkpoint,
+            config.lora,
+            dtype=self.dtype,
+            seed=seed,
+            world=world,
+            activation_checkpointing=config.activation_checkpointing,
+        )
+        self.critic = Critic(self.policy.config, config.critic, seed, world.device)
+        self._update = PolicyUpdate(self.policy, config.ppo, config.temperature, world)
+        self._preparation = Preparation(checkpoint, self.policy.config, center_crop)
+        self._config = config
+        self._whiten_floor = config.ppo.whiten_floor * abs(success_reward)
+        self._seed = seed
+        self._world = world
+
+    def learn(self, experience: Experience) -> dict[str, float]:
+        """Learns from one iteration's trajectories.
+
+        Returns:
+            The iteration's metrics, by their names in record/metrics.py.
+
+        Raises:
+            ParityError: nothing was learned, because the log-probs on both sides disagree.
+            DivergedError: a loss or a gradient is not finite.
+        """
+        started = time.monotonic()
+        batch = build_batch(experience)
+        observations = Observations(
+            batch.frames, batch.instructions, self._preparation, self._world.device
+        )
+        features = self._features(observations)
+        logprobs, entropy = self._logprobs(observations, batch)
+        gap = self._check_parity(batch, logprobs)
+        values = self._world.broadcast(self.critic.values(features))
+        ppo = self._config.ppo
+        advantages, returns = self._advantages(batch, values, ppo.gae_lambda)
+        if (critic_lambda := self._config.critic.gae_lambda) is not None:
+            _, returns = self._advantages(batch, values, critic_lambda)
+        metrics = {
+            "logprob_gap": gap,
+            "stale_actions": 1.0 - float(batch.fresh.mean()),
+            "entropy": float(entropy.mean()),
+            "advantage_deviation": float(advantages.std()),
+            "seconds_inference": time.monotonic() - started,
+        }
+        warming_up = experience.iteration < self._config.critic.warmup_iterations
+        if not warming_up:
+            fresh = torch.from_numpy(batch.fresh)[:, None]
+            samples = PolicySamples(
+                observations=observations,
+                token_ids=torch.from_numpy(batch.token_ids),
+                # A stale action was taken by weights that are gone: the server's word counts.
+                logprobs=torch.where(fresh, logprobs, torch.from_numpy(batch.server_logprobs)),
+                start_logprobs=logprobs,
+                advantages=torch.from_numpy(
+                    whiten(advantages, self._whiten_floor) if ppo.whiten_advantages else advantages
+                ).float(),
+            )
+            order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)
+            metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
+        metrics |= self._fit_critic(experience.iteration, features, returns, warming_up)
+        return metrics | self._world.memory()
+
+    def _advantages(self, batch: Batch, values: Tensor, gae_lambda: float) -> tuple[Floats, Floats]:
+        """Advantages [N] and returns [N] by the critic's values [S]."""
+        ppo = self._config.ppo
+        return batch_advantages(
+            batch,
+            values.double().numpy(),
+            ppo.gamma,
+            gae_lambda,
+            limit_is_terminal=ppo.time_limit == "terminal",
+        )
+
+    def values(self, frames: Sequence[bytes], instruction: str) -> list[float]:
+        """The critic's values of states, given as encoded frames, of one task."""
+        observations = Observations(
+            frames, [instruction] * len(frames), self._preparation, self._world.device
+        )
+        values: list[float] = self.critic.values(self._features(observations)).tolist()
+        return values
+
+    def _features(self, observations: Observations) -> Tensor:
+        """The critic's features of all states [S, d]."""
+        states = np.arange(len(observations))
+        parts = [
+            self.critic.features(*self.policy.base_states(observations[piece])).cpu()[:counted]
+            for piece, counted in self._world.share(states, self._config.ppo.micro_batch)
+        ]
+        return self._world.gather(torch.cat(parts), len(states))
+
+    @torch.no_grad()
+    def _logprobs(self, observations: Observations, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies [N, K] of the actions taken, under the weights as they are."""
+        device = self._world.device
+        samples = np.arange(len(batch.token_ids))
+        parts = []
+        for piece, counted in self._world.share(samples, self._config.ppo.micro_batch):
+            tokens = torch.from_numpy(batch.token_ids[piece]).to(device)
+            both = self.policy.logprobs(observations[piece], tokens, self._config.temperature)
+            parts.append(torch.stack(both, dim=-1).cpu()[:counted])
+        logprobs, entropy = self._world.gather(torch.cat(parts), len(samples)).unbind(dim=-1)
+        return logprobs, entropy
+
+    @property
+    def logprob_gap_bound(self) -> float:
+        """Largest difference of a token's log-prob between server and trainer that is no error."""
+        return self._config.logprob_gap_bound or (1e-4 if self.dtype == torch.float32 else 0.3)
+
+    def _check_parity(self, batch: Batch, logprobs: Tensor) -> float:
+        """Largest difference of a token's log-prob between server and trainer, over the actions
+        that the trainer's own version took.
+        """
+        if not batch.fresh.any():
+            return 0.0
+        difference = np.abs(batch.server_logprobs - logprobs.numpy())[batch.fresh]
+        gap = float(difference.max())
+        bound = self.logprob_gap_bound
+        if not gap <= bound:
+            raise ParityError(
+                f"policy server and trainer disagree about the log-prob of a token by {gap:.3g}, "
+                f"more than {bound:.3g}: the PPO ratio would mean nothing. Do both use the same "
+                "checkpoint, data type, centre crop and temperature? (trainer.logprob_gap_bound)"
+            )
+        return gap
+
+    def _fit_critic(
+        self, iteration: int, features: Tensor, returns: np.ndarray, warming_up: bool
+    ) -> dict[str, float]:
+        """Rank 0 trains the critic; the others get its values, not its weights."""
+        if not self._world.first:
+            return {}
+        critic, ppo = self._config.critic, self._config.ppo
+        epochs = critic.epochs or ppo.epochs
+        report = self.critic.fit(
+            features[: len(returns)],
+            torch.from_numpy(returns),
+            epochs=critic.warmup_epochs if warming_up else epochs,
+            mini_batch=ppo.mini_batch,
+            max_grad_norm=ppo.max_grad_norm,
+            generator=generator_for(self._seed, Stream.CRITIC_ORDER, iteration),
+        )
+        return vars(report)
+
+    def snapshot(self) -> Snapshot:
+        """Gathers all that was learned."""
+        factors = self.policy.factors()
+        tensors = gathered_moments(
+            self._update.optimizer, self.policy.named_factors(), "policy_optimizer"
+        )
+        if not self._world.first:
+            return Snapshot({}, {})
+        for layer, (a, b) in factors.items():
+            tensors[f"policy.{layer}.A"], tensors[f"policy.{layer}.B"] = a, b
+        for name, tensor in self.critic.head.state_dict().items():
+            tensors[f"critic.{name}"] = whole(tensor)
+        critic = dict(self.critic.head.named_parameters())
+        tensors |= gathered_moments(self.critic.optimizer, critic, "critic_optimizer")
+        tensors["policy_steps"] = torch.tensor(self._update.steps_taken)
+        return Snapshot(factors, tensors)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes a snapshot's tensors over; every rank holds all of them.
+
+        Raises:
+            ResumeError: the snapshot is of other layers, or of layers of another size.
+        """
+        factors = self.policy.named_factors()
+        held: dict[str, Tensor] = {f"policy.{name}": factor for name, factor in factors.items()}
+        held |= {f"critic.{name}": own for name, own in self.critic.head.state_dict().items()}
+        _require_shapes(tensors, held)
+        for name, own in held.items():
+            own.data.copy_(like(tensors[name], own))
+        restore_moments(self._update.optimizer, factors, tensors, "policy_optimizer")
+        critic = dict(self.critic.head.named_parameters())
+        restore_moments(self.critic.optimizer, critic, tensors, "critic_optimizer")
+        self._update.steps_taken = int(tensors["policy_steps"])
+
+
+def _require_shapes(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+    for name, tensor in held.items():
+        saved = tensors.get(name)
+        if saved is None or saved.shape != tensor.shape:
+            section = "trainer.critic" if name.startswith("critic.") else "trainer.lora"
+            was = "isn't in it" if saved is None else f"is {list(saved.shape)} in it"
+            raise ResumeError(
+                f"the checkpoint doesn't fit the configuration: {name} {was} and has to be "
+                f"{list(tensor.shape)}. A run goes on with the settings of [{section}] that it "
+                "began with; start a new run to change them"
+            )

@@ -1,0 +1,272 @@
+"""VLA-RL, one iteration after another.
+
+    publish ──▶ issue episodes ──▶ collect scored trajectories ──▶ values, advantages, PPO, critic
+       ▲                                                                        │
+       └───── acknowledge ◀── checkpoint (durable) ◀────────────────────────────┘
+
+A trajectory is acknowledged when the checkpoint that learned from it is durable, and weights are
+published after that: a trainer killed at any moment goes on from its last checkpoint, finds the
+trajectories that it had not learned from in the queue, and orders only what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vlarl.config import RunConfig
+from vlarl.data.recording import RolloutRecorder
+from vlarl.rollout.v1 import rollout_pb2
+from vlarl.trainer.v1 import trainer_pb2
+from vlarl_trainer.batch import Experience
+from vlarl_trainer.leader import LeadingRank
+from vlarl_trainer.learner import Snapshot
+from vlarl_trainer.publisher import Publisher, published_adapter
+from vlarl_trainer.record.actions import ActionLog
+from vlarl_trainer.record.console import Display
+from vlarl_trainer.record.evaluation import EvaluationLog, count, judge
+from vlarl_trainer.record.metrics import MetricsLog
+from vlarl_trainer.record.progress import Progress, save_checkpoint
+from vlarl_trainer.rollouts.collector import Collected, Collector
+from vlarl_trainer.rollouts.curriculum import Curriculum
+from vlarl_trainer.rollouts.expectation import Expectation
+from vlarl_trainer.rollouts.plan import evaluation_episodes, training_episodes
+from vlarl_trainer.rollouts.reward_hacking import RewardWatch
+from vlarl_trainer.status import RunStatus
+
+
+class TrainingLoop:
+    """One run, from wherever its last checkpoint stands to its end."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        expectation: Expectation,
+        unnorm_key: str,
+        scaling: float,
+        dtype: torch.dtype,
+        learner: LeadingRank,
+        collector: Collector,
+        publisher: Publisher,
+        status: RunStatus,
+        log: MetricsLog,
+        display: Display,
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._expectation = expectation
+        self._unnorm_key = unnorm_key
+        self._scaling = scaling
+        self._dtype = dtype
+        self._learner = learner
+        self._collector = collector
+        self._publisher = publisher
+        self._status = status
+        self._log = log
+        self._display = display
+        self._evaluations = EvaluationLog(run_dir)
+        self._actions = ActionLog(run_dir)
+        self._recorder = None
+        if config.trainer.record_rollouts:
+            self._recorder = RolloutRecorder(run_dir / "rollouts", config.env)
+        self._curriculum = Curriculum(config.tasks.indices, config.curriculum)
+        self._watch = RewardWatch(config.reward)
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    async def run(self, progress: Progress, snapshot: Snapshot) -> None:
+        """Goes on from there until all iterations are done and evaluated."""
+        self._curriculum.restore(progress.success)
+        await self._publish(progress, snapshot, takeover=True)
+        while progress.iteration < self._config.trainer.iterations:
+            # Before an iteration, not after the last: a crash may have come in between.
+            if self._evaluations.due(progress, self._config.evaluation):
+                await self._evaluate(progress)
+            await self._status.until_running()
+            progress, snapshot = await self._iterate(progress)
+        last = self._config.evaluation.at_end
+        if last or self._evaluations.due(progress, self._config.evaluation):
+            await self._evaluate(progress)
+        await self._status.enter(trainer_pb2.RUN_STATE_DONE)
+        self._display.finish(self._run_dir)
+
+    async def _iterate(self, progress: Progress) -> tuple[Progress, Snapshot]:
+        started = time.monotonic()
+        self._seconds.clear()
+
+        with self._phase("rollout"):
+            await self._status.enter(trainer_pb2.RUN_STATE_ROLLOUT)
+            specs = await self._issue(progress.iteration)
+            oldest = progress.version - self._config.trainer.staleness
+            collected = await self._collector.collect(
+                specs, learned=progress.iteration, oldest=oldest
+            )
+            replace(self._expectation, version=progress.version).check(collected.trajectories)
+            watched = self._watch.record(collected.trajectories)
+
+        with self._phase("learning"):
+            await self._status.enter(trainer_pb2.RUN_STATE_LEARNING)
+            experience = Experience(progress.iteration, progress.version, collected.trajectories)
+            learned, snapshot = await self._learner.learn(experience)
+            learned |= watched
+
+        with self._phase("checkpoint"):
+            self._actions.write(progress.iteration, collected.trajectories)
+            if self._recorder is not None:
+                part = f"{progress.iteration:05d}"
+                await asyncio.to_thread(self._recorder.write, part, collected.trajectories)
+            progress = self._advance(progress, collected, learned)
+            await self._save(progress, snapshot)
+
+        await self._collector.settle(collected)
+        self._status.outstanding -= len(specs)
+
+        with self._phase("publish"):
+            await self._status.enter(trainer_pb2.RUN_STATE_PUBLISHING)
+            pause = await self._publish(progress, snapshot, takeover=False)
+
+        times = {f"seconds_{phase}": seconds for phase, seconds in self._seconds.items()} | {
+            "publish_pause_seconds": pause,
+            "seconds_iteration": time.monotonic() - started,
+            "completed_timestamp_seconds": time.time(),
+        }
+        await self._report(progress, times)
+        return progress, snapshot
+
+    async def _issue(self, iteration: int) -> Sequence[rollout_pb2.EpisodeSpec]:
+        """Orders this iteration's episodes, and those that may be collected meanwhile."""
+        last = min(iteration + self._config.trainer.staleness, self._config.trainer.iterations - 1)
+        batches = [
+            training_episodes(self._config, number, self._curriculum, self._unnorm_key)
+            for number in range(iteration, last + 1)
+        ]
+        for batch in batches:
+            await self._collector.issue(batch)
+        self._status.outstanding = sum(map(len, batches))
+        return batches[0]
+
+    def _advance(
+        self, progress: Progress, collected: Collected, learned: dict[str, float]
+    ) -> Progress:
+        """The run's place after an iteration."""
+        trajectories = collected.trajectories
+        for trajectory in trajectories:
+            success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
+            self._curriculum.record(trajectory.spec.task.index, success)
+        metrics = rollout_metrics(collected) | learned | self._curriculum.metrics()
+        steps = executed_steps(trajectories, self._config.env.action_repeat)
+        return replace(
+            progress,
+            iteration=progress.iteration + 1,
+            version=progress.version + bool(learned.get("policy_steps")),
+            acted=progress.version,
+            env_steps=progress.env_steps + steps,
+            learned=[trajectory.spec.episode_id for trajectory in trajectories],
+            success=self._curriculum.state(),
+            metrics=metrics,
+        )
+
+    async def _save(self, progress: Progress, snapshot: Snapshot) -> None:
+        keep = self._config.trainer.keep_checkpoints
+        directory = self._run_dir / "checkpoints"
+        self._status.checkpoint = await asyncio.to_thread(
+            save_checkpoint, directory, progress, snapshot.tensors, keep
+        )
+
+    async def _publish(self, progress: Progress, snapshot: Snapshot, *, takeover: bool) -> float:
+        """Has every replica serve the policy; returns the longest pause in seconds."""
+        published = self._status.adapter
+        if published is not None and published.version == progress.version:
+            return 0.0
+        adapter = published_adapter(progress, snapshot.factors, self._scaling, self._dtype)
+        # First, so that a replica that starts meanwhile fetches this version and not the last one.
+        self._status.adapter = adapter
+        report = await self._publisher.publish(adapter, takeover=takeover)
+        return report.pause_seconds
+
+    async def _report(self, progress: Progress, further: dict[str, float]) -> None:
+        iteration = iteration_message(replace(progress, metrics=progress.metrics | further))
+        await asyncio.to_thread(self._log.write, iteration)
+        self._display.iteration(iteration)
+        await self._status.complete(iteration)
+
+    async def _evaluate(self, progress: Progress) -> None:
+        """Greedy episodes, unless this policy has had them. Nobody orders training episodes and no
+        weights move until they are counted.
+        """
+        specs = evaluation_episodes(self._config, progress.iteration, self._unnorm_key)
+        if not specs or self._evaluations.has(progress.iteration):
+            return
+        started = time.monotonic()
+        await self._status.enter(trainer_pb2.RUN_STATE_EVALUATING)
+        self._display.evaluation_begins(len(specs))
+        with self._phase("evaluation"):
+            await self._collector.issue(specs)
+            collected = await self._collector.collect(
+                specs, learned=progress.iteration, oldest=progress.version
+            )
+        results = [judge(trajectory, progress.version) for trajectory in collected.trajectories]
+        evaluation = count(results, progress, [letter.spec for letter in collected.missing])
+        # Shown before it is written down: killed in between, it is only shown twice.
+        self._log.evaluation(evaluation.metrics(), progress.env_steps)
+        self._evaluations.write(evaluation, time.monotonic() - started)
+        await self._collector.settle(collected)
+        self._display.evaluation(evaluation)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._display.phase(name)
+        started = time.monotonic()
+        yield
+        self._seconds[name] += time.monotonic() - started
+
+
+def executed_steps(trajectories: Sequence[rollout_pb2.Trajectory], action_repeat: int) -> int:
+    """Control steps that episodes really took: their end cuts the last action short.
+
+    action_repeat: what an action counts whose worker, one of 0.1.0, didn't tell.
+    """
+    return sum(step.control_steps or action_repeat for one in trajectories for step in one.steps)
+
+
+def rollout_metrics(collected: Collected) -> dict[str, float]:
+    """How the episodes went."""
+    trajectories = collected.trajectories
+    lengths = [len(trajectory.steps) for trajectory in trajectories]
+    successes = defaultdict(list)
+    for trajectory in trajectories:
+        successes[trajectory.spec.task.index].append(
+            trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
+        )
+    everything = [success for one in successes.values() for success in one]
+    return {
+        "success_rate": float(np.mean(everything)),
+        "episode_return": float(np.mean([sum(t.scores.total) for t in trajectories])),
+        "episode_actions": float(np.mean(lengths)),
+        "episodes": float(len(trajectories)),
+        "missing_episodes": float(len(collected.missing)),
+        "simulator_restarts": float(sum(t.simulator_restarts for t in trajectories)),
+        "samples": float(sum(lengths)),
+        "seconds_in_episodes": sum(t.seconds for t in trajectories),
+        "seconds_waiting_for_policy": sum(t.policy_seconds for t in trajectories),
+        "seconds_waiting_for_reward": collected.reward_seconds,
+    } | {f"success_rate/task_{task}": float(np.mean(one)) for task, one in successes.items()}
+
+
+def iteration_message(progress: Progress) -> trainer_pb2.Iteration:
+    """The iteration that a checkpoint completed."""
+    return trainer_pb2.Iteration(
+        iteration=progress.iteration - 1,
+        policy_version=progress.acted,
+        env_steps=progress.env_steps,
+        metrics={name: one for name, one in progress.metrics.items() if math.isfinite(one)},
+    )

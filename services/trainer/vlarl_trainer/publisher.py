@@ -1,0 +1,233 @@
+"""Sends the policy's factors to every replica, and makes sure that they serve them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import grpc
+import torch
+from torch import Tensor
+
+from vlarl.config import ChannelConfig, RunConfig
+from vlarl.errors import FatalError
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
+from vlarl.rpc.channel import open_channel, replica_addresses
+from vlarl.rpc.errors import describe
+from vlarl.weights.adapter import Adapter, adapter_chunks, adapter_header
+from vlarl.weights.merge import merged_tensors
+from vlarl_trainer.record.progress import Progress
+
+if TYPE_CHECKING:
+    from vlarl.policy.v1.policy_pb2_grpc import PolicyServiceAsyncStub as Stub
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+_PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED}
+_RETRY_SECONDS = 1.0
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class PublishError(FatalError):
+    """The replicas don't serve what was published; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What a publication took."""
+
+    replicas: int
+    bytes_sent: int
+    pause_seconds: float
+    """Longest time for which a replica could start no action."""
+
+
+def published_adapter(
+    progress: Progress,
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    scaling: float,
+    dtype: torch.dtype,
+) -> Adapter:
+    """What the replicas are sent at this point of a run.
+
+    The trainer's passes compute with factors of this type, and bfloat16 halves what is sent.
+    """
+    return Adapter(
+        run_id=progress.run_id,
+        version=progress.version,
+        base_digest=progress.base_digest,
+        scaling=scaling,
+        factors={layer: (a.to(dtype), b.to(dtype)) for layer, (a, b) in factors.items()},
+    )
+
+
+class Publisher:
+    """The policy's replicas, as the trainer sees them."""
+
+    def __init__(
+        self,
+        addresses: str,
+        channel: ChannelConfig,
+        checkpoint: Path,
+        *,
+        digests: Literal["require", "report"],
+        timeout_seconds: float,
+    ) -> None:
+        """See PolicyConfig.addresses and TrainerConfig.merged_digest."""
+        self._addresses = addresses
+        self._channel = channel
+        self._checkpoint = checkpoint
+        self._digests = digests
+        self._timeout = timeout_seconds
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> Publisher:
+        """The replicas of a run's configuration."""
+        return cls(
+            config.policy.addresses,
+            config.security.channel(),
+            config.policy.checkpoint,
+            digests=config.trainer.merged_digest,
+            timeout_seconds=config.trainer.publish_timeout_seconds,
+        )
+
+    async def describe(self) -> list[policy_pb2.GetPolicyResponse]:
+        """What every replica serves, once it can be reached.
+
+        Raises:
+            PublishError: a replica can't be reached in time, or refuses.
+        """
+        answers: dict[str, policy_pb2.GetPolicyResponse] = {}
+        while not answers:
+            answers = await self._ask_all(
+                lambda stub: stub.GetPolicy(policy_pb2.GetPolicyRequest()), await self._replicas()
+            )
+        return list(answers.values())
+
+    async def publish(self, adapter: Adapter, *, takeover: bool) -> PublishReport:
+        """Returns when every replica serves the adapter, also those that came in the meantime;
+        those that left the name behind `policy.addresses` are no longer waited for.
+
+        Args:
+            adapter: the factors and their version.
+            takeover: whether they may replace another run's, or a newer version of this run.
+
+        Raises:
+            PublishError: a replica refuses, can't be reached in time, or merged other weights.
+        """
+        header = await asyncio.to_thread(adapter_header, adapter, takeover=takeover)
+        dtype = (await self.describe())[0].dtype
+        expecting = asyncio.create_task(asyncio.to_thread(self._own_digest, adapter, dtype))
+        answers: dict[str, policy_pb2.UpdateWeightsResponse] = {}
+        while new := [address for address in await self._replicas() if address not in answers]:
+            answers |= await self._ask_all(
+                lambda stub: stub.UpdateWeights(_requests(header, adapter), timeout=self._timeout),
+                new,
+            )
+        digest = await expecting
+        for address, answer in answers.items():
+            self._verify(address, answer, adapter.version, digest)
+        return PublishReport(
+            replicas=len(answers),
+            bytes_sent=sum(answer.bytes for answer in answers.values()),
+            pause_seconds=max(answer.pause_seconds for answer in answers.values()),
+        )
+
+    def _own_digest(self, adapter: Adapter, dtype: str) -> str:
+        layers = lora_layers(OpenVLAConfig.from_directory(self._checkpoint))
+        tensors = merged_tensors(
+            self._checkpoint, layers, adapter.factors, adapter.scaling, _DTYPES[dtype]
+        )
+        return merged_digest(tensors)
+
+    def _verify(
+        self, address: str, answer: policy_pb2.UpdateWeightsResponse, version: int, digest: str
+    ) -> None:
+        if answer.policy_version != version:
+            raise PublishError(
+                f"policy server {address} serves version {answer.policy_version} after version "
+                f"{version} was sent"
+            )
+        if answer.merged_digest == digest:
+            return
+        difference = (
+            f"policy server {address} merged version {version} into other weights than the "
+            f"trainer ({answer.merged_digest[:12] or 'none'} instead of {digest[:12]})"
+        )
+        if self._digests == "require":
+            raise PublishError(
+                f'{difference}. On different hardware set trainer.merged_digest = "report"'
+            )
+        _LOG.warning("%s", difference)
+
+    async def _replicas(self) -> list[str]:
+        found = await asyncio.to_thread(replica_addresses, self._addresses)
+        if not found:
+            raise PublishError(f"policy.addresses = {self._addresses!r} names no policy server")
+        return found
+
+    async def _ask_all(
+        self, call: Callable[[Stub], Awaitable[T]], addresses: Sequence[str]
+    ) -> dict[str, T]:
+        answers = await asyncio.gather(*(self._ask(call, address) for address in addresses))
+        pairs = zip(addresses, answers, strict=True)
+        return {address: answer for address, answer in pairs if answer is not None}
+
+    async def _ask(self, call: Callable[[Stub], Awaitable[T]], address: str) -> T | None:
+        """One replica's answer, asked again while the replica is away; None: it is gone for good,
+        as when a deployment is scaled down.
+        """
+        deadline = time.monotonic() + self._timeout
+        async with open_channel(address, self._channel) as channel:
+            stub: Stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            while True:
+                try:
+                    return await call(stub)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() not in _PASSING or time.monotonic() > deadline:
+                        raise PublishError(f"policy server {address}: {describe(error)}") from error
+                    if address not in await self._replicas():
+                        _LOG.info("policy server %s is no longer one of the run's", address)
+                        return None
+                    _LOG.warning("policy server %s: %s; trying again", address, describe(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _requests(
+    header: policy_pb2.AdapterHeader, adapter: Adapter
+) -> AsyncIterator[policy_pb2.UpdateWeightsRequest]:
+    yield policy_pb2.UpdateWeightsRequest(header=header)
+    for chunk in adapter_chunks(adapter):
+        yield policy_pb2.UpdateWeightsRequest(chunk=chunk)
+
+
+def check_policy(
+    policy: policy_pb2.GetPolicyResponse,
+    model: OpenVLAConfig,
+    digest: str,
+    center_crop: bool | None,
+) -> None:
+    """What must agree before the first episode is worth anything.
+
+    Raises:
+        PublishError: the server has another base checkpoint, or crops otherwise.
+    """
+    if policy.base_digest != digest:
+        raise PublishError(
+            f"the policy server has base checkpoint {policy.base_digest[:12]} ({policy.model}), "
+            f"the trainer {digest[:12]}: policy.checkpoint must be the same on both"
+        )
+    expected = model.center_crop if center_crop is None else center_crop
+    if policy.center_crop != expected:
+        raise PublishError(
+            f"the policy server's centre crop is {policy.center_crop}, the trainer's {expected}: "
+            "policy.center_crop must be the same on both"
+        )

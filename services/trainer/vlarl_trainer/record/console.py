@@ -1,0 +1,126 @@
+"""What a person sees: one line an iteration, and on a terminal a bar that says what goes on."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+)
+from rich.table import Table
+
+from vlarl.invocation import invocation
+from vlarl.terminal import PlainConsole, Whole, clock, styled, text_column
+from vlarl.trainer.v1 import trainer_pb2
+from vlarl_trainer.record.evaluation import Evaluation, TaskScore
+
+_RECENT = 10
+
+
+class Display:
+    """A run's progress on standard output."""
+
+    def __init__(self, run_id: str, iterations: int, done: int) -> None:
+        """done: iterations of the run that are completed already."""
+        self._console = PlainConsole()
+        self._iterations = iterations
+        self._durations: list[float] = []
+        columns = (
+            text_column("{task.description}", "bold"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            text_column("{task.fields[phase]}  {task.fields[remaining]}"),
+        )
+        terminal = self._console.is_terminal
+        self._bar = Progress(*columns, console=self._console, disable=not terminal)
+        self._task = self._bar.add_task(
+            run_id, total=iterations, completed=done, phase="starting", remaining=""
+        )
+        self._bar.start()
+
+    def phase(self, phase: str) -> None:
+        """Says what goes on."""
+        self._bar.update(self._task, phase=phase)
+
+    def iteration(self, iteration: trainer_pb2.Iteration) -> None:
+        """Prints a completed iteration's line."""
+        metrics = iteration.metrics
+        done = iteration.iteration + 1
+        self._durations = [*self._durations, metrics["seconds_iteration"]][-_RECENT:]
+        left = sum(self._durations) / len(self._durations) * (self._iterations - done)
+        remaining = f"ETA {clock(left)}"
+        kl = f"{metrics['approximate_kl']:.2g}" if "approximate_kl" in metrics else "warm-up"
+        stopped = f" (stopped at {metrics['largest_kl']:.2g})" if metrics.get("kl_stopped") else ""
+        phases = ", ".join(
+            f"{name} {metrics[f'seconds_{name}']:.1f}"
+            for name in ("rollout", "learning", "checkpoint", "publish")
+        )
+        self._console.print(
+            styled(
+                (f"iteration {done}/{self._iterations}", "bold"),
+                f"  success {metrics['success_rate']:.2f}  return {metrics['episode_return']:.3f}  "
+                f"length {metrics['episode_actions']:.1f}  KL {kl}{stopped}  "
+                f"entropy {metrics['entropy']:.3f}  gap {metrics['logprob_gap']:.1e}  "
+                f"seconds {metrics['seconds_iteration']:.1f} ({phases})  {remaining}",
+            )
+        )
+        self._bar.update(self._task, completed=done, remaining=remaining)
+
+    def evaluation_begins(self, episodes: int) -> None:
+        """Says so where no bar does: nothing else is printed for as long as it takes."""
+        if self._bar.disable:
+            self._console.print(f"a greedy evaluation begins, of {episodes} episodes")
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Prints success by task."""
+        self._console.print(
+            f"greedy evaluation of version {evaluation.policy_version}, "
+            f"after {evaluation.iteration} iterations ({evaluation.env_steps} control steps)"
+        )
+        self._console.print(Whole(score_table(evaluation)))
+        if evaluation.missing:
+            self._console.print(styled((given_up(evaluation), "red")))
+
+    def finish(self, run_dir: Path) -> None:
+        """Says where to look."""
+        self.close()
+        board, run = (shlex.quote(str(path)) for path in (run_dir / "tensorboard", run_dir))
+        self._console.print(
+            f"run: {run_dir}  (metrics.jsonl, checkpoints/; {invocation('tensorboard')} --logdir "
+            f"{board}; {invocation()} report {run})"
+        )
+
+    def close(self) -> None:
+        """Gives the terminal back."""
+        self._bar.stop()
+
+
+def given_up(evaluation: Evaluation) -> str:
+    """How many episodes were, in words."""
+    missing = evaluation.missing
+    words = "1 episode was" if missing == 1 else f"{missing} episodes were"
+    return f"{words} given up and count{'s' if missing == 1 else ''} as failed"
+
+
+def score_table(evaluation: Evaluation) -> Table:
+    """Success by task and in total."""
+    table = Table("task", "instruction", "success", "95 % interval", "episodes", "mean length")
+    for task, score in evaluation.tasks.items():
+        table.add_row(str(task), *_cells(score))
+    table.add_section()
+    table.add_row("", *_cells(evaluation.total))
+    return table
+
+
+def _cells(score: TaskScore) -> tuple[str, str, str, str, str]:
+    low, high = score.interval
+    return (
+        score.instruction,
+        f"{score.success_rate:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        str(score.episodes) + (f" ({score.missing} given up)" if score.missing else ""),
+        f"{score.mean_actions:.1f}",
+    )

@@ -1,0 +1,243 @@
+"""From the queue: the scored trajectories of the episodes that were ordered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from vlarl.errors import FatalError
+from vlarl.invocation import invocation
+from vlarl.queue.entries import Delivery
+from vlarl.queue.rollout_queue import DeadLetter, RolloutQueue
+from vlarl.rollout.v1 import rollout_pb2
+
+_LOG = logging.getLogger(__name__)
+_BLOCK_SECONDS = 1.0
+
+
+class RolloutError(FatalError):
+    """Episodes don't come back; the message says what to look at."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What became of the episodes of one order."""
+
+    deliveries: list[Delivery[rollout_pb2.Trajectory]]
+    """In the order of the episodes, whatever order they arrived in."""
+    missing: list[DeadLetter]
+    """Those that were given up, with their causes."""
+
+    @property
+    def trajectories(self) -> list[rollout_pb2.Trajectory]:
+        """The trajectories alone."""
+        return [delivery.message for delivery in self.deliveries]
+
+    @property
+    def reward_seconds(self) -> float:
+        """How long the last rewards were waited for once all episodes had ended."""
+        ended = max((delivery.ended for delivery in self.deliveries), default=0.0)
+        return max((delivery.added for delivery in self.deliveries), default=0.0) - ended
+
+
+class Collector:
+    """Orders episodes and waits for their trajectories."""
+
+    def __init__(
+        self, queue: RolloutQueue, run_id: str, timeout_seconds: float, reward_terms: str = ""
+    ) -> None:
+        """Connects nothing.
+
+        Args:
+            queue: where episodes go and trajectories come from.
+            run_id: whose they are.
+            timeout_seconds: without a finished episode, after which collecting fails.
+            reward_terms: what rewards have to be made by; empty: by anything.
+        """
+        self._queue = queue
+        self._reward_terms = reward_terms
+        self._rescored: set[str] = set()
+        self._run_id = run_id
+        self._timeout = timeout_seconds
+        self._arrived: dict[str, Delivery[rollout_pb2.Trajectory]] = {}
+
+    async def issue(self, specs: Sequence[rollout_pb2.EpisodeSpec]) -> None:
+        """Orders episodes, but for those that are in the queue, arrived, or given up already."""
+        known = self._arrived.keys() | (await self._given_up()).keys()
+        await self._queue.issue(spec for spec in specs if spec.episode_id not in known)
+
+    async def collect(
+        self, specs: Sequence[rollout_pb2.EpisodeSpec], *, learned: int, oldest: int
+    ) -> Collected:
+        """Waits until each of these episodes has come back or has been given up.
+
+        One that an older policy acted in is ordered again: where all services were restarted,
+        simulators may go on before the policy server has the run's weights back. So is one that
+        was ordered or scored otherwise, before a run went on with another temperature, say, or
+        another reward, and one that the queue has lost.
+
+        Args:
+            specs: the episodes.
+            learned: trajectories of iterations before this one are durable in a checkpoint; a
+                copy that the queue still holds is acknowledged.
+            oldest: policy version that every action must have at least.
+
+        Raises:
+            RolloutError: nothing has come back for too long, or all was given up, or the reward
+                servers are configured otherwise than this trainer.
+        """
+        orders = {spec.episode_id: spec for spec in specs}
+        wanted = list(orders)
+        dead: dict[str, DeadLetter] = {}
+        await self._order_again(orders, oldest)
+        while out := orders.keys() - self._arrived.keys() - dead.keys():
+            waiting = {one: orders[one] for one in out}
+            dead |= await self._next(waiting, learned)
+            await self._order_again(waiting, oldest)
+        missing = [dead[one] for one in wanted if one not in self._arrived]
+        for letter in missing:
+            _log_missing(letter)
+        if wanted and len(missing) == len(wanted):
+            raise RolloutError(
+                f"all {len(wanted)} episodes were given up, the first at the {missing[0].stage} "
+                f"stage: {missing[0].cause}"
+            )
+        return Collected([self._arrived.pop(i) for i in wanted if i in self._arrived], missing)
+
+    async def _order_again(
+        self, orders: Mapping[str, rollout_pb2.EpisodeSpec], oldest: int
+    ) -> None:
+        """Orders those of these episodes again that have arrived, but not as they are wanted."""
+        refused = []
+        for one in sorted(self._arrived.keys() & orders.keys()):
+            trajectory = self._arrived[one].message
+            reason = _unwanted(trajectory, orders[one], oldest) or self._misjudged(trajectory)
+            if reason:
+                _LOG.warning("episode %s is ordered again: %s", one, reason)
+                refused.append(self._arrived.pop(one))
+        await self._queue.acknowledge(self._run_id, refused)
+        await self._queue.issue(orders[one.message.spec.episode_id] for one in refused)
+
+    def _misjudged(self, trajectory: rollout_pb2.Trajectory) -> str:
+        """Why its rewards aren't those that are wanted; empty: they are.
+
+        Raises:
+            RolloutError: it was ordered again for that, and they still aren't.
+        """
+        terms, episode = trajectory.scores.terms, trajectory.spec.episode_id
+        if not (terms and self._reward_terms) or terms == self._reward_terms:
+            return ""
+        if episode in self._rescored:
+            raise RolloutError(
+                f"the rewards of episode {episode} were made by another configuration than this "
+                "trainer's, twice: give the reward servers the same [reward] and [trainer.ppo]"
+            )
+        self._rescored.add(episode)
+        return "its rewards were made by another configuration"
+
+    async def as_they_end(
+        self, specs: Sequence[rollout_pb2.EpisodeSpec]
+    ) -> AsyncIterator[Collected]:
+        """Yields episodes as they end, for whoever needn't see all at once and settles each.
+
+        Raises:
+            RolloutError: nothing has come back for too long.
+        """
+        waiting = {spec.episode_id: spec for spec in specs}
+        while waiting:
+            dead = await self._next(waiting, learned=0)
+            ended = sorted(waiting.keys() & (self._arrived.keys() | dead.keys()))
+            for one in ended:
+                del waiting[one]
+            arrived = [self._arrived.pop(one) for one in ended if one in self._arrived]
+            missing = [dead[one] for one in ended if one in dead]
+            for letter in missing:
+                _log_missing(letter)
+            yield Collected(arrived, missing)
+
+    async def _next(
+        self, waiting: Mapping[str, rollout_pb2.EpisodeSpec], learned: int
+    ) -> dict[str, DeadLetter]:
+        """Waits until one of the episodes arrives or is given up.
+
+        Returns:
+            Those of them that have been given up, unless one has arrived.
+        """
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        while clock() - started <= self._timeout:
+            found = await self._queue.next_scored(self._run_id, len(waiting), _BLOCK_SECONDS)
+            if found:
+                await self._take(found, waiting.keys(), learned)
+                return {}
+            dead = await self._given_up()
+            if waiting.keys() & dead.keys():
+                return {one: dead[one] for one in waiting.keys() & dead.keys()}
+            await self._order_lost(waiting)
+        raise RolloutError(
+            f"no episode came back for {self._timeout:g} s ({len(waiting)} are out): are env "
+            f"workers and a reward server running on this queue? (`{invocation()} queue`, "
+            "trainer.rollout_timeout_seconds)"
+        )
+
+    async def _order_lost(self, waiting: Mapping[str, rollout_pb2.EpisodeSpec]) -> None:
+        """Orders those again that the queue doesn't know of: it was emptied."""
+        lost = waiting.keys() - await self._queue.outstanding(self._run_id)
+        if lost:
+            _LOG.warning("%d episodes are ordered again: the queue has lost them", len(lost))
+            await self._queue.issue(waiting[one] for one in sorted(lost))
+
+    async def _take(
+        self,
+        found: Sequence[Delivery[rollout_pb2.Trajectory]],
+        wanted: Set[str],
+        learned: int,
+    ) -> None:
+        done = []
+        for delivery in found:
+            spec = delivery.message.spec
+            early = spec.purpose == rollout_pb2.PURPOSE_TRAINING and spec.iteration >= learned
+            if (spec.episode_id in wanted or early) and spec.episode_id not in self._arrived:
+                self._arrived[spec.episode_id] = delivery
+            else:
+                done.append(delivery)
+        await self._queue.acknowledge(self._run_id, done)
+
+    async def _given_up(self) -> dict[str, DeadLetter]:
+        letters = await self._queue.dead_letters(self._run_id)
+        return {letter.spec.episode_id: letter for letter in letters}
+
+    async def settle(self, collected: Collected) -> None:
+        """Tells the queue to forget these episodes for good."""
+        await self._queue.acknowledge(self._run_id, collected.deliveries)
+        await self._queue.abandon(
+            self._run_id, [letter.spec.episode_id for letter in collected.missing]
+        )
+
+
+def _unwanted(
+    trajectory: rollout_pb2.Trajectory, order: rollout_pb2.EpisodeSpec, oldest: int
+) -> str:
+    """Why a trajectory isn't what is wanted; empty: it is."""
+    if (acted := _oldest_action(trajectory)) < oldest:
+        return f"policy version {acted:g} acted, {oldest} is wanted"
+    # Tasks may differ: the curriculum goes on while episodes are out.
+    for name in ("temperature", "max_actions", "unnorm_key"):
+        was, wanted = getattr(trajectory.spec, name), getattr(order, name)
+        if was != wanted:
+            return f"it was ordered with {name} {was}, {wanted} is wanted"
+    return ""
+
+
+def _oldest_action(trajectory: rollout_pb2.Trajectory) -> float:
+    """The oldest policy version that acted; infinite where none did."""
+    return min((step.action.policy_version for step in trajectory.steps), default=math.inf)
+
+
+def _log_missing(letter: DeadLetter) -> None:
+    _LOG.warning(
+        "episode %s is missing: %s: %s", letter.spec.episode_id, letter.stage, letter.cause
+    )

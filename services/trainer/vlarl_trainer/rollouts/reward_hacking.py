@@ -1,0 +1,147 @@
+"""Watches for a policy that pleases the reward model without solving its tasks.
+
+Additive dense rewards can be farmed. Where they are earned honestly, an episode's sum of them goes
+with its success; so what is watched is their correlation over the latest episodes. The sum of the
+potential form is a matter of an episode's first and last state, whatever came between: it can't be
+farmed, and says nothing of success.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlarl.config import RewardConfig, RunConfig
+from vlarl.config.libero import LIBERO_SUITES
+from vlarl.errors import FatalError
+from vlarl.rollout.v1 import rollout_pb2
+
+_LOG = logging.getLogger(__name__)
+
+_FEWEST = 30
+"""Episodes before a correlation is worth a word."""
+
+
+class RewardHackedError(FatalError):
+    """Dense rewards and success have parted."""
+
+
+def hovering_pays(config: RunConfig) -> str | None:
+    """What to say of a coefficient with which staying where the judge is pleased may be worth more
+    than success; None where it can't be, or where nobody knows how long an episode lasts.
+
+    A judge that says P of a state pays c * P for each action there. Discounted that sums to
+    c * P / (1 - gamma) where the value of what a limit cut stands for ever after, and to
+    c * P * (1 - gamma^N) / (1 - gamma) where N actions are all there is.
+    """
+    reward, ppo = config.reward, config.trainer.ppo
+    if reward.model != "rprm" or reward.form != "additive" or not reward.coefficient:
+        return None
+    until = "for ever"
+    actions = math.inf
+    if ppo.time_limit == "terminal":
+        if (limit := _actions_of_an_episode(config)) is None:
+            return None
+        actions, until = limit, f"for the {limit} actions of an episode"
+    weight = _sum_of_discounts(ppo.gamma, actions)
+    if reward.coefficient * weight <= reward.success_reward:
+        return None
+    bound = max(reward.success_reward, 0.0) / weight
+    lower = f"lower it to {bound:.2g} or less, or " if bound else ""
+    return (
+        f"reward.coefficient, {reward.coefficient:g}, makes hovering worth more than success where "
+        f"the reward model says more than {bound / reward.coefficient:.2g} {until} "
+        f"(reward.success_reward is {reward.success_reward:g}): {lower}set "
+        'reward.form = "potential" (docs/reward.md)'
+    )
+
+
+def _sum_of_discounts(gamma: float, actions: float) -> float:
+    """sum_{t < actions} gamma^t."""
+    if gamma == 1.0:
+        return actions
+    return float((1.0 - gamma**actions) / (1.0 - gamma))
+
+
+def _actions_of_an_episode(config: RunConfig) -> int | None:
+    """The most that it may have; None: the suite's own limit, which its simulators know alone."""
+    if config.tasks.max_actions:
+        return config.tasks.max_actions
+    steps = LIBERO_SUITES.get(config.tasks.suite)
+    return math.ceil(steps / config.env.action_repeat) if steps else None
+
+
+class RewardWatch:
+    """The latest episodes' dense returns, successes and lengths, from the trainer's start on. Says
+    nothing where no reward model gives dense rewards.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._episodes: deque[tuple[float, float, float]] = deque(maxlen=config.watch_episodes)
+
+    def record(self, trajectories: Sequence[rollout_pb2.Trajectory]) -> dict[str, float]:
+        """Takes an iteration's episodes in; returns its metrics, by their names in
+        record/metrics.py.
+
+        Raises:
+            RewardHackedError: the correlation has fallen below `reward.stop_below`.
+        """
+        scored = [one for one in trajectories if one.scores.dense]
+        if not scored:
+            return {}
+        returns = np.array([sum(one.scores.dense) for one in scored])
+        solved = np.array([one.outcome == rollout_pb2.OUTCOME_SUCCESS for one in scored])
+        lengths = np.array([len(one.steps) for one in scored])
+        total = sum(abs(value) for one in scored for value in one.scores.total)
+        dense = sum(
+            abs(whole - sparse)
+            for one in scored
+            for whole, sparse in zip(one.scores.total, one.scores.sparse, strict=True)
+        )
+        metrics = {
+            "dense_return": float(returns.mean()),
+            "dense_share": dense / total if total else 0.0,
+        }
+        for name, chosen in (("success", solved), ("failure", ~solved)):
+            if chosen.any():
+                metrics[f"dense_return_{name}"] = float(returns[chosen].mean())
+        if self._config.form == "potential":
+            return metrics
+        self._episodes += zip(returns.tolist(), solved.tolist(), lengths.tolist(), strict=True)
+        returns, solved, lengths = np.array(self._episodes, dtype=np.float64).T
+        with_success = correlation(returns, solved)
+        if (with_length := correlation(returns, lengths)) is not None:
+            metrics["dense_length_correlation"] = with_length
+        if with_success is not None:
+            metrics["dense_success_correlation"] = with_success
+            self._judge(with_success)
+        return metrics
+
+    def _judge(self, found: float) -> None:
+        if len(self._episodes) < _FEWEST:
+            return
+        says = (
+            f"the reward model's sum over an episode and its success correlate by {found:.2f} over "
+            f"the latest {len(self._episodes)} episodes"
+        )
+        if self._config.stop_below is not None and found < self._config.stop_below:
+            raise RewardHackedError(
+                f"{says}, less than reward.stop_below, {self._config.stop_below:g}: the policy "
+                "farms it. Look at films (vlarl eval --videos), then lower reward.coefficient, try "
+                'reward.form = "potential", or train the model on these rollouts'
+            )
+        if found < self._config.warn_below:
+            _LOG.warning("reward hacking? %s", says)
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float | None:
+    """Pearson's, of two [N]; None where one of them doesn't vary."""
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    found = float(np.corrcoef(one, other)[0, 1])
+    return found if math.isfinite(found) else None

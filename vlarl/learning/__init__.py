@@ -1,0 +1,1 @@
+"""What learns from samples: steps, ranks, checkpoints, logs."""

@@ -1,0 +1,176 @@
+"""The trainer's ranks: who they are, and the few things they say to each other.
+
+Rank 0 talks to the queue and the policy servers. It broadcasts each batch's encoded bytes, every
+rank computes on its share of the samples, and rows are gathered everywhere. Only tensors travel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vlarl.parent_death import end_with_parent
+
+Indices = NDArray[np.int64]
+
+# Ranks wait for rank 0 while it collects episodes; a dead rank is noticed by its launcher.
+_PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place among the trainer's ranks."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh | None
+    """The ranks that a model is sharded over; None: one process on a CPU, nothing is sharded."""
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """Joins the ranks that torchrun's RANK, WORLD_SIZE and LOCAL_RANK describe; without them
+        this process is alone.
+        """
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if size > 1:
+            # torchrun gives each rank a session of its own: a killed one would leave them behind.
+            end_with_parent(signal.SIGTERM)
+        cuda = torch.cuda.is_available()
+        device = torch.device("cpu")
+        if cuda:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(device)
+        if size == 1 and not cuda:
+            return cls(rank, size, device, None)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        if size == 1:
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=_PATIENCE)
+        else:
+            dist.init_process_group(backend, timeout=_PATIENCE)
+        return cls(rank, size, device, init_device_mesh(device.type, (size,)))
+
+    @classmethod
+    @contextlib.contextmanager
+    def joined(cls, threads: int | None) -> Iterator[World]:
+        """The ranks of `from_environment`, until the block ends.
+
+        threads: of torch on a CPU; none: all cores.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        world = cls.from_environment()
+        try:
+            yield world
+        finally:
+            world.leave()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that talks to the other services."""
+        return self.rank == 0
+
+    def memory(self) -> dict[str, float]:
+        """A metric: the most memory that tensors took on this rank's GPU; {} on a CPU."""
+        if self.device.type != "cuda":
+            return {}
+        return {"gpu_memory_bytes": float(torch.cuda.max_memory_allocated(self.device))}
+
+    def leave(self) -> None:
+        """Parts from the other ranks."""
+        if self.mesh is not None:
+            dist.destroy_process_group()
+
+    def broadcast_bytes(self, payload: bytes = b"") -> bytes:
+        """Rank 0's payload, on every rank."""
+        if self.size == 1:
+            return payload
+        length = torch.tensor([len(payload)])
+        dist.broadcast(length, src=0)
+        if not length:
+            return b""
+        buffer = torch.empty(int(length), dtype=torch.uint8)
+        if self.first:
+            buffer = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        dist.broadcast(buffer, src=0)
+        return buffer.numpy().tobytes()
+
+    def wait_for_first(self) -> None:
+        """Until rank 0 is here, too, and what it wrote is there."""
+        self.broadcast_bytes(b"here")
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor (on the CPU), on every rank; shape and data type must agree."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks of a small tensor, on the CPU in float64."""
+        total = tensor.detach().to("cpu", torch.float64)
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def share(self, samples: Indices, micro_batch: int) -> Iterator[tuple[Indices, int]]:
+        """The samples of this rank, every size-th, in pieces of at most `micro_batch`.
+
+        Every rank gets equally many pieces, as a sharded model's passes must go in step. A rank
+        whose samples ran out gets a piece that counts for nothing.
+
+        Yields:
+            Indices (at least one), and how many of them count.
+        """
+        mine = samples[self.rank :: self.size]
+        most = math.ceil(len(samples) / self.size)
+        for start in range(0, most, micro_batch):
+            piece = mine[start : start + micro_batch]
+            yield (piece, len(piece)) if len(piece) else (samples[:1], 0)
+
+    def gather(self, mine: Tensor, total: int) -> Tensor:
+        """Puts the rows that ranks computed on `share(arange(total))` back in order.
+
+        Args:
+            mine: [this rank's samples, ...] on the CPU.
+            total: samples of all ranks.
+
+        Returns:
+            [total, ...], on every rank.
+        """
+        if self.size == 1:
+            return mine
+        most = math.ceil(total / self.size)
+        padded = mine.new_zeros((most, *mine.shape[1:]))
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy on the CPU of a tensor that may be sharded. Every rank must call it."""
+    full = tensor.detach()
+    return (full.full_tensor() if isinstance(full, DTensor) else full).to("cpu", copy=True)
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor that every rank holds, placed and sharded as `parameter` is."""
+    value = value.to(parameter.device, torch.float32)
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(value, mesh, placements, src_data_rank=None)
+    return value

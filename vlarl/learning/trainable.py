@@ -1,0 +1,292 @@
+"""The policy that is trained, sharded over the ranks: all of its weights, or LoRA factors beside
+frozen ones.
+
+    W x  becomes  W0 x + (alpha / rank) * B (A x)      A gaussian, B zero, W0 never changes
+
+Only layers that the forward pass uses are adapted. With the factors switched off the same model is
+the critic's backbone, at no further copy of the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from vlarl.config import LoraConfig
+from vlarl.learning.ranks import World, whole
+from vlarl.learning.sharding import checkpoint_blocks, compute_dtype, shard
+from vlarl.models.network import ObservationBatch
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers
+from vlarl.models.openvla.network import OpenVLA, load_model
+from vlarl.models.openvla.tensors import unused_prefixes
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""Layer, by its key in the checkpoint without ".weight", to (A [rank, in], B [out, rank])."""
+
+_WRAPPER = "_checkpoint_wrapped_module."
+
+
+class LoraPolicy:
+    """OpenVLA with LoRA factors, which alone are trained."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        lora: LoraConfig,
+        *,
+        dtype: torch.dtype,
+        seed: int,
+        world: World,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        """Loads the checkpoint and adds factors drawn with the seed, the same on every rank."""
+        self.config = OpenVLAConfig.from_directory(checkpoint)
+        self.dtype = dtype
+        self.scaling = lora.alpha / lora.rank
+        self._world = world
+        self._first_action_id = self.config.action_vocab_size - 256
+        self._model = load_model(checkpoint, dtype, world.device).requires_grad_(False)
+        self._layers = add_factors(self._model, lora, seed, list(lora_layers(self.config)))
+        if activation_checkpointing:
+            checkpoint_blocks(self._model)
+        if world.mesh is not None:
+            shard(self._model, world, dtype)
+
+    def named_factors(self) -> dict[str, nn.Parameter]:
+        """The trained parameters, float32, sharded where the model is: "LAYER.A", "LAYER.B"."""
+        return named_factors(self._layers)
+
+    def logprobs(
+        self, observations: ObservationBatch, token_ids: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [B, K] and entropies [B, K] of action tokens (int64 [B, K])."""
+        logits = self.logits(observations, token_ids)
+        return token_logprobs(logits, token_ids - self._first_action_id, temperature)
+
+    def logits(
+        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
+    ) -> Tensor:
+        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
+        0 to K of them, over the answers [B, K + 1, A].
+        """
+        output = self._model(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            token_ids,
+            answer_ids,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    @torch.no_grad()
+    def base_states(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
+        """What the base policy, its factors off, makes of B observations: the hidden states
+        [B, d] where the first action token is predicted, float32, and the image's tokens
+        [B, patches, d], in the model's type.
+        """
+        with self._factors_off():
+            output = self._model(
+                observations.pixel_values, observations.prompt_ids, observations.prompt_lengths
+            )
+        return output.feature.float(), output.image_tokens
+
+    @contextlib.contextmanager
+    def _factors_off(self) -> Iterator[None]:
+        # peft's own switch also toggles requires_grad, which a sharded model reads only once.
+        for layer in self._layers.values():
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in self._layers.values():
+                layer._disable_adapters = False
+
+    def synchronise_gradients(self, on: bool) -> None:
+        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
+        if isinstance(self._model, FSDPModule):
+            self._model.set_requires_gradient_sync(on)
+
+    def factors(self) -> Factors:
+        """All factors, whole, in float32 on the CPU. Every rank must call it."""
+        named = {name: whole(parameter) for name, parameter in self.named_factors().items()}
+        return {layer: (named[f"{layer}.A"], named[f"{layer}.B"]) for layer in self._layers}
+
+
+def named_factors(layers: dict[str, LoraLayer]) -> dict[str, nn.Parameter]:
+    """The factors of what `add_factors` returned: "LAYER.A", "LAYER.B"."""
+    named = {}
+    for name, layer in layers.items():
+        named[f"{name}.A"] = layer.lora_A["default"].weight
+        named[f"{name}.B"] = layer.lora_B["default"].weight
+    return named
+
+
+def add_factors(
+    model: nn.Module, lora: LoraConfig, seed: int, wanted: list[str]
+) -> dict[str, LoraLayer]:
+    """Puts factors, float32 and drawn with the seed, beside these layers of a model, by name."""
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        init_lora_weights="gaussian",
+        target_modules=wanted,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(settings, model)
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    if wrong := found.keys() ^ set(wanted):
+        raise ValueError(f"LoRA landed on other layers than asked: {', '.join(sorted(wrong)[:8])}")
+    for layer in found.values():
+        # The optimizer's copy stays in float32, whatever the passes compute in.
+        layer.lora_A.float()
+        layer.lora_B.float()
+    return {name: found[name] for name in wanted}
+
+
+def token_logprobs(logits: Tensor, choices: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the chosen bins and entropies, over the action bins alone.
+
+    Args:
+        logits: [B, K, bins], of the action ids only.
+        choices: int64 [B, K], bins taken, counted from the first action id.
+        temperature: the sampling temperature, that of the rollout.
+
+    Returns:
+        Log-probabilities [B, K] and entropies [B, K] in nats, float32.
+    """
+    logp = (logits.float() / temperature).log_softmax(dim=-1)
+    chosen = logp.gather(-1, choices.unsqueeze(-1)).squeeze(-1)
+    return chosen, -(logp.exp() * logp).sum(dim=-1)
+
+
+class FullPolicy:
+    """OpenVLA with all of its weights trained, those apart that the forward pass never uses; the
+    optimizer's copy is float32.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        dtype: torch.dtype,
+        world: World,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        """dtype: of the passes, where the model is sharded."""
+        self._model = trainable_model(checkpoint, world.device)
+        if activation_checkpointing:
+            checkpoint_blocks(self._model)
+        if world.mesh is not None:
+            shard(self._model, world, dtype)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by their keys in the checkpoint."""
+        return trained_parameters(self._model)
+
+    def logits(
+        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
+    ) -> Tensor:
+        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
+        0 to K of them, over the answers [B, K + 1, A].
+        """
+        output = self._model(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            token_ids,
+            answer_ids,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def synchronise_gradients(self, on: bool) -> None:
+        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
+        if isinstance(self._model, FSDPModule):
+            self._model.set_requires_gradient_sync(on)
+
+
+def trainable_model(checkpoint: Path, device: torch.device) -> OpenVLA:
+    """A checkpoint's model in float32; what the passes never use is frozen."""
+    model = load_model(checkpoint, torch.float32, device)
+    unused = unused_prefixes(model.config)
+    for name, parameter in model.named_parameters():
+        # Memory of its own, aligned alike in every process: the file's may lie anywhere, and the
+        # order of a product's sums, so its last bit, may depend on where.
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(not name.startswith(unused))
+    return model
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that learn, by name; the names don't tell which blocks are wrapped."""
+    return {
+        name.replace(_WRAPPER, ""): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+class LearnerConfig(Protocol):
+    """What a run's configuration says about it."""
+
+    @property
+    def mode(self) -> Literal["full", "lora"]: ...
+    @property
+    def dtype(self) -> Literal["auto", "float32"]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def lora(self) -> LoraConfig: ...
+    @property
+    def activation_checkpointing(self) -> bool: ...
+
+
+class Model(Protocol):
+    """What an objective needs of a model, whichever part of it learns."""
+
+    def logits(
+        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
+    ) -> Tensor:
+        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
+        0 to K of them, over the answers [B, K + 1, A].
+        """
+
+    def synchronise_gradients(self, on: bool) -> None:
+        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
+
+
+def load_learner(
+    config: LearnerConfig, checkpoint: Path, world: World
+) -> tuple[Model, dict[str, nn.Parameter]]:
+    """A checkpoint's model, and its trained parameters by the names that checkpoints give them."""
+    dtype = compute_dtype(config.dtype, world.device)
+    if config.mode == "full":
+        full = FullPolicy(
+            checkpoint,
+            dtype=dtype,
+            world=world,
+            activation_checkpointing=config.activation_checkpointing,
+        )
+        return full, full.named_parameters()
+    adapted = LoraPolicy(
+        checkpoint,
+        config.lora,
+        dtype=dtype,
+        seed=config.seed,
+        world=world,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    return adapted, adapted.named_factors()

@@ -1,0 +1,99 @@
+"""What files say that gives a run's numbers their meaning, beside its configuration and its
+policy's weights: the units of actions and the crop, and the scenes of a suite of one's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from vlarl.config import ConfigError, RewardModelConfig, RunConfig, Section, SftConfig
+from vlarl.config.libero import base_suite
+from vlarl.config.resuming import CENTER_CROP, SCENES, UNITS
+from vlarl.config.suites import bddl_files
+from vlarl.models.openvla.config import OpenVLAConfig
+
+_ARM = 7
+"""Numbers of an action in the simulator."""
+
+
+def chosen_unnorm_key(config: RunConfig, model: OpenVLAConfig) -> str:
+    """The statistics that un-normalise actions: those named, the suite's, or the only ones.
+
+    Raises:
+        ConfigError: there are none of this name, or several, and none is the suite's; or they
+            are of another arm's actions.
+    """
+    if model.action_dim != _ARM:
+        raise ConfigError(
+            f"{model.name}: its actions have {model.action_dim} dimensions, and the simulated arm "
+            f"takes {_ARM}"
+        )
+    if config.unnorm_key:
+        return model.unnorm_key(config.unnorm_key)
+    for name in (config.tasks.suite, base_suite(config.tasks.suite), ""):
+        with contextlib.suppress(ValueError):
+            return model.unnorm_key(name)
+    raise ConfigError(
+        f"set unnorm_key: {model.statistics_file} of the checkpoint has statistics for "
+        f"{', '.join(sorted(model.norm_stats))}, none for {config.tasks.suite} (those of a "
+        "fine-tuning run lie in its dataset_statistics.json)"
+    )
+
+
+def meaning_terms(config: Section) -> dict[str, object]:
+    """The terms that a run's files add to those of its configuration.
+
+    Weights have a digest of their own; one and the same weights with other statistics move the arm
+    otherwise. What the configuration decides alone isn't among them, and neither is what can't be
+    read: whoever needs it says so.
+    """
+    terms = _policy_terms(config)
+    if isinstance(config, RunConfig) and (scenes := _scenes(config)):
+        terms[SCENES] = scenes
+    return terms
+
+
+def _scenes(config: RunConfig) -> str:
+    """SHA-256 of the suite's BDDL files and order, where it is one of the user's own."""
+    folder = config.env.bddl_directories.get(config.tasks.suite)
+    if folder is None or not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in (*bddl_files(folder), folder / "suite.toml"):
+        if file.is_file():
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _policy_terms(config: Section) -> dict[str, object]:
+    with contextlib.suppress(ConfigError, ValueError):
+        if isinstance(config, RunConfig):
+            model = OpenVLAConfig.from_directory(config.policy.checkpoint)
+            crop = config.policy.center_crop
+            return {
+                UNITS: units_of(model, [chosen_unnorm_key(config, model)]),
+                CENTER_CROP: model.center_crop if crop is None else crop,
+            }
+        if isinstance(config, RewardModelConfig):
+            return _all_units(config.judged)
+        if isinstance(config, SftConfig) and config.checkpoint is not None:
+            own = config.data.statistics == "checkpoint"
+            return _all_units(config.checkpoint) if own else {}
+    return {}
+
+
+def _all_units(folder: Path) -> dict[str, object]:
+    model = OpenVLAConfig.from_directory(folder)
+    return {UNITS: units_of(model, model.norm_stats)}
+
+
+def units_of(model: OpenVLAConfig, keys: Iterable[str]) -> dict[str, object]:
+    """The numbers that un-normalise actions, as JSON has them, by key; without those it lacks."""
+    return {
+        key: {"q01": one.q01.tolist(), "q99": one.q99.tolist(), "mask": one.mask.tolist()}
+        for key in sorted(keys)
+        if (one := model.norm_stats.get(key)) is not None
+    }

@@ -1,0 +1,39 @@
+"""The engine's longest request, its largest pass, and what its key-value cache takes.
+
+Needs neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+import math
+
+from vlarl.config import PolicyConfig
+from vlarl.models.openvla.config import OpenVLAConfig, TextConfig
+
+MAX_PROMPT_TOKENS = 240
+"""Most tokens of an instruction's whole prompt, image tokens aside."""
+MAX_BATCHED_TOKENS = 8192
+"""Most tokens in one pass."""
+
+
+def longest_sequence(model: OpenVLAConfig) -> int:
+    """Tokens of a request with the longest prompt."""
+    return model.num_patches + MAX_PROMPT_TOKENS + model.action_dim
+
+
+def token_bytes(text: TextConfig, itemsize: int) -> int:
+    """Keys and values of one token in all layers."""
+    head_dim = text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * itemsize
+
+
+def kv_cache_bytes(config: PolicyConfig, model: OpenVLAConfig, itemsize: int) -> int:
+    """As configured, else what `max_batch` of the longest requests take.
+
+    itemsize: bytes of a number.
+    """
+    if config.kv_cache_mib is not None:
+        return config.kv_cache_mib << 20
+    # Requests take whole blocks, of 128 tokens on a CPU.
+    tokens = math.ceil(longest_sequence(model) / 128 + 1) * 128 * config.max_batch
+    return max(token_bytes(model.text, itemsize) * tokens, 64 << 20)

@@ -1,0 +1,138 @@
+"""A process reward model: a network whose vocabulary says whether an action leads somewhere.
+
+CHECKPOINT/reward_model.json, beside the files of an OpenVLA checkpoint or of a Hugging Face
+image-text-to-text model, makes one of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlarl.images import Frame, decode_image, prepare_image
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.network import load_model, pad_prompts
+from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.models.openvla.tokens import ACTION_BINS
+from vlarl.models.openvla.vision import TowerPixels
+from vlarl.models.process_reward.image_text import ImageTextJudge
+from vlarl.models.registry import is_openvla
+
+
+class _Network(Protocol):
+    """What a judge asks."""
+
+    policy: OpenVLAConfig
+    """The policy whose frames and action tokens it knows."""
+
+    def prompt(self, instruction: str) -> list[int]:
+        """Ids of the prompt."""
+
+    def verdicts(
+        self, frames: Frame, prompts: Sequence[Sequence[int]], token_ids: NDArray[np.int64]
+    ) -> Tensor:
+        """Logits [B, K + 1, 2] that 0 to K tokens of an action lead nowhere, and somewhere.
+
+        Args:
+            frames: prepared, uint8 [B, S, S, 3].
+            prompts: B of them, of any lengths.
+            token_ids: [B, K], the policy's.
+        """
+
+
+class Judge:
+    """The model, and the way from encoded frames, instructions and action tokens to it."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        dtype: Literal["auto", "float32"] = "float32",
+        batch: int = 64,
+    ) -> None:
+        """Loads a checkpoint, with or without a card, onto a GPU where there is one.
+
+        Args:
+            checkpoint: the model.
+            dtype: of the passes; auto: bfloat16 on a GPU, float32 otherwise.
+            batch: actions in one forward pass.
+
+        Raises:
+            ConfigError, CheckpointError: it can't be used.
+        """
+        on_gpu = torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
+        precision = torch.bfloat16 if on_gpu and dtype == "auto" else torch.float32
+        load = _OpenVLAJudge if is_openvla(checkpoint) else ImageTextJudge.load
+        self._network: _Network = load(checkpoint, precision, device)
+        self._batch = batch
+        self.config = self._network.policy
+
+    @property
+    def action_ids(self) -> range:
+        """The ids of the policy's vocabulary that are actions."""
+        return range(self.config.action_vocab_size - ACTION_BINS, self.config.action_vocab_size)
+
+    def frame(self, encoded: bytes) -> Frame:
+        """Decodes and prepares a frame: uint8 [S, S, 3].
+
+        Raises:
+            ImageError: the bytes are no image.
+        """
+        return prepare_image(decode_image(encoded), self.config.image_size, self.config.center_crop)
+
+    def prompt(self, instruction: str) -> list[int]:
+        """Ids of the prompt."""
+        return self._network.prompt(instruction)
+
+    @torch.inference_mode()
+    def probabilities(
+        self, frames: Frame, prompts: Sequence[Sequence[int]], token_ids: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """P(the action leads somewhere), [N].
+
+        Args:
+            frames: prepared, uint8 [N, S, S, 3].
+            prompts: N of them, of any lengths.
+            token_ids: [N, K], whole actions, or their first K tokens, as many of each. K = 0: what
+                it says of the states, before anything is done in them.
+        """
+        found = [np.zeros(0)]
+        for start in range(0, len(frames), self._batch):
+            some = slice(start, start + self._batch)
+            verdicts = self._network.verdicts(frames[some], prompts[some], token_ids[some])
+            found.append(verdicts[:, -1].float().softmax(dim=-1)[:, 1].double().cpu().numpy())
+        return np.concatenate(found)
+
+
+class _OpenVLAJudge:
+    """An OpenVLA with a card: the policy's own architecture, and its own vocabulary."""
+
+    def __init__(self, checkpoint: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.policy = OpenVLAConfig.from_directory(checkpoint)
+        self._device = device
+        self._prompts = PromptBuilder(checkpoint)
+        self._answers = self._prompts.verdict_ids
+        self._pixels = TowerPixels(checkpoint).to(device)
+        self._model = load_model(checkpoint, dtype, device)
+
+    def prompt(self, instruction: str) -> list[int]:
+        return self._prompts.token_ids(instruction)
+
+    def verdicts(
+        self, frames: Frame, prompts: Sequence[Sequence[int]], token_ids: NDArray[np.int64]
+    ) -> Tensor:
+        ids, lengths = pad_prompts(prompts, self.policy.pad_token_id, self._device)
+        logits: Tensor = self._model(
+            self._pixels(torch.from_numpy(frames).to(self._device)),
+            ids,
+            lengths,
+            torch.from_numpy(token_ids).to(self._device),
+            self._answers,
+        ).logits
+        return logits

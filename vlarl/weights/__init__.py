@@ -1,0 +1,1 @@
+"""Checkpoints on disk, adapters on the wire."""

@@ -1,0 +1,88 @@
+"""`vlarl checkpoint`: make and inspect OpenVLA checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlarl.terminal import PlainConsole, say, text_column
+from vlarl_cli.groups import command_group
+from vlarl_cli.options import one_sentence_errors
+
+app = command_group("Make and inspect OpenVLA checkpoints.")
+
+
+@app.command()
+def tiny(
+    directory: Annotated[Path, typer.Argument(help="Folder to create.")],
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 7,
+) -> None:
+    """Make a tiny untrained checkpoint: OpenVLA's format and code path, about a million weights."""
+    from vlarl.models.openvla.tiny import make_tiny_checkpoint
+
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise typer.BadParameter(f"{directory} exists and is no empty folder")
+    with one_sentence_errors():
+        make_tiny_checkpoint(directory, seed=seed)
+    say(f"{directory}: an untrained OpenVLA of {_size(directory):,} parameters")
+
+
+@app.command()
+def show(
+    directory: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+) -> None:
+    """Show what a checkpoint holds, as the policy server reads it."""
+    with one_sentence_errors():
+        from vlarl.models.openvla.wholeness import check_openvla
+
+        config = check_openvla(directory)
+        say(f"parameters    {_size(directory):,}")
+        say(f"image size    {config.image_size}")
+        say(f"centre crop   {config.center_crop}")
+        say(f"un-norm keys  {', '.join(config.norm_stats)}")
+        say(f"usage         {config.usage()}")
+        from vlarl.weights.checkpoint import base_digest
+
+        say(f"digest        {base_digest(directory)}")
+
+
+@app.command()
+def adopt(
+    source: Annotated[Path, typer.Argument(help="Folder of `.bin` weights, or of a LoRA adapter.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the model that the adapter belongs to.")
+    ] = None,
+) -> None:
+    """Make a checkpoint of a folder that is none yet.
+
+    Converts pickled weights (pytorch_model*.bin) to safetensors, of which nothing can run code;
+    writes the index that shards have lost; merges a LoRA adapter onto its --base. Names, values
+    and data types stay. OUT appears once it is whole; cut short, the same command starts over.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise typer.BadParameter(f"{out} exists and is no empty folder")
+    with one_sentence_errors():
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+        from vlarl.files import durable_folder
+        from vlarl.models.openvla.adoption import find_adoption
+
+        found = find_adoption(source, base)
+        columns = (text_column("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        console = PlainConsole(stderr=True)
+        bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        with durable_folder(out, found.size) as folder, bar:
+            task = bar.add_task("", total=found.size)
+            found.write(folder, lambda size: bar.advance(task, size))
+        say(f"{out}: {_size(out):,} parameters")
+
+
+def _size(directory: Path) -> int:
+    from math import prod
+
+    from vlarl.models.openvla.wholeness import check_weights
+
+    return sum(prod(tensor.shape) for tensor in check_weights(directory).values())

@@ -1,0 +1,136 @@
+"""`vlarl train` and `vlarl up`: a run's trainer, or the whole stack on one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlarl.config import RunConfig
+from vlarl_cli.logs import configure_logging
+from vlarl_cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
+from vlarl_cli.runs import Resume, RunDirectory, check_reward, chosen_run, first_rank
+
+_LOG = logging.getLogger(__name__)
+
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(help="The run's TOML file, e.g. configs/embedded.toml.")
+]
+Places = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--here",
+        metavar="SECTION.KEY=VALUE",
+        hidden=True,
+        help="As --set, for this start alone: where `vlarl up` put queue and services.",
+    ),
+]
+
+
+def train(
+    config: ConfigArgument = None,
+    resume: Resume = None,
+    run_dir: RunDirectory = None,
+    overrides: Overrides = None,
+    metrics_listen: Metrics = None,
+    places: Places = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train: issue episodes, learn from the scored ones, publish weights, over and over.
+
+    Needs the other services running (`vlarl up` starts them all). Under torchrun, every process
+    runs this command; rank 0 talks to the queue and the policy servers:
+
+        torchrun --nproc-per-node 8 -m vlarl train configs/run.toml --run-dir runs/mine
+    """
+    configure_logging(verbose)
+    with one_sentence_errors():
+        chosen = chosen_run(
+            RunConfig,
+            "vlarl train",
+            config,
+            resume,
+            run_dir,
+            overrides,
+            partial(_check_trainer, places),
+        )
+        with chosen as (settings, directory):
+            if places:
+                settings = read_section(RunConfig, directory / "config.toml", places)
+            elif first_rank():
+                _LOG.info("%s", _usage(settings))
+            from vlarl_trainer.main import run
+
+            run(settings, directory, metrics_listen=metrics_listen)
+
+
+def up(
+    config: ConfigArgument = None,
+    resume: Resume = None,
+    run_dir: RunDirectory = None,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the whole stack on this machine: queue, policy, env, reward and trainer.
+
+    Waits for health, shows the trainer's progress, writes each service's log to RUN/logs, and
+    stops everything when the trainer ends, on Ctrl-C, or when a service dies.
+    """
+    configure_logging(verbose)
+    with one_sentence_errors():
+        chosen = chosen_run(RunConfig, "vlarl up", config, resume, run_dir, overrides, _check_stack)
+        with chosen as (settings, directory):
+            _LOG.info("%s", _usage(settings))
+            from vlarl.launch.supervisor import run_stack
+
+            code = asyncio.run(run_stack(settings, directory))
+    raise typer.Exit(code)
+
+
+def _check_stack(settings: RunConfig) -> None:
+    """Finds out what would otherwise end a service once all have been started."""
+    from vlarl.launch.tasks import choose_tasks, suite_tasks
+
+    tasks = suite_tasks(settings.env, settings.tasks.suite)
+    choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
+    check_checkpoints(settings)
+
+
+def check_checkpoints(settings: RunConfig) -> None:
+    """Looks at a run's policy and reward model.
+
+    Raises:
+        FatalError: one can't be loaded, or has no statistics for the run's actions.
+    """
+    _usage(settings)
+    check_reward(settings)
+
+
+def _usage(settings: RunConfig) -> str:
+    """How the run uses its policy, whose checkpoint is looked at first, and in it for the
+    statistics that actions are in.
+    """
+    from vlarl.models.meaning import chosen_unnorm_key
+    from vlarl.models.openvla.wholeness import check_openvla
+
+    model = check_openvla(settings.policy.checkpoint)
+    key = chosen_unnorm_key(settings, model)
+    return f"{model.name}: {model.usage(key, settings.policy.center_crop)}"
+
+
+def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:
+    """Looks at the suite's name, for the policy, and for the queue where nobody has just started
+    one.
+    """
+    from vlarl.config.suites import check_suite
+    from vlarl.queue.rollout_queue import check_queue
+
+    # The simulators' machine knows more of it, and may be another one.
+    check_suite(settings.env, settings.tasks.suite)
+    _usage(settings)
+    if first_rank() and not places:
+        asyncio.run(check_queue(settings.queue))

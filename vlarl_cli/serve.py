@@ -1,0 +1,122 @@
+"""`vlarl serve`: one service in this process, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlarl_cli.groups import command_group
+from vlarl_cli.logs import configure_logging
+from vlarl_cli.options import (
+    AddressFile,
+    ConfigFile,
+    Drain,
+    Listen,
+    Metrics,
+    Overrides,
+    Reflection,
+    Verbose,
+    one_sentence_errors,
+    read_config,
+    server_config,
+)
+from vlarl_cli.runs import check_reward
+
+app = command_group("Serve one service in this process, until SIGTERM.")
+
+
+@app.command()
+def policy(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="OpenVLA checkpoint folder; default: the configuration's."),
+    ] = None,
+    center_crop: Annotated[
+        bool | None,
+        typer.Option(
+            "--center-crop/--no-center-crop",
+            help="Centre-crop images; default: as the checkpoint says.",
+        ),
+    ] = None,
+    trainer: Annotated[
+        str | None,
+        typer.Option(help="Trainer to fetch the latest adapter from before reporting ready."),
+    ] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    listen: Listen = "127.0.0.1:50051",
+    metrics_listen: Metrics = None,
+    address_file: AddressFile = None,
+    reflection: Reflection = False,
+    drain_seconds: Drain = 30.0,
+    verbose: Verbose = False,
+) -> None:
+    """The policy server: images and instructions in, action tokens out.
+
+    Runs the checkpoint in vLLM and swaps merged LoRA weights in between two actions.
+    """
+    run = read_config(config, overrides)
+    chosen = {
+        "checkpoint": checkpoint,
+        "center_crop": center_crop,
+        "trainer_address": trainer,
+    }
+    section = run.policy.model_copy(update={k: v for k, v in chosen.items() if v is not None})
+    configure_logging(verbose)
+    server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
+    with one_sentence_errors():
+        from vlarl.models.openvla.wholeness import check_openvla
+
+        check_openvla(section.checkpoint)  # before vLLM is loaded, which takes a while
+        from vlarl_policy.server import serve
+
+        asyncio.run(serve(section, server, run.security.channel()))
+
+
+@app.command()
+def env(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    listen: Listen = "127.0.0.1:50052",
+    metrics_listen: Metrics = None,
+    address_file: AddressFile = None,
+    reflection: Reflection = False,
+    drain_seconds: Drain = 30.0,
+    queue: Annotated[
+        bool, typer.Option(help="Also work for the rollout queue (--no-queue: gRPC only).")
+    ] = True,
+    verbose: Verbose = False,
+) -> None:
+    """The env server: LIBERO simulators for the rollout queue and for external clients."""
+    run = read_config(config, overrides)
+    configure_logging(verbose)
+    from vlarl_env.server import serve
+
+    server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
+    with one_sentence_errors():
+        asyncio.run(serve(run, server, with_queue=queue))
+
+
+@app.command()
+def reward(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    listen: Listen = "127.0.0.1:50053",
+    metrics_listen: Metrics = None,
+    address_file: AddressFile = None,
+    reflection: Reflection = False,
+    drain_seconds: Drain = 30.0,
+    verbose: Verbose = False,
+) -> None:
+    """The reward server: scores trajectories on their way to the trainer."""
+    run = read_config(config, overrides)
+    configure_logging(verbose)
+    server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
+    with one_sentence_errors():
+        check_reward(run)
+        from vlarl_reward.server import serve
+
+        asyncio.run(serve(run.reward, run.trainer.ppo, run.queue, server))

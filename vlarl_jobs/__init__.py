@@ -1,0 +1,1 @@
+"""What a person runs to its end: fine-tuning, evaluations, reports."""

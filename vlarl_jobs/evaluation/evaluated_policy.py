@@ -1,0 +1,107 @@
+"""What is evaluated: a checkpoint as it is, or the policy that a run made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlarl.config import RunConfig, load_saved
+from vlarl.config.resuming import UNITS, check_terms, terms
+from vlarl.learning.checkpoints import ResumeError
+from vlarl.learning.sharding import compute_dtype
+from vlarl.models.meaning import chosen_unnorm_key, units_of
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.weights.adapter import Adapter
+from vlarl.weights.checkpoint import base_digest
+from vlarl_trainer.publisher import published_adapter
+from vlarl_trainer.record.progress import Progress, factors_in, latest_checkpoint, load_checkpoint
+
+_OWN = ("seed", "trainer.")
+"""Fixed keys that a trained policy's tensors depend on, not what is done with it."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A policy, complete enough to be served, counted and filmed."""
+
+    model: OpenVLAConfig
+    center_crop: bool
+    unnorm_key: str
+    progress: Progress
+    """Where its run stood; iteration 0, version 0 and no run for a checkpoint as it is."""
+    tensors: Mapping[str, Tensor]
+    """What the run had learned; empty for a checkpoint as it is."""
+
+    def adapter(self, config: RunConfig) -> Adapter | None:
+        """What the policy servers are sent, as the run sent it; None: nothing."""
+        if not self.tensors:
+            return None
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        lora = config.trainer.lora
+        return published_adapter(
+            self.progress,
+            factors_in(self.tensors),
+            scaling=lora.alpha / lora.rank,
+            dtype=compute_dtype(config.trainer.dtype, device),
+        )
+
+
+def load_subject(config: RunConfig, trained: Path | None) -> Subject:
+    """Reads everything that can be wrong with a policy before anything is started.
+
+    Args:
+        config: names the base checkpoint, and how it is used.
+        trained: a run's folder, for its last checkpoint, or one of its checkpoints; None: the base
+            checkpoint as it is.
+
+    Raises:
+        FatalError: a checkpoint is missing, broken or another base's, or lacks the statistics.
+    """
+    model = OpenVLAConfig.from_directory(config.policy.checkpoint)
+    key = chosen_unnorm_key(config, model)
+    digest = base_digest(config.policy.checkpoint)
+    progress = Progress(run_id="", base_digest=digest, version=0, acted=0)
+    tensors: Mapping[str, Tensor] = {}
+    if trained is not None:
+        path = _checkpoint_of(trained)
+        progress, tensors = load_checkpoint(path)
+        if progress.base_digest != digest:
+            raise ResumeError(
+                f"checkpoint {path} was trained on base {progress.base_digest[:12]}, not on "
+                f"{config.policy.checkpoint} ({digest[:12]}); set policy.checkpoint"
+            )
+        _check_meaning(path, progress, config, model)
+    crop = config.policy.center_crop
+    return Subject(
+        model=model,
+        center_crop=model.center_crop if crop is None else crop,
+        unnorm_key=key,
+        progress=progress,
+        tensors=tensors,
+    )
+
+
+def _check_meaning(path: Path, progress: Progress, config: RunConfig, model: OpenVLAConfig) -> None:
+    """Whether factors and critic are used as they were learned; how episodes run may differ."""
+    learned: Mapping[str, object] = progress.terms
+    saved = path.parents[1] / "config.toml"
+    if not learned and saved.exists():  # an earlier version wrote the checkpoint
+        learned = terms(load_saved(RunConfig, saved))
+    own = {key: value for key, value in learned.items() if key.startswith(_OWN)}
+    now = terms(config)
+    if isinstance(units := learned.get(UNITS), Mapping):
+        own[UNITS], now[UNITS] = units, units_of(model, units)
+    check_terms(RunConfig, f"checkpoint {path}", own, now)
+
+
+def _checkpoint_of(trained: Path) -> Path:
+    if trained.parent.name == "checkpoints":
+        return trained
+    latest = latest_checkpoint(trained / "checkpoints")
+    if latest is None:
+        raise ResumeError(f"run {trained} has no checkpoint yet")
+    return latest

@@ -1,0 +1,89 @@
+"""What a judge says of whole episodes: does its mean tell a success from a failure?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlarl.data.dataset import Dataset, DatasetError, TaskSamples
+from vlarl.data.pool import token_ids
+from vlarl.images import ImageError
+from vlarl.models.process_reward.model import Judge
+from vlarl.weights.folder import CheckpointError
+from vlarl_jobs.reward_model.measures import Floats, auc
+
+
+@dataclass(frozen=True)
+class JudgedTask:
+    """A task's episodes, of all parts that a dataset has of it."""
+
+    name: str
+    """SUITE INDEX."""
+    episodes: tuple[Floats, ...]
+    """[E] of [T], the probability of each step of each episode."""
+    succeeded: NDArray[np.bool_]
+    """[E]."""
+
+    @cached_property
+    def scores(self) -> Floats:
+        """[E], mean probability of an episode's steps."""
+        return np.array([steps.mean() for steps in self.episodes])
+
+    @property
+    def auc(self) -> float:
+        """How often a success has the higher mean; NaN where all ended alike."""
+        return auc(self.scores, self.succeeded)
+
+
+def together(tasks: Sequence[JudgedTask]) -> JudgedTask:
+    """All of their episodes as if they were one task's."""
+    return JudgedTask(
+        "all",
+        tuple(steps for task in tasks for steps in task.episodes),
+        np.concatenate([task.succeeded for task in tasks]),
+    )
+
+
+def judge_rollouts(judge: Judge, datasets: Iterable[tuple[Path, Dataset]]) -> list[JudgedTask]:
+    """Judges every episode of recorded rollouts.
+
+    Args:
+        judge: the model.
+        datasets: folders and their content.
+
+    Raises:
+        DatasetError: a dataset holds demonstrations, whose failures nobody kept, or a frame that
+            is no image.
+        CheckpointError: the model gives no finite numbers.
+    """
+    found: dict[str, list[JudgedTask]] = {}
+    for folder, dataset in datasets:
+        for task in dataset.tasks:
+            if task.succeeded is None:
+                raise DatasetError(
+                    f"{folder} holds demonstrations, not rollouts: `vlarl eval --record` and "
+                    "trainer.record_rollouts keep those"
+                )
+            try:
+                frames = np.stack([judge.frame(frame) for frame in task.frames])
+            except ImageError as error:
+                raise DatasetError(f"{folder}: a frame is no image: {error}") from error
+            prompts = [judge.prompt(task.instruction)] * len(frames)
+            steps = judge.probabilities(frames, prompts, token_ids(task, judge.config, {}))
+            if not np.isfinite(steps).all():
+                raise CheckpointError("the reward model's probabilities aren't finite numbers")
+            name = f"{task.suite} {task.index}"
+            found.setdefault(name, []).append(JudgedTask(name, *_episodes(task, steps)))
+    return [replace(together(parts), name=name) for name, parts in found.items()]
+
+
+def _episodes(task: TaskSamples, steps: Floats) -> tuple[tuple[Floats, ...], NDArray[np.bool_]]:
+    """Steps of each episode, and how it ended."""
+    assert task.succeeded is not None  # noqa: S101 - asked before
+    numbers, first = np.unique(task.episodes, return_index=True)
+    return tuple(steps[task.episodes == one] for one in numbers), task.succeeded[first]
