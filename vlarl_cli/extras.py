@@ -10,10 +10,17 @@ _LEARNING = {"torch", "transformers", "safetensors", "vllm", "peft", "tensorboar
 _REPORT = ("matplotlib", "jinja2", "cv2")
 """What a page of `vlarl report` needs."""
 _SIMULATOR = {"robosuite", "libero", "mujoco", "h5py", "scipy", "fast_simplification", "bddl"}
+_SERVICES = {f"vlarl_{name}": name for name in ("policy", "env", "reward", "trainer")}
+"""What an image of another service lacks whole."""
 
 
 def missing_package_hint(error: ImportError) -> str:
     """What to install for an import that failed; empty where the package isn't one of an extra."""
+    if service := _SERVICES.get(error.name or ""):
+        return (
+            f"the {service} service isn't installed here: an image holds its own alone. Use the "
+            f"image of services/{service}, or install the whole project"
+        )
     package = (error.name or "").partition(".")[0]
     if package in _SIMULATOR:
         return (

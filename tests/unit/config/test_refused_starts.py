@@ -190,13 +190,14 @@ def test_a_configuration_of_another_command_is_recognised() -> None:
             "robosuite",
             "robosuite isn't installed here: the simulator has an environment of its own",
         ),
+        ("vlarl_trainer", "the trainer service isn't installed here: an image holds its own alone"),
     ],
 )
 def test_the_environment_that_a_command_wants_is_named(
     package: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails() -> None:
-        raise ModuleNotFoundError(f"No module named '{package}.nn'", name=f"{package}.nn")
+        raise ModuleNotFoundError(f"No module named '{package}'", name=package)
 
     monkeypatch.setattr("vlarl_cli.app", fails)
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # or what main sets would stay for further tests
