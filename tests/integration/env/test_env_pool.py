@@ -130,8 +130,8 @@ async def test_a_process_that_a_kill_does_not_end_at_once_is_waited_for(
     counted: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one is that sits in a driver: no other takes its memory's place, and no call fails."""
-    monkeypatch.setattr("services.env.process._EXIT_SECONDS", 0.1)
-    monkeypatch.setattr("services.env.pool._RESPAWN_PAUSES", (0.0, 0.2))
+    monkeypatch.setattr("vlarl_env.process._EXIT_SECONDS", 0.1)
+    monkeypatch.setattr("vlarl_env.pool._RESPAWN_PAUSES", (0.0, 0.2))
     children = []
     monkeypatch.setattr(subprocess.Popen, "kill", lambda child: children.append(child))
     async with counted.pool(settings(step_timeout_seconds=1.0)) as pool:
