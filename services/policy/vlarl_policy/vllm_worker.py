@@ -29,7 +29,7 @@ from vlarl.weights.merge import merged_tensors
 _LANGUAGE_MODEL = "language_model."
 
 
-class AdapterWorker:
+class MergeWorker:
     """Methods that vLLM adds to its worker (`worker_extension_cls`)."""
 
     def merge_adapter(self, path: str | None, threads: int) -> str:

@@ -22,7 +22,7 @@ from vlarl.weights.adapter import Adapter, write_adapter  # noqa: E402
 from vlarl.weights.checkpoint import tensors_digest  # noqa: E402
 from vlarl.weights.merge import merged_tensors  # noqa: E402
 from vlarl_policy.vllm_engine import merge_threads  # noqa: E402
-from vlarl_policy.vllm_worker import AdapterWorker  # noqa: E402
+from vlarl_policy.vllm_worker import MergeWorker  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -46,7 +46,7 @@ class Products(TorchFunctionMode):
         return function(*args, **kwargs or {})
 
 
-class Worker(AdapterWorker):
+class Worker(MergeWorker):
     """The extension on a worker whose model is in plain torch; nothing of the language model's."""
 
     def __init__(self, checkpoint: Path) -> None:
