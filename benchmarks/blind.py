@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.report import Report
 from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_jobs.demonstrations.episodes import Array, Episode, Play, play, start
-from vlarl_jobs.demonstrations.scene_cache import Stage, Stages
+from vlarl_jobs.demonstrations.scene_cache import SceneCache, Stage
 
 SUITES = ("libero_spatial", "libero_object")
 STATES = 10
@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tasks, states = (2, 2) if arguments.quick else (10, STATES)
     report = Report("blind", "Official initial states without looking")
-    stages = Stages({}, "fast")
+    stages = SceneCache({}, "fast")
     for suite in arguments.suite or SUITES:
         looking, blind = [], []
         for task in TaskCatalog().tasks(suite)[:tasks]:

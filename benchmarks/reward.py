@@ -32,7 +32,7 @@ from vlarl.models.openvla.network import load_model, pad_prompts
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
-from vlarl.models.process_reward.model import Judge
+from vlarl.models.process_reward.model import ProcessRewardModel
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_reward.models.process import RprmScorer
@@ -65,7 +65,7 @@ def main() -> None:
 def measure(checkpoint: Path, episodes: int, repeats: int) -> bool:
     """Measures and prints the table."""
     config = RewardConfig(model="rprm", checkpoint=checkpoint)
-    scorer, judge = RprmScorer(config, PpoConfig()), Judge(checkpoint)
+    scorer, judge = RprmScorer(config, PpoConfig()), ProcessRewardModel(checkpoint)
     size, ids = judge.config.image_size, judge.action_ids
     drawn = np.random.default_rng(0)
     trajectories = []
@@ -141,7 +141,10 @@ def episode(frames: np.ndarray, tokens: np.ndarray) -> rollout_pb2.Trajectory:
 
 
 def bare_loop(
-    checkpoint: Path, trajectories: list[rollout_pb2.Trajectory], batch: int, judge: Judge
+    checkpoint: Path,
+    trajectories: list[rollout_pb2.Trajectory],
+    batch: int,
+    judge: ProcessRewardModel,
 ) -> Callable[[], object]:
     """The model alone, over inputs that lie ready."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -174,7 +177,7 @@ def _prepare(checkpoint: Path, encoded: list[bytes], batch: int) -> None:
     """In the other process: the plain loop."""
     global _passes
     trajectories = [rollout_pb2.Trajectory.FromString(one) for one in encoded]
-    _passes = bare_loop(checkpoint, trajectories, batch, Judge(checkpoint))
+    _passes = bare_loop(checkpoint, trajectories, batch, ProcessRewardModel(checkpoint))
     _passes()
 
 

@@ -33,13 +33,13 @@ from vlarl.images import encode_jpeg
 from vlarl.learning.ranks import World
 from vlarl.learning.stage_log import read_lines
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model
 from vlarl.models.openvla.processor import Preparation
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl.weights.checkpoint import save_tensors
+from vlarl.weights.checkpoint import save_tensors, tensors_digest
 from vlarl.weights.merge import merged_tensors
 from vlarl_trainer.batch import Experience, Observations, build_batch
 from vlarl_trainer.learner import Learner
@@ -282,7 +282,7 @@ def publish(table: Report, learner: Learner, checkpoint: Path) -> None:
     size = sum(a.nbytes + b.nbytes for a, b in factors.values()) / 2
     table.add("factors sent", size / 2**20, "MiB", note="bfloat16, each swap")
     began = now()
-    merged_digest(
+    tensors_digest(
         merged_tensors(
             checkpoint,
             lora_layers(OpenVLAConfig.from_directory(checkpoint)),

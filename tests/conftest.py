@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.embedded_valkey import start_valkey
 from tests.skips import (  # noqa: F401 - pytest finds its hooks here
     HAS_SIMULATOR,
     HAS_TORCH,
@@ -25,7 +26,6 @@ from tests.skips import (  # noqa: F401 - pytest finds its hooks here
     pytest_testnodedown,
 )
 from vlarl.config import QueueConfig
-from vlarl.launch.valkey import start_valkey
 from vlarl.queue.rollout_queue import RolloutQueue
 
 # A slow machine is no failure: time is measured in benchmarks/.

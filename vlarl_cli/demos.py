@@ -87,7 +87,7 @@ def collect(
     May be stopped at any time: the same command goes on where it was. Noise is carried out, not
     learnt: the actions without it are kept beside it.
     """
-    from vlarl_jobs.demonstrations.collecting import Wish, collect
+    from vlarl_jobs.demonstrations.collecting import CollectionRequest, collect
     from vlarl_jobs.demonstrations.messages import Settings
 
     with one_sentence_errors():
@@ -101,7 +101,7 @@ def collect(
             pace=pace,
             max_actions=max_actions,
         )
-        wish = Wish(episodes, seed, keep_failures)
+        wish = CollectionRequest(episodes, seed, keep_failures)
         chosen = _chosen(catalog, suite, tasks)
         for file in asyncio.run(collect(chosen, wish, settings, out, processes)):
             say(str(file))

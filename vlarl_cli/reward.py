@@ -120,12 +120,12 @@ def judge(
 
         version = check_reward_model(checkpoint)  # before torch is loaded
         from vlarl.data.dataset import read_dataset
-        from vlarl.models.process_reward.model import Judge
+        from vlarl.models.process_reward.model import ProcessRewardModel
         from vlarl_jobs.reward_model.scoring import judge_rollouts, together
 
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]
         shown = track(datasets, "judging")
-        judged = judge_rollouts(Judge(checkpoint), shown)
+        judged = judge_rollouts(ProcessRewardModel(checkpoint), shown)
         everything = together(judged)
         rows = [*judged, everything] if len(judged) > 1 else judged
         show(_verdicts(rows, version))

@@ -18,7 +18,8 @@ from benchmarks.gpu_check.swapping import swap_under_load
 from benchmarks.policy_load import observations, random_adapter
 from vlarl.clients.policy import Action, AsyncPolicyClient
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.lora import lora_layers
+from vlarl.weights.checkpoint import tensors_digest
 from vlarl.weights.merge import merged_tensors
 
 BOUNDS = MappingProxyType({"float32": 2e-2, "exact float32": 1e-3, "bfloat16": 0.3})
@@ -133,7 +134,7 @@ class SmallServer:
         checkpoint = self.server.checkpoint
         adapter = await asyncio.to_thread(random_adapter, checkpoint, 1, _RANK, size=0.2)
         dtype = getattr(torch, self.server.dtype)
-        digest = merged_digest(
+        digest = tensors_digest(
             merged_tensors(
                 checkpoint,
                 lora_layers(OpenVLAConfig.from_directory(checkpoint)),

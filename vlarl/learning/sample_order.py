@@ -23,7 +23,7 @@ DRAWS = 16
 
 
 @dataclass(frozen=True)
-class Piece:
+class MicroBatch:
     """What one rank computes at once: a part of a step's mini-batch."""
 
     step: int
@@ -38,7 +38,7 @@ class Piece:
     """Whether the step is complete with this piece."""
 
 
-class Order:
+class SampleOrder:
     """The order of a stage's samples."""
 
     def __init__(self, count: int, fit: FitConfig, world: World, *, seed: int, stage: int) -> None:
@@ -49,7 +49,7 @@ class Order:
         self._seed = seed
         self._stage = stage
 
-    def pieces(self, start: int) -> Iterator[Piece]:
+    def pieces(self, start: int) -> Iterator[MicroBatch]:
         """What this rank computes, from a step to the end."""
         per_epoch = -(-self._count // self._fit.mini_batch)
         for epoch in range(start // per_epoch, -(-self._fit.steps // per_epoch)):
@@ -59,13 +59,13 @@ class Order:
                 if start <= step < self._fit.steps:
                     yield from self._shares(step, samples)
 
-    def _shares(self, step: int, samples: Indices) -> Iterator[Piece]:
+    def _shares(self, step: int, samples: Indices) -> Iterator[MicroBatch]:
         shares = list(self._world.share(np.arange(len(samples)), self._fit.micro_batch))
         for number, (places, counted) in enumerate(shares, start=1):
             last = number == len(shares)
-            yield Piece(step, samples[places], places, counted, len(samples), last)
+            yield MicroBatch(step, samples[places], places, counted, len(samples), last)
 
-    def draws(self, piece: Piece) -> Tensor:
+    def draws(self, piece: MicroBatch) -> Tensor:
         """Random numbers of a piece's samples: float32 [B, DRAWS], uniform in [0, 1)."""
         generator = generator_for(self._seed, Stream.SFT_AUGMENTATION, self._stage, piece.step)
         drawn = generator.random((piece.size, DRAWS), dtype=np.float32)

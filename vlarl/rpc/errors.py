@@ -118,18 +118,6 @@ class DeadlineExceeded(ServiceError):
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-class Aborted(ServiceError):
-    """Something else came first: another caller's request, or the peer's end."""
-
-    code = grpc.StatusCode.ABORTED
-
-
-class DataLoss(ServiceError):
-    """Bytes arrived that aren't those that were announced."""
-
-    code = grpc.StatusCode.DATA_LOSS
-
-
 class Unauthenticated(ServiceError):
     """The caller didn't prove who it is."""
 

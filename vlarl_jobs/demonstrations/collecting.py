@@ -37,7 +37,7 @@ class CollectionError(FatalError):
 
 
 @dataclass(frozen=True)
-class Wish:
+class CollectionRequest:
     """What is to be collected."""
 
     episodes: int
@@ -66,7 +66,7 @@ class TaskProgress:
     """
 
     task: SuiteTask
-    wish: Wish
+    wish: CollectionRequest
     folder: Path
     """Where this task's parts lie: N.npz is a kept try, N.missed one that failed."""
     running: set[int] = field(default_factory=set)
@@ -132,7 +132,11 @@ class TaskProgress:
 
 
 async def collect(
-    tasks: Sequence[SuiteTask], wish: Wish, settings: Settings, out: Path, processes: int
+    tasks: Sequence[SuiteTask],
+    wish: CollectionRequest,
+    settings: Settings,
+    out: Path,
+    processes: int,
 ) -> list[Path]:
     """Plays until every task has its episodes, and writes their files.
 

@@ -12,7 +12,7 @@ from vlarl_env.simulators.episode import NO_OP
 from vlarl_env.simulators.libero.scene import Scene
 from vlarl_env.simulators.libero.suites import SuiteTask
 from vlarl_jobs.demonstrations.experts.expert import Expert
-from vlarl_jobs.demonstrations.experts.sight import Sight
+from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 
 Array = npt.NDArray[np.float64]
 
@@ -82,7 +82,9 @@ def start(
         scene.control_step(NO_OP)
 
 
-def play(scene: Scene, sight: Sight, limit: int, how: Play, rng: np.random.Generator) -> Episode:
+def play(
+    scene: Scene, sight: SceneView, limit: int, how: Play, rng: np.random.Generator
+) -> Episode:
     """The expert's episode from the scene as it is now.
 
     Args:
@@ -117,7 +119,7 @@ def play(scene: Scene, sight: Sight, limit: int, how: Play, rng: np.random.Gener
 class _Record:
     """What has happened so far."""
 
-    def __init__(self, scene: Scene, sight: Sight) -> None:
+    def __init__(self, scene: Scene, sight: SceneView) -> None:
         self._scene = scene
         self._sight = sight
         self._states: list[Array] = []

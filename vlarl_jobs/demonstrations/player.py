@@ -10,7 +10,7 @@ from vlarl_jobs.demonstrations.episode_files import save_episode
 from vlarl_jobs.demonstrations.episodes import Play, play, start
 from vlarl_jobs.demonstrations.experts.goals import NoExpertError
 from vlarl_jobs.demonstrations.messages import Answer, PlayOrder, Settings
-from vlarl_jobs.demonstrations.scene_cache import Stages
+from vlarl_jobs.demonstrations.scene_cache import SceneCache
 
 
 class Player:
@@ -18,7 +18,7 @@ class Player:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._stages = Stages(settings.suites, settings.profile)
+        self._stages = SceneCache(settings.suites, settings.profile)
 
     def do(self, order: str) -> Answer:
         """Plays one episode and keeps it if it reached the goal."""

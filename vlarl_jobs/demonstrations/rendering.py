@@ -15,10 +15,10 @@ from vlarl_env.simulators.libero.scene import BrokenSceneError, DivergedError, N
 from vlarl_jobs.demonstrations.episode_files import RenderedEpisode, save_rendered
 from vlarl_jobs.demonstrations.episodes import Episode
 from vlarl_jobs.demonstrations.experts.expert import goal_point
-from vlarl_jobs.demonstrations.experts.sight import Sight
+from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 from vlarl_jobs.demonstrations.hdf5 import DemoFileError, read_episode, read_header
 from vlarl_jobs.demonstrations.messages import Answer, RenderOrder, SceneError, Settings
-from vlarl_jobs.demonstrations.scene_cache import Stage, Stages
+from vlarl_jobs.demonstrations.scene_cache import SceneCache, Stage
 from vlarl_jobs.demonstrations.steps import PolicySteps, grouped_actions, held_actions
 
 LAST_STATES = 20
@@ -36,7 +36,7 @@ class Renderer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._stages = Stages(settings.suites, settings.profile)
+        self._stages = SceneCache(settings.suites, settings.profile)
 
     def do(self, order: str) -> Answer:
         """Renders one episode and keeps it."""
@@ -199,14 +199,14 @@ def _numbers(text: str, count: int) -> list[float]:
     return numbers
 
 
-def pose_names(sight: Sight) -> tuple[str, ...]:
+def pose_names(sight: SceneView) -> tuple[str, ...]:
     """What `poses_now` holds: the end effector, the gripper, each object, each goal's place."""
     points = [f"goal_{number}" for number in range(len(sight.goals))]
     named = [f"{name}.{axis}" for name in [*sight.objects, *points] for axis in "xyz"]
     return ("hand.x", "hand.y", "hand.z", "opening", *named)
 
 
-def poses_now(sight: Sight) -> list[float]:
+def poses_now(sight: SceneView) -> list[float]:
     """Positions in metres, in the order of `pose_names`."""
     places = [sight.position(name) for name in sight.objects]
     places += [goal_point(sight, goal) for goal in sight.goals]

@@ -9,7 +9,7 @@ from pathlib import Path
 from vlarl_env.simulators.libero.scene import Profile, Scene
 from vlarl_env.simulators.libero.suites import SuiteTask
 from vlarl_env.simulators.registry import TaskCatalog
-from vlarl_jobs.demonstrations.experts.sight import Sight
+from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Stage:
 
     task: SuiteTask
     scene: Scene
-    sight: Sight
+    sight: SceneView
 
 
-class Stages:
+class SceneCache:
     """Builds scenes, one at a time: another task's takes the place of the last.
 
     Args:
@@ -44,7 +44,7 @@ class Stages:
         if self._open is None or self._open.task != task:
             self.close()
             scene = Scene(task.bddl_file, self._profile)
-            self._open = Stage(task, scene, Sight(scene))
+            self._open = Stage(task, scene, SceneView(scene))
         return self._open
 
     def close(self) -> None:

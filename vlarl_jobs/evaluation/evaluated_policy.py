@@ -25,7 +25,7 @@ _OWN = ("seed", "trainer.")
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedPolicy:
     """A policy, complete enough to be served, counted and filmed."""
 
     model: OpenVLAConfig
@@ -50,7 +50,7 @@ class Subject:
         )
 
 
-def load_subject(config: RunConfig, trained: Path | None) -> Subject:
+def load_evaluated_policy(config: RunConfig, trained: Path | None) -> EvaluatedPolicy:
     """Reads everything that can be wrong with a policy before anything is started.
 
     Args:
@@ -76,7 +76,7 @@ def load_subject(config: RunConfig, trained: Path | None) -> Subject:
             )
         _check_meaning(path, progress, config, model)
     crop = config.policy.center_crop
-    return Subject(
+    return EvaluatedPolicy(
         model=model,
         center_crop=model.center_crop if crop is None else crop,
         unnorm_key=key,

@@ -11,11 +11,11 @@ from vlarl.data.recording import RolloutRecorder
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_jobs.evaluation.console import EvaluationDisplay
-from vlarl_jobs.evaluation.evaluated_policy import Subject
+from vlarl_jobs.evaluation.evaluated_policy import EvaluatedPolicy
 from vlarl_jobs.evaluation.film import FilmMaker
 from vlarl_jobs.evaluation.folder import EvaluationFolder
 from vlarl_trainer.publisher import Publisher, check_policy
-from vlarl_trainer.record.evaluation import Evaluation, count, judge
+from vlarl_trainer.record.evaluation import Evaluation, count, score_episode
 from vlarl_trainer.rollouts.collector import Collected, Collector
 from vlarl_trainer.rollouts.plan import evaluation_episodes
 
@@ -26,7 +26,7 @@ class Evaluator:
     def __init__(
         self,
         config: RunConfig,
-        subject: Subject,
+        subject: EvaluatedPolicy,
         folder: EvaluationFolder,
         film: FilmMaker | None,
         display: EvaluationDisplay,
@@ -89,7 +89,7 @@ class Evaluator:
 
     async def _record(self, collected: Collected) -> None:
         for trajectory in collected.trajectories:
-            result = judge(trajectory, self._subject.progress.version)
+            result = score_episode(trajectory, self._subject.progress.version)
             if self._film is not None:
                 await asyncio.to_thread(self._film.take, trajectory)
             if self._recorder is not None:
@@ -104,7 +104,7 @@ class Evaluator:
 
 
 def protocol_of(
-    config: RunConfig, subject: Subject, simulator: Mapping[str, str]
+    config: RunConfig, subject: EvaluatedPolicy, simulator: Mapping[str, str]
 ) -> dict[str, Any]:
     """Everything that an episode's outcome depends on, besides its task and initial state.
 

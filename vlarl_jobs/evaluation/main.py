@@ -21,7 +21,7 @@ from vlarl.launch.supervisor import Stack, supervise
 from vlarl.launch.tasks import simulator_identity
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl_jobs.evaluation.console import EvaluationDisplay
-from vlarl_jobs.evaluation.evaluated_policy import Subject, load_subject
+from vlarl_jobs.evaluation.evaluated_policy import EvaluatedPolicy, load_evaluated_policy
 from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of
 from vlarl_jobs.evaluation.film import FilmMaker, Values
 from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder, check_no_run
@@ -41,7 +41,7 @@ def run(
 
     Args:
         config: the base checkpoint, the suite, the episodes.
-        trained: see `load_subject`.
+        trained: see `load_evaluated_policy`.
         tasks: those of the suite that are meant.
         out: the evaluation's folder.
         videos: films of each task and outcome.
@@ -56,7 +56,7 @@ def run(
     """
     check_no_run(out)
     simulator = simulator_identity(config.env, config.tasks.suite)
-    subject = load_subject(config, trained)
+    subject = load_evaluated_policy(config, trained)
     protocol += f"; {subject.model.usage(subject.unnorm_key, config.policy.center_crop)}"
     if not config.unnorm_key and not subject.unnorm_key.startswith(base_suite(config.tasks.suite)):
         protocol += f", the only ones it has, and none of {config.tasks.suite}"
@@ -80,7 +80,7 @@ def run(
 
 async def _evaluate(
     stack: Stack,
-    subject: Subject,
+    subject: EvaluatedPolicy,
     folder: EvaluationFolder,
     film: FilmMaker | None,
     recorder: RolloutRecorder | None,
@@ -108,7 +108,7 @@ def _settled(config: RunConfig, tasks: Sequence[env_pb2.TaskDescription]) -> Run
     )
 
 
-def critic_of(config: RunConfig, subject: Subject) -> Values | None:
+def critic_of(config: RunConfig, subject: EvaluatedPolicy) -> Values | None:
     """The run's critic, on a model of its own."""
     if not subject.tensors:
         return None

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from vlarl.config import RewardModelConfig
 from vlarl.data.samples import Samples
-from vlarl.models.process_reward.model import Judge
+from vlarl.models.process_reward.model import ProcessRewardModel
 from vlarl.weights.checkpoint import base_digest
 from vlarl.weights.folder import REWARD_CARD
 from vlarl_jobs.report.theme import BLUE, GREY, PICTURE
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 _BATCH = 64
 
 
-def probabilities(judge: Judge, samples: Samples) -> Floats:
+def probabilities(judge: ProcessRewardModel, samples: Samples) -> Floats:
     """P(the action leads somewhere) of each sample: [N]."""
     found = []
     for start in range(0, len(samples), _BATCH):
@@ -51,7 +51,7 @@ def write_card(checkpoint: Path, config: RewardModelConfig, labelled: Labelled) 
         config: what it was made by.
         labelled: what it was made from.
     """
-    scores = probabilities(Judge(checkpoint), labelled.all_held_out)
+    scores = probabilities(ProcessRewardModel(checkpoint), labelled.all_held_out)
     labels = labelled.all_held_out.labels == 1
     spread = reliability(scores, labels) if len(scores) else None
     content = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vlarl.data.dataset import Dataset, DatasetError, TaskSamples
 from vlarl.data.pool import token_ids
 from vlarl.images import ImageError
-from vlarl.models.process_reward.model import Judge
+from vlarl.models.process_reward.model import ProcessRewardModel
 from vlarl.weights.folder import CheckpointError
 from vlarl_jobs.reward_model.measures import Floats, auc
 
@@ -49,7 +49,9 @@ def together(tasks: Sequence[JudgedTask]) -> JudgedTask:
     )
 
 
-def judge_rollouts(judge: Judge, datasets: Iterable[tuple[Path, Dataset]]) -> list[JudgedTask]:
+def judge_rollouts(
+    judge: ProcessRewardModel, datasets: Iterable[tuple[Path, Dataset]]
+) -> list[JudgedTask]:
     """Judges every episode of recorded rollouts.
 
     Args:

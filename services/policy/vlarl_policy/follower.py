@@ -27,7 +27,7 @@ class PolicyServerError(FatalError):
     """The policy server can't go on; the message is one sentence for the log."""
 
 
-class TrainersWeights:
+class WeightFollower:
     """What one replica asks the trainer."""
 
     def __init__(

@@ -20,7 +20,7 @@ from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.server import RpcServer
 from vlarl.weights.checkpoint import base_digest
-from vlarl_policy.follower import PolicyServerError, TrainersWeights
+from vlarl_policy.follower import PolicyServerError, WeightFollower
 from vlarl_policy.metrics import PolicyMetrics
 from vlarl_policy.service import PolicyServicer, UnsoundActionError, action_of
 from vlarl_policy.swap import WeightSwapper
@@ -66,7 +66,7 @@ async def serve(
         trainer = None
         if config.trainer_address:
             channel = trainer_channel or ChannelConfig(token_file=server.token_file)
-            trainer = TrainersWeights(config.trainer_address, channel, digest, swapper)
+            trainer = WeightFollower(config.trainer_address, channel, digest, swapper)
             await trainer.fetch_first()
         await _warm_up(engine, config, model)
         servicer.open(engine, swapper)

@@ -97,7 +97,7 @@ def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
         limit_mm_per_prompt={"image": 1},
         # The default, raw_logprobs, is taken before temperature and allowed ids.
         logprobs_mode="processed_logprobs",
-        worker_extension_cls="vlarl_policy.vllm_worker.AdapterWorker",
+        worker_extension_cls="vlarl_policy.vllm_worker.MergeWorker",
         # On a CPU vLLM would put its one worker into a third process.
         distributed_executor_backend=UniProcExecutor,
         disable_log_stats=True,
@@ -271,7 +271,7 @@ class PolicyEngine:
         self._paused = False
 
     async def merge(self, adapter_path: str | None, version: int) -> str:
-        """Replaces the weights while paused. See `AdapterWorker.merge_adapter`.
+        """Replaces the weights while paused. See `MergeWorker.merge_adapter`.
 
         Returns:
             SHA-256 (hex) of the merged tensors.

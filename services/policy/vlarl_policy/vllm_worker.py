@@ -20,15 +20,16 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.vllm_model import OpenVLAForActionPrediction
 from vlarl.weights.adapter import read_adapter
+from vlarl.weights.checkpoint import tensors_digest
 from vlarl.weights.merge import merged_tensors
 
 _LANGUAGE_MODEL = "language_model."
 
 
-class AdapterWorker:
+class MergeWorker:
     """Methods that vLLM adds to its worker (`worker_extension_cls`)."""
 
     def merge_adapter(self, path: str | None, threads: int) -> str:
@@ -129,7 +130,7 @@ class _Digest:
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self._tensors: queue.Queue[tuple[str, torch.Tensor] | None] = queue.Queue(maxsize=2)
-        self._future = threads.submit(merged_digest, iter(self._tensors.get, None))
+        self._future = threads.submit(tensors_digest, iter(self._tensors.get, None))
 
     def put(self, item: tuple[str, torch.Tensor] | None) -> None:
         """Takes the next tensor; none ends the digest."""

@@ -19,7 +19,7 @@ from vlarl.rpc.server import RpcServer
 from vlarl_reward.metrics import RewardMetrics
 from vlarl_reward.models.base import Misjudged, Unscorable
 from vlarl_reward.models.registry import build_scorer
-from vlarl_reward.worker import RewardWorker, ScoringDesk
+from vlarl_reward.worker import RewardBatcher, RewardWorker
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ SERVICE = "vlarl.reward.v1.RewardService"
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     """The reward model for clients that bring their own trajectories."""
 
-    def __init__(self, desk: ScoringDesk) -> None:
+    def __init__(self, desk: RewardBatcher) -> None:
         self._desk = desk
 
     async def ScoreTrajectory(
@@ -63,7 +63,7 @@ async def serve(
     """
     rpc = RpcServer(server, [SERVICE])
     terms = reward_terms(config, ppo)
-    desk = ScoringDesk(build_scorer(config, ppo), RewardMetrics(rpc.registry), terms)
+    desk = RewardBatcher(build_scorer(config, ppo), RewardMetrics(rpc.registry), terms)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(desk), rpc.grpc)
     name = f"{socket.gethostname()}-{os.getpid()}"
     async with RolloutQueue(queue_config) as queue:

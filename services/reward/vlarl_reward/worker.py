@@ -11,7 +11,7 @@ from vlarl.queue.entries import Delivery
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_reward.metrics import RewardMetrics
-from vlarl_reward.models.base import Misjudged, Result, Scorer, Unscorable
+from vlarl_reward.models.base import Misjudged, Result, RewardModel, Unscorable
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ MAX_STEPS = 10_000
 """Steps of a trajectory that is scored."""
 
 
-def score_all(scorer: Scorer, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Result]:
+def score_all(scorer: RewardModel, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Result]:
     """Scores of those trajectories that are whole, and what is wrong with the others, in order."""
     found = [trajectory_problems(one, scorer.needs_frames) for one in trajectories]
     pairs = zip(trajectories, found, strict=True)
@@ -59,10 +59,10 @@ def trajectory_problems(
     return problems
 
 
-class ScoringDesk:
+class RewardBatcher:
     """One scorer, shared by the queue and gRPC callers, one batch at a time."""
 
-    def __init__(self, scorer: Scorer, metrics: RewardMetrics, terms: str = "") -> None:
+    def __init__(self, scorer: RewardModel, metrics: RewardMetrics, terms: str = "") -> None:
         """terms: what its scores say that they were made by."""
         self.scorer = scorer
         self._terms = terms
@@ -91,7 +91,7 @@ class ScoringDesk:
 class RewardWorker:
     """Consumes trajectories until told to stop; several workers share the consumer group."""
 
-    def __init__(self, queue: RolloutQueue, desk: ScoringDesk, name: str, batch: int) -> None:
+    def __init__(self, queue: RolloutQueue, desk: RewardBatcher, name: str, batch: int) -> None:
         self._queue = queue
         self._desk = desk
         self._name = name

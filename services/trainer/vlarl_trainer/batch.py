@@ -21,7 +21,7 @@ from vlarl.learning.ranks import Indices
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.processor import Preparation
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl_trainer.rollouts.expectation import TrajectoryError
+from vlarl_trainer.rollouts.trajectory_check import TrajectoryError
 
 _HEADER = struct.Struct("<qqI")
 _LENGTH = struct.Struct("<Q")

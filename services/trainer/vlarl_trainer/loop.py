@@ -33,14 +33,14 @@ from vlarl_trainer.learner import Snapshot
 from vlarl_trainer.publisher import Publisher, published_adapter
 from vlarl_trainer.record.actions import ActionLog
 from vlarl_trainer.record.console import Display
-from vlarl_trainer.record.evaluation import EvaluationLog, count, judge
+from vlarl_trainer.record.evaluation import EvaluationLog, count, score_episode
 from vlarl_trainer.record.metrics import MetricsLog
 from vlarl_trainer.record.progress import Progress, save_checkpoint
 from vlarl_trainer.rollouts.collector import Collected, Collector
 from vlarl_trainer.rollouts.curriculum import Curriculum
-from vlarl_trainer.rollouts.expectation import Expectation
 from vlarl_trainer.rollouts.plan import evaluation_episodes, training_episodes
 from vlarl_trainer.rollouts.reward_hacking import RewardWatch
+from vlarl_trainer.rollouts.trajectory_check import TrajectoryCheck
 from vlarl_trainer.status import RunStatus
 
 
@@ -51,7 +51,7 @@ class TrainingLoop:
         self,
         config: RunConfig,
         run_dir: Path,
-        expectation: Expectation,
+        expectation: TrajectoryCheck,
         unnorm_key: str,
         scaling: float,
         dtype: torch.dtype,
@@ -214,7 +214,9 @@ class TrainingLoop:
             collected = await self._collector.collect(
                 specs, learned=progress.iteration, oldest=progress.version
             )
-        results = [judge(trajectory, progress.version) for trajectory in collected.trajectories]
+        results = [
+            score_episode(trajectory, progress.version) for trajectory in collected.trajectories
+        ]
         evaluation = count(results, progress, [letter.spec for letter in collected.missing])
         # Shown before it is written down: killed in between, it is only shown twice.
         self._log.evaluation(evaluation.metrics(), progress.env_steps)

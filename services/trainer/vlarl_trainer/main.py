@@ -32,8 +32,8 @@ from vlarl_trainer.record.machine import record_start
 from vlarl_trainer.record.metrics import MetricsLog
 from vlarl_trainer.record.progress import Progress, latest_checkpoint, load_checkpoint
 from vlarl_trainer.rollouts.collector import Collector
-from vlarl_trainer.rollouts.expectation import Expectation
 from vlarl_trainer.rollouts.reward_hacking import hovering_pays
+from vlarl_trainer.rollouts.trajectory_check import TrajectoryCheck
 from vlarl_trainer.server import SERVICE, TrainerServicer
 from vlarl_trainer.status import RunStatus
 
@@ -130,7 +130,7 @@ async def _train(
         loop = TrainingLoop(
             config=config,
             run_dir=run_dir,
-            expectation=Expectation(
+            expectation=TrajectoryCheck(
                 version=progress.version,
                 staleness=trainer.staleness,
                 temperature=trainer.temperature,

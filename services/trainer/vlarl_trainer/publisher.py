@@ -17,11 +17,12 @@ from torch import Tensor
 from vlarl.config import ChannelConfig, RunConfig
 from vlarl.errors import FatalError
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.lora import lora_layers
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, replica_addresses
 from vlarl.rpc.errors import describe
 from vlarl.weights.adapter import Adapter, adapter_chunks, adapter_header
+from vlarl.weights.checkpoint import tensors_digest
 from vlarl.weights.merge import merged_tensors
 from vlarl_trainer.record.progress import Progress
 
@@ -45,7 +46,6 @@ class PublishReport:
     """What a publication took."""
 
     replicas: int
-    bytes_sent: int
     pause_seconds: float
     """Longest time for which a replica could start no action."""
 
@@ -137,7 +137,6 @@ class Publisher:
             self._verify(address, answer, adapter.version, digest)
         return PublishReport(
             replicas=len(answers),
-            bytes_sent=sum(answer.bytes for answer in answers.values()),
             pause_seconds=max(answer.pause_seconds for answer in answers.values()),
         )
 
@@ -146,7 +145,7 @@ class Publisher:
         tensors = merged_tensors(
             self._checkpoint, layers, adapter.factors, adapter.scaling, _DTYPES[dtype]
         )
-        return merged_digest(tensors)
+        return tensors_digest(tensors)
 
     def _verify(
         self, address: str, answer: policy_pb2.UpdateWeightsResponse, version: int, digest: str

@@ -13,9 +13,9 @@ def episode(
 ) -> tuple[bool, int]:
     """Success and control steps of an episode from a drawn placement."""
     from vlarl_jobs.demonstrations.episodes import Play, play, start
-    from vlarl_jobs.demonstrations.scene_cache import Stages
+    from vlarl_jobs.demonstrations.scene_cache import SceneCache
 
-    stages = Stages({}, "fast")
+    stages = SceneCache({}, "fast")
     stage = stages.of(suite, index)
     how = Play(repeat, noise, pace)
     start(stage.scene, stage.task, how.settle_steps, placement_seed=seed)

@@ -23,12 +23,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from vlarl.clients.policy import Action
 from vlarl.images import decode_image, encode_jpeg, prepare_image
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import OpenVLA, load_model, pad_prompts
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.weights.adapter import Adapter
-from vlarl.weights.checkpoint import base_digest
+from vlarl.weights.checkpoint import base_digest, tensors_digest
 from vlarl.weights.merge import merged_tensors
 
 KEY = "libero_goal"
@@ -145,7 +145,7 @@ class Reference:
                     torch.float32,
                 )
             )
-            self.merged_digest = merged_digest(iter(merged.items()))
+            self.merged_digest = tensors_digest(iter(merged.items()))
             self.model.load_state_dict({**self.model.state_dict(), **merged}, assign=True)
         self._normalizer = PixelNormalizer.from_directory(checkpoint)
         self._prompts = PromptBuilder(checkpoint)

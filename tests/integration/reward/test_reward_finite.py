@@ -23,7 +23,7 @@ from vlarl_reward.metrics import RewardMetrics
 from vlarl_reward.models.base import Misjudged
 from vlarl_reward.models.outcome import OutcomeScorer
 from vlarl_reward.server import SERVICE, RewardServicer
-from vlarl_reward.worker import RewardWorker, ScoringDesk, score_all
+from vlarl_reward.worker import RewardBatcher, RewardWorker, score_all
 
 
 class Diverged(OutcomeScorer):
@@ -69,7 +69,7 @@ def test_nor_can_a_configuration_bring_one_in(value: float) -> None:
 
 async def test_a_client_gets_an_error_and_no_number() -> None:
     rpc = RpcServer(ServerConfig(listen="127.0.0.1:0"), [SERVICE])
-    desk = ScoringDesk(Diverged(1.0), RewardMetrics(rpc.registry))
+    desk = RewardBatcher(Diverged(1.0), RewardMetrics(rpc.registry))
     reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(desk), rpc.grpc)
     address = await rpc.start()
     async with open_channel(address) as channel:
@@ -89,7 +89,7 @@ async def test_the_queue_hears_the_cause(queue: RolloutQueue) -> None:
     delivery = await queue.next_episode("w")
     assert delivery is not None
     await queue.finish_episode(delivery, trajectory(False))
-    desk = ScoringDesk(Diverged(1.0), RewardMetrics(CollectorRegistry()))
+    desk = RewardBatcher(Diverged(1.0), RewardMetrics(CollectorRegistry()))
     worker = RewardWorker(queue, desk, "reward", 8)
     working = asyncio.create_task(worker.run())
     while not (letters := await queue.dead_letters()):

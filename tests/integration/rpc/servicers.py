@@ -8,13 +8,21 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import grpc
+
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
-from vlarl.rpc.errors import DataLoss, FailedPrecondition, InvalidRequest, Unavailable
+from vlarl.rpc.errors import FailedPrecondition, InvalidRequest, ServiceError, Unavailable
 from vlarl.rpc.server import RpcServer
 
 POLICY = "vlarl.policy.v1.PolicyService"
 ENV = "vlarl.env.v1.EnvService"
+
+
+class DataLossError(ServiceError):
+    """Bytes arrived that aren't those that were announced."""
+
+    code = grpc.StatusCode.DATA_LOSS
 
 
 class EchoPolicy(policy_pb2_grpc.PolicyServiceServicer):
@@ -64,7 +72,7 @@ class EchoPolicy(policy_pb2_grpc.PolicyServiceServicer):
             if part.HasField("header"):
                 version = part.header.version
             elif part.chunk.tensor == 9:
-                raise DataLoss("tensor 9's checksum is wrong", reason="CHECKSUM")
+                raise DataLossError("tensor 9's checksum is wrong", reason="CHECKSUM")
             received += len(part.chunk.data)
         if version < 1:
             raise FailedPrecondition("version 0 is older than 1", reason="OLDER_VERSION")

@@ -15,14 +15,14 @@ import torch
 from tests.integration.trainer.trainer_samples import INSTRUCTIONS
 from vlarl.images import encode_jpeg
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import generate_actions, load_model
 from vlarl.models.openvla.processor import Preparation
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.weights.adapter import AdapterReceiver
-from vlarl.weights.checkpoint import base_digest
+from vlarl.weights.checkpoint import base_digest, tensors_digest
 from vlarl.weights.merge import merged_tensors
 from vlarl_reward.models.outcome import OutcomeScorer
 
@@ -66,7 +66,7 @@ class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
                 torch.float32,
             )
         )
-        self._digest = merged_digest(iter(merged.items()))
+        self._digest = tensors_digest(iter(merged.items()))
         self._model.load_state_dict(merged, strict=False)
         self.version = adapter.version
         self.updates.append(adapter.version)

@@ -33,7 +33,7 @@ from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 from vlarl.weights.checkpoint import base_digest  # noqa: E402
 from vlarl_jobs.evaluation.console import EvaluationDisplay  # noqa: E402
-from vlarl_jobs.evaluation.evaluated_policy import load_subject  # noqa: E402
+from vlarl_jobs.evaluation.evaluated_policy import load_evaluated_policy  # noqa: E402
 from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of  # noqa: E402
 from vlarl_jobs.evaluation.film import FilmMaker  # noqa: E402
 from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder  # noqa: E402
@@ -96,7 +96,7 @@ async def evaluate(
     ):
         section = config.policy.model_copy(update={"addresses": address})
         here = config.model_copy(update={"policy": section})
-        subject = load_subject(here, trained)
+        subject = load_evaluated_policy(here, trained)
         folder = EvaluationFolder(out, protocol_of(here, subject, {}))
         display = EvaluationDisplay(TASKS, here, out, "LIBERO's")
         evaluator = Evaluator(here, subject, folder, film, display, recorder)
@@ -211,35 +211,37 @@ async def test_recorded_episodes_are_a_dataset_that_knows_its_failures(
 def test_a_runs_critic_judges_what_is_filmed(checkpoint: Path, tmp_path: Path) -> None:
     config = config_for(checkpoint)
     trained_run(tmp_path / "run", checkpoint)
-    critic = critic_of(config, load_subject(config, tmp_path / "run"))
+    critic = critic_of(config, load_evaluated_policy(config, tmp_path / "run"))
     assert critic is not None
     frames = [encode_jpeg(np.full((28, 28, 3), level, np.uint8)) for level in (0, 200)]
     # The head starts at zero, and this one's last bias is 0.25.
     assert critic(frames, "open the drawer") == pytest.approx([0.25, 0.25])
-    assert critic_of(config, load_subject(config, None)) is None
+    assert critic_of(config, load_evaluated_policy(config, None)) is None
 
 
 def test_what_cannot_be_evaluated_is_named(checkpoint: Path, tmp_path: Path) -> None:
     config = config_for(checkpoint)
     with pytest.raises(ResumeError, match="has no checkpoint yet"):
-        load_subject(config, tmp_path)
+        load_evaluated_policy(config, tmp_path)
     with pytest.raises(ResumeError, match="iteration-00099 can't be read"):
-        load_subject(config, tmp_path / "checkpoints/iteration-00099")
+        load_evaluated_policy(config, tmp_path / "checkpoints/iteration-00099")
     other = trained_run(tmp_path / "other", checkpoint, digest="f" * 64)
     with pytest.raises(ResumeError, match=r"was trained on base ffff.*set policy.checkpoint"):
-        load_subject(config, other)
+        load_evaluated_policy(config, other)
     with pytest.raises(
         ValueError, match="no dataset statistics named 'bridge'; the checkpoint has"
     ):
-        load_subject(config.model_copy(update={"unnorm_key": "bridge"}), None)
+        load_evaluated_policy(config.model_copy(update={"unnorm_key": "bridge"}), None)
     several = config.model_copy(
         update={"unnorm_key": "", "tasks": TasksConfig(suite="libero_goal_swap")}
     )
-    assert load_subject(several, None).unnorm_key == "libero_goal"
+    assert load_evaluated_policy(several, None).unnorm_key == "libero_goal"
     with pytest.raises(
         ConfigError, match=r"set unnorm_key: config\.json of the checkpoint has .*, none for reach"
     ):
-        load_subject(several.model_copy(update={"tasks": TasksConfig(suite="reach")}), None)
+        load_evaluated_policy(
+            several.model_copy(update={"tasks": TasksConfig(suite="reach")}), None
+        )
 
 
 def test_a_policy_is_evaluated_at_the_scale_that_it_was_trained_at(
@@ -254,17 +256,17 @@ def test_a_policy_is_evaluated_at_the_scale_that_it_was_trained_at(
     # An earlier version's checkpoint, beside its run's configuration.
     save_config(learned, tmp_path / "run")
     with said:
-        load_subject(rescaled, tmp_path / "run")
-    assert load_subject(learned, path).adapter(learned).scaling == 2.0
+        load_evaluated_policy(rescaled, tmp_path / "run")
+    assert load_evaluated_policy(learned, path).adapter(learned).scaling == 2.0
     # A checkpoint that was carried elsewhere.
     progress, tensors = load_checkpoint(path)
     save_checkpoint(
         tmp_path / "moved/checkpoints", replace(progress, terms=terms(learned)), tensors, keep=1
     )
     with said:
-        load_subject(rescaled, tmp_path / "moved")
+        load_evaluated_policy(rescaled, tmp_path / "moved")
     simulator = learned.env.model_copy(update={"settle_steps": 3})
-    load_subject(learned.model_copy(update={"env": simulator}), tmp_path / "moved")
+    load_evaluated_policy(learned.model_copy(update={"env": simulator}), tmp_path / "moved")
 
 
 def test_an_evaluation_overwrites_no_run(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from vlarl.errors import ConfigError  # noqa: E402
 from vlarl.launch.torchrun import ranks_command  # noqa: E402
 from vlarl.learning.stage_log import read_lines  # noqa: E402
 from vlarl.models.process_reward.image_text import ImageTextReader, load_image_text  # noqa: E402
-from vlarl.models.process_reward.model import Judge  # noqa: E402
+from vlarl.models.process_reward.model import ProcessRewardModel  # noqa: E402
 from vlarl.weights.checkpoint import CheckpointReader, NotFiniteError  # noqa: E402
 from vlarl.weights.folder import CheckpointError  # noqa: E402
 from vlarl_cli import app  # noqa: E402
@@ -64,7 +64,7 @@ def test_verdicts_are_the_librarys_own_next_tokens(judge_folder: Path) -> None:
     drawn = np.random.default_rng(0)
     frames = drawn.integers(256, size=(3, 28, 28, 3), dtype=np.uint8)
     actions = FIRST_ACTION + drawn.integers(256, size=(3, 7), dtype=np.int64)
-    judge = Judge(judge_folder, batch=2)
+    judge = ProcessRewardModel(judge_folder, batch=2)
     texts = ["open the drawer", "go", "put the <image> bowl on the plate"]
     prompts = [judge.prompt(text) for text in texts]
     assert len({len(prompt) for prompt in prompts}) == 3
@@ -112,7 +112,7 @@ def test_it_learns_and_is_served(llava: Path, checkpoint: Path, tmp_path: Path) 
     one = trajectory(5)
     reward = {"model": "rprm", "checkpoint": made, "coefficient": 0.5, "dtype": "float32"}
     (scores,) = RprmScorer(RewardConfig.model_validate(reward), PpoConfig()).score([one])
-    judge = Judge(made)
+    judge = ProcessRewardModel(made)
     frames = np.stack([judge.frame(step.image) for step in one.steps])
     tokens = np.array([step.action.token_ids for step in one.steps], np.int64)
     expected = judge.probabilities(frames, [judge.prompt(one.instruction)] * 5, tokens)
@@ -177,10 +177,10 @@ def test_what_does_not_go_together_is_refused(
         assert not (tmp_path / "run").exists()
     (judge_folder / "policy/config.json").unlink()
     with pytest.raises(ConfigError, match=r"config\.json"):
-        Judge(judge_folder)
+        ProcessRewardModel(judge_folder)
     shutil.rmtree(judge_folder / "policy")
     with pytest.raises(ConfigError, match="policy/, which says"):
-        Judge(judge_folder)
+        ProcessRewardModel(judge_folder)
     (llava / "processor_config.json").rename(tmp_path / "processor_config.json")
     try:
         with pytest.raises(ConfigError, match="its processor"):

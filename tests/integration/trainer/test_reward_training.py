@@ -33,7 +33,7 @@ from vlarl.data.dataset import (  # noqa: E402
 from vlarl.images import encode_jpeg  # noqa: E402
 from vlarl.learning.stage_log import read_lines  # noqa: E402
 from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
-from vlarl.models.process_reward.model import Judge  # noqa: E402
+from vlarl.models.process_reward.model import ProcessRewardModel  # noqa: E402
 from vlarl_cli import app  # noqa: E402
 from vlarl_jobs.reward_model.card import probabilities  # noqa: E402
 from vlarl_jobs.reward_model.main import run  # noqa: E402
@@ -147,7 +147,7 @@ def test_a_judge_learns_what_leads_on_and_comes_with_a_card(
     assert not (tmp_path / "run/weights").exists()
     # The card's numbers are those of the checkpoint that lies beside it.
     labelled = read_labelled(config)
-    scores = probabilities(Judge(made), labelled.all_held_out)
+    scores = probabilities(ProcessRewardModel(made), labelled.all_held_out)
     assert float(scores.mean()) == pytest.approx(card["held_out"]["mean_score"], abs=1e-4)
     lines = list(read_lines(tmp_path / "run/metrics.jsonl"))
     assert [line["step"] for line in lines if "held_out_auc" in line] == [40, 80]
@@ -156,7 +156,7 @@ def test_a_judge_learns_what_leads_on_and_comes_with_a_card(
     right = held_out.labels == 1
     first_and_last = 512 + 767
     held_out.token_ids[:, :3] = first_and_last - held_out.token_ids[:, :3]
-    turned = probabilities(Judge(made), held_out)
+    turned = probabilities(ProcessRewardModel(made), held_out)
     assert turned[right].mean() < scores[right].mean() - 0.2
 
 
@@ -167,7 +167,7 @@ def test_episodes_are_judged_by_their_mean(checkpoint: Path, tmp_path: Path) -> 
     folder = tmp_path / "rollouts"
     write_dataset(folder, failures([True, False, False, True]))
     write_task(folder, CAPTURE, failures([False, True]), "00001")
-    judge = Judge(made)
+    judge = ProcessRewardModel(made)
     (task,) = judge_rollouts(judge, [(folder, read_dataset(folder))])
     assert task.name == "libero_spatial 0"
     assert task.succeeded.tolist() == [False, True, True, False, False, True]

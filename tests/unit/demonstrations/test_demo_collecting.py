@@ -14,7 +14,7 @@ import h5py
 
 from tests.recordings import RECORDED
 from vlarl_env.simulators.libero.suites import SuiteTask
-from vlarl_jobs.demonstrations.collecting import PARTS, Wish, collect
+from vlarl_jobs.demonstrations.collecting import PARTS, CollectionRequest, collect
 from vlarl_jobs.demonstrations.episode_files import save_episode
 from vlarl_jobs.demonstrations.hdf5 import read_episode
 from vlarl_jobs.demonstrations.messages import Settings
@@ -33,7 +33,9 @@ def test_a_scene_file_may_be_encoded_as_editors_do(tmp_path: Path, encoding: str
     out = tmp_path / "out"
     save_episode(out / PARTS / "mine-00" / "000000.npz", read_episode(RECORDED, "demo_0"), 7)
     settings = Settings(job="play", profile="fast")
-    (written,) = asyncio.run(collect([task], Wish(episodes=1, seed=0), settings, out, 0))
+    (written,) = asyncio.run(
+        collect([task], CollectionRequest(episodes=1, seed=0), settings, out, 0)
+    )
     with h5py.File(written) as file:
         attributes = file["data"].attrs
         assert attributes["bddl_file_content"] == SCENE

@@ -11,12 +11,12 @@ from peft import LoraConfig, get_peft_model
 
 from vlarl.errors import ConfigError
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers, merged_digest
+from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import OpenVLA, load_model, pad_prompts
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tiny import libero_instructions, make_tiny_checkpoint
-from vlarl.weights.checkpoint import CheckpointReader, base_digest
+from vlarl.weights.checkpoint import CheckpointReader, base_digest, tensors_digest
 from vlarl.weights.merge import merged_tensors
 
 pytestmark = pytest.mark.torch
@@ -148,7 +148,7 @@ def test_the_merged_digest_is_the_weights(tiny: Path) -> None:
     factors = _factors(tiny)
 
     def digest(scaling: float) -> str:
-        return merged_digest(
+        return tensors_digest(
             merged_tensors(
                 tiny,
                 lora_layers(OpenVLAConfig.from_directory(tiny)),
@@ -161,7 +161,7 @@ def test_the_merged_digest_is_the_weights(tiny: Path) -> None:
     assert digest(1.0) == digest(1.0)
     assert digest(1.0) != digest(1.001)
     backwards = dict(reversed(factors.items()))
-    assert merged_digest(
+    assert tensors_digest(
         merged_tensors(
             tiny, lora_layers(OpenVLAConfig.from_directory(tiny)), backwards, 1.0, torch.float32
         )

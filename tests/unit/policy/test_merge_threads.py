@@ -15,13 +15,14 @@ from vllm.utils.torch_utils import available_cpu_count  # noqa: E402
 
 from vlarl.config import PolicyConfig  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.models.openvla.lora import lora_layers, merged_digest  # noqa: E402
+from vlarl.models.openvla.lora import lora_layers  # noqa: E402
 from vlarl.models.openvla.network import OpenVLA, load_model  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.weights.adapter import Adapter, write_adapter  # noqa: E402
+from vlarl.weights.checkpoint import tensors_digest  # noqa: E402
 from vlarl.weights.merge import merged_tensors  # noqa: E402
 from vlarl_policy.vllm_engine import merge_threads  # noqa: E402
-from vlarl_policy.vllm_worker import AdapterWorker  # noqa: E402
+from vlarl_policy.vllm_worker import MergeWorker  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -45,7 +46,7 @@ class Products(TorchFunctionMode):
         return function(*args, **kwargs or {})
 
 
-class Worker(AdapterWorker):
+class Worker(MergeWorker):
     """The extension on a worker whose model is in plain torch; nothing of the language model's."""
 
     def __init__(self, checkpoint: Path) -> None:
@@ -105,7 +106,7 @@ def test_a_merge_has_its_threads_and_puts_the_engines_back(
         moved.scaling,
         torch.float32,
     )
-    assert digest == merged_digest(merged)
+    assert digest == tensors_digest(merged)
 
 
 def test_a_merge_that_fails_puts_the_engines_threads_back(checkpoint: Path, tmp_path: Path) -> None:

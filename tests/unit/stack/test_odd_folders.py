@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.embedded_valkey import start_valkey
 from vlarl.config import RunConfig, save_config
-from vlarl.launch.valkey import start_valkey
 from vlarl_cli import app
 
 ODD_NAMES = ["my run", "läufe [1]", "[bold]x[/]", 'it\'s "quoted" $HOME; #1', "100% {x} 跑\\n"]

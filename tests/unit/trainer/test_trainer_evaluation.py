@@ -20,10 +20,10 @@ from vlarl_trainer.record.evaluation import (  # noqa: E402
     EpisodeResult,
     EvaluationLog,
     count,
-    judge,
+    score_episode,
 )
 from vlarl_trainer.record.progress import Progress  # noqa: E402
-from vlarl_trainer.rollouts.expectation import TrajectoryError  # noqa: E402
+from vlarl_trainer.rollouts.trajectory_check import TrajectoryError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 PROGRESS = Progress(run_id="run", base_digest="abc", iteration=9, version=4, env_steps=700)
@@ -45,7 +45,7 @@ def trajectory(
 
 
 def result(task: int, init_state: int, success: bool = True) -> EpisodeResult:
-    return judge(trajectory(task, init_state, success=success), version=4)
+    return score_episode(trajectory(task, init_state, success=success), version=4)
 
 
 @pytest.mark.parametrize(
@@ -60,17 +60,17 @@ def test_an_episode_is_judged_by_its_outcome_and_its_actions() -> None:
     judged = result(2, 1)
     assert (judged.task, judged.init_state, judged.success, judged.actions) == (2, 1, True, 4)
     assert judged.digest == result(3, 1, success=False).digest
-    other = judge(trajectory(2, 1, success=True, tokens=6), version=4)
+    other = score_episode(trajectory(2, 1, success=True, tokens=6), version=4)
     assert other.digest != judged.digest
 
 
 def test_other_weights_and_sampled_actions_do_not_count() -> None:
     with pytest.raises(TrajectoryError, match=r"versions \[3\] .* instead of version 4"):
-        judge(trajectory(0, 0, success=True, version=3), version=4)
+        score_episode(trajectory(0, 0, success=True, version=3), version=4)
     sampled = trajectory(0, 0, success=True)
     sampled.spec.temperature = 0.5
     with pytest.raises(TrajectoryError, match=r"at temperature 0\.5"):
-        judge(sampled, version=4)
+        score_episode(sampled, version=4)
 
 
 def test_scores_by_task_and_in_total() -> None:

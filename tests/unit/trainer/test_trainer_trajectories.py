@@ -8,9 +8,9 @@ import pytest
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_trainer.batch import Experience, build_batch
-from vlarl_trainer.rollouts.expectation import Expectation, TrajectoryError
+from vlarl_trainer.rollouts.trajectory_check import TrajectoryCheck, TrajectoryError
 
-EXPECTED = Expectation(
+EXPECTED = TrajectoryCheck(
     version=3, staleness=0, temperature=1.5, action_ids=range(512, 768), action_dim=7
 )
 
@@ -65,7 +65,7 @@ def test_a_wrong_trajectory_is_refused(wrong: rollout_pb2.Trajectory, why: str) 
 
 
 def test_staleness_is_bounded() -> None:
-    lenient = Expectation(3, 1, 1.5, range(512, 768), 7)
+    lenient = TrajectoryCheck(3, 1, 1.5, range(512, 768), 7)
     lenient.check([trajectory(version=2), trajectory(version=3)])
     with pytest.raises(TrajectoryError, match="policy version 1 acted"):
         lenient.check([trajectory(version=1)])

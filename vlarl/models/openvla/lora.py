@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.tensors import stored_tensors, unused_prefixes
-from vlarl.weights.checkpoint import tensors_digest
 
 _EMBEDDINGS = ("language_model.model.embed_tokens.", "language_model.lm_head.")
 
@@ -26,8 +21,3 @@ def lora_layers(config: OpenVLAConfig) -> dict[str, tuple[int, int]]:
         if kind == "weight" and len(shape) == 2 and not key.startswith((*unused, *_EMBEDDINGS)):
             layers[layer] = (shape[0], shape[1])
     return layers
-
-
-def merged_digest(tensors: Iterator[tuple[str, Tensor]]) -> str:
-    """SHA-256 over merged tensors: keys, data types, shapes and bytes, in order."""
-    return tensors_digest(tensors)

@@ -46,7 +46,7 @@ class _Network(Protocol):
         """
 
 
-class Judge:
+class ProcessRewardModel:
     """The model, and the way from encoded frames, instructions and action tokens to it."""
 
     def __init__(

@@ -8,7 +8,7 @@ from vlarl_jobs.demonstrations.experts.goals import Goal
 from vlarl_jobs.demonstrations.experts.grasps import TIP
 from vlarl_jobs.demonstrations.experts.motion import CLOSED, Vector, over_and_down, towards
 from vlarl_jobs.demonstrations.experts.places import free_height, top_below
-from vlarl_jobs.demonstrations.experts.sight import Sight
+from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 
 _AHEAD = 0.025
 _LOW = 0.005
@@ -18,7 +18,7 @@ _STRIDE = 0.04
 _TIP_RADIUS = 0.012
 
 
-def drag(sight: Sight, goal: Goal, repeat: int) -> Vector:
+def drag(sight: SceneView, goal: Goal, repeat: int) -> Vector:
     """The next action that brings a thing to a place beside it, over the same surface."""
     hand, thing = sight.hand_position, sight.position(goal.subject)
     way = sight.position(goal.place or goal.subject)[:2] - thing[:2]

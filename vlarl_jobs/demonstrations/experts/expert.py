@@ -8,7 +8,7 @@ from vlarl_jobs.demonstrations.experts.goals import Goal, require_expert
 from vlarl_jobs.demonstrations.experts.motion import OPEN, Vector, towards
 from vlarl_jobs.demonstrations.experts.putting import Putting
 from vlarl_jobs.demonstrations.experts.reaching import reach, target_point
-from vlarl_jobs.demonstrations.experts.sight import Sight
+from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 from vlarl_jobs.demonstrations.experts.turning import turn_on
 
 
@@ -23,7 +23,7 @@ class Expert:
         NoExpertError: it doesn't know one of the scene's goals.
     """
 
-    def __init__(self, sight: Sight, repeat: int) -> None:
+    def __init__(self, sight: SceneView, repeat: int) -> None:
         require_expert(sight.goals)
         self._sight = sight
         self._repeat = repeat
@@ -44,7 +44,7 @@ class Expert:
         return self._putting.act(goal)
 
 
-def goal_point(sight: Sight, goal: Goal) -> Vector:
+def goal_point(sight: SceneView, goal: Goal) -> Vector:
     """Where a goal happens: the point to reach, the place to put something, the part to move."""
     if goal.predicate in ("reachedabove", "nearabove"):
         return target_point(sight, goal)

@@ -6,7 +6,7 @@ import numpy as np
 
 from vlarl_jobs.demonstrations.experts.goals import Goal
 from vlarl_jobs.demonstrations.experts.motion import Points, Vector
-from vlarl_jobs.demonstrations.experts.sight import Sight
+from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 
 PRESS = 0.004
 """Metres that something is lowered below its place, so that it surely touches."""
@@ -19,7 +19,7 @@ _CORRIDOR = 0.11
 _NEIGHBOUR = 0.012
 
 
-def place_for(sight: Sight, goal: Goal) -> Vector:
+def place_for(sight: SceneView, goal: Goal) -> Vector:
     """Where the subject of an on(...) or in(...) goal shall be, [3]."""
     target = goal.place or goal.subject
     points = sight.points(goal.subject)
@@ -49,7 +49,7 @@ def top_below(
     return float(heights.max()) if len(heights) else float(spot[2])
 
 
-def _free_spot(sight: Sight, subject: str, region: str) -> Vector:
+def _free_spot(sight: SceneView, subject: str, region: str) -> Vector:
     """The spot of a region nearest to its centre where nothing else stands."""
     centre, axes = sight.position(region), sight.region_rotation(region)
     half = np.maximum(sight.region_half_sizes(region)[:2] - 0.01, 0.0)

@@ -18,7 +18,7 @@ from vlarl_jobs.demonstrations.experts.motion import (
 )
 from vlarl_jobs.demonstrations.experts.picking import OPENED, Phase, Situation, act, phase_of
 from vlarl_jobs.demonstrations.experts.places import free_height, place_for
-from vlarl_jobs.demonstrations.experts.sight import Sight
+from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 
 _MOVED = 0.004
 _SAME_GRASP = 0.012
@@ -43,7 +43,7 @@ class _Memory:
 class Putting:
     """The skill, with its memory of one episode."""
 
-    def __init__(self, sight: Sight, repeat: int) -> None:
+    def __init__(self, sight: SceneView, repeat: int) -> None:
         self._sight = sight
         self._repeat = repeat
         self._home = _closing_yaw(sight.hand_rotation)

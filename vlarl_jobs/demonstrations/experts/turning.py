@@ -15,7 +15,7 @@ from vlarl_jobs.demonstrations.experts.motion import (
     towards,
 )
 from vlarl_jobs.demonstrations.experts.places import free_height
-from vlarl_jobs.demonstrations.experts.sight import Sight
+from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 
 _KNOB = "button"
 _DEPTH = 0.018
@@ -26,7 +26,7 @@ _GRIPPED = 0.045
 _TURN = np.array([0.0, 0.0, 0.6])
 
 
-def turn_on(sight: Sight, goal: Goal, repeat: int) -> Vector:
+def turn_on(sight: SceneView, goal: Goal, repeat: int) -> Vector:
     """The next action towards turnon(stove)."""
     knob = sight.part(goal.subject, _KNOB)
     # The ridge runs along the knob's second axis, so that the fingers close along the first.

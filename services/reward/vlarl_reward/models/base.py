@@ -28,7 +28,7 @@ class Misjudged:
 Result = rollout_pb2.RewardScores | Unscorable | Misjudged
 
 
-class Scorer(Protocol):
+class RewardModel(Protocol):
     """A reward model.
 
     Implementations are called from one thread at a time, off the event loop, with as many

@@ -17,7 +17,7 @@ from vlarl.config import PpoConfig, RewardConfig
 from vlarl.errors import FatalError
 from vlarl.images import Frame, ImageError
 from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
-from vlarl.models.process_reward.model import Judge
+from vlarl.models.process_reward.model import ProcessRewardModel
 from vlarl.models.registry import check_reward_model
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.weights.folder import REWARD_CARD
@@ -175,10 +175,10 @@ class RprmScorer:
             total=total.tolist(),
         )
 
-    def _load(self) -> tuple[str, Judge, tuple[int, int]]:
+    def _load(self) -> tuple[str, ProcessRewardModel, tuple[int, int]]:
         seen = self._state()
         version = check_reward_model(self._checkpoint)
-        judge = Judge(self._checkpoint, self._config.dtype, self._config.batch_steps)
+        judge = ProcessRewardModel(self._checkpoint, self._config.dtype, self._config.batch_steps)
         return version, judge, seen
 
     def _state(self) -> tuple[int, int]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from vlarl.config import ConfigError, PpoConfig, RewardConfig
-from vlarl_reward.models.base import Scorer
+from vlarl_reward.models.base import RewardModel
 from vlarl_reward.models.outcome import OutcomeScorer
 
 
-def build_scorer(config: RewardConfig, ppo: PpoConfig) -> Scorer:
+def build_scorer(config: RewardConfig, ppo: PpoConfig) -> RewardModel:
     """The scorer that `reward.model` names; ppo: how the trainer learns from its scores.
 
     Raises:

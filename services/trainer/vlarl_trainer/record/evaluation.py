@@ -14,7 +14,7 @@ from vlarl.intervals import wilson_interval
 from vlarl.learning.run_log import JsonLines
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_trainer.record.progress import Progress
-from vlarl_trainer.rollouts.expectation import TrajectoryError
+from vlarl_trainer.rollouts.trajectory_check import TrajectoryError
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class EpisodeResult:
     """SHA-256 of the action tokens: equal where two evaluations acted alike."""
 
 
-def judge(trajectory: rollout_pb2.Trajectory, version: int) -> EpisodeResult:
+def score_episode(trajectory: rollout_pb2.Trajectory, version: int) -> EpisodeResult:
     """What counts of a finished episode.
 
     Raises:

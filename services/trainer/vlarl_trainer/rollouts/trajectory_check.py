@@ -15,7 +15,7 @@ class TrajectoryError(FatalError):
 
 
 @dataclass(frozen=True)
-class Expectation:
+class TrajectoryCheck:
     """What every trajectory of an iteration must agree with."""
 
     version: int

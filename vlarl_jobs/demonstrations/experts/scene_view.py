@@ -22,7 +22,7 @@ class Part:
     points: Points
 
 
-class Sight:
+class SceneView:
     """Positions, shapes and goals of one scene, as they are now; metres in the world's frame."""
 
     def __init__(self, scene: Scene) -> None:
