@@ -9,7 +9,8 @@ import vlarl
 if not sys.flags.safe_path and not vlarl.__file__.startswith(f"{sys.path[0]}/"):
     del sys.path[0]
 
-from importlib.metadata import entry_points
+from importlib import import_module
 
-(command,) = entry_points(group="console_scripts", name="vlarl")
-command.load()()
+# By its name: the library doesn't depend on the command. Not by its entry point, which is missing
+# where the project lies on PYTHONPATH and isn't installed.
+import_module("vlarl_cli").main()
