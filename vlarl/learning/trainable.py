@@ -35,7 +35,42 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 _WRAPPER = "_checkpoint_wrapped_module."
 
 
-class LoraPolicy:
+class TrainablePolicy:
+    """OpenVLA, sharded where there are several ranks, of which something learns."""
+
+    def __init__(
+        self, model: OpenVLA, *, dtype: torch.dtype, world: World, activation_checkpointing: bool
+    ) -> None:
+        """dtype: of the passes, where the model is sharded."""
+        self._model = model
+        if activation_checkpointing:
+            checkpoint_blocks(model)
+        if world.mesh is not None:
+            shard(model, world, dtype)
+
+    def logits(
+        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
+    ) -> Tensor:
+        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
+        0 to K of them, over the answers [B, K + 1, A].
+        """
+        output = self._model(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            token_ids,
+            answer_ids,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def synchronise_gradients(self, on: bool) -> None:
+        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
+        if isinstance(self._model, FSDPModule):
+            self._model.set_requires_gradient_sync(on)
+
+
+class LoraPolicy(TrainablePolicy):
     """OpenVLA with LoRA factors, which alone are trained."""
 
     def __init__(
@@ -54,12 +89,11 @@ class LoraPolicy:
         self.scaling = lora.alpha / lora.rank
         self._world = world
         self._first_action_id = self.config.action_vocab_size - 256
-        self._model = load_model(checkpoint, dtype, world.device).requires_grad_(False)
-        self._layers = add_factors(self._model, lora, seed, list(lora_layers(self.config)))
-        if activation_checkpointing:
-            checkpoint_blocks(self._model)
-        if world.mesh is not None:
-            shard(self._model, world, dtype)
+        model = load_model(checkpoint, dtype, world.device).requires_grad_(False)
+        self._layers = add_factors(model, lora, seed, list(lora_layers(self.config)))
+        super().__init__(
+            model, dtype=dtype, world=world, activation_checkpointing=activation_checkpointing
+        )
 
     def named_factors(self) -> dict[str, nn.Parameter]:
         """The trained parameters, float32, sharded where the model is: "LAYER.A", "LAYER.B"."""
@@ -71,22 +105,6 @@ class LoraPolicy:
         """Log-probabilities [B, K] and entropies [B, K] of action tokens (int64 [B, K])."""
         logits = self.logits(observations, token_ids)
         return token_logprobs(logits, token_ids - self._first_action_id, temperature)
-
-    def logits(
-        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
-    ) -> Tensor:
-        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
-        0 to K of them, over the answers [B, K + 1, A].
-        """
-        output = self._model(
-            observations.pixel_values,
-            observations.prompt_ids,
-            observations.prompt_lengths,
-            token_ids,
-            answer_ids,
-        )
-        logits: Tensor = output.logits
-        return logits
 
     @torch.no_grad()
     def base_states(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
@@ -110,11 +128,6 @@ class LoraPolicy:
         finally:
             for layer in self._layers.values():
                 layer._disable_adapters = False
-
-    def synchronise_gradients(self, on: bool) -> None:
-        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
-        if isinstance(self._model, FSDPModule):
-            self._model.set_requires_gradient_sync(on)
 
     def factors(self) -> Factors:
         """All factors, whole, in float32 on the CPU. Every rank must call it."""
@@ -172,7 +185,7 @@ def token_logprobs(logits: Tensor, choices: Tensor, temperature: float) -> tuple
     return chosen, -(logp.exp() * logp).sum(dim=-1)
 
 
-class FullPolicy:
+class FullPolicy(TrainablePolicy):
     """OpenVLA with all of its weights trained, those apart that the forward pass never uses; the
     optimizer's copy is float32.
     """
@@ -186,36 +199,16 @@ class FullPolicy:
         activation_checkpointing: bool = False,
     ) -> None:
         """dtype: of the passes, where the model is sharded."""
-        self._model = trainable_model(checkpoint, world.device)
-        if activation_checkpointing:
-            checkpoint_blocks(self._model)
-        if world.mesh is not None:
-            shard(self._model, world, dtype)
+        super().__init__(
+            trainable_model(checkpoint, world.device),
+            dtype=dtype,
+            world=world,
+            activation_checkpointing=activation_checkpointing,
+        )
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters by their keys in the checkpoint."""
         return trained_parameters(self._model)
-
-    def logits(
-        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
-    ) -> Tensor:
-        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
-        0 to K of them, over the answers [B, K + 1, A].
-        """
-        output = self._model(
-            observations.pixel_values,
-            observations.prompt_ids,
-            observations.prompt_lengths,
-            token_ids,
-            answer_ids,
-        )
-        logits: Tensor = output.logits
-        return logits
-
-    def synchronise_gradients(self, on: bool) -> None:
-        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
-        if isinstance(self._model, FSDPModule):
-            self._model.set_requires_gradient_sync(on)
 
 
 def trainable_model(checkpoint: Path, device: torch.device) -> OpenVLA:
@@ -254,23 +247,9 @@ class LearnerConfig(Protocol):
     def activation_checkpointing(self) -> bool: ...
 
 
-class Model(Protocol):
-    """What an objective needs of a model, whichever part of it learns."""
-
-    def logits(
-        self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
-    ) -> Tensor:
-        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
-        0 to K of them, over the answers [B, K + 1, A].
-        """
-
-    def synchronise_gradients(self, on: bool) -> None:
-        """Whether the next backward pass adds gradients up over the ranks, or only locally."""
-
-
 def load_learner(
     config: LearnerConfig, checkpoint: Path, world: World
-) -> tuple[Model, dict[str, nn.Parameter]]:
+) -> tuple[TrainablePolicy, dict[str, nn.Parameter]]:
     """A checkpoint's model, and its trained parameters by the names that checkpoints give them."""
     dtype = compute_dtype(config.dtype, world.device)
     if config.mode == "full":
