@@ -30,8 +30,8 @@ from benchmarks.sizing import original_sizes
 from vlarl.config import RunConfig, TrainerConfig, load_config
 from vlarl.data.dataset import Capture, Frames, TaskSamples, write_task
 from vlarl.images import encode_jpeg
+from vlarl.json_lines import read_lines
 from vlarl.learning.ranks import World
-from vlarl.learning.stage_log import read_lines
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model
@@ -277,7 +277,7 @@ def publish(table: Report, learner: Learner, checkpoint: Path) -> None:
     """What happens between learning and the policy server's next action, on the trainer's side."""
     progress("gathering and merging")
     began = now()
-    factors = learner.policy.factors()
+    factors = learner.snapshot().factors
     table.add("factors gathered", now() - began, "s")
     size = sum(a.nbytes + b.nbytes for a, b in factors.values()) / 2
     table.add("factors sent", size / 2**20, "MiB", note="bfloat16, each swap")

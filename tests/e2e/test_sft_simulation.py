@@ -13,8 +13,8 @@ import pytest
 from tests.e2e.stack import ROOT
 from tests.integration.trainer.demonstrated import sft_config, task_samples, write_dataset
 from vlarl.config import dump_toml
+from vlarl.json_lines import read_lines
 from vlarl.launch.torchrun import ranks_command
-from vlarl.learning.stage_log import read_lines
 from vlarl_jobs.sft.main import run
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]

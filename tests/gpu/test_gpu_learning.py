@@ -19,8 +19,8 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     trainer_config,
 )
 from vlarl.config import SftConfig, TrainerConfig, dump_toml  # noqa: E402
+from vlarl.json_lines import read_lines  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
-from vlarl.learning.stage_log import read_lines  # noqa: E402
 from vlarl_trainer.batch import Experience  # noqa: E402
 from vlarl_trainer.learner import Learner  # noqa: E402
 
@@ -71,7 +71,7 @@ def test_bfloat16_learns_with_float32_factors(
     assert 1e-4 < report["logprob_gap"] < 0.3
     assert report["approximate_kl"] > 1e-5
     assert report["gpu_memory_bytes"] > 0
-    for a, b in one.policy.factors().values():
+    for a, b in one.snapshot().factors.values():
         assert a.dtype == b.dtype == torch.float32
         assert b.abs().max() > 0
 

@@ -1,11 +1,20 @@
-"""Where a training stands, in folders that hold no code: numbers, and tensors by name."""
+"""Where a training stands, in folders that hold no code: numbers, and tensors by name.
+
+    CHECKPOINTS/iteration-00012/state.json            where it stands
+                                tensors.safetensors   weights and moments, gathered from all ranks
+
+A checkpoint is written aside, forced to disk and renamed: a folder under its final name is
+complete. Its tensors are whole, so a training goes on with any number of ranks.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -13,7 +22,13 @@ from torch import Tensor
 
 from vlarl.errors import FatalError
 from vlarl.files import durable_folder
+from vlarl.learning.ranks import like, whole
 from vlarl.weights.checkpoint import NotFiniteError, count_not_finite, write_tensors
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S", bound="DataclassInstance")
 
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
@@ -25,7 +40,126 @@ class ResumeError(FatalError):
     """A checkpoint that can't be gone on from; the message says which and why."""
 
 
-def write_state(final: Path, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+class CheckpointFolder(Generic[S]):
+    """The checkpoints of one training, numbered by how far it was."""
+
+    def __init__(self, directory: Path, prefix: str, digits: int, kind: type[S]) -> None:
+        """The folder needn't be there.
+
+        Args:
+            directory: where the checkpoints lie.
+            prefix: of a checkpoint's folder, before its number.
+            digits: of the number.
+            kind: what state.json holds.
+        """
+        self._directory = directory
+        self._prefix = prefix
+        self._digits = digits
+        self._kind = kind
+
+    def path(self, number: int) -> Path:
+        """Where a checkpoint lies."""
+        return self._directory / f"{self._prefix}{number:0{self._digits}d}"
+
+    def save(
+        self,
+        number: int,
+        state: S,
+        tensors: Mapping[str, Tensor],
+        *,
+        keep: int,
+        best: int | None = None,
+    ) -> Path:
+        """Writes a checkpoint durably, in place of one with the same number, then removes all but
+        the newest.
+
+        Args:
+            number: how far the training is.
+            state: where it stands.
+            tensors: what it has learned, by name.
+            keep: how many stay.
+            best: a further one that stays.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            DiskFullError: there is no room.
+            NotFiniteError: a number isn't finite. Either way nothing has changed.
+        """
+        final = self.path(number)
+        write_state(final, asdict(state), tensors)
+        kept = None if best is None else self.path(best)
+        for old in self._complete()[:-keep]:
+            if old != kept:
+                shutil.rmtree(old)
+        return final
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint; None: there is none."""
+        found = self._complete()
+        return found[-1] if found else None
+
+    def load(self, path: Path) -> tuple[S, dict[str, Tensor]]:
+        """Reads a checkpoint.
+
+        Raises:
+            ResumeError: a file is missing or broken, or a number isn't finite.
+        """
+        state, tensors = read_state(path)
+        try:
+            return self._kind(**state), tensors
+        except TypeError as error:
+            raise ResumeError(f"checkpoint {path} can't be read: {error}") from error
+
+    def _complete(self) -> list[Path]:
+        # A copy that someone keeps beside them under another name isn't one of them.
+        numbers = {
+            path: path.name.removeprefix(self._prefix)
+            for path in self._directory.glob(f"{self._prefix}*")
+        }
+        return sorted(
+            (path for path, number in numbers.items() if number.isdecimal()),
+            key=lambda path: int(numbers[path]),
+        )
+
+
+def gathered(parameters: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Parameters whole and on the CPU, as "PREFIX.NAME". Every rank must call it."""
+    return {f"{prefix}.{name}": whole(each) for name, each in parameters.items()}
+
+
+def take_over(
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    section: str,
+) -> None:
+    """Takes over what `gathered` gave; every rank holds all of it.
+
+    Args:
+        parameters: what learns, or is learned, by name.
+        tensors: a checkpoint's.
+        prefix: of their names in it.
+        section: of the configuration that says how large they are.
+
+    Raises:
+        ResumeError: one isn't in the checkpoint, or is of another size; nothing has changed.
+    """
+    for name, own in parameters.items():
+        saved = tensors.get(f"{prefix}.{name}")
+        if saved is None or saved.shape != own.shape:
+            was = "isn't in it" if saved is None else f"is {list(saved.shape)} in it"
+            raise ResumeError(
+                f"the checkpoint doesn't fit the configuration: {prefix}.{name} {was} and has to "
+                f"be {list(own.shape)}. A run goes on with the settings of [{section}] that it "
+                "began with; start a new run to change them"
+            )
+    for name, own in parameters.items():
+        own.data.copy_(like(tensors[f"{prefix}.{name}"], own))
+
+
+def write_state(final: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Writes where something stands as a durable folder: state.json and tensors.safetensors.
 
     Raises:

@@ -1,7 +1,7 @@
 """One stage of training, from its last checkpoint to its end.
 
-    accumulate ──▶ clip ──▶ step ──▶ ... ──▶ measure on held-out samples ──▶ line ──▶ checkpoint
-                                                           now and then: evaluate in the simulator
+    accumulate ──▶ step ──▶ ... ──▶ measure on held-out samples ──▶ line ──▶ checkpoint
+                                                      now and then: evaluate in the simulator
 
 A stage that was killed, at whatever moment, ends with the weights of one that ran through: what is
 random is a function of the step (sample_order.py), the checkpoint holds the rest, and lines of
@@ -24,18 +24,13 @@ from torch import Tensor, nn
 
 from vlarl.config import FitConfig, RewardModelConfig, SftConfig
 from vlarl.config.resuming import terms
-from vlarl.learning.optimizer import (
-    DivergedError,
-    gathered_moments,
-    learning_rate,
-    restore_moments,
-    take_step,
-)
-from vlarl.learning.ranks import Indices, World, like, whole
-from vlarl.learning.sample_order import MicroBatch, SampleOrder
+from vlarl.learning.checkpoints import gathered, take_over
+from vlarl.learning.optimizer import StepOptimizer, learning_rate
+from vlarl.learning.ranks import Indices, World
+from vlarl.learning.sample_order import SampleOrder
 from vlarl.learning.stage_console import StageDisplay
 from vlarl.learning.stage_log import StageLog
-from vlarl.learning.stage_progress import StageProgress, load_stage, save_stage
+from vlarl.learning.stage_progress import StageProgress, load_stage, stage_checkpoints
 from vlarl.models.meaning import meaning_terms
 
 T = TypeVar("T")
@@ -164,8 +159,15 @@ class Fit(Generic[B]):
         self._world = world
         self._evaluate = evaluate
         self._parameters = objective.named_parameters()
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), weight_decay=stage.fit.weight_decay
+        self._optimizer = StepOptimizer(
+            self._parameters,
+            world,
+            rate=lambda step: learning_rate(step, stage.fit),
+            max_grad_norm=stage.fit.max_grad_norm,
+            weight_decay=stage.fit.weight_decay,
+            synchronise_gradients=objective.synchronise_gradients,
+            name=stage.name,
+            rate_key=f"{stage.name}.learning_rate",
         )
         config = stage.config
         self._order = SampleOrder(
@@ -175,13 +177,11 @@ class Fit(Generic[B]):
         fresh = StageProgress(stage.base_digest, len(objective.train), terms=own)
         self._progress, tensors = load_stage(stage.checkpoints, fresh, type(config))
         if tensors:
-            for name, parameter in self._parameters.items():
-                parameter.data.copy_(like(tensors[f"weights.{name}"], parameter))
-            restore_moments(self._optimizer, self._parameters, tensors, "optimizer")
+            take_over(self._parameters, tensors, "weights", section="lora")
+            self._optimizer.restore(tensors, "optimizer")
         done = self._progress.step
         self._log = StageLog(stage.run_dir, stage.name, done) if world.first else None
         self._display = StageDisplay(stage.name, stage.fit.steps, done) if world.first else None
-        self._sum = torch.zeros((), dtype=torch.float64)
         self._window = _Window()
 
     def run(self) -> StageProgress:
@@ -194,11 +194,13 @@ class Fit(Generic[B]):
         if self._progress.step:
             self._simulate()  # which may be what the stage was killed in
         train = self._objective.train
-        pieces = self._order.pieces(self._progress.step)
-        for piece, batch in prefetched(pieces, lambda piece: train[piece.samples]):
-            self._accumulate(piece, batch.to(self._world.device))
-            if piece.last:
-                self._finish_step(piece)
+        due = self._order.micro_batches(self._progress.step)
+        for (step, micro_batch), batch in prefetched(due, lambda one: train[one[1].samples]):
+            draws = self._order.draws(step, micro_batch).to(self._world.device)
+            losses = self._objective.losses(batch.to(self._world.device), draws)
+            self._optimizer.accumulate(losses, micro_batch)
+            if micro_batch.last:
+                self._finish_step(step + 1, micro_batch.size)
         return self._progress
 
     def close(self) -> None:
@@ -207,48 +209,19 @@ class Fit(Generic[B]):
             self._log.close()
             self._display.close()
 
-    def _accumulate(self, piece: MicroBatch, batch: B) -> None:
-        """Adds a piece's part of the gradient of the mini-batch's mean loss."""
-        self._objective.synchronise_gradients(piece.last)
-        draws = self._order.draws(piece).to(self._world.device)
-        losses = self._objective.losses(batch, draws)
-        # A piece that counts for nothing still takes part in the ranks' common passes.
-        counted = losses[: piece.counted].sum()
-        torch.autograd.backward(counted / piece.size + 0.0 * losses.sum())
-        self._sum += counted.detach().to("cpu", torch.float64)
-
-    def _finish_step(self, piece: MicroBatch) -> None:
-        loss = float(self._world.sum(self._sum)) / piece.size
-        self._sum.zero_()
-        fit, done = self._stage.fit, piece.step + 1
-        if not np.isfinite(loss):
-            raise DivergedError(self._diverged("loss", piece.step))
-        self._window.grad_norms.append(self._step(piece.step))
+    def _finish_step(self, done: int, samples: int) -> None:
+        """Takes the accumulated step, the done-th."""
+        loss = float(self._optimizer.means())
+        self._window.grad_norms.append(self._optimizer.step())
         self._window.losses.append(loss)
-        self._window.samples += piece.size
+        self._window.samples += samples
         if self._display is not None:
             self._display.step(done, loss)
+        fit = self._stage.fit
         if done % fit.evaluate_every == 0 or done == fit.steps:
             self._milestone(done)
         elif done % fit.log_every == 0:
             self._record(done, self._window.scalars())
-
-    def _step(self, done: int) -> float:
-        """Takes the accumulated gradient's step; returns its norm before clipping."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(done, self._stage.fit)
-        return take_step(
-            self._optimizer,
-            self._parameters.values(),
-            self._stage.fit.max_grad_norm,
-            self._diverged("gradient", done),
-        )
-
-    def _diverged(self, what: str, done: int) -> str:
-        return (
-            f"the {what} is not finite after {done} steps, and no step was taken: lower "
-            f"{self._stage.name}.learning_rate and go on from the last checkpoint with --resume"
-        )
 
     def _milestone(self, done: int) -> None:
         """Measures, writes a line, and then the checkpoint."""
@@ -256,11 +229,15 @@ class Fit(Generic[B]):
         measured = self._measure()
         self._progress = self._progress.after(done, measured.get("held_out_loss"))
         self._record(done, trained | measured)
-        weights = {f"weights.{name}": whole(each) for name, each in self._parameters.items()}
-        moments = gathered_moments(self._optimizer, self._parameters, "optimizer")
+        tensors = gathered(self._parameters, "weights") | self._optimizer.tensors("optimizer")
         if self._world.first:
-            keep = self._stage.config.keep_checkpoints
-            save_stage(self._stage.checkpoints, self._progress, weights | moments, keep)
+            stage_checkpoints(self._stage.checkpoints).save(
+                done,
+                self._progress,
+                tensors,
+                keep=self._stage.config.keep_checkpoints,
+                best=self._progress.best_step,
+            )
         self._simulate()
         self._window.started = time.monotonic()
 
@@ -290,9 +267,9 @@ class Fit(Generic[B]):
             return {}
         parts: list[Tensor] = []
         shares = self._world.share(np.arange(len(held_out)), self._stage.fit.micro_batch)
-        for (_, counted), batch in prefetched(shares, lambda share: held_out[share[0]]):
+        for share, batch in prefetched(shares, lambda share: held_out[share.samples]):
             rows = self._objective.measure(batch.to(self._world.device))
-            parts.append(rows.float().cpu()[:counted])
+            parts.append(rows.float().cpu()[: share.counted])
         return self._objective.summary(self._world.gather(torch.cat(parts), len(held_out)))
 
 

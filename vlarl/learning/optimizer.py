@@ -1,94 +1,183 @@
-"""An optimizer's steps: from which samples, how large, and what AdamW remembers of them."""
+"""AdamW's steps, the same for every model that learns: PPO's policy and critic, fine-tuning, and
+reward models.
+
+    for micro_batch in ranks.share(mini_batch, size):    (ranks.py)
+        accumulate(losses, micro_batch)
+    means()      of the mini-batch, over all ranks; not finite: refused
+    step()       clip, AdamW; a gradient that isn't finite: refused
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 
 from vlarl.config import FitConfig
 from vlarl.errors import FatalError
-from vlarl.learning.ranks import like, whole
+from vlarl.learning.ranks import MicroBatch, World, like, whole
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
-def gathered_moments(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], prefix: str
-) -> dict[str, Tensor]:
-    """Moments of named parameters, whole, as "PREFIX.NAME.MOMENT". Where the parameters are
-    sharded, every rank must call it.
-    """
-    gathered = {}
-    for name, parameter in parameters.items():
-        state = optimizer.state[parameter]
-        for moment in _MOMENTS:
-            if moment in state:
-                gathered[f"{prefix}.{name}.{moment}"] = whole(state[moment])
-    return gathered
-
-
-def restore_moments(
-    optimizer: Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    tensors: Mapping[str, Tensor],
-    prefix: str,
-) -> None:
-    """Takes over what `gathered_moments` gave; every rank holds all of it."""
-    for name, parameter in parameters.items():
-        state = {}
-        for moment in _MOMENTS:
-            if (value := tensors.get(f"{prefix}.{name}.{moment}")) is not None:
-                # AdamW counts its steps in a plain tensor on the CPU.
-                counts = moment == "step"
-                state[moment] = value.clone() if counts else like(value, parameter).clone()
-        if state:
-            optimizer.state[parameter] = state
 
 
 class DivergedError(FatalError):
     """A loss or a gradient is no number any more; no step was taken from it."""
 
 
-def take_step(
-    optimizer: Optimizer, parameters: Iterable[nn.Parameter], max_norm: float, refusal: str
-) -> float:
-    """Takes the step of the accumulated gradient, scaled down to `max_norm`, and forgets it.
+class StepOptimizer:
+    """AdamW over named parameters: one step a mini-batch, whose loss is the mean of its samples'.
 
-    A gradient may be infinite where its loss isn't: products overflow on the way back. Scaled down
-    it is 0 or no number, and AdamW would keep either in weights and moments for good. Where the
-    parameters are sharded every rank must call it; the norm is all ranks', so they refuse together.
-
-    Args:
-        optimizer: of the parameters.
-        parameters: those that were trained.
-        max_norm: bound on the gradient's norm.
-        refusal: what the error says of a gradient that isn't finite.
-
-    Returns:
-        The gradient's norm before it was scaled.
-
-    Raises:
-        DivergedError: it isn't finite. Weights and moments are as they were.
+    A mini-batch is computed in micro-batches, on all ranks. The step is the same however it is cut
+    up, up to the order of sums. Methods are called on every rank alike.
     """
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-    size = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    if not math.isfinite(size):
-        optimizer.zero_grad()
-        raise DivergedError(refusal)
-    optimizer.step()
-    optimizer.zero_grad()
-    return size
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        ranks: World,
+        *,
+        rate: Callable[[int], float],
+        max_grad_norm: float,
+        name: str,
+        rate_key: str,
+        weight_decay: float = 0.0,
+        epsilon: float = 1e-8,
+        synchronise_gradients: Callable[[bool], None] | None = None,
+    ) -> None:
+        """Takes no step yet.
+
+        Args:
+            parameters: what learns, float32, sharded where the model is.
+            ranks: which compute a mini-batch together.
+            rate: the learning rate of a step, by its number, counted from 0.
+            max_grad_norm: bound on the gradient's norm.
+            name: what learns, for errors.
+            rate_key: the rate's key in the configuration, for errors.
+            weight_decay: AdamW's.
+            epsilon: AdamW's.
+            synchronise_gradients: says whether the next backward pass adds gradients up over the
+                ranks, or only locally; none: nothing is sharded.
+        """
+        self.steps_taken = 0
+        self._parameters = parameters
+        self._ranks = ranks
+        self._rate = rate
+        self._max_grad_norm = max_grad_norm
+        self._name = name
+        self._rate_key = rate_key
+        self._synchronise_gradients = synchronise_gradients
+        self._adamw = torch.optim.AdamW(parameters.values(), weight_decay=weight_decay, eps=epsilon)
+        self._sums: Tensor | None = None
+        self._size = 0
+
+    def accumulate(
+        self, losses: Tensor, micro_batch: MicroBatch, watched: Tensor | None = None
+    ) -> None:
+        """Adds a micro-batch's part of the gradient of the mini-batch's mean loss.
+
+        Args:
+            losses: [B], of the micro-batch's samples; they carry the gradient.
+            micro_batch: which samples they are; the mini-batch is complete with the last one.
+            watched: [M, B], what `means` is of; none: of the losses.
+        """
+        if self._synchronise_gradients is not None:
+            self._synchronise_gradients(micro_batch.last)
+        counted = losses[: micro_batch.counted].sum()
+        # A micro-batch that counts for nothing still takes part in the ranks' common passes.
+        torch.autograd.backward(counted / micro_batch.size + 0.0 * losses.sum())
+        rows = losses[None] if watched is None else watched
+        rows = rows[:, : micro_batch.counted].detach().to("cpu", torch.float64)
+        self._sums = rows.sum(dim=1) + (0.0 if self._sums is None else self._sums)
+        self._size = micro_batch.size
+
+    def means(self) -> Tensor:
+        """What was watched, its means over the accumulated mini-batch's samples of all ranks:
+        float64 [M].
+
+        Raises:
+            DivergedError: one isn't finite. The gradient is forgotten, on all ranks alike.
+        """
+        assert self._sums is not None, "nothing was accumulated"  # noqa: S101
+        means = self._ranks.sum(self._sums) / self._size
+        self._sums = None
+        if not means.isfinite().all():
+            self.discard()
+            raise DivergedError(self._refusal("loss"))
+        return means
+
+    def step(self) -> float:
+        """Takes the step of the accumulated gradient, scaled down to the bound, and forgets it.
+
+        A gradient may be infinite where its loss isn't: products overflow on the way back. Scaled
+        down it is 0 or no number, and AdamW would keep either in weights and moments for good. The
+        norm is all ranks', so they refuse together.
+
+        Returns:
+            The gradient's norm before it was scaled.
+
+        Raises:
+            DivergedError: it isn't finite. Weights and moments are as they were.
+        """
+        found = nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
+        norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
+        if not math.isfinite(norm):
+            self.discard()
+            raise DivergedError(self._refusal("gradient"))
+        for group in self._adamw.param_groups:
+            group["lr"] = self._rate(self.steps_taken)
+        self._adamw.step()
+        self.steps_taken += 1
+        self.discard()
+        return norm
+
+    def discard(self) -> None:
+        """Forgets the accumulated gradient."""
+        self._adamw.zero_grad()
+        self._sums = None
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """The moments, whole and on the CPU, as "PREFIX.NAME.MOMENT"."""
+        gathered = {}
+        for name, parameter in self._parameters.items():
+            state = self._adamw.state[parameter]
+            for moment in _MOMENTS:
+                if moment in state:
+                    gathered[f"{prefix}.{name}.{moment}"] = whole(state[moment])
+        return gathered
+
+    def restore(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
+        """Takes over what `tensors` gave, and the number of steps with it; every rank holds all."""
+        for name, parameter in self._parameters.items():
+            state = {}
+            for moment in _MOMENTS:
+                if (value := tensors.get(f"{prefix}.{name}.{moment}")) is not None:
+                    # AdamW counts its steps in a plain tensor on the CPU.
+                    counts = moment == "step"
+                    state[moment] = value.clone() if counts else like(value, parameter).clone()
+            if state:
+                self._adamw.state[parameter] = state
+                self.steps_taken = int(state["step"])
+
+    def _refusal(self, what: str) -> str:
+        return (
+            f"{self._name}: the {what} is not finite after {self.steps_taken} steps, and no step "
+            f"was taken: lower {self._rate_key} and go on from the last checkpoint with --resume"
+        )
+
+
+def warmed_up(step: int, warmup_steps: int) -> float:
+    """Share of the learning rate that a step, counted from 0, takes: a linear rise to 1."""
+    return min(1.0, (step + 1) / max(1, warmup_steps))
 
 
 def learning_rate(step: int, fit: FitConfig) -> float:
     """Rate of a step, counted from 0: a linear rise, then constant or down a cosine to 0."""
-    rise = min(1.0, (step + 1) / max(1, fit.warmup_steps))
+    rise = warmed_up(step, fit.warmup_steps)
     if fit.schedule == "constant":
         return fit.learning_rate * rise
     done = max(0, step - fit.warmup_steps) / max(1, fit.steps - fit.warmup_steps)

@@ -31,6 +31,22 @@ _PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """What one rank computes at once: a part of a mini-batch."""
+
+    samples: Indices
+    """[B], at least one."""
+    places: Indices
+    """[B], where in the mini-batch they are."""
+    counted: int
+    """How many of them count; 0 where this rank's samples ran out."""
+    size: int
+    """Samples of the mini-batch, on all ranks."""
+    last: bool
+    """Whether this rank's share is complete with it."""
+
+
+@dataclass(frozen=True)
 class World:
     """One process's place among the trainer's ranks."""
 
@@ -79,6 +95,11 @@ class World:
         finally:
             world.leave()
 
+    @classmethod
+    def alone(cls, device: torch.device) -> World:
+        """A process by itself: what rank 0 learns without the others."""
+        return cls(rank=0, size=1, device=device, mesh=None)
+
     @property
     def first(self) -> bool:
         """Whether this is the rank that talks to the other services."""
@@ -126,20 +147,24 @@ class World:
             dist.all_reduce(total)
         return total
 
-    def share(self, samples: Indices, micro_batch: int) -> Iterator[tuple[Indices, int]]:
-        """The samples of this rank, every size-th, in pieces of at most `micro_batch`.
+    def share(self, samples: Indices, micro_batch: int) -> Iterator[MicroBatch]:
+        """The rank's share of a mini-batch, every size-th sample, in micro-batches.
 
-        Every rank gets equally many pieces, as a sharded model's passes must go in step. A rank
-        whose samples ran out gets a piece that counts for nothing.
+        Every rank gets equally many, as a sharded model's passes must go in step. A rank whose
+        samples ran out gets the first sample, and it counts for nothing.
 
-        Yields:
-            Indices (at least one), and how many of them count.
+        Args:
+            samples: the mini-batch.
+            micro_batch: most samples at once.
         """
-        mine = samples[self.rank :: self.size]
+        places = np.arange(self.rank, len(samples), self.size)
         most = math.ceil(len(samples) / self.size)
         for start in range(0, most, micro_batch):
-            piece = mine[start : start + micro_batch]
-            yield (piece, len(piece)) if len(piece) else (samples[:1], 0)
+            own = places[start : start + micro_batch]
+            counted = len(own)
+            own = own if counted else np.zeros(1, np.int64)
+            last = start + micro_batch >= most
+            yield MicroBatch(samples[own], own, counted, len(samples), last)
 
     def gather(self, mine: Tensor, total: int) -> Tensor:
         """Puts the rows that ranks computed on `share(arange(total))` back in order.

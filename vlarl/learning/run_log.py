@@ -1,35 +1,54 @@
-"""A file of JSON objects, one a line, that a crash may cut short and that is gone on with."""
+"""The scalars of a training, in metrics.jsonl and on TensorBoard."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch.utils.tensorboard import SummaryWriter
 
-class JsonLines:
-    """Appends durably. Opened again, it drops the half line that a crash left at the end."""
+from vlarl.json_lines import JsonLines
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        whole = b""
-        if path.exists():
-            written = path.read_bytes()
-            whole = written[: written.rfind(b"\n") + 1]
-            if len(whole) < len(written):
-                partial = path.with_suffix(".partial")
-                partial.write_bytes(whole)
-                partial.replace(path)
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+
+class RunLog:
+    """A file and a board that say the same, and nothing that a checkpoint doesn't know of."""
+
+    def __init__(
+        self, path: Path, board: Path, *, keep: Callable[[dict[str, Any]], bool], following: int
+    ) -> None:
+        """Brings both in step with the checkpoint that is gone on from.
+
+        Args:
+            path: the file.
+            board: TensorBoard's folder.
+            keep: which of the file's lines stay; the others are written again.
+            following: the step that is written next; TensorBoard forgets those from there on.
+        """
+        self._lines = JsonLines(path, keep)
+        self._board = SummaryWriter(str(board), purge_step=following)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
         """What the file holds."""
+        return self._lines.rows
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Adds an object; it is on disk when this returns."""
-        line = json.dumps(row)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows.append(json.loads(line))
+        """Adds a line to the file alone."""
+        self._lines.append(row)
+
+    def write(self, row: Mapping[str, object], scalars: Mapping[str, float], step: int) -> None:
+        """Adds a line, and the scalars to TensorBoard."""
+        self._lines.append(row)
+        show(self._board, scalars, step)
+
+    def close(self) -> None:
+        """Closes TensorBoard's file."""
+        self._board.close()
+
+
+def show(board: SummaryWriter, scalars: Mapping[str, float], step: int) -> None:
+    """Adds scalars to TensorBoard, where they are seen at once."""
+    for name, value in scalars.items():
+        board.add_scalar(name, value, step)
+    board.flush()

@@ -1,4 +1,4 @@
-"""Models over the ranks: units of sharding, and tensors gathered and dealt out again."""
+"""Models over the ranks: units of sharding, and what the passes compute in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from vlarl.learning.ranks import World
@@ -34,18 +35,36 @@ def _blocks(model: nn.Module) -> Iterator[tuple[nn.ModuleList, int, nn.Module]]:
                 yield stack, index, block
 
 
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Has every trained block compute its activations again in the backward pass."""
-    for stack, index, block in _blocks(model):
-        stack[index] = checkpoint_wrapper(block)
+def distribute(
+    model: nn.Module, ranks: World, dtype: torch.dtype, *, activation_checkpointing: bool
+) -> None:
+    """Prepares a model to learn on all ranks.
+
+    Args:
+        model: its trained parameters require gradients, the others don't.
+        ranks: where there are several, or a GPU, one unit of sharding a block and one for the rest.
+        dtype: of the passes, where the model is sharded.
+        activation_checkpointing: whether every trained block computes its activations again in the
+            backward pass.
+    """
+    if activation_checkpointing:
+        for stack, index, block in _blocks(model):
+            stack[index] = checkpoint_wrapper(block)
+    if ranks.mesh is not None:
+        _shard(model, ranks.mesh, dtype)
 
 
-def shard(model: nn.Module, world: World, dtype: torch.dtype) -> None:
-    """One unit of sharding a block, and one for the rest."""
+def synchronise_gradients(model: nn.Module, on: bool) -> None:
+    """Whether the next backward pass adds gradients up over the ranks, or only locally."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(on)
+
+
+def _shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for _, _, block in _blocks(model):
-        fully_shard(block, mesh=world.mesh, mp_policy=policy)
-    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # Gradients add up; the loss is divided by the mini-batch's size instead.

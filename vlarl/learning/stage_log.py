@@ -1,14 +1,11 @@
-"""The scalars of supervised fine-tuning: their names, and the two places they go to."""
+"""The scalars of supervised fine-tuning: their names, and where they go."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from vlarl.learning.run_log import RunLog
 
 METRICS = {
     "loss": "mean loss of the samples learned from since the last line, each before its step",
@@ -35,47 +32,20 @@ class StageLog:
 
     def __init__(self, run_dir: Path, stage: str, step: int) -> None:
         """step: where the stage goes on from; its lines of later steps go, to be written again."""
-        self._path = run_dir / FILE
         self._stage = stage
-        self._last = self._forget_after(step)
-        self._board = SummaryWriter(str(run_dir / "tensorboard" / stage), purge_step=step + 1)
-
-    def _forget_after(self, step: int) -> dict[str, Any]:
-        """Returns the last line that stays; {} if none does."""
-        kept = [
-            line
-            for line in read_lines(self._path)
-            if line["stage"] != self._stage or line["step"] <= step
-        ]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(self._path)
-        return kept[-1] if kept else {}
+        self._log = RunLog(
+            run_dir / FILE,
+            run_dir / "tensorboard" / stage,
+            keep=lambda line: line["stage"] != stage or line["step"] <= step,
+            following=step + 1,
+        )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records scalars after so many steps; once, though a resumed stage may say them again."""
         line = {"stage": self._stage, "step": step, **scalars}
-        if line == self._last:
-            return
-        self._last = line
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
+        if self._log.rows[-1:] != [line]:
+            self._log.write(line, scalars, step)
 
     def close(self) -> None:
         """Closes the TensorBoard file."""
-        self._board.close()
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a metrics file."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        # A crash may have cut the last line short.
-        if line.endswith("}"):
-            yield json.loads(line)
+        self._log.close()

@@ -1,15 +1,14 @@
-"""Checkpoints of a stage: where it stands, in folders that are whole or not there.
+"""Where a stage of fine-tuning stands between two steps, and its checkpoints.
 
-    RUN/checkpoints/training/step-0000400/state.json           where the stage stands
-                                          tensors.safetensors  weights and AdamW's moments, whole
+    RUN/checkpoints/training/step-0000400/state.json           `StageProgress`
+                                          tensors.safetensors  weights and AdamW's moments
 
 The newest are kept, and the one with the lowest held-out loss.
 """
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from torch import Tensor
 
 from vlarl.config import Section
 from vlarl.config.resuming import check_terms
-from vlarl.learning.checkpoints import ResumeError, read_state, write_state
-
-_PREFIX = "step-"
+from vlarl.learning.checkpoints import CheckpointFolder, ResumeError
 
 
 @dataclass(frozen=True)
@@ -49,20 +46,9 @@ class StageProgress:
         return replace(self, step=step)
 
 
-def checkpoint_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint after so many steps lies."""
-    return directory / f"{_PREFIX}{step:07d}"
-
-
-def save_stage(
-    directory: Path, progress: StageProgress, tensors: dict[str, Tensor], keep: int
-) -> None:
-    """Writes a checkpoint durably, then removes all but the newest `keep` and the best."""
-    write_state(checkpoint_path(directory, progress.step), asdict(progress), tensors)
-    best = checkpoint_path(directory, progress.best_step)
-    for old in sorted(directory.glob(f"{_PREFIX}*"))[:-keep]:
-        if old != best:
-            shutil.rmtree(old)
+def stage_checkpoints(directory: Path) -> CheckpointFolder[StageProgress]:
+    """The checkpoints of a stage, by the folder that holds them."""
+    return CheckpointFolder(directory, "step-", 7, StageProgress)
 
 
 def load_stage(
@@ -79,21 +65,18 @@ def load_stage(
         ResumeError: it is broken, or of other weights or demonstrations than `fresh`.
         ConfigError: a fixed key of the configuration had another value.
     """
-    found = sorted(directory.glob(f"{_PREFIX}*"))
-    if not found:
+    checkpoints = stage_checkpoints(directory)
+    path = checkpoints.latest()
+    if path is None:
         return fresh, {}
-    state, tensors = read_state(found[-1])
-    try:
-        progress = StageProgress(**state)
-    except TypeError as error:
-        raise ResumeError(f"checkpoint {found[-1]} can't be read: {error}") from error
+    progress, tensors = checkpoints.load(path)
     if (progress.base_digest, progress.samples) != (fresh.base_digest, fresh.samples):
         raise ResumeError(
-            f"checkpoint {found[-1]} began with weights {progress.base_digest[:12]} and learns "
+            f"checkpoint {path} began with weights {progress.base_digest[:12]} and learns "
             f"from {progress.samples} samples, this run has {fresh.base_digest[:12]} and "
             f"{fresh.samples}: go on with the same checkpoint and datasets"
         )
-    check_terms(root, f"checkpoint {found[-1]}", progress.terms, fresh.terms)
+    check_terms(root, f"checkpoint {path}", progress.terms, fresh.terms)
     return replace(progress, terms=fresh.terms), tensors
 
 
@@ -103,7 +86,8 @@ def stage_weights(directory: Path, step: int) -> dict[str, Tensor]:
     Raises:
         ResumeError: it isn't there.
     """
-    _, tensors = read_state(checkpoint_path(directory, step))
+    checkpoints = stage_checkpoints(directory)
+    _, tensors = checkpoints.load(checkpoints.path(step))
     prefix = "weights."
     return {
         name.removeprefix(prefix): tensor

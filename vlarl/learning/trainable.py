@@ -10,6 +10,7 @@ the critic's backbone, at no further copy of the weights.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,24 +19,20 @@ import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from vlarl.config import LoraConfig
-from vlarl.learning.ranks import World, whole
-from vlarl.learning.sharding import checkpoint_blocks, compute_dtype, shard
+from vlarl.learning.ranks import World
+from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import OpenVLA, load_model
 from vlarl.models.openvla.tensors import unused_prefixes
 
-Factors = dict[str, tuple[Tensor, Tensor]]
-"""Layer, by its key in the checkpoint without ".weight", to (A [rank, in], B [out, rank])."""
-
 _WRAPPER = "_checkpoint_wrapped_module."
 
 
-class TrainablePolicy:
+class TrainablePolicy(ABC):
     """OpenVLA, sharded where there are several ranks, of which something learns."""
 
     def __init__(
@@ -43,10 +40,13 @@ class TrainablePolicy:
     ) -> None:
         """dtype: of the passes, where the model is sharded."""
         self._model = model
-        if activation_checkpointing:
-            checkpoint_blocks(model)
-        if world.mesh is not None:
-            shard(model, world, dtype)
+        distribute(model, world, dtype, activation_checkpointing=activation_checkpointing)
+
+    @abstractmethod
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters, float32, sharded where the model is, by the names under which
+        checkpoints hold them.
+        """
 
     def logits(
         self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
@@ -66,8 +66,7 @@ class TrainablePolicy:
 
     def synchronise_gradients(self, on: bool) -> None:
         """Whether the next backward pass adds gradients up over the ranks, or only locally."""
-        if isinstance(self._model, FSDPModule):
-            self._model.set_requires_gradient_sync(on)
+        synchronise_gradients(self._model, on)
 
 
 class LoraPolicy(TrainablePolicy):
@@ -95,8 +94,8 @@ class LoraPolicy(TrainablePolicy):
             model, dtype=dtype, world=world, activation_checkpointing=activation_checkpointing
         )
 
-    def named_factors(self) -> dict[str, nn.Parameter]:
-        """The trained parameters, float32, sharded where the model is: "LAYER.A", "LAYER.B"."""
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The factors, "LAYER.A" and "LAYER.B"."""
         return named_factors(self._layers)
 
     def logprobs(
@@ -128,11 +127,6 @@ class LoraPolicy(TrainablePolicy):
         finally:
             for layer in self._layers.values():
                 layer._disable_adapters = False
-
-    def factors(self) -> Factors:
-        """All factors, whole, in float32 on the CPU. Every rank must call it."""
-        named = {name: whole(parameter) for name, parameter in self.named_factors().items()}
-        return {layer: (named[f"{layer}.A"], named[f"{layer}.B"]) for layer in self._layers}
 
 
 def named_factors(layers: dict[str, LoraLayer]) -> dict[str, nn.Parameter]:
@@ -247,20 +241,17 @@ class LearnerConfig(Protocol):
     def activation_checkpointing(self) -> bool: ...
 
 
-def load_learner(
-    config: LearnerConfig, checkpoint: Path, world: World
-) -> tuple[TrainablePolicy, dict[str, nn.Parameter]]:
-    """A checkpoint's model, and its trained parameters by the names that checkpoints give them."""
+def load_learner(config: LearnerConfig, checkpoint: Path, world: World) -> TrainablePolicy:
+    """A checkpoint's model, as a run's configuration trains it."""
     dtype = compute_dtype(config.dtype, world.device)
     if config.mode == "full":
-        full = FullPolicy(
+        return FullPolicy(
             checkpoint,
             dtype=dtype,
             world=world,
             activation_checkpointing=config.activation_checkpointing,
         )
-        return full, full.named_parameters()
-    adapted = LoraPolicy(
+    return LoraPolicy(
         checkpoint,
         config.lora,
         dtype=dtype,
@@ -268,4 +259,3 @@ def load_learner(
         world=world,
         activation_checkpointing=config.activation_checkpointing,
     )
-    return adapted, adapted.named_factors()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
-from vlarl_jobs.report.lines import read_lines
+from vlarl.json_lines import JsonLines, read_lines
 
 _FILE = "failures.jsonl"
 
@@ -20,11 +19,10 @@ def record_failure(out: Path, name: str, how: str) -> None:
         how: it ended: exit code, log and last lines.
     """
     row = {"run": name, "how": how, "ended_timestamp_seconds": time.time()}
-    with (out / _FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    JsonLines(out / _FILE).append(row)
 
 
 def read_failures(out: Path) -> dict[str, str]:
     """By run, the first line of how it failed last."""
-    rows = [row for _, row in read_lines(out / _FILE)]
+    rows = read_lines(out / _FILE)
     return {row["run"]: row["how"].partition("\n")[0] for row in rows}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from vlarl.config import AblationConfig, ConfigError, RunConfig, as_section, load_config, load_saved
 from vlarl.config.base import merge
+from vlarl.json_lines import read_lines
 from vlarl.weights.whereabouts import folder_fault
 from vlarl_jobs.report.groups import differing_keys
-from vlarl_jobs.report.lines import read_lines
 from vlarl_jobs.report.run_folder import Run, read_run
 
 _OURS = ("name", "seed")
@@ -113,7 +113,7 @@ def standing(planned: PlannedRun) -> Standing:
 
     Raises:
         ConfigError: the folder holds a run of another configuration.
-        ReportError: the folder is damaged.
+        ReportError, DamagedFileError: the folder is damaged.
     """
     saved = planned.folder / "config.toml"
     if not saved.exists():
@@ -123,7 +123,7 @@ def standing(planned: PlannedRun) -> Standing:
             f"{planned.folder} was begun with another {', '.join(keys)} than the table says now; "
             "choose another --out, or remove that folder"
         )
-    any_iteration = any(True for _ in read_lines(planned.folder / "metrics.jsonl"))
+    any_iteration = bool(read_lines(planned.folder / "metrics.jsonl"))
     run = read_run(planned.folder) if any_iteration else None
     return Standing(planned, begun=True, run=run)
 

@@ -9,13 +9,14 @@ import time
 from collections.abc import Sequence
 
 from vlarl.config import save_config
+from vlarl.json_lines import DamagedFileError
 from vlarl.launch.process import Service
 from vlarl.ownership import owned
 from vlarl.terminal import say
 from vlarl_jobs.ablation.failures import record_failure
 from vlarl_jobs.ablation.plan import Ablation, PlannedRun, Standing, standing
 from vlarl_jobs.ablation.table import read_table, write_table
-from vlarl_jobs.report.lines import ReportError
+from vlarl_jobs.report.errors import ReportError
 from vlarl_jobs.report.sections import duration, percent
 
 UP = (sys.executable, "-m", "vlarl", "up")
@@ -101,7 +102,7 @@ class Series:
         seconds = time.monotonic() - started
         try:
             after = standing(planned)
-        except ReportError as damage:
+        except (ReportError, DamagedFileError) as damage:
             after, how = before, str(damage)
         # The folder says whether it is finished: a trainer that is done may still trip while
         # everything is being stopped.

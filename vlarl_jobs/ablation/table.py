@@ -9,10 +9,11 @@ from pathlib import Path
 
 import rich.table
 
+from vlarl.json_lines import DamagedFileError
 from vlarl_jobs.ablation.failures import read_failures
 from vlarl_jobs.ablation.numbers import Outcome, Row, Spread, outcome, rows_of
 from vlarl_jobs.ablation.plan import Ablation, Standing, standing
-from vlarl_jobs.report.lines import ReportError
+from vlarl_jobs.report.errors import ReportError
 from vlarl_jobs.report.sections import duration, percent
 
 _UNKNOWN = "–"
@@ -63,7 +64,7 @@ def read_table(ablation: Ablation) -> AblationTable:
     for planned in ablation.runs:
         try:
             standings.append(standing(planned))
-        except ReportError as damage:
+        except (ReportError, DamagedFileError) as damage:
             damages.append(f"{planned.name} can't be read: {damage}")
     last = ablation.config.last_iterations
     outcomes: dict[str, list[Outcome]] = {}

@@ -18,7 +18,7 @@ from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.weights.adapter import Adapter
 from vlarl.weights.checkpoint import base_digest
 from vlarl_trainer.publisher import published_adapter
-from vlarl_trainer.record.progress import Progress, factors_in, latest_checkpoint, load_checkpoint
+from vlarl_trainer.record.progress import Progress, factors_in, run_checkpoints
 
 _OWN = ("seed", "trainer.")
 """Fixed keys that a trained policy's tensors depend on, not what is done with it."""
@@ -68,7 +68,7 @@ def load_evaluated_policy(config: RunConfig, trained: Path | None) -> EvaluatedP
     tensors: Mapping[str, Tensor] = {}
     if trained is not None:
         path = _checkpoint_of(trained)
-        progress, tensors = load_checkpoint(path)
+        progress, tensors = run_checkpoints(path.parents[1]).load(path)
         if progress.base_digest != digest:
             raise ResumeError(
                 f"checkpoint {path} was trained on base {progress.base_digest[:12]}, not on "
@@ -101,7 +101,7 @@ def _check_meaning(path: Path, progress: Progress, config: RunConfig, model: Ope
 def _checkpoint_of(trained: Path) -> Path:
     if trained.parent.name == "checkpoints":
         return trained
-    latest = latest_checkpoint(trained / "checkpoints")
+    latest = run_checkpoints(trained).latest()
     if latest is None:
         raise ResumeError(f"run {trained} has no checkpoint yet")
     return latest

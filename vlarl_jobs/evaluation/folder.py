@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlarl.config import ConfigError, RunConfig, save_config
-from vlarl.learning.run_log import JsonLines
+from vlarl.json_lines import JsonLines
 from vlarl_trainer.record.evaluation import EpisodeResult, Evaluation
 
 _SCORE = "evaluation.json"

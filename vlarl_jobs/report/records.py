@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from vlarl.intervals import wilson_interval
-from vlarl_jobs.report.lines import ReportError
+from vlarl_jobs.report.errors import ReportError
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlarl_jobs.report.content import sections_of
+from vlarl_jobs.report.errors import ReportError
 from vlarl_jobs.report.groups import Group, group_runs
-from vlarl_jobs.report.lines import ReportError
 from vlarl_jobs.report.page import render
 from vlarl_jobs.report.run_folder import read_run
 

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from vlarl import __version__
 from vlarl.config import ConfigError, RunConfig, SftConfig, load_saved, load_section
 from vlarl.config.files import runs_inside
-from vlarl_jobs.report.lines import ReportError, read_lines
+from vlarl.json_lines import placed_lines, read_lines
+from vlarl_jobs.report.errors import ReportError
 from vlarl_jobs.report.records import (
     Actions,
     Evaluation,
@@ -107,10 +108,11 @@ def read_run(path: Path) -> Run:
     """Reads a run's folder.
 
     Raises:
-        ReportError: it isn't one, has no iteration yet, is of another version, or is damaged.
+        ReportError, DamagedFileError: it isn't one, has no iteration yet, is of another version,
+            or is damaged.
     """
     config = _read_config(path)
-    lines = read_lines(path / "metrics.jsonl")
+    lines = placed_lines(path / "metrics.jsonl")
     iterations = [_iteration(row, place) for place, row in lines]
     if not iterations:
         raise ReportError(
@@ -118,14 +120,14 @@ def read_run(path: Path) -> Run:
             f"for each), or look at {path / 'logs'} for why there is none"
         )
     evaluations = [
-        parse(Evaluation, row, place) for place, row in read_lines(path / "evaluations.jsonl")
+        parse(Evaluation, row, place) for place, row in placed_lines(path / "evaluations.jsonl")
     ]
     return Run(
         path=path,
         config=config,
         iterations=iterations,
         evaluations=sorted(evaluations, key=lambda one: one.iteration),
-        starts=[parse(Start, row, place) for place, row in read_lines(path / "starts.jsonl")],
+        starts=[parse(Start, row, place) for place, row in placed_lines(path / "starts.jsonl")],
         actions=[_read_actions(file) for file in sorted((path / "actions").glob("*.npz"))],
         folders=list(_evaluation_folders(path, config.name)),
     )
@@ -150,7 +152,7 @@ def _read_config(path: Path) -> RunConfig:
         try:
             load_section(SftConfig, saved)
         except ConfigError:
-            starts = [row.get("vlarl") for _, row in read_lines(path / "starts.jsonl")]
+            starts = [row.get("vlarl") for row in read_lines(path / "starts.jsonl")]
             made = f" (vlarl {starts[-1]} made it)" if starts else ""
             raise ReportError(
                 f"{path}: a run of another version than this vlarl {__version__}{made}; report on "

@@ -51,10 +51,10 @@ class OpenVLABackbone:
         checkpoint = config.checkpoint
         self.pixels = Pixels(TowerPixels(checkpoint), config.augmentation, world.device)
         self._answers = PromptBuilder(checkpoint).verdict_ids
-        self._model, self._parameters = load_learner(config, checkpoint, world)
+        self._model = load_learner(config, checkpoint, world)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        return self._parameters
+        return self._model.named_parameters()
 
     def synchronise_gradients(self, on: bool) -> None:
         self._model.synchronise_gradients(on)

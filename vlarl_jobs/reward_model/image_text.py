@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from vlarl.config import LoraConfig, RewardModelConfig
 from vlarl.data.pixels import Pixels
@@ -17,7 +16,7 @@ from vlarl.files import durable_folder
 from vlarl.images import Frame, decode_image, prepare_image
 from vlarl.learning.export import checkpoint_bytes, copy_but_weights
 from vlarl.learning.ranks import World
-from vlarl.learning.sharding import checkpoint_blocks, compute_dtype, shard
+from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.learning.trainable import add_factors, named_factors
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
@@ -64,17 +63,15 @@ class ImageTextBackbone:
         self._model.requires_grad_(False)
         wanted = language_layers(self._model.network)
         self._layers = add_factors(self._model.network, config.lora, config.seed, wanted)
-        if config.activation_checkpointing:
-            checkpoint_blocks(self._model)
-        if world.mesh is not None:
-            shard(self._model, world, dtype)
+        distribute(
+            self._model, world, dtype, activation_checkpointing=config.activation_checkpointing
+        )
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return named_factors(self._layers)
 
     def synchronise_gradients(self, on: bool) -> None:
-        if isinstance(self._model, FSDPModule):
-            self._model.set_requires_gradient_sync(on)
+        synchronise_gradients(self._model, on)
 
     def verdicts(self, observations: ObservationBatch, token_ids: Tensor) -> Tensor:
         logits: Tensor = self._model(

@@ -42,10 +42,10 @@ class Imitation:
         sigmas = [config.target_sigma if one else 0.0 for one in varies]
         self._targets = soft_targets(sigmas).to(world.device)
         self._pixels = Pixels(TowerPixels(checkpoint), config.augmentation, world.device)
-        self._policy, self._parameters = load_learner(config, checkpoint, world)
+        self._policy = load_learner(config, checkpoint, world)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        return self._parameters
+        return self._policy.named_parameters()
 
     def synchronise_gradients(self, on: bool) -> None:
         self._policy.synchronise_gradients(on)

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from vlarl.config import SftConfig
 from vlarl.data.dataset import DatasetError
 from vlarl.data.pixels import Pixels
 from vlarl.data.samples import SampleBatch
 from vlarl.learning.ranks import World
-from vlarl.learning.sharding import checkpoint_blocks, compute_dtype, shard
+from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.learning.trainable import trainable_model, trained_parameters
 from vlarl.models.openvla.network import OpenVLA
 from vlarl.models.openvla.vision import TowerPixels
@@ -80,17 +79,18 @@ class Perception:
             torch.manual_seed(config.seed)
             eyes = trainable_model(checkpoint, torch.device("cpu"))
             self._model = PoseRegressor(eyes, len(self._names)).to(world.device)
-        if config.activation_checkpointing:
-            checkpoint_blocks(self._model)
-        if world.mesh is not None:
-            shard(self._model, world, compute_dtype(config.dtype, world.device))
+        distribute(
+            self._model,
+            world,
+            compute_dtype(config.dtype, world.device),
+            activation_checkpointing=config.activation_checkpointing,
+        )
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return trained_parameters(self._model)
 
     def synchronise_gradients(self, on: bool) -> None:
-        if isinstance(self._model, FSDPModule):
-            self._model.set_requires_gradient_sync(on)
+        synchronise_gradients(self._model, on)
 
     def losses(self, batch: SampleBatch, draws: Tensor) -> Tensor:
         predicted = self._model(self._pixels.augmented(batch.frames, draws))

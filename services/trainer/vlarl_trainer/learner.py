@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,26 +13,30 @@ from torch import Tensor
 
 from vlarl.config import TrainerConfig
 from vlarl.errors import FatalError
-from vlarl.learning.checkpoints import ResumeError
-from vlarl.learning.optimizer import gathered_moments, restore_moments
-from vlarl.learning.ranks import World, like, whole
+from vlarl.learning.checkpoints import gathered, take_over
+from vlarl.learning.ranks import World
 from vlarl.learning.seeds import Stream, generator_for
 from vlarl.learning.sharding import compute_dtype
-from vlarl.learning.trainable import Factors, LoraPolicy
+from vlarl.learning.trainable import LoraPolicy
 from vlarl.models.openvla.processor import Preparation
-from vlarl_trainer.algorithms.advantages import Floats, batch_advantages, whiten
 from vlarl_trainer.algorithms.critic import Critic
+from vlarl_trainer.algorithms.ppo import Floats, batch_advantages, whiten
 from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
 from vlarl_trainer.policy_update import PolicySamples, PolicyUpdate
+from vlarl_trainer.record.progress import factors_in
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """All that was learned, whole and on the CPU; empty on ranks other than 0."""
 
-    factors: Factors
     tensors: dict[str, Tensor]
     """Factors, critic and both optimizers under flat names, as checkpoints hold them."""
+
+    @property
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The policy's, by layer: A [rank, in] and B [out, rank]."""
+        return factors_in(self.tensors)
 
 
 class ParityError(FatalError):
@@ -71,7 +75,13 @@ class Learner:
             world=world,
             activation_checkpointing=config.activation_checkpointing,
         )
-        self.critic = Critic(self.policy.config, config.critic, seed, world.device)
+        self.critic = Critic(
+            self.policy.config,
+            config.critic,
+            max_grad_norm=config.ppo.max_grad_norm,
+            seed=seed,
+            device=world.device,
+        )
         self._update = PolicyUpdate(self.policy, config.ppo, config.temperature, world)
         self._preparation = Preparation(checkpoint, self.policy.config, center_crop)
         self._config = config
@@ -150,8 +160,10 @@ class Learner:
         """The critic's features of all states [S, d]."""
         states = np.arange(len(observations))
         parts = [
-            self.critic.features(*self.policy.base_states(observations[piece])).cpu()[:counted]
-            for piece, counted in self._world.share(states, self._config.ppo.micro_batch)
+            self.critic.features(*self.policy.base_states(observations[one.samples])).cpu()[
+                : one.counted
+            ]
+            for one in self._world.share(states, self._config.ppo.micro_batch)
         ]
         return self._world.gather(torch.cat(parts), len(states))
 
@@ -161,10 +173,11 @@ class Learner:
         device = self._world.device
         samples = np.arange(len(batch.token_ids))
         parts = []
-        for piece, counted in self._world.share(samples, self._config.ppo.micro_batch):
-            tokens = torch.from_numpy(batch.token_ids[piece]).to(device)
-            both = self.policy.logprobs(observations[piece], tokens, self._config.temperature)
-            parts.append(torch.stack(both, dim=-1).cpu()[:counted])
+        for one in self._world.share(samples, self._config.ppo.micro_batch):
+            tokens = torch.from_numpy(batch.token_ids[one.samples]).to(device)
+            seen = observations[one.samples]
+            both = self.policy.logprobs(seen, tokens, self._config.temperature)
+            parts.append(torch.stack(both, dim=-1).cpu()[: one.counted])
         logprobs, entropy = self._world.gather(torch.cat(parts), len(samples)).unbind(dim=-1)
         return logprobs, entropy
 
@@ -203,27 +216,20 @@ class Learner:
             torch.from_numpy(returns),
             epochs=critic.warmup_epochs if warming_up else epochs,
             mini_batch=ppo.mini_batch,
-            max_grad_norm=ppo.max_grad_norm,
             generator=generator_for(self._seed, Stream.CRITIC_ORDER, iteration),
         )
         return vars(report)
 
     def snapshot(self) -> Snapshot:
         """Gathers all that was learned."""
-        factors = self.policy.factors()
-        tensors = gathered_moments(
-            self._update.optimizer, self.policy.named_factors(), "policy_optimizer"
-        )
+        tensors = gathered(self.policy.named_parameters(), "policy")
+        tensors |= self._update.optimizer.tensors("policy_optimizer")
         if not self._world.first:
-            return Snapshot({}, {})
-        for layer, (a, b) in factors.items():
-            tensors[f"policy.{layer}.A"], tensors[f"policy.{layer}.B"] = a, b
-        for name, tensor in self.critic.head.state_dict().items():
-            tensors[f"critic.{name}"] = whole(tensor)
-        critic = dict(self.critic.head.named_parameters())
-        tensors |= gathered_moments(self.critic.optimizer, critic, "critic_optimizer")
-        tensors["policy_steps"] = torch.tensor(self._update.steps_taken)
-        return Snapshot(factors, tensors)
+            return Snapshot({})
+        tensors |= gathered(self.critic.head.state_dict(), "critic")
+        tensors |= self.critic.optimizer.tensors("critic_optimizer")
+        tensors["policy_steps"] = torch.tensor(self._update.optimizer.steps_taken)
+        return Snapshot(tensors)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Takes a snapshot's tensors over; every rank holds all of them.
@@ -231,26 +237,7 @@ class Learner:
         Raises:
             ResumeError: the snapshot is of other layers, or of layers of another size.
         """
-        factors = self.policy.named_factors()
-        held: dict[str, Tensor] = {f"policy.{name}": factor for name, factor in factors.items()}
-        held |= {f"critic.{name}": own for name, own in self.critic.head.state_dict().items()}
-        _require_shapes(tensors, held)
-        for name, own in held.items():
-            own.data.copy_(like(tensors[name], own))
-        restore_moments(self._update.optimizer, factors, tensors, "policy_optimizer")
-        critic = dict(self.critic.head.named_parameters())
-        restore_moments(self.critic.optimizer, critic, tensors, "critic_optimizer")
-        self._update.steps_taken = int(tensors["policy_steps"])
-
-
-def _require_shapes(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
-    for name, tensor in held.items():
-        saved = tensors.get(name)
-        if saved is None or saved.shape != tensor.shape:
-            section = "trainer.critic" if name.startswith("critic.") else "trainer.lora"
-            was = "isn't in it" if saved is None else f"is {list(saved.shape)} in it"
-            raise ResumeError(
-                f"the checkpoint doesn't fit the configuration: {name} {was} and has to be "
-                f"{list(tensor.shape)}. A run goes on with the settings of [{section}] that it "
-                "began with; start a new run to change them"
-            )
+        take_over(self.policy.named_parameters(), tensors, "policy", section="trainer.lora")
+        take_over(self.critic.head.state_dict(), tensors, "critic", section="trainer.critic")
+        self._update.optimizer.restore(tensors, "policy_optimizer")
+        self.critic.optimizer.restore(tensors, "critic_optimizer")

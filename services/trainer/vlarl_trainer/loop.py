@@ -35,7 +35,7 @@ from vlarl_trainer.record.actions import ActionLog
 from vlarl_trainer.record.console import Display
 from vlarl_trainer.record.evaluation import EvaluationLog, count, score_episode
 from vlarl_trainer.record.metrics import MetricsLog
-from vlarl_trainer.record.progress import Progress, save_checkpoint
+from vlarl_trainer.record.progress import Progress, run_checkpoints
 from vlarl_trainer.rollouts.collector import Collected, Collector
 from vlarl_trainer.rollouts.curriculum import Curriculum
 from vlarl_trainer.rollouts.plan import evaluation_episodes, training_episodes
@@ -177,9 +177,12 @@ class TrainingLoop:
 
     async def _save(self, progress: Progress, snapshot: Snapshot) -> None:
         keep = self._config.trainer.keep_checkpoints
-        directory = self._run_dir / "checkpoints"
         self._status.checkpoint = await asyncio.to_thread(
-            save_checkpoint, directory, progress, snapshot.tensors, keep
+            run_checkpoints(self._run_dir).save,
+            progress.iteration,
+            progress,
+            snapshot.tensors,
+            keep=keep,
         )
 
     async def _publish(self, progress: Progress, snapshot: Snapshot, *, takeover: bool) -> float:

@@ -30,7 +30,7 @@ from vlarl_trainer.publisher import Publisher, check_policy
 from vlarl_trainer.record.console import Display
 from vlarl_trainer.record.machine import record_start
 from vlarl_trainer.record.metrics import MetricsLog
-from vlarl_trainer.record.progress import Progress, latest_checkpoint, load_checkpoint
+from vlarl_trainer.record.progress import Progress, run_checkpoints
 from vlarl_trainer.rollouts.collector import Collector
 from vlarl_trainer.rollouts.reward_hacking import hovering_pays
 from vlarl_trainer.rollouts.trajectory_check import TrajectoryCheck
@@ -169,11 +169,12 @@ def _server_config(config: RunConfig, metrics_listen: str | None) -> ServerConfi
 def _last_checkpoint(
     config: RunConfig, run_dir: Path, digest: str
 ) -> tuple[Progress, dict[str, torch.Tensor] | None]:
-    path = latest_checkpoint(run_dir / "checkpoints")
+    checkpoints = run_checkpoints(run_dir)
+    path = checkpoints.latest()
     own = terms(config) | meaning_terms(config)
     if path is None:
         return Progress(run_id=config.name, base_digest=digest, terms=own), None
-    progress, tensors = load_checkpoint(path)
+    progress, tensors = checkpoints.load(path)
     if (progress.run_id, progress.base_digest) != (config.name, digest):
         raise ResumeError(
             f"checkpoint {path} belongs to run {progress.run_id} on base "

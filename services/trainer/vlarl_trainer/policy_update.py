@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,16 +10,11 @@ import torch
 from torch import Tensor
 
 from vlarl.config import PpoConfig
-from vlarl.learning.optimizer import DivergedError, mini_batches, take_step
+from vlarl.learning.optimizer import StepOptimizer, mini_batches, warmed_up
 from vlarl.learning.ranks import Indices, World
 from vlarl.learning.trainable import LoraPolicy
-from vlarl_trainer.algorithms.losses import PolicyTerms, clipped_policy_terms
+from vlarl_trainer.algorithms.ppo import PolicyTerms, clipped_policy_terms
 from vlarl_trainer.batch import Observations
-
-_WAY_OUT = (
-    "no step was taken; lower trainer.ppo.learning_rate and go on from the last checkpoint with "
-    "--resume"
-)
 
 
 @dataclass(frozen=True)
@@ -60,10 +56,16 @@ class PolicyUpdate:
         self, policy: LoraPolicy, config: PpoConfig, temperature: float, world: World
     ) -> None:
         """temperature: the rollout's."""
-        self.optimizer = torch.optim.AdamW(
-            policy.named_factors().values(), lr=config.learning_rate, eps=1e-5, weight_decay=0.0
+        self.optimizer = StepOptimizer(
+            policy.named_parameters(),
+            world,
+            rate=lambda step: config.learning_rate * warmed_up(step, config.warmup_steps),
+            max_grad_norm=config.max_grad_norm,
+            epsilon=1e-5,
+            synchronise_gradients=policy.synchronise_gradients,
+            name="the policy",
+            rate_key="trainer.ppo.learning_rate",
         )
-        self.steps_taken = 0
         self._policy = policy
         self._config = config
         self._temperature = temperature
@@ -83,28 +85,23 @@ class PolicyUpdate:
         seen: list[Tensor] = []
         grad_norms: list[float] = []
         stopped = False
-        count = len(samples.advantages)
-        for _ in range(self._config.epochs):
-            for chosen in mini_batches(count, self._config.mini_batch, generator):
-                means = self._accumulate(samples, chosen)
-                if not means.isfinite().all():
-                    raise DivergedError(
-                        f"the policy's loss is not finite after {self.steps_taken} steps: "
-                        f"{_WAY_OUT}"
-                    )
-                seen.append(means)
-                if self._config.kl_stop and means[1] > self._config.kl_stop:
-                    stopped = True
-                    break
-                grad_norms.append(self._step())
-            if stopped:
+        for chosen in self._mini_batches(len(samples.advantages), generator):
+            seen.append(self._accumulate(samples, chosen))
+            _, kl, _ = seen[-1]
+            if self._config.kl_stop and kl > self._config.kl_stop:
+                self.optimizer.discard()
+                stopped = True
                 break
-        self.optimizer.zero_grad()
+            grad_norms.append(self.optimizer.step())
         means = torch.stack(seen)
         loss, kl, clipped = means.mean(dim=0).tolist()
         norm = float(np.mean(grad_norms)) if grad_norms else 0.0
         largest = float(means[:, 1].max())
         return PolicyReport(loss, kl, largest, clipped, norm, len(grad_norms), stopped)
+
+    def _mini_batches(self, count: int, generator: np.random.Generator) -> Iterator[Indices]:
+        for _ in range(self._config.epochs):
+            yield from mini_batches(count, self._config.mini_batch, generator)
 
     def _accumulate(self, samples: PolicySamples, chosen: Indices) -> Tensor:
         """Leaves the gradient of the mini-batch's mean loss in the factors.
@@ -113,18 +110,14 @@ class PolicyUpdate:
             Means of loss, approximate KL and clip fraction over the mini-batch's samples of all
             ranks, float64 [3].
         """
-        self.optimizer.zero_grad()
-        sums = torch.zeros(3, dtype=torch.float64)
-        pieces = list(self._world.share(chosen, self._config.micro_batch))
-        for number, (states, counted) in enumerate(pieces, start=1):
-            self._policy.synchronise_gradients(number == len(pieces))
-            terms, entropy = self._terms(samples, states)
-            loss = terms.loss - self._config.entropy_coefficient * entropy
-            # A piece that counts for nothing still takes part in the ranks' common passes.
-            torch.autograd.backward(loss[:counted].sum() / len(chosen) + 0.0 * loss.sum())
-            stacked = torch.stack([terms.loss, terms.kl, terms.clipped])
-            sums += stacked[:, :counted].detach().to("cpu", torch.float64).sum(dim=1)
-        return self._world.sum(sums) / len(chosen)
+        for micro_batch in self._world.share(chosen, self._config.micro_batch):
+            terms, entropy = self._terms(samples, micro_batch.samples)
+            self.optimizer.accumulate(
+                terms.loss - self._config.entropy_coefficient * entropy,
+                micro_batch,
+                watched=torch.stack([terms.loss, terms.kl, terms.clipped]),
+            )
+        return self.optimizer.means()
 
     def _terms(self, samples: PolicySamples, states: Indices) -> tuple[PolicyTerms, Tensor]:
         """Loss terms and entropies [B] of some samples under the policy as it is now."""
@@ -143,18 +136,3 @@ class PolicyUpdate:
             ratio=self._config.ratio,
         )
         return terms, entropy.mean(dim=-1)
-
-    def _step(self) -> float:
-        """Takes the accumulated gradient's step; returns its norm before clipping."""
-        warm = min(1.0, (self.steps_taken + 1) / max(1, self._config.warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._config.learning_rate * warm
-        norm = take_step(
-            self.optimizer,
-            self._policy.named_factors().values(),
-            self._config.max_grad_norm,
-            f"the policy's gradient is not finite after {self.steps_taken} steps, although its "
-            f"loss is: {_WAY_OUT}",
-        )
-        self.steps_taken += 1
-        return norm

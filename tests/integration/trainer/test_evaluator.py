@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.conftest import Valkey  # noqa: E402
+from tests.integration.trainer.checkpointed import newest  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
 from tests.integration.trainer.trainer_samples import trainer_config  # noqa: E402
 from vlarl.config import (  # noqa: E402
@@ -40,7 +41,7 @@ from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder  # noqa: E402
 from vlarl_jobs.evaluation.main import critic_of  # noqa: E402
 from vlarl_trainer.learner import Learner  # noqa: E402
 from vlarl_trainer.record.evaluation import Evaluation  # noqa: E402
-from vlarl_trainer.record.progress import Progress, load_checkpoint, save_checkpoint  # noqa: E402
+from vlarl_trainer.record.progress import Progress, run_checkpoints  # noqa: E402
 
 pytestmark = pytest.mark.torch
 TASKS = [env_pb2.TaskDescription(name="reach", max_control_steps=60)]
@@ -73,7 +74,7 @@ def trained_run(run_dir: Path, checkpoint: Path, version: int = 5, digest: str =
         version=version,
         env_steps=400,
     )
-    return save_checkpoint(run_dir / "checkpoints", progress, tensors, keep=2)
+    return run_checkpoints(run_dir).save(progress.iteration, progress, tensors, keep=2)
 
 
 async def evaluate(
@@ -259,9 +260,9 @@ def test_a_policy_is_evaluated_at_the_scale_that_it_was_trained_at(
         load_evaluated_policy(rescaled, tmp_path / "run")
     assert load_evaluated_policy(learned, path).adapter(learned).scaling == 2.0
     # A checkpoint that was carried elsewhere.
-    progress, tensors = load_checkpoint(path)
-    save_checkpoint(
-        tmp_path / "moved/checkpoints", replace(progress, terms=terms(learned)), tensors, keep=1
+    progress, tensors = newest(tmp_path / "run")
+    run_checkpoints(tmp_path / "moved").save(
+        progress.iteration, replace(progress, terms=terms(learned)), tensors, keep=1
     )
     with said:
         load_evaluated_policy(rescaled, tmp_path / "moved")

@@ -21,8 +21,8 @@ from tests.integration.trainer.image_text_models import tiny_llava  # noqa: E402
 from tests.integration.trainer.test_reward_training import config_for, demonstrations  # noqa: E402
 from vlarl.config import PpoConfig, RewardConfig, RewardModelConfig, save_config  # noqa: E402
 from vlarl.errors import ConfigError  # noqa: E402
+from vlarl.json_lines import read_lines  # noqa: E402
 from vlarl.launch.torchrun import ranks_command  # noqa: E402
-from vlarl.learning.stage_log import read_lines  # noqa: E402
 from vlarl.models.process_reward.image_text import ImageTextReader, load_image_text  # noqa: E402
 from vlarl.models.process_reward.model import ProcessRewardModel  # noqa: E402
 from vlarl.weights.checkpoint import CheckpointReader, NotFiniteError  # noqa: E402

@@ -31,7 +31,7 @@ from vlarl.data.dataset import (  # noqa: E402
     write_task,
 )
 from vlarl.images import encode_jpeg  # noqa: E402
-from vlarl.learning.stage_log import read_lines  # noqa: E402
+from vlarl.json_lines import read_lines  # noqa: E402
 from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
 from vlarl.models.process_reward.model import ProcessRewardModel  # noqa: E402
 from vlarl_cli import app  # noqa: E402

@@ -25,8 +25,8 @@ from tests.integration.trainer.demonstrated import (  # noqa: E402
 from vlarl.config import SftConfig, dump_toml  # noqa: E402
 from vlarl.data.dataset import read_dataset  # noqa: E402
 from vlarl.images import decode_image, prepare_image  # noqa: E402
+from vlarl.json_lines import read_lines  # noqa: E402
 from vlarl.launch.torchrun import ranks_command  # noqa: E402
-from vlarl.learning.stage_log import read_lines  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
 from vlarl.models.openvla.network import generate_actions, load_model  # noqa: E402

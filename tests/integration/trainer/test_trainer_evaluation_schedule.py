@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.conftest import Valkey  # noqa: E402
+from tests.integration.trainer.checkpointed import newest  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
 from tests.integration.trainer.test_trainer_loop import (  # noqa: E402
     read_metrics,
@@ -21,7 +22,6 @@ from tests.integration.trainer.test_trainer_loop import (  # noqa: E402
 )
 from vlarl.config import CurriculumConfig, EvaluationConfig, QueueConfig, dump_toml  # noqa: E402
 from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
-from vlarl_trainer.record.progress import latest_checkpoint, load_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 NEVER = EvaluationConfig(episodes_per_task=0)
@@ -88,8 +88,8 @@ async def test_a_run_with_evaluations_learns_what_one_without_learns(
     if staleness:
         return  # How many versions behind an action is then depends on who is faster.
     assert read_metrics(watched) == read_metrics(calm)
-    _, expected = load_checkpoint(latest_checkpoint(calm / "checkpoints"))
-    _, got = load_checkpoint(latest_checkpoint(watched / "checkpoints"))
+    _, expected = newest(calm)
+    _, got = newest(watched)
     assert all(torch.equal(got[key], expected[key]) for key in expected)
 
 
@@ -122,6 +122,6 @@ async def test_the_curriculum_shows_in_the_metrics(
         rates = {task: row[f"task_success/task_{task}"] for task in (0, 2)}
         assert sum(chances.values()) == pytest.approx(1)
         assert (chances[0] > chances[2]) == (rates[0] < rates[2])
-    progress, _ = load_checkpoint(latest_checkpoint(run_dir / "checkpoints"))
+    progress, _ = newest(run_dir)
     recent = progress.success["0"]
     assert sum(recent) / len(recent) == rates[0]

@@ -22,8 +22,7 @@ from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
 from vlarl.models.openvla.processor import Preparation  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
-from vlarl_trainer.algorithms.advantages import batch_advantages  # noqa: E402
-from vlarl_trainer.algorithms.losses import approximate_kl  # noqa: E402
+from vlarl_trainer.algorithms.ppo import approximate_kl, batch_advantages  # noqa: E402
 from vlarl_trainer.batch import Experience, Observations, build_batch  # noqa: E402
 from vlarl_trainer.learner import Learner, ParityError  # noqa: E402
 
@@ -64,13 +63,13 @@ def test_factors_sit_on_exactly_the_layers_that_the_forward_pass_uses(
     checkpoint: Path, experience: Experience
 ) -> None:
     one = learner(checkpoint)
-    named = one.policy.named_factors()
+    named = one.policy.named_parameters()
     assert {name[:-2] for name in named} == set(lora_layers(one.policy.config))
     trainable = {id(p) for p in one.policy._model.parameters() if p.requires_grad}
     assert trainable == {id(p) for p in named.values()}
     one.learn(experience)
     # Had a layer no part in the passes, its B would still be zero.
-    assert all(b.abs().max() > 0 for _, b in one.policy.factors().values())
+    assert all(b.abs().max() > 0 for _, b in one.snapshot().factors.values())
 
 
 def test_base_weights_never_change(checkpoint: Path, experience: Experience) -> None:
@@ -278,7 +277,7 @@ def test_the_critics_own_lambda_leaves_the_advantages_alone(
     for one in learners:
         one.learn(experience)
     one, other = learners
-    factors = [list(each.policy.factors().values()) for each in learners]
+    factors = [list(each.snapshot().factors.values()) for each in learners]
     torch.testing.assert_close(factors[0], factors[1], rtol=0, atol=0)
     assert not torch.equal(one.critic.head[1].weight, other.critic.head[1].weight)
 
@@ -345,16 +344,19 @@ def test_an_infinite_gradient_of_a_finite_loss_is_refused_before_its_step(
     one.learn(experience)  # so that there are moments that could be spoiled
     before = copy.deepcopy(one.snapshot().tensors)
     gradients: list[torch.Tensor] = []
-    for factor in one.policy.named_factors().values():
+    for factor in one.policy.named_parameters().values():
         factor.register_hook(gradients.append)
     spoiled = Experience(1, 2, overflowing(experience.trajectories))
-    with pytest.raises(DivergedError, match=r"gradient is not finite .*, although its loss is: .*"):
+    with pytest.raises(
+        DivergedError, match=r"the policy: the gradient is not finite .*ppo\.learning_rate"
+    ):
         one.learn(spoiled)
     assert not all(gradient.isfinite().all() for gradient in gradients), "nothing overflowed"
     after = one.snapshot().tensors
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
-    assert not any(f.grad.any() for f in one.policy.named_factors().values() if f.grad is not None)
+    left = [factor.grad for factor in one.policy.named_parameters().values()]
+    assert not any(gradient.any() for gradient in left if gradient is not None)
 
 
 def test_bfloat16_learns_on_float32_factors(checkpoint: Path, experience: Experience) -> None:
@@ -362,7 +364,7 @@ def test_bfloat16_learns_on_float32_factors(checkpoint: Path, experience: Experi
     report = one.learn(experience)
     assert 0 < report["logprob_gap"] < 0.3, "the server of these log-probs computed in float32"
     assert report["approximate_kl"] > 1e-5
-    assert {p.dtype for p in one.policy.named_factors().values()} == {torch.float32}
+    assert {p.dtype for p in one.policy.named_parameters().values()} == {torch.float32}
     assert {p.dtype for n, p in one.policy._model.named_parameters() if "lora_" not in n} == {
         torch.bfloat16
     }

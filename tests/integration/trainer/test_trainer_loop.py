@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 import vlarl_trainer.main as trainer_main  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
+from tests.integration.trainer.checkpointed import newest  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
 from tests.integration.trainer.trainer_samples import trainer_config  # noqa: E402
 from vlarl.config import (  # noqa: E402
@@ -35,7 +36,7 @@ from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc  # noqa: E402
 from vlarl.weights.checkpoint import base_digest  # noqa: E402
-from vlarl_trainer.record.progress import latest_checkpoint, load_checkpoint  # noqa: E402
+from vlarl_trainer.record.progress import run_checkpoints  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 PAUSED = trainer_pb2.RUN_STATE_PAUSED
@@ -160,12 +161,11 @@ async def test_a_killed_trainer_goes_on_as_if_nothing_had_happened(
             assert not await queue.outstanding(name)
         rows[name] = read_metrics(run_dir)
         assert len(set(ran)) == len(ran), "an episode that was in the queue was ordered again"
-        path = latest_checkpoint(run_dir / "checkpoints")
-        progress, _ = load_checkpoint(path)
+        progress, _ = newest(run_dir)
         assert progress.learned == [f"{config.name}:00002:{index:04d}" for index in range(4)]
     assert rows["killed"] == rows["calm"]
-    _, calm = load_checkpoint(latest_checkpoint(tmp_path / "calm/checkpoints"))
-    _, killed = load_checkpoint(latest_checkpoint(tmp_path / "killed/checkpoints"))
+    _, calm = newest(tmp_path / "calm")
+    _, killed = newest(tmp_path / "killed")
     assert all(torch.equal(calm[key], killed[key]) for key in calm)
 
 
@@ -187,7 +187,7 @@ async def test_a_trainer_whose_disk_fills_up_goes_on_as_if_nothing_had_happened(
             if name == "full":
                 small_disk(checkpoints, 32)
                 trainer = await start_trainer(run_dir)
-                while latest_checkpoint(checkpoints) is None:
+                while run_checkpoints(run_dir).latest() is None:
                     assert trainer.returncode is None, (run_dir / "log.txt").read_text()[-3000:]
                     await asyncio.sleep(0.02)
                 (filling := checkpoints / "filling").touch()
@@ -203,7 +203,7 @@ async def test_a_trainer_whose_disk_fills_up_goes_on_as_if_nothing_had_happened(
             assert not await queue.outstanding(name)
         assert len(set(ran)) == len(ran), "an episode that was in the queue was ordered again"
         rows[name] = read_metrics(run_dir)
-        _, learned[name] = load_checkpoint(latest_checkpoint(checkpoints))
+        _, learned[name] = newest(run_dir)
     assert rows["full"] == rows["calm"]
     assert all(torch.equal(learned["calm"][key], learned["full"][key]) for key in learned["calm"])
 

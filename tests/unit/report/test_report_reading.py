@@ -11,7 +11,8 @@ import pytest
 
 from tests.unit.report.run_folders import evaluate, make_run
 from vlarl.config import DataConfig, SftConfig, dump_toml
-from vlarl_jobs.report.lines import ReportError, read_lines
+from vlarl.json_lines import DamagedFileError, read_lines
+from vlarl_jobs.report.errors import ReportError
 from vlarl_jobs.report.run_folder import read_run
 from vlarl_jobs.report.sections import Rate
 
@@ -90,11 +91,11 @@ def test_a_damaged_line_is_named(copied: Path) -> None:
     first, second, third = file.read_text().splitlines()
     file.write_text("\n".join([first, second[:40], third, ""]))
     with pytest.raises(
-        ReportError, match=r"evaluations\.jsonl, line 2: damaged .*; mend or remove"
+        DamagedFileError, match=r"evaluations\.jsonl, line 2: damaged .*; mend or remove"
     ):
         read_run(copied)
     file.write_text(f"{first}\n[1, 2]\n")
-    with pytest.raises(ReportError, match="line 2: not an object"):
+    with pytest.raises(DamagedFileError, match="line 2: not an object"):
         read_run(copied)
 
 
@@ -166,4 +167,4 @@ def test_other_folders_are_refused(run_dir: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
-    assert list(read_lines(tmp_path / "none.jsonl")) == []
+    assert read_lines(tmp_path / "none.jsonl") == []

@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from vlarl_reward.models.process import dense_rewards
-from vlarl_trainer.algorithms.advantages import batch_advantages
+from vlarl_trainer.algorithms.ppo import batch_advantages
 from vlarl_trainer.batch import Batch, Episode
 
 pytestmark = pytest.mark.torch

@@ -18,18 +18,13 @@ from vlarl.config import SftConfig  # noqa: E402
 from vlarl.data.dataset import Capture, Frames, TaskSamples, read_dataset, write_task  # noqa: E402
 from vlarl.disk import DiskFullError, explained  # noqa: E402
 from vlarl.files import durable_folder  # noqa: E402
-from vlarl.learning.checkpoints import read_state, write_state  # noqa: E402
+from vlarl.json_lines import JsonLines  # noqa: E402
+from vlarl.learning.checkpoints import CheckpointFolder, read_state, write_state  # noqa: E402
 from vlarl.learning.export import export_checkpoint  # noqa: E402
-from vlarl.learning.run_log import JsonLines  # noqa: E402
-from vlarl.learning.stage_progress import StageProgress, load_stage, save_stage  # noqa: E402
+from vlarl.learning.stage_progress import StageProgress, load_stage, stage_checkpoints  # noqa: E402
 from vlarl.weights.checkpoint import write_tensors  # noqa: E402
 from vlarl_cli import app  # noqa: E402
-from vlarl_trainer.record.progress import (  # noqa: E402
-    Progress,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from vlarl_trainer.record.progress import Progress  # noqa: E402
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
@@ -37,6 +32,10 @@ PROGRESS = Progress(run_id="run", base_digest="abc", iteration=1)
 SMALL = {"weights": torch.arange(1000.0)}
 LARGE = {"weights": torch.ones(1_000_000)}
 """4 MB, more than the disk has."""
+
+
+def folder_of(directory: Path) -> CheckpointFolder[Progress]:
+    return CheckpointFolder(directory, "iteration-", 5, Progress)
 
 
 @pytest.fixture
@@ -53,21 +52,21 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_checkpoint_without_room_is_not_begun(disk: Path) -> None:
-    first = save_checkpoint(disk, PROGRESS, SMALL, keep=2)
+    first = folder_of(disk).save(1, PROGRESS, SMALL, keep=2)
     before = content(disk)
     following = replace(PROGRESS, iteration=2)
     with pytest.raises(DiskFullError) as told:
-        save_checkpoint(disk, following, LARGE, keep=2)
+        folder_of(disk).save(2, following, LARGE, keep=2)
     said = str(told.value)
     assert said.startswith(f"{disk}: its disk has no room for the checkpoint iteration-00002 (4.8")
     assert " MiB), 2.9" in said
     assert "--resume" in said
     assert content(disk) == before
-    assert latest_checkpoint(disk) == first
-    assert load_checkpoint(first)[0] == PROGRESS
+    assert folder_of(disk).latest() == first
+    assert folder_of(disk).load(first)[0] == PROGRESS
     # Room is made, and it goes on.
-    save_checkpoint(disk, following, SMALL, keep=2)
-    assert latest_checkpoint(disk) != first
+    folder_of(disk).save(2, following, SMALL, keep=2)
+    assert folder_of(disk).latest() != first
 
 
 def test_a_disk_that_fills_up_meanwhile_costs_the_new_checkpoint_alone(disk: Path) -> None:
@@ -88,9 +87,9 @@ def test_a_disk_that_fills_up_meanwhile_costs_the_new_checkpoint_alone(disk: Pat
 def test_a_stage_of_fine_tuning_goes_on_from_its_last_checkpoint(disk: Path) -> None:
     fresh = StageProgress("abc", 8)
     done = fresh.after(2, None)
-    save_stage(disk, done, SMALL, keep=1)
+    stage_checkpoints(disk).save(done.step, done, SMALL, keep=1)
     with pytest.raises(DiskFullError, match="step-0000004"):
-        save_stage(disk, done.after(4, None), LARGE, keep=1)
+        stage_checkpoints(disk).save(4, done.after(4, None), LARGE, keep=1)
     assert load_stage(disk, fresh, SftConfig)[0] == done
 
 

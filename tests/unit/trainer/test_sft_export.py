@@ -9,12 +9,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vlarl.config import ConfigError, LoraConfig, SftConfig  # noqa: E402
+from vlarl.json_lines import read_lines  # noqa: E402
 from vlarl.learning.export import export_checkpoint  # noqa: E402
-from vlarl.learning.stage_log import METRICS, StageLog, read_lines  # noqa: E402
+from vlarl.learning.stage_log import METRICS, StageLog  # noqa: E402
 from vlarl.learning.stage_progress import (  # noqa: E402
     StageProgress,
     load_stage,
-    save_stage,
+    stage_checkpoints,
 )
 from vlarl.learning.trainable import trainable_model  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
@@ -121,13 +122,15 @@ def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
     progress = fresh
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 5.0)):
         progress = progress.after(step, loss)
-        save_stage(tmp_path, progress, {"weights.a": torch.tensor(float(step))}, keep=1)
+        weights = {"weights.a": torch.tensor(float(step))}
+        stage_checkpoints(tmp_path).save(step, progress, weights, keep=1, best=progress.best_step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000002", "step-0000004"]
     loaded, tensors = load_stage(tmp_path, fresh, SftConfig)
     assert loaded == StageProgress("digest", 12, step=4, best_step=2, best_loss=1.0)
     assert tensors["weights.a"] == 4
     assert load_stage(tmp_path / "none", fresh, SftConfig) == (fresh, {})
-    save_stage(tmp_path, replace(progress, terms={"lora.alpha": 1.0}), tensors, keep=1)
+    rescaled = replace(progress, terms={"lora.alpha": 1.0})
+    stage_checkpoints(tmp_path).save(4, rescaled, tensors, keep=1)
     rescaled = replace(fresh, terms={"lora.alpha": 2.0})
     with pytest.raises(ConfigError, match=r"step-0000004 has learned with lora.alpha = 1.0"):
         load_stage(tmp_path, rescaled, SftConfig)

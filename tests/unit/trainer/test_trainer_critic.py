@@ -28,7 +28,7 @@ def test_where_things_are_is_seen_in_the_patches_alone(channels: int, explained:
     config = CriticConfig(
         hidden=(32,), patch_channels=channels, learning_rate=3e-3, clip=0.0, epochs=20
     )
-    critic = Critic(model, config, seed=3, device=torch.device("cpu"))
+    critic = Critic(model, config, max_grad_norm=1.0, seed=3, device=torch.device("cpu"))
     features = critic.features(draw(states, width), tokens)
     learned, held_out = features[:384], features[384:]
     assert not critic.values(features).any(), "V starts at 0 everywhere"
@@ -37,7 +37,6 @@ def test_where_things_are_is_seen_in_the_patches_alone(channels: int, explained:
         (place > 0).float()[:384],
         epochs=20,
         mini_batch=64,
-        max_grad_norm=1.0,
         generator=np.random.default_rng(0),
     )
     values = critic.values(held_out)

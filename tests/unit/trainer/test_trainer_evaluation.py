@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 
 from vlarl.config import ConfigError, EvaluationConfig, SimulationConfig  # noqa: E402
 from vlarl.intervals import wilson_interval  # noqa: E402
+from vlarl.json_lines import JsonLines  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
-from vlarl.learning.run_log import JsonLines  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl_jobs.evaluation.folder import EvaluationFolder  # noqa: E402

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vlarl.learning.trainable import token_logprobs  # noqa: E402
-from vlarl_trainer.algorithms.losses import (  # noqa: E402
+from vlarl_trainer.algorithms.ppo import (  # noqa: E402
     approximate_kl,
     clipped_policy_terms,
     explained_variance,

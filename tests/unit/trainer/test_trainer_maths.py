@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlarl.config import PpoConfig
-from vlarl_trainer.algorithms.advantages import generalised_advantages, whiten
+from vlarl_trainer.algorithms.ppo import generalised_advantages, whiten
 from vlarl_trainer.rollouts.curriculum import draw_tasks, task_probabilities
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "rl.json").read_text())

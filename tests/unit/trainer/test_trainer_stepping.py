@@ -17,8 +17,8 @@ from tests.integration.trainer.demonstrated import sft_config, write_dataset  # 
 from vlarl.config import CriticConfig, FitConfig  # noqa: E402
 from vlarl.data.samples import SampleBatch  # noqa: E402
 from vlarl.learning.fit import Fit, Stage  # noqa: E402
-from vlarl.learning.optimizer import DivergedError, take_step  # noqa: E402
-from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.optimizer import DivergedError, StepOptimizer  # noqa: E402
+from vlarl.learning.ranks import MicroBatch, World  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl_trainer.algorithms.critic import Critic  # noqa: E402
 
@@ -31,37 +31,105 @@ def steep(parameter: Tensor) -> Tensor:
     return (parameter - parameter.detach()).sum().sqrt()
 
 
-def test_a_step_is_adamws_on_the_scaled_gradient() -> None:
+def optimizer_of(parameter: nn.Parameter) -> StepOptimizer:
+    return StepOptimizer(
+        {"one": parameter},
+        World.alone(torch.device("cpu")),
+        rate=lambda _: 0.1,
+        max_grad_norm=1.0,
+        name="the thing",
+        rate_key="thing.rate",
+    )
+
+
+def accumulate(optimizer: StepOptimizer, *losses: Tensor, rest: int = 0) -> None:
+    """One sample a micro-batch; `rest` further ones are another rank's."""
+    size = len(losses) + rest
+    for number, loss in enumerate(losses, start=1):
+        place = np.array([number - 1])
+        optimizer.accumulate(loss[None], MicroBatch(place, place, 1, size, number == len(losses)))
+
+
+def test_a_step_is_adamws_on_the_scaled_gradient_of_the_mean() -> None:
     one, other = (nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2))
-    ours, theirs = (torch.optim.AdamW([p], lr=0.1, weight_decay=0.0) for p in (one, other))
-    one.square().sum().backward()
-    assert take_step(ours, [one], 1.0, "no") == pytest.approx(10.0)  # |(6, 8)|
+    ours = optimizer_of(one)
+    theirs = torch.optim.AdamW([other], lr=0.1, weight_decay=0.0)
+    accumulate(ours, one.square().sum(), 3 * one.square().sum())
+    assert float(ours.means()) == pytest.approx(50.0)
+    assert ours.step() == pytest.approx(20.0)  # |(12, 16)|
     assert one.grad is None
     other.grad = torch.tensor([0.6, 0.8])
     theirs.step()
     torch.testing.assert_close(one, other)
+    assert ours.steps_taken == 1
+
+
+def test_what_counts_for_nothing_changes_nothing() -> None:
+    """A rank that has no sample left computes one again, so that all ranks' passes go in step."""
+    one = nn.Parameter(torch.tensor([3.0, 4.0]))
+    ours = optimizer_of(one)
+    place = np.array([0])
+    ours.accumulate(one.sum()[None], MicroBatch(place, place, counted=0, size=4, last=True))
+    assert float(ours.means()) == 0.0
+    assert one.grad is not None
+    assert not one.grad.any()
+
+
+def test_moments_and_steps_come_back() -> None:
+    one, other = (nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2))
+    ours, again = optimizer_of(one), optimizer_of(other)
+    for _ in range(3):
+        accumulate(ours, one.square().sum())
+        ours.step()
+    kept = ours.tensors("policy_optimizer")
+    assert sorted(kept) == [f"policy_optimizer.one.{m}" for m in ("exp_avg", "exp_avg_sq", "step")]
+    again.restore(kept, "policy_optimizer")
+    other.data.copy_(one)
+    assert again.steps_taken == 3
+    for parameter, optimizer in ((one, ours), (other, again)):
+        accumulate(optimizer, parameter.square().sum())
+        optimizer.step()
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("slope", [float("inf"), float("nan"), 1e38])
 def test_a_gradient_without_a_norm_changes_nothing(slope: float) -> None:
     """1e38 is finite, but its square isn't, and with it all would be scaled to 0."""
     parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
-    optimizer = torch.optim.AdamW([parameter], lr=0.1)
-    parameter.sum().backward()
-    take_step(optimizer, [parameter], 1.0, "no")
+    optimizer = optimizer_of(parameter)
+    accumulate(optimizer, parameter.sum())
+    optimizer.step()
+    before = {key: value.clone() for key, value in optimizer.tensors("moments").items()}
     weights = parameter.detach().clone()
-    moments = {key: value.clone() for key, value in optimizer.state[parameter].items()}
     parameter.grad = torch.tensor([0.0, slope])
-    with pytest.raises(DivergedError, match="lower the rate"):
-        take_step(optimizer, [parameter], 1.0, "lower the rate")
+    with pytest.raises(
+        DivergedError, match=r"the thing: the gradient is not finite after 1 .*lower thing\.rate"
+    ):
+        optimizer.step()
     assert torch.equal(parameter, weights)
-    assert all(torch.equal(value, moments[k]) for k, value in optimizer.state[parameter].items())
+    after = optimizer.tensors("moments")
+    assert all(torch.equal(value, before[key]) for key, value in after.items())
+    assert parameter.grad is None
+
+
+def test_a_loss_that_is_no_number_is_forgotten() -> None:
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = optimizer_of(parameter)
+    accumulate(optimizer, parameter.sum() * float("nan"))
+    with pytest.raises(DivergedError, match=r"the thing: the loss is not finite after 0 steps"):
+        optimizer.means()
     assert parameter.grad is None
 
 
 def test_the_critic_refuses_what_overflows() -> None:
     model = OpenVLAConfig.from_directory(GOLDEN)
-    critic = Critic(model, CriticConfig(hidden=(4,), clip=0.0), 3, torch.device("cpu"))
+    critic = Critic(
+        model,
+        CriticConfig(hidden=(4,), clip=0.0),
+        max_grad_norm=1.0,
+        seed=3,
+        device=torch.device("cpu"),
+    )
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(16, len(critic.head[0].mean), generator=generator)
 
@@ -71,7 +139,6 @@ def test_the_critic_refuses_what_overflows() -> None:
             returns,
             epochs=1,
             mini_batch=1,
-            max_grad_norm=1.0,
             generator=np.random.default_rng(0),
         )
 
@@ -80,7 +147,7 @@ def test_the_critic_refuses_what_overflows() -> None:
     # Squared, 1.8e19 is a float32, and its gradient's squared norm is not; 1e20 is none itself.
     for size, what in ((1.8e19, "gradient"), (1e20, "loss")):
         with pytest.raises(
-            DivergedError, match=rf"critic's {what} .*trainer\.critic\.learning_rate"
+            DivergedError, match=rf"critic: the {what} .*trainer\.critic\.learning_rate"
         ):
             fit(torch.full((16,), size))
     assert all(torch.equal(value, before[k]) for k, value in critic.head.state_dict().items())

@@ -8,7 +8,6 @@ all epochs; the MLP is so small that rank 0 trains it alone and nothing needs to
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from vlarl.config import CriticConfig
-from vlarl.learning.optimizer import DivergedError, mini_batches, take_step
+from vlarl.learning.optimizer import StepOptimizer, mini_batches
+from vlarl.learning.ranks import World
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl_trainer.algorithms.losses import explained_variance, value_loss
-
-_WAY_OUT = (
-    "no step was taken; lower trainer.critic.learning_rate and go on from the last checkpoint with "
-    "--resume"
-)
+from vlarl_trainer.algorithms.ppo import explained_variance, value_loss
 
 
 class Standardise(nn.Module):
@@ -83,10 +78,16 @@ class CriticReport:
 
 
 class Critic:
-    """The value head and its optimizer."""
+    """The value head and its optimizer, of one rank."""
 
     def __init__(
-        self, model: OpenVLAConfig, config: CriticConfig, seed: int, device: torch.device
+        self,
+        model: OpenVLAConfig,
+        config: CriticConfig,
+        *,
+        max_grad_norm: float,
+        seed: int,
+        device: torch.device,
     ) -> None:
         """model: of the policy. seed: of the initial weights and of the projection."""
         width, channels = model.text.hidden_size, config.patch_channels
@@ -95,8 +96,15 @@ class Critic:
             torch.manual_seed(seed)
             self.head = value_head(self._standardise, config.hidden).to(device)
             self._projection = (torch.randn(width, channels) / width**0.5).to(device)
-        self.optimizer = torch.optim.AdamW(
-            self.head.parameters(), lr=config.learning_rate, eps=1e-5, weight_decay=0.0
+        self._alone = World.alone(device)
+        self.optimizer = StepOptimizer(
+            dict(self.head.named_parameters()),
+            self._alone,
+            rate=lambda _: config.learning_rate,
+            max_grad_norm=max_grad_norm,
+            epsilon=1e-5,
+            name="the critic",
+            rate_key="trainer.critic.learning_rate",
         )
         self._config = config
         self._device = device
@@ -124,7 +132,6 @@ class Critic:
         *,
         epochs: int,
         mini_batch: int,
-        max_grad_norm: float,
         generator: np.random.Generator,
     ) -> CriticReport:
         """Regresses the returns.
@@ -134,7 +141,6 @@ class Critic:
             returns: [N], GAE's A + V under the values before the fit.
             epochs: passes over the samples.
             mini_batch: samples behind one step.
-            max_grad_norm: bound on the gradient's norm.
             generator: of the samples' order.
 
         Raises:
@@ -147,19 +153,11 @@ class Critic:
         losses: list[float] = []
         for _ in range(epochs):
             losses = []
-            for samples in mini_batches(len(features), mini_batch, generator):
-                values = self.head(features[samples]).squeeze(-1)
-                loss = value_loss(
-                    values, old_values[samples], returns[samples], self._config.clip
-                ).mean()
-                losses.append(loss.item())
-                if not math.isfinite(losses[-1]):
-                    raise DivergedError(f"the critic's loss is not finite: {_WAY_OUT}")
-                torch.autograd.backward(loss)
-                take_step(
-                    self.optimizer,
-                    self.head.parameters(),
-                    max_grad_norm,
-                    f"the critic's gradient is not finite, although its loss is: {_WAY_OUT}",
-                )
+            for chosen in mini_batches(len(features), mini_batch, generator):
+                (undivided,) = self._alone.share(chosen, len(chosen))
+                values = self.head(features[chosen]).squeeze(-1)
+                loss = value_loss(values, old_values[chosen], returns[chosen], self._config.clip)
+                self.optimizer.accumulate(loss, undivided)
+                losses.append(float(self.optimizer.means()))
+                self.optimizer.step()
         return CriticReport(float(np.mean(losses)), explained_variance(old_values, returns))

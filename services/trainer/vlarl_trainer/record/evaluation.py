@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlarl.config import EvaluationConfig
 from vlarl.intervals import wilson_interval
-from vlarl.learning.run_log import JsonLines
+from vlarl.json_lines import JsonLines
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_trainer.record.progress import Progress
 from vlarl_trainer.rollouts.trajectory_check import TrajectoryError

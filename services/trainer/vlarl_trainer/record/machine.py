@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from vlarl.json_lines import JsonLines
 from vlarl.learning.ranks import World
-from vlarl.learning.run_log import JsonLines
 
 
 def record_start(run_dir: Path, iteration: int, world: World) -> None:

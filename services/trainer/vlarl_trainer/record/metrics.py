@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge
 from torch.utils.tensorboard import SummaryWriter
 
+from vlarl.learning.run_log import RunLog, show
 from vlarl.trainer.v1 import trainer_pb2
 
 METRICS = {
@@ -81,7 +80,7 @@ class MetricsLog:
     def __init__(self, run_dir: Path, registry: CollectorRegistry) -> None:
         self._path = run_dir / "metrics.jsonl"
         self._board_dir = run_dir / "tensorboard"
-        self._board: SummaryWriter | None = None
+        self._log: RunLog | None = None
         self._evaluation_board: SummaryWriter | None = None
         self._iteration = Gauge(
             "vlarl_trainer_iteration", "Iterations completed.", registry=registry
@@ -135,78 +134,67 @@ class MetricsLog:
         Returns:
             The iterations done so far.
         """
-        done: list[trainer_pb2.Iteration] = []
-        if latest is not None:
-            done = [one for one in self._read() if one.iteration <= latest.iteration]
-            if not done or done[-1].iteration < latest.iteration:
-                done.append(latest)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(map(_line, done)), encoding="utf-8")
-        partial.replace(self._path)
-        following = latest.iteration + 1 if latest is not None else 0
-        self._board = SummaryWriter(str(self._board_dir), purge_step=following)
+        last = -1 if latest is None else latest.iteration
+        self._log = RunLog(
+            self._path,
+            self._board_dir,
+            keep=lambda line: line["iteration"] <= last,
+            following=last + 1,
+        )
+        done = [_parse(line) for line in self._log.rows]
+        if latest is not None and (not done or done[-1].iteration < last):
+            self._log.append(_line(latest))
+            done.append(latest)
         return done
 
-    def _read(self) -> Iterable[trainer_pb2.Iteration]:
-        if not self._path.exists():
-            return
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            # A crash may have cut the last line short.
-            if line.endswith("}"):
-                yield _parse(json.loads(line))
-
     def write(self, iteration: trainer_pb2.Iteration) -> None:
-        """Records an iteration."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(iteration))
-            file.flush()
-            os.fsync(file.fileno())
+        """Records an iteration; `resume` came first."""
+        assert self._log is not None  # noqa: S101
+        self._log.write(_line(iteration), iteration.metrics, iteration.iteration)
         self._iteration.set(iteration.iteration + 1)
         self._version.set(iteration.policy_version)
         self._env_steps.set(iteration.env_steps)
-        self._show(iteration.metrics, self._board, iteration.iteration)
+        self._set_gauges(iteration.metrics)
 
     def evaluation(self, metrics: Mapping[str, float], env_steps: int) -> None:
         """Shows an evaluation. On TensorBoard it is a run of its own, over control steps."""
         if self._evaluation_board is None:
             # Apart, because resuming cuts the other one off at an iteration.
             self._evaluation_board = SummaryWriter(str(self._board_dir / "evaluation"))
-        self._show(metrics, self._evaluation_board, env_steps)
+        show(self._evaluation_board, metrics, env_steps)
+        self._set_gauges(metrics)
 
-    def _show(self, metrics: Mapping[str, float], board: SummaryWriter | None, step: int) -> None:
-        """Scalars on TensorBoard and, those of `METRICS`, in Prometheus."""
+    def _set_gauges(self, metrics: Mapping[str, float]) -> None:
+        """Those of `METRICS` in Prometheus."""
         for name, value in metrics.items():
-            if board is not None:
-                board.add_scalar(name, value, step)
             of_all, _, task = name.partition("/task_")
             if name in self._gauges:
                 self._gauges[name].set(value)
             elif task and of_all in self._task_gauges:
                 self._task_gauges[of_all].labels(task).set(value)
-        if board is not None:
-            board.flush()
 
     def close(self) -> None:
         """Closes the TensorBoard files."""
-        for board in (self._board, self._evaluation_board):
-            if board is not None:
-                board.close()
+        for log in (self._log, self._evaluation_board):
+            if log is not None:
+                log.close()
 
 
 def _upper(meaning: str) -> str:
     return meaning[0].upper() + meaning[1:]
 
 
-def _line(iteration: trainer_pb2.Iteration) -> str:
+def _line(iteration: trainer_pb2.Iteration) -> dict[str, float]:
     fields = {
         "iteration": iteration.iteration,
         "policy_version": iteration.policy_version,
         "env_steps": iteration.env_steps,
     }
-    return json.dumps(fields | dict(sorted(iteration.metrics.items()))) + "\n"
+    return fields | dict(sorted(iteration.metrics.items()))
 
 
-def _parse(fields: dict[str, float]) -> trainer_pb2.Iteration:
+def _parse(line: Mapping[str, float]) -> trainer_pb2.Iteration:
+    fields = dict(line)
     return trainer_pb2.Iteration(
         iteration=int(fields.pop("iteration")),
         policy_version=int(fields.pop("policy_version")),

@@ -1,25 +1,19 @@
-"""Checkpoints: what a run needs to go on, in files that hold no code.
+"""Where a run stands between two iterations, and its checkpoints.
 
-    RUN/checkpoints/iteration-00012/state.json            where the run stands
-                                    tensors.safetensors   factors, critic, both optimizers, whole
-
-A checkpoint is written aside, forced to disk and renamed, so a folder under its final name is
-complete. Tensors are gathered: a run resumes at any world size.
+RUN/checkpoints/iteration-00012/state.json            `Progress`
+tensors.safetensors   factors, critic, both optimizers
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from vlarl.learning.checkpoints import ResumeError, read_state, write_state
-
-_PREFIX = "iteration-"
+from vlarl.learning.checkpoints import CheckpointFolder
 
 
 @dataclass(frozen=True)
@@ -48,39 +42,9 @@ class Progress:
     version wrote the checkpoint."""
 
 
-def save_checkpoint(
-    directory: Path, progress: Progress, tensors: dict[str, Tensor], keep: int
-) -> Path:
-    """Writes a checkpoint durably, then removes all but the newest `keep`.
-
-    Returns:
-        Its folder.
-    """
-    final = directory / f"{_PREFIX}{progress.iteration:05d}"
-    # What is there already comes from an earlier run of this very iteration, not acknowledged.
-    write_state(final, asdict(progress), tensors)
-    for old in _complete(directory)[:-keep]:
-        shutil.rmtree(old)
-    return final
-
-
-def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint."""
-    found = _complete(directory)
-    return found[-1] if found else None
-
-
-def load_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]]:
-    """Reads a checkpoint.
-
-    Raises:
-        ResumeError: a file is missing or broken.
-    """
-    state, tensors = read_state(path)
-    try:
-        return Progress(**state), tensors
-    except TypeError as error:
-        raise ResumeError(f"checkpoint {path} can't be read: {error}") from error
+def run_checkpoints(run_dir: Path) -> CheckpointFolder[Progress]:
+    """The checkpoints of a run."""
+    return CheckpointFolder(run_dir / "checkpoints", "iteration-", 5, Progress)
 
 
 def factors_in(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -88,7 +52,3 @@ def factors_in(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]
     firsts = [name for name in tensors if name.startswith("policy.") and name.endswith(".A")]
     layers = [name.removeprefix("policy.").removesuffix(".A") for name in firsts]
     return {layer: (tensors[f"policy.{layer}.A"], tensors[f"policy.{layer}.B"]) for layer in layers}
-
-
-def _complete(directory: Path) -> list[Path]:
-    return sorted(directory.glob(f"{_PREFIX}*"))

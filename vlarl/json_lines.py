@@ -1,0 +1,74 @@
+"""Files of JSON objects, one a line, that a crash may cut short and that are gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlarl.errors import FatalError
+
+
+class DamagedFileError(FatalError):
+    """A file that can't be read; the message names file and line and says what to do."""
+
+
+def placed_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object with its place, 'FILE, line N'; none where there is no file.
+
+    What follows the last line break is left out: its writer hasn't finished it, or was killed.
+
+    Raises:
+        DamagedFileError: another line is no object.
+    """
+    if not path.exists():
+        return
+    try:
+        *whole, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DamagedFileError(f"{path}: can't be read ({error.strerror})") from error
+    for number, line in enumerate(whole, start=1):
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            problem = f"{place}: damaged ({error}); mend or remove that line"
+            raise DamagedFileError(problem) from error
+        if not isinstance(row, dict):
+            raise DamagedFileError(f"{place}: not an object; mend or remove that line")
+        yield place, row
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of `placed_lines`."""
+    return [row for _, row in placed_lines(path)]
+
+
+class JsonLines:
+    """Appends durably. Opened again, it drops the half line that a crash left at the end."""
+
+    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        """keep: which of the objects there stay; none: all."""
+        self._path = path
+        self.rows = [row for row in read_lines(path) if keep is None or keep(row)]
+        """What the file holds."""
+        kept = "".join(map(_line, self.rows)).encode()
+        if path.exists() and path.read_bytes() != kept:
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(kept)
+            partial.replace(path)
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Adds an object; it is on disk when this returns."""
+        line = _line(row)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(json.loads(line))
+
+
+def _line(row: Mapping[str, object]) -> str:
+    return json.dumps(row) + "\n"
