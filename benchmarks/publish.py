@@ -27,9 +27,10 @@ def main() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "`make bench` runs them; every ratio is of one run on one machine.",
-        "On a GPU that is at hand for minutes, `python -m benchmarks.gpu_check` checks and",
-        "measures server and stack ([gpu.md](gpu.md#the-check)).",
+        "This page is for whoever asks how fast each part is, and against what. `make bench` runs all",
+        "benchmarks. Every ratio is of one run on one machine. On a GPU that you have for some minutes,",
+        "`python -m benchmarks.gpu_check` checks and measures server and stack",
+        "([gpu.md](gpu.md#the-check)).",
     ]
     for name in ORDER:
         file = RESULTS / f"{name}.json"
