@@ -27,9 +27,9 @@ def main() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "This page is for whoever asks how fast each part is, and against what. `make bench` runs all",
-        "benchmarks. Every ratio is of one run on one machine. On a GPU that you have for some minutes,",
-        "`python -m benchmarks.gpu_check` checks and measures server and stack",
+        "This page is for whoever asks how fast each part is, and against what. `make bench` runs",
+        "all benchmarks. Every ratio is of one run on one machine. On a GPU that you have for some",
+        "minutes, `python -m benchmarks.gpu_check` checks and measures server and stack",
         "([gpu.md](gpu.md#the-check)).",
     ]
     for name in ORDER:
