@@ -72,6 +72,23 @@ def test_factors_sit_on_exactly_the_layers_that_the_forward_pass_uses(
     assert all(b.abs().max() > 0 for _, b in one.snapshot().factors.values())
 
 
+def test_a_checkpoint_s_tensors_have_the_names_that_they_always_had(
+    checkpoint: Path, experience: Experience
+) -> None:
+    """Runs of earlier versions are gone on from, and others' tools read the files."""
+    one = learner(checkpoint)
+    fresh = set(one.snapshot().tensors)
+    factors = {f"{layer}.{factor}" for layer in lora_layers(one.policy.config) for factor in "AB"}
+    critic = {"0.mean", "0.scale", "0.known", "1.weight", "1.bias", "3.weight", "3.bias"}
+    held = {f"policy.{name}" for name in factors} | {f"critic.{name}" for name in critic}
+    assert fresh == held | {"policy_steps"}
+    one.learn(experience)
+    learned = {f"policy_optimizer.{name}" for name in factors}
+    learned |= {f"critic_optimizer.{name}" for name in critic if name[0] != "0"}
+    moments = {f"{name}.{m}" for name in learned for m in ("exp_avg", "exp_avg_sq", "step")}
+    assert set(one.snapshot().tensors) == fresh | moments
+
+
 def test_base_weights_never_change(checkpoint: Path, experience: Experience) -> None:
     one = learner(checkpoint)
     before = {n: p.clone() for n, p in one.policy._model.named_parameters() if "lora_" not in n}
