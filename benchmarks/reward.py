@@ -3,10 +3,11 @@
     python -m benchmarks.reward [--quick] [--checkpoint DIR]
 
 The bare loop gets prepared frames, prompts and tokens, and does nothing but pass them through the
-model, in batches of `reward.batch_steps`. The scorer gets trajectories as they come from the queue:
-it decodes, resizes, looks prompts up, passes, and answers rewards. It also tells the allocator to
-keep memory (`vlarl_reward.allocator`), which speeds up any pass on a CPU; so there are two bare
-loops, one as anybody would write it, in a process of its own, and one in the scorer's process.
+model, in batches of `reward.batch_steps`. `ProcessReward`, the table's scorer, gets trajectories as
+they come from the queue: it decodes, resizes, looks prompts up, passes, and answers rewards. It
+also tells the allocator to keep memory (`vlarl_reward.allocator`), which speeds up any pass on a
+CPU; so there are two bare loops, one as anybody would write it, in a process of its own, and one in
+the scorer's process.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import Report
-from vlarl.config import PpoConfig, RewardConfig
+from vlarl.config import PpoConfig, ProcessRewardConfig
 from vlarl.images import encode_jpeg
 from vlarl.models.openvla.network import load_model, pad_prompts
 from vlarl.models.openvla.pixels import PixelNormalizer
@@ -35,7 +36,7 @@ from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.process_reward.model import ProcessRewardModel
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl_reward.models.process import RprmScorer
+from vlarl_reward.models.process import ProcessReward
 
 INSTRUCTION = "pick up the black bowl on the cookie box and place it on the plate"
 STEPS = 32
@@ -64,16 +65,16 @@ def main() -> None:
 
 def measure(checkpoint: Path, episodes: int, repeats: int) -> bool:
     """Measures and prints the table."""
-    config = RewardConfig(model="rprm", checkpoint=checkpoint)
-    scorer, judge = RprmScorer(config, PpoConfig()), ProcessRewardModel(checkpoint)
-    size, ids = judge.config.image_size, judge.action_ids
+    config = ProcessRewardConfig(model="rprm", checkpoint=checkpoint)
+    reward, network = ProcessReward(config, PpoConfig()), ProcessRewardModel(checkpoint)
+    size, ids = network.config.image_size, network.action_ids
     drawn = np.random.default_rng(0)
     trajectories = []
     for _ in range(episodes):
         frames = views(drawn, size)
         tokens = drawn.integers(ids[0], ids[-1], size=(STEPS, 7), endpoint=True)
         trajectories.append(episode(frames, tokens))
-    bare = bare_loop(checkpoint, trajectories, config.batch_steps, judge)
+    bare = bare_loop(checkpoint, trajectories, config.batch_steps, network)
     # In turns, so that a busy machine is busy for all.
     plain, kept, whole = [], [], []
     encoded = [trajectory.SerializeToString() for trajectory in trajectories]
@@ -83,7 +84,7 @@ def measure(checkpoint: Path, episodes: int, repeats: int) -> bool:
         for _ in range(repeats):
             plain.append(other.submit(_one_loop).result())
             kept.append(seconds(bare))
-            whole.append(seconds(lambda: scorer.score(trajectories)))
+            whole.append(seconds(lambda: reward.score(trajectories)))
     table = Report("reward", f"Steps judged a second, {size} px, batches of {config.batch_steps}")
     steps = episodes * STEPS
     table.add("bare forward passes", steps / statistics.median(plain), "steps/s")
@@ -144,7 +145,7 @@ def bare_loop(
     checkpoint: Path,
     trajectories: list[rollout_pb2.Trajectory],
     batch: int,
-    judge: ProcessRewardModel,
+    network: ProcessRewardModel,
 ) -> Callable[[], object]:
     """The model alone, over inputs that lie ready."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -154,7 +155,7 @@ def bare_loop(
     normalize = PixelNormalizer.from_directory(checkpoint)
     prompts = PromptBuilder(checkpoint)
     steps = [step for one in trajectories for step in one.steps]
-    pixels = torch.from_numpy(normalize(np.stack([judge.frame(step.image) for step in steps])))
+    pixels = torch.from_numpy(normalize(np.stack([network.frame(step.image) for step in steps])))
     tokens = torch.tensor([list(step.action.token_ids) for step in steps])
     ids, lengths = pad_prompts(
         [prompts.token_ids(INSTRUCTION)] * batch, model.config.pad_token_id, device

@@ -15,7 +15,14 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from vlarl.config import ConfigError, RewardModelConfig, RunConfig, SftConfig, save_config
+from vlarl.config import (
+    ConfigError,
+    ProcessRewardConfig,
+    RewardModelConfig,
+    RunConfig,
+    SftConfig,
+    save_config,
+)
 from vlarl.config.base import NAME_PATTERN
 from vlarl.config.files import runs_inside
 from vlarl.ownership import owned
@@ -177,14 +184,14 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
 
 
 def check_reward(settings: RunConfig) -> None:
-    """Looks at the reward model, if a run has one.
+    """Looks at the process reward model, if a run has one.
 
     Raises:
         FatalError: it is none, or can't be loaded.
     """
     from vlarl.models.registry import check_reward_model
 
-    if settings.reward.checkpoint is not None:
+    if isinstance(settings.reward, ProcessRewardConfig):
         check_reward_model(settings.reward.checkpoint)
 
 

@@ -19,7 +19,7 @@ from vlarl.config import (
     dump_toml,
     load_section,
 )
-from vlarl.config.base import Section, nested_section
+from vlarl.config.base import OneOf, Section, sections_in
 from vlarl.config.resuming import kinds
 from vlarl.terminal import write
 from vlarl_cli.groups import command_group
@@ -119,9 +119,12 @@ def _tables(root: type[Section], *, resumable: bool = True) -> list[str]:
     return _section(root, "", {key: kind.on_resume for key, kind in known.items() if kind})
 
 
-def _section(section: type[Section], path: str, on_resume: Mapping[str, str]) -> list[str]:
+def _section(
+    section: type[Section], path: str, on_resume: Mapping[str, str], choice: str = ""
+) -> list[str]:
+    """A section's table, then those of the sections in it. choice: what makes it this section."""
     summary = " ".join((section.__doc__ or "").partition("\n\n")[0].split())
-    title = f"`[{path}]`" if path else "Top level"
+    title = f"`[{path}]`{choice}" if path else "Top level"
     further = (" on resume |", " --- |") if on_resume else ("", "")
     lines = ["", f"## {title}", "", summary, ""]
     lines += [f"| key | type | default |{further[0]} meaning |"]
@@ -129,8 +132,11 @@ def _section(section: type[Section], path: str, on_resume: Mapping[str, str]) ->
     nested = []
     for name, field in section.model_fields.items():
         key = f"{path}.{name}" if path else name
-        if inner := nested_section(field.annotation):
-            nested += _section(inner, key, on_resume)
+        if inside := sections_in(field.annotation):
+            one_of = next((mark for mark in field.metadata if isinstance(mark, OneOf)), None)
+            for inner in inside:
+                chosen = f' with `{one_of.key} = "{one_of.choice(inner)}"`' if one_of else ""
+                nested += _section(inner, key, on_resume, chosen)
             continue
         plain = isinstance(field.annotation, type) and "[" not in str(field.annotation)
         kind = str(getattr(field.annotation, "__name__", "")) if plain else str(field.annotation)

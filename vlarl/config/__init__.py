@@ -28,8 +28,14 @@ from vlarl.config.learning import (
 )
 from vlarl.config.libero import LIBERO_SUITES
 from vlarl.config.network import ChannelConfig, QueueConfig, SecurityConfig, ServerConfig
+from vlarl.config.reward import (
+    OutcomeRewardConfig,
+    ProcessRewardConfig,
+    RewardConfig,
+    RewardSection,
+)
 from vlarl.config.reward_model import RewardDataConfig, RewardModelConfig
-from vlarl.config.services import EnvConfig, PolicyConfig, RewardConfig
+from vlarl.config.services import EnvConfig, PolicyConfig
 from vlarl.config.sft import (
     AugmentationConfig,
     DataConfig,
@@ -53,13 +59,16 @@ __all__ = [
     "FitConfig",
     "LabelConfig",
     "LoraConfig",
+    "OutcomeRewardConfig",
     "PaperNumber",
     "PolicyConfig",
     "PpoConfig",
+    "ProcessRewardConfig",
     "QueueConfig",
     "RewardConfig",
     "RewardDataConfig",
     "RewardModelConfig",
+    "RewardSection",
     "RunConfig",
     "Section",
     "SecurityConfig",
@@ -104,7 +113,7 @@ class RunConfig(Section):
     """The policy servers."""
     env: EnvConfig = EnvConfig()
     """The simulators."""
-    reward: RewardConfig = RewardConfig()
+    reward: RewardConfig = OutcomeRewardConfig()
     """The reward servers."""
     trainer: TrainerConfig = TrainerConfig()
     """The trainer."""

@@ -26,17 +26,18 @@ from vlarl.config import (
     LoraConfig,
     PolicyConfig,
     PpoConfig,
+    ProcessRewardConfig,
     QueueConfig,
-    RewardConfig,
     RewardDataConfig,
     RewardModelConfig,
+    RewardSection,
     RunConfig,
     SecurityConfig,
     SftConfig,
     TasksConfig,
     TrainerConfig,
 )
-from vlarl.config.base import Section, nested_section
+from vlarl.config.base import Section, sections_in
 from vlarl.errors import ConfigError
 
 _SHOWN = 200
@@ -64,8 +65,8 @@ class Kind:
 
 @dataclass(frozen=True)
 class _Keys:
-    """The keys of one section. One that is a section itself stands for all below it, and is left
-    out where those have kinds of their own.
+    """The keys that one class declares. One that is a section itself stands for all below it, and
+    is left out where those have kinds of their own.
     """
 
     free: str = ""
@@ -132,9 +133,10 @@ _KINDS: Mapping[type[Section], _Keys] = {
         },
     ),
     # The critic learns other returns as it learned the first: from what comes.
-    RewardConfig: _Keys(
-        free="batch_trajectories watch_episodes warn_below stop_below batch_steps threads",
-        ahead="model success_reward checkpoint coefficient form dtype",
+    RewardSection: _Keys(free="batch_trajectories", ahead="model success_reward"),
+    ProcessRewardConfig: _Keys(
+        free="watch_episodes warn_below stop_below batch_steps threads",
+        ahead="checkpoint coefficient form dtype",
     ),
     TrainerConfig: _Keys(
         free="address logprob_gap_bound merged_digest rollout_timeout_seconds "
@@ -238,13 +240,19 @@ def kinds(root: type[Section]) -> dict[str, Kind | None]:
 def _walk(
     section: type[Section], prefix: str, above: Kind | None
 ) -> Iterator[tuple[str, Kind | None]]:
-    own = _KINDS.get(section, _Keys())
     for name, described in section.model_fields.items():
-        kind = above or own.kind(name)
-        if inner := nested_section(described.annotation):
+        kind = above or _own_kind(section, name)
+        inside = sections_in(described.annotation)
+        for inner in inside:
             yield from _walk(inner, f"{prefix}{name}.", kind)
-        else:
+        if not inside:
             yield prefix + name, kind
+
+
+def _own_kind(section: type[Section], key: str) -> Kind | None:
+    """The kind that the section's class, or one that it inherits from, gives its key."""
+    tables = (_KINDS[one] for one in section.__mro__ if one in _KINDS)
+    return next((kind for table in tables if (kind := table.kind(key))), None)
 
 
 def terms(config: Section) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The policy, env and reward services."""
+"""The policy and env services."""
 
 from __future__ import annotations
 
@@ -110,56 +110,4 @@ class EnvConfig(Section):
     def _names_a_camera(self) -> Self:
         if not self.cameras:
             raise ValueError("cameras must name at least one: the policy sees the first")
-        return self
-
-
-class RewardConfig(Section):
-    """The reward server."""
-
-    model: Literal["outcome", "rprm"] = "outcome"
-    """outcome: 1 at the step that solved the task, 0 elsewhere. rprm: that, and what a process
-    reward model says of each step."""
-    success_reward: float = 1.0
-    """Reward of success."""
-    batch_trajectories: int = Field(default=8, ge=1)
-    """Most trajectories scored at once."""
-    checkpoint: Path | None = None
-    """The process reward model, a folder that `vlarl reward train` wrote. Another one put in its
-    place is taken up between two batches."""
-    coefficient: float = Field(default=0.1, ge=0)
-    """c of r = sparse + c * dense."""
-    form: Literal["additive", "potential"] = "additive"
-    """What dense is. additive: P(the action leads somewhere), the paper's; potential: gamma * P of
-    the next state - P of this one, P being the model's word before any action and gamma the
-    trainer's discount, which no loitering can farm (Ng et al., 1999). See docs/decisions/0014."""
-    watch_episodes: int = Field(default=200, ge=30)
-    """Latest training episodes over which the trainer correlates sums of additive rewards with
-    success: where they part, the policy farms the model."""
-    warn_below: float = Field(default=0.1, ge=-1, le=1)
-    """Correlation below which the run's log warns."""
-    stop_below: float | None = Field(default=None, ge=-1, le=1)
-    """Correlation below which the run stops, of the additive form; none: it goes on."""
-    batch_steps: int = Field(default=64, ge=1)
-    """Steps, of any trajectories, in one forward pass."""
-    dtype: Literal["auto", "float32"] = "auto"
-    """Data type of the passes; auto: bfloat16 on a GPU, float32 otherwise."""
-    threads: int | None = Field(default=None, ge=1)
-    """Threads of torch on a CPU; none: all cores."""
-
-    @model_validator(mode="after")
-    def _model_has_a_checkpoint(self) -> Self:
-        if self.model == "rprm" and self.checkpoint is None:
-            raise ValueError(
-                'reward.model = "rprm" needs reward.checkpoint, a folder that `vlarl reward train` '
-                "wrote"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _only_what_can_be_farmed_is_watched(self) -> Self:
-        if self.form == "potential" and self.stop_below is not None:
-            raise ValueError(
-                "reward.stop_below is a correlation of additive rewards; with reward.form = "
-                '"potential" there is nothing to farm, so leave it out'
-            )
         return self

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vlarl.config import AblationConfig, ConfigError, RunConfig, as_section, load_config, load_saved
 from vlarl.config.base import merge
+from vlarl.config.files import read_toml
 from vlarl.json_lines import read_lines
 from vlarl.weights.whereabouts import folder_fault
 from vlarl_jobs.report.groups import differing_keys
@@ -93,7 +94,7 @@ def make_plan(config: AblationConfig, file: Path, out: Path) -> Ablation:
     Raises:
         ConfigError: a run's configuration is wrong, or two variants are the same.
     """
-    base = load_config(file.parent / config.base).model_dump(mode="json", exclude_none=True)
+    base = _base(file.parent / config.base)
     common = merge(base, _changes(config.common, f"{file}: common"))
     variants = {
         name: merge(common, _changes(changes, f"{file}: variants.{name}"))
@@ -126,6 +127,12 @@ def standing(planned: PlannedRun) -> Standing:
     any_iteration = bool(read_lines(planned.folder / "metrics.jsonl"))
     run = read_run(planned.folder) if any_iteration else None
     return Standing(planned, begun=True, run=run)
+
+
+def _base(path: Path) -> dict[str, object]:
+    """What the file says, once it is sound: a variant may choose what the file only prepares."""
+    load_config(path)
+    return read_toml(path)
 
 
 def _changes(changes: Mapping[str, object], source: str) -> Mapping[str, object]:

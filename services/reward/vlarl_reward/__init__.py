@@ -1,6 +1,6 @@
-"""The reward server: outcomes in, rewards out.
+"""The reward server: finished episodes in, rewards out.
 
-`models/base.py` is the seam: a reward model is whatever turns finished trajectories into scores.
-`models/outcome.py` is the sparse one. `worker.py` feeds a scorer from the queue, `server.py` from
-gRPC.
+`models/base.py` is the seam: a reward model turns trajectories into scores. `models/outcome.py` is
+the sparse one, `models/process.py` the learned one, `models/registry.py` knows them by their
+configuration. `worker.py` feeds the model from the queue, `server.py` from gRPC.
 """

@@ -1,4 +1,4 @@
-"""Entry of the reward server: one scorer, fed from the queue and from gRPC."""
+"""Entry of the reward server: one reward model, fed from the queue and from gRPC."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
 from vlarl.rpc.errors import Internal, InvalidRequest
 from vlarl.rpc.server import RpcServer
 from vlarl_reward.metrics import RewardMetrics
-from vlarl_reward.models.base import Misjudged, Unscorable
-from vlarl_reward.models.registry import build_scorer
+from vlarl_reward.models.base import NotFinite, Unscorable
+from vlarl_reward.models.registry import load_reward_model
 from vlarl_reward.worker import RewardBatcher, RewardWorker
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ SERVICE = "vlarl.reward.v1.RewardService"
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     """The reward model for clients that bring their own trajectories."""
 
-    def __init__(self, desk: RewardBatcher) -> None:
-        self._desk = desk
+    def __init__(self, batcher: RewardBatcher) -> None:
+        self._batcher = batcher
 
     async def ScoreTrajectory(
         self,
@@ -38,10 +38,10 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> reward_pb2.ScoreTrajectoryResponse:
         """Scores one trajectory, in turn with those of the queue."""
-        (result,) = await self._desk.score([request.trajectory], "client")
+        (result,) = await self._batcher.score([request.trajectory], "client")
         if isinstance(result, Unscorable):
             raise InvalidRequest(result.problems)
-        if isinstance(result, Misjudged):
+        if isinstance(result, NotFinite):
             raise Internal(result.cause, reason="NOT_FINITE")
         return reward_pb2.ScoreTrajectoryResponse(scores=result)
 
@@ -49,9 +49,9 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self, request: reward_pb2.GetRewardModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> reward_pb2.GetRewardModelResponse:
         """Describes the model."""
-        scorer = self._desk.scorer
+        model = self._batcher.model
         return reward_pb2.GetRewardModelResponse(
-            model=scorer.name, version=scorer.version, needs_frames=scorer.needs_frames
+            model=model.name, version=model.version, needs_frames=model.needs_frames
         )
 
 
@@ -63,15 +63,15 @@ async def serve(
     """
     rpc = RpcServer(server, [SERVICE])
     terms = reward_terms(config, ppo)
-    desk = RewardBatcher(build_scorer(config, ppo), RewardMetrics(rpc.registry), terms)
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(desk), rpc.grpc)
+    batcher = RewardBatcher(load_reward_model(config, ppo), RewardMetrics(rpc.registry), terms)
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(batcher), rpc.grpc)
     name = f"{socket.gethostname()}-{os.getpid()}"
     async with RolloutQueue(queue_config) as queue:
-        worker = RewardWorker(queue, desk, name, config.batch_trajectories)
+        worker = RewardWorker(queue, batcher, name, config.batch_trajectories)
         address = await rpc.start()
         working = asyncio.create_task(worker.run())
         rpc.set_serving(True)
-        log.info("reward model %s serves on %s", desk.scorer.name, address)
+        log.info("reward model %s serves on %s", batcher.model.name, address)
 
         async def drain() -> None:
             worker.stop()

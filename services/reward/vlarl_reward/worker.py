@@ -11,7 +11,7 @@ from vlarl.queue.entries import Delivery
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_reward.metrics import RewardMetrics
-from vlarl_reward.models.base import Misjudged, Result, RewardModel, Unscorable
+from vlarl_reward.models.base import NotFinite, Result, RewardModel, Unscorable
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +19,11 @@ MAX_STEPS = 10_000
 """Steps of a trajectory that is scored."""
 
 
-def score_all(scorer: RewardModel, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Result]:
+def score_all(model: RewardModel, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Result]:
     """Scores of those trajectories that are whole, and what is wrong with the others, in order."""
-    found = [trajectory_problems(one, scorer.needs_frames) for one in trajectories]
+    found = [trajectory_problems(one, model.needs_frames) for one in trajectories]
     pairs = zip(trajectories, found, strict=True)
-    scores = iter(scorer.score([trajectory for trajectory, problems in pairs if not problems]))
+    scores = iter(model.score([trajectory for trajectory, problems in pairs if not problems]))
     return [Unscorable(problems) if problems else _finite(next(scores)) for problems in found]
 
 
@@ -33,7 +33,7 @@ def _finite(result: rollout_pb2.RewardScores | Unscorable) -> Result:
     numbers = (*result.sparse, *result.dense, *result.total)
     if all(map(math.isfinite, numbers)):
         return result
-    return Misjudged(
+    return NotFinite(
         f"reward model {result.model} {result.version} gives rewards that aren't finite numbers; "
         "another one has to be put in its place"
     )
@@ -60,11 +60,11 @@ def trajectory_problems(
 
 
 class RewardBatcher:
-    """One scorer, shared by the queue and gRPC callers, one batch at a time."""
+    """One reward model, shared by the queue and gRPC callers, one batch at a time."""
 
-    def __init__(self, scorer: RewardModel, metrics: RewardMetrics, terms: str = "") -> None:
+    def __init__(self, model: RewardModel, metrics: RewardMetrics, terms: str = "") -> None:
         """terms: what its scores say that they were made by."""
-        self.scorer = scorer
+        self.model = model
         self._terms = terms
         self.metrics = metrics
         self._turn = asyncio.Lock()
@@ -75,11 +75,11 @@ class RewardBatcher:
         """Scores a batch off the event loop; `source` is where it came from, for the metrics."""
         async with self._turn:
             with self.metrics.score_seconds.time():
-                results = await asyncio.to_thread(score_all, self.scorer, trajectories)
+                results = await asyncio.to_thread(score_all, self.model, trajectories)
         self.metrics.batch.observe(len(trajectories))
-        labels = (source, self.scorer.name)
+        labels = (source, self.model.name)
         for trajectory, result in zip(trajectories, results, strict=True):
-            if isinstance(result, (Unscorable, Misjudged)):
+            if isinstance(result, (Unscorable, NotFinite)):
                 self.metrics.failures.labels(source).inc()
             else:
                 result.terms = self._terms
@@ -91,9 +91,9 @@ class RewardBatcher:
 class RewardWorker:
     """Consumes trajectories until told to stop; several workers share the consumer group."""
 
-    def __init__(self, queue: RolloutQueue, desk: RewardBatcher, name: str, batch: int) -> None:
+    def __init__(self, queue: RolloutQueue, batcher: RewardBatcher, name: str, batch: int) -> None:
         self._queue = queue
-        self._desk = desk
+        self._batcher = batcher
         self._name = name
         self._batch = batch
         self._stopping = False
@@ -113,12 +113,12 @@ class RewardWorker:
                 await self._score(deliveries)
 
     async def _score(self, deliveries: list[Delivery[rollout_pb2.Trajectory]]) -> None:
-        results = await self._desk.score([delivery.message for delivery in deliveries], "queue")
+        results = await self._batcher.score([delivery.message for delivery in deliveries], "queue")
         for delivery, result in zip(deliveries, results, strict=True):
             if isinstance(result, rollout_pb2.RewardScores):
                 await self._queue.finish_scoring(delivery, result)
                 continue
-            if isinstance(result, Misjudged):
+            if isinstance(result, NotFinite):
                 cause = result.cause
             else:
                 field, description = result.problems[0]

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
-from vlarl.config import RewardConfig, ServerConfig
+from vlarl.config import RunConfig, ServerConfig
 from vlarl.policy.v1 import policy_pb2
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
@@ -20,13 +20,13 @@ from vlarl.rpc.channel import open_channel
 from vlarl.rpc.errors import reason
 from vlarl.rpc.server import RpcServer
 from vlarl_reward.metrics import RewardMetrics
-from vlarl_reward.models.base import Misjudged
-from vlarl_reward.models.outcome import OutcomeScorer
+from vlarl_reward.models.base import NotFinite
+from vlarl_reward.models.outcome import OutcomeReward
 from vlarl_reward.server import SERVICE, RewardServicer
 from vlarl_reward.worker import RewardBatcher, RewardWorker, score_all
 
 
-class Diverged(OutcomeScorer):
+class Diverged(OutcomeReward):
     """A model whose weights have become NaN, on failures alone."""
 
     name, version = "rprm", "v"
@@ -54,7 +54,7 @@ def test_only_the_trajectory_concerned_is_without_scores() -> None:
     first, second, third = score_all(
         Diverged(1.0), [trajectory(True), trajectory(False), trajectory(True)]
     )
-    assert isinstance(second, Misjudged)
+    assert isinstance(second, NotFinite)
     assert "reward model rprm v gives rewards that aren't finite numbers" in second.cause
     assert isinstance(first, rollout_pb2.RewardScores)
     assert isinstance(third, rollout_pb2.RewardScores)
@@ -63,14 +63,15 @@ def test_only_the_trajectory_concerned_is_without_scores() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nor_can_a_configuration_bring_one_in(value: float) -> None:
     for name in ("success_reward", "coefficient"):
+        reward = {"model": "rprm", "checkpoint": "rewards/reach", name: value}
         with pytest.raises(ValidationError, match="finite number"):
-            RewardConfig.model_validate({name: value})
+            RunConfig.model_validate({"reward": reward})
 
 
 async def test_a_client_gets_an_error_and_no_number() -> None:
     rpc = RpcServer(ServerConfig(listen="127.0.0.1:0"), [SERVICE])
-    desk = RewardBatcher(Diverged(1.0), RewardMetrics(rpc.registry))
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(desk), rpc.grpc)
+    batcher = RewardBatcher(Diverged(1.0), RewardMetrics(rpc.registry))
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(batcher), rpc.grpc)
     address = await rpc.start()
     async with open_channel(address) as channel:
         stub = reward_pb2_grpc.RewardServiceStub(channel)
@@ -89,8 +90,8 @@ async def test_the_queue_hears_the_cause(queue: RolloutQueue) -> None:
     delivery = await queue.next_episode("w")
     assert delivery is not None
     await queue.finish_episode(delivery, trajectory(False))
-    desk = RewardBatcher(Diverged(1.0), RewardMetrics(CollectorRegistry()))
-    worker = RewardWorker(queue, desk, "reward", 8)
+    batcher = RewardBatcher(Diverged(1.0), RewardMetrics(CollectorRegistry()))
+    worker = RewardWorker(queue, batcher, "reward", 8)
     working = asyncio.create_task(worker.run())
     while not (letters := await queue.dead_letters()):
         await asyncio.sleep(0.02)

@@ -47,10 +47,10 @@ async def server(
             pytest.skip("runs in the torch environment (.venv)")
         from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
-        judge = tmp_path / "judge"
-        make_tiny_checkpoint(judge, 1, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
-        (judge / "reward_model.json").write_text(json.dumps({"version": "one"}))
-        settings.append(f"reward.checkpoint={judge}")
+        checkpoint = tmp_path / "model"
+        make_tiny_checkpoint(checkpoint, 1, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
+        (checkpoint / "reward_model.json").write_text(json.dumps({"version": "one"}))
+        settings.append(f"reward.checkpoint={checkpoint}")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "vlarl", "serve", "reward", "--listen", "127.0.0.1:0"),
         *("--address-file", tmp_path / "address"),

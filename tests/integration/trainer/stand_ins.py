@@ -24,7 +24,7 @@ from vlarl.rollout.v1 import rollout_pb2
 from vlarl.weights.adapter import AdapterReceiver
 from vlarl.weights.checkpoint import base_digest, tensors_digest
 from vlarl.weights.merge import merged_tensors
-from vlarl_reward.models.outcome import OutcomeScorer
+from vlarl_reward.models.outcome import OutcomeReward
 
 
 class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
@@ -142,7 +142,7 @@ async def working(
 ) -> AsyncIterator[list[str]]:
     """An env worker and a reward server in one; yields the ids of the episodes it has run."""
     ran: list[str] = []
-    scorer = OutcomeScorer(success_reward=1.0)
+    model = OutcomeReward(success_reward=1.0)
     ended = asyncio.Event()
 
     async def work() -> None:
@@ -154,7 +154,7 @@ async def working(
                 ran.append(order.message.episode_id)
                 await queue.finish_episode(order, policy.episode(order.message))
             for trajectory in await queue.next_trajectories("worker", 4, block_seconds=0.01):
-                (scores,) = scorer.score([trajectory.message])
+                (scores,) = model.score([trajectory.message])
                 await queue.finish_scoring(trajectory, scores)
 
     task = asyncio.create_task(work())

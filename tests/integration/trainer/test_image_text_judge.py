@@ -15,11 +15,11 @@ pytest.importorskip("peft")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from tests.integration.reward.test_rprm_scorer import trajectory  # noqa: E402
+from tests.integration.reward.test_process_reward import trajectory  # noqa: E402
 from tests.integration.trainer.demonstrated import write_dataset  # noqa: E402
 from tests.integration.trainer.image_text_models import tiny_llava  # noqa: E402
 from tests.integration.trainer.test_reward_training import config_for, demonstrations  # noqa: E402
-from vlarl.config import PpoConfig, RewardConfig, RewardModelConfig, save_config  # noqa: E402
+from vlarl.config import PpoConfig, ProcessRewardConfig, RewardModelConfig, save_config  # noqa: E402
 from vlarl.errors import ConfigError  # noqa: E402
 from vlarl.json_lines import read_lines  # noqa: E402
 from vlarl.launch.torchrun import ranks_command  # noqa: E402
@@ -30,7 +30,7 @@ from vlarl.weights.folder import CheckpointError  # noqa: E402
 from vlarl_cli import app  # noqa: E402
 from vlarl_jobs.reward_model.image_text import export_image_text, language_layers  # noqa: E402
 from vlarl_jobs.reward_model.main import run  # noqa: E402
-from vlarl_reward.models.process import RprmScorer  # noqa: E402
+from vlarl_reward.models.process import ProcessReward  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 FIRST_ACTION = 512
@@ -111,7 +111,7 @@ def test_it_learns_and_is_served(llava: Path, checkpoint: Path, tmp_path: Path) 
 
     one = trajectory(5)
     reward = {"model": "rprm", "checkpoint": made, "coefficient": 0.5, "dtype": "float32"}
-    (scores,) = RprmScorer(RewardConfig.model_validate(reward), PpoConfig()).score([one])
+    (scores,) = ProcessReward(ProcessRewardConfig.model_validate(reward), PpoConfig()).score([one])
     judge = ProcessRewardModel(made)
     frames = np.stack([judge.frame(step.image) for step in one.steps])
     tokens = np.array([step.action.token_ids for step in one.steps], np.int64)

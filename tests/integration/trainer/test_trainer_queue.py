@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.conftest import Valkey
-from vlarl.config import PpoConfig, QueueConfig, RewardConfig
+from vlarl.config import OutcomeRewardConfig, PpoConfig, QueueConfig
 from vlarl.config.reward_terms import reward_terms
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
@@ -91,7 +91,7 @@ async def test_rewards_of_before_a_change_are_not_mixed_with_those_after(
 ) -> None:
     """One episode waits with its rewards as the run goes on with others."""
     before, after = (
-        reward_terms(RewardConfig(success_reward=worth), PpoConfig()) for worth in (1.0, 2.0)
+        reward_terms(OutcomeRewardConfig(success_reward=worth), PpoConfig()) for worth in (1.0, 2.0)
     )
     await Collector(queue, "run", 5.0).issue(order(0))
     await run_episodes(queue, 1, terms=before)

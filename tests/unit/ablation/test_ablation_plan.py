@@ -11,6 +11,8 @@ from tests.unit.ablation.tables import plan_in, write_table
 from vlarl.config import (
     AblationConfig,
     ConfigError,
+    OutcomeRewardConfig,
+    ProcessRewardConfig,
     RunConfig,
     TrainerConfig,
     load_config,
@@ -40,6 +42,19 @@ def test_what_all_change_lies_between_the_base_and_a_variant(tmp_path: Path) -> 
     full, hot, *_ = plan_in(tmp_path, common).runs
     assert (full.config.trainer.iterations, full.config.trainer.temperature) == (2, 1.0)
     assert (hot.config.trainer.iterations, hot.config.trainer.temperature) == (2, 2.0)
+
+
+def test_a_variant_chooses_what_its_base_prepares(tmp_path: Path) -> None:
+    """The base's own run ignores the keys of a reward model that it doesn't choose."""
+    file = write_table(tmp_path, "[variants.dense]\nreward.model = 'rprm'\n")
+    table = load_section(AblationConfig, file)
+    prepared = '[reward]\ncheckpoint = "rewards/reach"\ncoefficient = 0.3\n'
+    base = tmp_path / table.base
+    base.write_text(base.read_text() + prepared)
+    full, *_, dense = make_plan(table, file, tmp_path / "out").runs[: len(table.variants)]
+    assert full.config.reward == OutcomeRewardConfig()
+    assert isinstance(dense.config.reward, ProcessRewardConfig)
+    assert dense.config.reward.coefficient == 0.3
 
 
 @pytest.mark.parametrize(

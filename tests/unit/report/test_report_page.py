@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.unit.report.run_folders import make_run
-from vlarl.config import RewardConfig
+from vlarl.config import ProcessRewardConfig
 from vlarl_cli import app
 
 pytestmark = pytest.mark.torch
@@ -108,7 +108,7 @@ def test_a_page_needs_nothing_beside_it(shown: str) -> None:
 
 
 def test_a_reward_models_rewards_have_a_section(tmp_path: Path) -> None:
-    reward = RewardConfig(model="rprm", checkpoint=tmp_path, warn_below=0.25)
+    reward = ProcessRewardConfig(model="rprm", checkpoint=tmp_path, warn_below=0.25)
     run = make_run(tmp_path / "run", config={"reward": reward})
     report(run, make_run(tmp_path / "plain"), "--out", tmp_path / "both.html")
     content = (tmp_path / "both.html").read_text()

@@ -53,9 +53,9 @@ def rewards(states: list[int], potential: np.ndarray | None, limit: Limit) -> np
     if potential is None:
         return sparse
     goes_on = states[-1] != GOAL and limit == "bootstrap"
-    said = potential[states].copy()
-    said[-1] *= goes_on
-    return sparse + COEFFICIENT * dense_rewards(said, "potential", GAMMA)
+    potentials = potential[states].copy()
+    potentials[-1] *= goes_on
+    return sparse + COEFFICIENT * dense_rewards(potentials, "potential", GAMMA)
 
 
 def values(
@@ -115,7 +115,7 @@ def test_two_equally_worthless_ends_have_equal_advantages() -> None:
     and the critic of the shaped rewards knows -c * Phi. Both advantages are 0.
     """
     ends = [np.array([0.5, 0.6, 1.0]), np.array([0.5, 0.3, 0.0])]
-    shaped = [COEFFICIENT * dense_rewards(said, "potential", 0.99) for said in ends]
+    shaped = [COEFFICIENT * dense_rewards(phi, "potential", 0.99) for phi in ends]
     batch = Batch(
         frames=[],
         instructions=[],

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from vlarl.config import RewardConfig, RunConfig
+from vlarl.config import OutcomeRewardConfig, ProcessRewardConfig, RunConfig
 from vlarl.errors import FatalError
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_trainer.main import run
@@ -47,9 +47,14 @@ def farmed(count: int) -> list[rollout_pb2.Trajectory]:
     return [episode([0.6] * (4 if n % 2 else 40), n % 2 == 1) for n in range(count)]
 
 
+def watch_of(**reward: object) -> RewardWatch:
+    values = {"model": "rprm", "checkpoint": "rewards/reach"} | reward
+    return RewardWatch(ProcessRewardConfig.model_validate(values))
+
+
 def test_an_iterations_metrics_by_hand() -> None:
     episodes = [episode([0.5, 1.0], True), episode([0.2, 0.0, 0.2], False)]
-    found = RewardWatch(RewardConfig()).record(episodes)
+    found = watch_of().record(episodes)
     assert found["dense_return"] == pytest.approx((1.5 + 0.4) / 2)
     assert found["dense_return_success"] == pytest.approx(1.5)
     assert found["dense_return_failure"] == pytest.approx(0.4)
@@ -61,17 +66,24 @@ def test_an_iterations_metrics_by_hand() -> None:
 def test_outcomes_alone_are_not_watched() -> None:
     bare = episode([0.0], True)
     del bare.scores.dense[:]
-    assert RewardWatch(RewardConfig()).record([bare]) == {}
+    assert watch_of().record([bare]) == {}
+
+
+def test_dense_rewards_of_another_model_are_measured_and_not_correlated() -> None:
+    found = RewardWatch(OutcomeRewardConfig()).record(farmed(60))
+    assert set(found) == {
+        *("dense_return", "dense_share", "dense_return_success", "dense_return_failure")
+    }
 
 
 def test_where_nothing_varies_nothing_correlates() -> None:
     assert correlation(np.array([1.0, 2.0]), np.array([1.0, 1.0])) is None
-    found = RewardWatch(RewardConfig()).record([episode([0.5], True), episode([0.5], True)])
+    found = watch_of().record([episode([0.5], True), episode([0.5], True)])
     assert set(found) == {"dense_return", "dense_share", "dense_return_success"}
 
 
 def test_it_warns_and_stops_where_return_and_success_part(caplog: pytest.LogCaptureFixture) -> None:
-    watch = RewardWatch(RewardConfig(watch_episodes=40, stop_below=-0.8))
+    watch = watch_of(watch_episodes=40, stop_below=-0.8)
     with caplog.at_level(logging.WARNING):
         assert watch.record(honest(40))["dense_success_correlation"] > 0.9
         assert not caplog.records
@@ -84,13 +96,13 @@ def test_it_warns_and_stops_where_return_and_success_part(caplog: pytest.LogCapt
 
 
 def test_a_few_episodes_say_too_little(caplog: pytest.LogCaptureFixture) -> None:
-    watch = RewardWatch(RewardConfig(stop_below=0.9))
+    watch = watch_of(stop_below=0.9)
     assert watch.record(farmed(20))["dense_success_correlation"] < 0
     assert not caplog.records
 
 
 def test_sums_that_telescope_say_nothing_of_farming(caplog: pytest.LogCaptureFixture) -> None:
-    watch = RewardWatch(RewardConfig(form="potential"))
+    watch = watch_of(form="potential")
     found = watch.record(farmed(60))
     assert "dense_return" in found
     assert not {name for name in found if name.endswith("correlation")}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from vlarl.config import ProcessRewardConfig
 from vlarl_jobs.report.figures.panel import (
     Panel,
     bound_line,
@@ -55,9 +56,11 @@ def _by_outcome(axes: Axes, group: Group) -> None:
 
 def _success(axes: Axes, groups: Sequence[Group]) -> None:
     _correlation(axes, groups, "dense_success_correlation")
+    sections = [run.config.reward for group in groups for run in group.runs]
+    watched = [one for one in sections if isinstance(one, ProcessRewardConfig)]
     for name, bounds in (
-        ("warns", {run.config.reward.warn_below for group in groups for run in group.runs}),
-        ("stops", {run.config.reward.stop_below for group in groups for run in group.runs}),
+        ("warns", {one.warn_below for one in watched}),
+        ("stops", {one.stop_below for one in watched}),
     ):
         # Where the runs' bounds differ, none is everybody's.
         bound = bounds.pop() if len(bounds) == 1 else None

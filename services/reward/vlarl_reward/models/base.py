@@ -18,32 +18,40 @@ class Unscorable:
 
 
 @dataclass(frozen=True)
-class Misjudged:
-    """A score that must not leave: it holds a number that isn't finite."""
+class NotFinite:
+    """What stands for scores that must not leave: a number of theirs isn't finite."""
 
     cause: str
     """In one sentence; the model's fault, not the trajectory's."""
 
 
-Result = rollout_pb2.RewardScores | Unscorable | Misjudged
+Result = rollout_pb2.RewardScores | Unscorable | NotFinite
 
 
 class RewardModel(Protocol):
-    """A reward model.
+    """Turns finished episodes into rewards.
 
-    Implementations are called from one thread at a time, off the event loop, with as many
+    The server calls `score` from one thread at a time, off its event loop, with as many
     trajectories as wait (at most `reward.batch_trajectories`), so that a learned model can score
     the steps of all of them in one forward pass.
     """
 
     name: str
-    """Name stamped on every score."""
+    """`reward.model` in the configuration; stamped on every score."""
     version: str
-    """Version stamped on every score."""
+    """Stamped on every score; of a learned model, the version of its weights."""
     needs_frames: bool
-    """Whether trajectories must carry their frames."""
+    """Whether each step of a trajectory must have its frame."""
 
     def score(
         self, trajectories: Sequence[rollout_pb2.Trajectory]
     ) -> Sequence[rollout_pb2.RewardScores | Unscorable]:
-        """Scores of each trajectory; every list in a score has one entry for each step."""
+        """Scores of each trajectory, in order.
+
+        Args:
+            trajectories: episodes that ended, each with at least one step and an outcome.
+
+        Returns:
+            For each its rewards, where `sparse`, `total` and, if the model gives any, `dense` have
+            an entry for each step; or what keeps this model from scoring it.
+        """

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from vlarl.rollout.v1 import rollout_pb2
 
 
-class OutcomeScorer:
+class OutcomeReward:
     """r_t = `success_reward` at the step that solved the task, 0 at every other.
 
-    The reward comes from the simulator's own verdict on the episode, not from summed simulator
+    The reward comes from whether the simulator found the task solved, not from summed simulator
     rewards, so that a task which stays solved for several control steps counts once.
     """
 

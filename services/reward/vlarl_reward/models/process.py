@@ -1,4 +1,4 @@
-"""The robotic process reward model: what a learned judge says of each step, and the outcome."""
+"""The process reward model: a learned probability for each step, added to the outcome."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlarl.config import PpoConfig, RewardConfig
+from vlarl.config import PpoConfig, ProcessRewardConfig
 from vlarl.errors import FatalError
 from vlarl.images import Frame, ImageError
 from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
@@ -23,37 +22,36 @@ from vlarl.rollout.v1 import rollout_pb2
 from vlarl.weights.folder import REWARD_CARD
 from vlarl_reward.allocator import keep_freed_memory
 from vlarl_reward.models.base import Unscorable
-from vlarl_reward.models.outcome import OutcomeScorer
+from vlarl_reward.models.outcome import OutcomeReward
 
 _LOG = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
 
-class RprmScorer:
+class ProcessReward:
     """r_t = r_sparse_t + c * r_rprm_t (VLA-RL, arXiv 2505.18719).
 
-    Of an action the judge says whether it leads somewhere, the additive form's reward; of a state,
-    before any token of an action, whether what is done there does, the other form's potential. The
-    steps of all trajectories that wait are judged together, batch by batch.
+    The additive form's r_rprm is the probability that an action leads somewhere. The potential form
+    asks for that of a state, before any token of an action. All trajectories' steps are scored
+    together, batch by batch.
     """
 
     name = "rprm"
     needs_frames = True
 
-    def __init__(self, config: RewardConfig, ppo: PpoConfig) -> None:
+    def __init__(self, config: ProcessRewardConfig, ppo: PpoConfig) -> None:
         """Loads the model; ppo: the trainer's, for its discount and what a time limit means there.
 
         Raises:
             ConfigError, CheckpointError: the checkpoint can't be used, or is no reward model.
         """
-        assert config.checkpoint is not None  # noqa: S101 - RewardConfig has made sure
         self._config = config
         self._gamma = ppo.gamma
         self._of_states = config.form == "potential"
         self._cut_goes_on = self._of_states and ppo.time_limit == "bootstrap"
-        self._checkpoint: Path = config.checkpoint
-        self._outcome = OutcomeScorer(config.success_reward)
+        self._checkpoint = config.checkpoint
+        self._outcome = OutcomeReward(config.success_reward)
         # Decoding and resizing release the interpreter's lock for most of their time. Where no GPU
         # does, all cores pass, and decoding beside them only makes them wait for each other.
         self._threads = (
@@ -62,7 +60,7 @@ class RprmScorer:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         keep_freed_memory()
-        self.version, self._judge, self._seen = self._load()
+        self.version, self._model, self._loaded = self._load()
 
     def score(
         self, trajectories: Sequence[rollout_pb2.Trajectory]
@@ -72,17 +70,17 @@ class RprmScorer:
         problems = [self._problems(trajectory) for trajectory in trajectories]
         pairs = zip(trajectories, problems, strict=True)
         sound = [trajectory for trajectory, found in pairs if not found]
-        judged = iter(self._judged(sound))
+        probabilities = iter(self._probabilities(sound))
         outcomes = self._outcome.score(trajectories)
         scores: list[rollout_pb2.RewardScores | Unscorable] = []
         for outcome, found in zip(outcomes, problems, strict=True):
-            one = Unscorable(found) if found else next(judged)
+            one = Unscorable(found) if found else next(probabilities)
             scores.append(one if isinstance(one, Unscorable) else self._scores(outcome, one))
         return scores
 
     def _problems(self, trajectory: rollout_pb2.Trajectory) -> list[tuple[str, str]]:
         """What can be told without its frames."""
-        ids, width = self._judge.action_ids, self._judge.config.action_dim
+        ids, width = self._model.action_ids, self._model.config.action_dim
         problems = []
         length = len(trajectory.instruction)
         if not words_of(trajectory.instruction):
@@ -97,7 +95,7 @@ class RprmScorer:
                 wanted = f"must be {width} ids from {ids[0]} to {ids[-1]}, the reward model's own"
                 problems.append((field, wanted))
         if self._goes_on(trajectory) and not trajectory.final_image:
-            wanted = "must not be empty: the potential form judges the state that a limit cut"
+            wanted = "must not be empty: the potential form scores the state that a limit cut"
             problems.append(("trajectory.final_image", wanted))
         return problems
 
@@ -106,17 +104,20 @@ class RprmScorer:
         return self._cut_goes_on and trajectory.outcome == rollout_pb2.OUTCOME_TIME_LIMIT
 
     def _images(self, trajectory: rollout_pb2.Trajectory) -> list[bytes]:
-        """Encoded frames of what is judged: of each step, and the last state's if that counts."""
+        """Encoded frames of what is scored: of each step, and the last state's if that counts."""
         final = [trajectory.final_image] if self._goes_on(trajectory) else []
         return [*(step.image for step in trajectory.steps), *final]
 
-    def _judged(self, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Floats | Unscorable]:
-        """What the model says of each trajectory's `_images`, batch by batch of all of them; each
-        frame is decoded once.
+    def _probabilities(
+        self, trajectories: Sequence[rollout_pb2.Trajectory]
+    ) -> list[Floats | Unscorable]:
+        """Of each trajectory one for each of its `_images`, in [0, 1]; or which of them are broken.
+
+        The images of all trajectories pass through the model batch by batch, each decoded once.
         """
         if not trajectories:
             return []
-        judge, batch = self._judge, self._config.batch_steps
+        model, batch = self._model, self._config.batch_steps
         images = [self._images(one) for one in trajectories]
         encoded = list(itertools.chain.from_iterable(images))
         token_ids = np.zeros((len(encoded), 0), np.int64)
@@ -126,24 +127,25 @@ class RprmScorer:
         prompts = [
             ids
             for one, seen in zip(trajectories, images, strict=True)
-            for ids in [judge.prompt(one.instruction)] * len(seen)
+            for ids in [model.prompt(one.instruction)] * len(seen)
         ]
         frames: list[Frame | ImageError] = []
         parts = []
-        blank = np.zeros((judge.config.image_size, judge.config.image_size, 3), np.uint8)
+        blank = np.zeros((model.config.image_size, model.config.image_size, 3), np.uint8)
         for decoded in self._decoded(encoded, batch):
             some = slice(len(frames), len(frames) + batch)
             frames += decoded
             pixels = [blank if isinstance(frame, ImageError) else frame for frame in decoded]
-            parts.append(judge.probabilities(np.stack(pixels), prompts[some], token_ids[some]))
+            parts.append(model.probabilities(np.stack(pixels), prompts[some], token_ids[some]))
         stops = np.cumsum([len(seen) for seen in images])
-        said = np.split(np.concatenate(parts), stops[:-1])
+        found = np.split(np.concatenate(parts), stops[:-1])
         broken = [
             _broken(frames[stop - len(seen) : stop], len(one.steps))
             for one, seen, stop in zip(trajectories, images, stops, strict=True)
         ]
         return [
-            Unscorable(found) if found else each for found, each in zip(broken, said, strict=True)
+            Unscorable(problems) if problems else each
+            for problems, each in zip(broken, found, strict=True)
         ]
 
     def _decoded(self, encoded: Sequence[bytes], batch: int) -> Iterator[list[Frame | ImageError]]:
@@ -158,14 +160,16 @@ class RprmScorer:
 
     def _frame(self, encoded: bytes) -> Frame | ImageError:
         try:
-            return self._judge.frame(encoded)
+            return self._model.frame(encoded)
         except ImageError as error:
             return error
 
-    def _scores(self, outcome: rollout_pb2.RewardScores, said: Floats) -> rollout_pb2.RewardScores:
-        if self._of_states and len(said) == len(outcome.sparse):
-            said = np.append(said, 0.0)  # nothing follows
-        dense = dense_rewards(said, self._config.form, self._gamma)
+    def _scores(
+        self, outcome: rollout_pb2.RewardScores, probabilities: Floats
+    ) -> rollout_pb2.RewardScores:
+        if self._of_states and len(probabilities) == len(outcome.sparse):
+            probabilities = np.append(probabilities, 0.0)  # nothing follows
+        dense = dense_rewards(probabilities, self._config.form, self._gamma)
         total = np.array(outcome.sparse) + self._config.coefficient * dense
         return rollout_pb2.RewardScores(
             model=self.name,
@@ -176,12 +180,13 @@ class RprmScorer:
         )
 
     def _load(self) -> tuple[str, ProcessRewardModel, tuple[int, int]]:
-        seen = self._state()
+        """The version, the model, and what lay in its place when that was read."""
+        there = self._in_place()
         version = check_reward_model(self._checkpoint)
-        judge = ProcessRewardModel(self._checkpoint, self._config.dtype, self._config.batch_steps)
-        return version, judge, seen
+        model = ProcessRewardModel(self._checkpoint, self._config.dtype, self._config.batch_steps)
+        return version, model, there
 
-    def _state(self) -> tuple[int, int]:
+    def _in_place(self) -> tuple[int, int]:
         """What changes when another model is put in place; (0, 0) where there is none."""
         try:
             found = (self._checkpoint / REWARD_CARD).stat()
@@ -193,15 +198,15 @@ class RprmScorer:
         """Loads the model anew where another one lies in its place. While that can't be loaded,
         perhaps because it is still being copied, the old one goes on.
         """
-        if self._state() in (self._seen, (0, 0)):
+        if self._in_place() in (self._loaded, (0, 0)):
             return
         try:
-            version, judge, seen = self._load()
+            version, model, loaded = self._load()
         except FatalError as error:
             _LOG.warning("reward model %s stays: %s", self.version, error)
             return
         _LOG.info("reward model %s takes over from %s", version, self.version)
-        self.version, self._judge, self._seen = version, judge, seen
+        self.version, self._model, self._loaded = version, model, loaded
 
 
 def _broken(frames: Sequence[Frame | ImageError], steps: int) -> list[tuple[str, str]]:
@@ -216,8 +221,10 @@ def _broken(frames: Sequence[Frame | ImageError], steps: int) -> list[tuple[str,
     ]
 
 
-def dense_rewards(said: Floats, form: Literal["additive", "potential"], gamma: float) -> Floats:
-    """r_rprm [T] from what the judge says.
+def dense_rewards(
+    probabilities: Floats, form: Literal["additive", "potential"], gamma: float
+) -> Floats:
+    """r_rprm [T] from the model's probabilities.
 
         additive:   r_t = P(s_t, a_t)
         potential:  r_t = gamma * Phi(s_{t+1}) - Phi(s_t)      (Ng, Harada and Russell, 1999)
@@ -226,12 +233,12 @@ def dense_rewards(said: Floats, form: Literal["additive", "potential"], gamma: f
     end is none, because the last state's potential then counts (docs/decisions/0014).
 
     Args:
-        said: additive: [T], P of each action; potential: [T + 1], Phi of each state, and last of
-            the one after the last action: 0 where nothing follows.
+        probabilities: additive: [T], P of each action; potential: [T + 1], Phi of each state, and
+            last of the one after the last action: 0 where nothing follows.
         form: which.
         gamma: the trainer's discount.
     """
     if form == "additive":
-        return said
-    shaped: Floats = gamma * said[1:] - said[:-1]
+        return probabilities
+    shaped: Floats = gamma * probabilities[1:] - probabilities[:-1]
     return shaped

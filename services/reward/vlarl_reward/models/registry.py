@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
-from vlarl.config import ConfigError, PpoConfig, RewardConfig
+from collections.abc import Callable
+from typing import Any
+
+from vlarl.config import (
+    ConfigError,
+    OutcomeRewardConfig,
+    PpoConfig,
+    ProcessRewardConfig,
+    RewardConfig,
+    RewardSection,
+)
 from vlarl_reward.models.base import RewardModel
-from vlarl_reward.models.outcome import OutcomeScorer
+from vlarl_reward.models.outcome import OutcomeReward
 
 
-def build_scorer(config: RewardConfig, ppo: PpoConfig) -> RewardModel:
-    """The scorer that `reward.model` names; ppo: how the trainer learns from its scores.
+def _outcome(config: OutcomeRewardConfig, _: PpoConfig) -> RewardModel:
+    return OutcomeReward(config.success_reward)
+
+
+def _process(config: ProcessRewardConfig, ppo: PpoConfig) -> RewardModel:
+    from vlarl_reward.models.process import ProcessReward  # with torch, which others run without
+
+    return ProcessReward(config, ppo)
+
+
+LOADERS: dict[type[RewardSection], Callable[[Any, PpoConfig], RewardModel]] = {
+    OutcomeRewardConfig: _outcome,
+    ProcessRewardConfig: _process,
+}
+"""What loads the reward model of each section that `RewardConfig` may be."""
+
+
+def load_reward_model(config: RewardConfig, ppo: PpoConfig) -> RewardModel:
+    """The reward model that `reward.model` names.
+
+    Args:
+        config: its section.
+        ppo: how the trainer learns from its scores.
 
     Raises:
-        FatalError: its checkpoint can't be used.
+        FatalError: a package or its checkpoint is missing, or can't be used.
     """
-    if config.model == "rprm":
-        try:
-            from vlarl_reward.models.process import RprmScorer
-        except ImportError as error:
-            raise ConfigError(
-                f'reward.model = "rprm" needs a package that isn\'t installed ({error}): '
-                "pip install 'vlarl[reward]'"
-            ) from error
-        return RprmScorer(config, ppo)
-    return OutcomeScorer(config.success_reward)
+    try:
+        return LOADERS[type(config)](config, ppo)
+    except ImportError as error:
+        raise ConfigError(
+            f'reward.model = "{config.model}" needs a package that isn\'t installed ({error}): '
+            "pip install 'vlarl[reward]'"
+        ) from error

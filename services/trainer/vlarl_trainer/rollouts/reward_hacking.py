@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlarl.config import RewardConfig, RunConfig
+from vlarl.config import ProcessRewardConfig, RewardConfig, RunConfig
 from vlarl.config.libero import LIBERO_SUITES
 from vlarl.errors import FatalError
 from vlarl.rollout.v1 import rollout_pb2
@@ -31,15 +31,18 @@ class RewardHackedError(FatalError):
 
 
 def hovering_pays(config: RunConfig) -> str | None:
-    """What to say of a coefficient with which staying where the judge is pleased may be worth more
-    than success; None where it can't be, or where nobody knows how long an episode lasts.
+    """What to say of a coefficient with which staying where the model gives a high probability may
+    be worth more than success; None where it can't be, or where nobody knows how long an episode
+    lasts.
 
-    A judge that says P of a state pays c * P for each action there. Discounted that sums to
+    A model that gives a state P pays c * P for each action there. Discounted that sums to
     c * P / (1 - gamma) where the value of what a limit cut stands for ever after, and to
     c * P * (1 - gamma^N) / (1 - gamma) where N actions are all there is.
     """
     reward, ppo = config.reward, config.trainer.ppo
-    if reward.model != "rprm" or reward.form != "additive" or not reward.coefficient:
+    if not isinstance(reward, ProcessRewardConfig) or reward.form != "additive":
+        return None
+    if not reward.coefficient:
         return None
     until = "for ever"
     actions = math.inf
@@ -76,17 +79,16 @@ def _actions_of_an_episode(config: RunConfig) -> int | None:
 
 
 class RewardWatch:
-    """The latest episodes' dense returns, successes and lengths, from the trainer's start on. Says
-    nothing where no reward model gives dense rewards.
-    """
+    """Measures an iteration's dense rewards, and watches those that can be farmed."""
 
     def __init__(self, config: RewardConfig) -> None:
-        self._config = config
-        self._episodes: deque[tuple[float, float, float]] = deque(maxlen=config.watch_episodes)
+        self._correlations = None
+        if isinstance(config, ProcessRewardConfig) and config.form == "additive":
+            self._correlations = _Correlations(config)
 
     def record(self, trajectories: Sequence[rollout_pb2.Trajectory]) -> dict[str, float]:
         """Takes an iteration's episodes in; returns its metrics, by their names in
-        record/metrics.py.
+        record/metrics.py. There are none where the reward model gives no dense rewards.
 
         Raises:
             RewardHackedError: the correlation has fallen below `reward.stop_below`.
@@ -110,19 +112,34 @@ class RewardWatch:
         for name, chosen in (("success", solved), ("failure", ~solved)):
             if chosen.any():
                 metrics[f"dense_return_{name}"] = float(returns[chosen].mean())
-        if self._config.form == "potential":
-            return metrics
-        self._episodes += zip(returns.tolist(), solved.tolist(), lengths.tolist(), strict=True)
-        returns, solved, lengths = np.array(self._episodes, dtype=np.float64).T
-        with_success = correlation(returns, solved)
-        if (with_length := correlation(returns, lengths)) is not None:
-            metrics["dense_length_correlation"] = with_length
-        if with_success is not None:
-            metrics["dense_success_correlation"] = with_success
-            self._judge(with_success)
+        if self._correlations is not None:
+            metrics |= self._correlations.record(returns, solved, lengths)
         return metrics
 
-    def _judge(self, found: float) -> None:
+
+class _Correlations:
+    """What dense returns go with, over the latest episodes from the trainer's start on."""
+
+    def __init__(self, config: ProcessRewardConfig) -> None:
+        self._config = config
+        self._episodes: deque[tuple[float, float, float]] = deque(maxlen=config.watch_episodes)
+
+    def record(
+        self, returns: np.ndarray, solved: np.ndarray, lengths: np.ndarray
+    ) -> dict[str, float]:
+        """Takes [N] episodes in; returns the correlations that there are, by metric."""
+        self._episodes += zip(returns.tolist(), solved.tolist(), lengths.tolist(), strict=True)
+        returns, solved, lengths = np.array(self._episodes, dtype=np.float64).T
+        metrics = {}
+        if (with_length := correlation(returns, lengths)) is not None:
+            metrics["dense_length_correlation"] = with_length
+        if (with_success := correlation(returns, solved)) is not None:
+            metrics["dense_success_correlation"] = with_success
+            self._check(with_success)
+        return metrics
+
+    def _check(self, found: float) -> None:
+        """Warns, or stops the run, where return and success have parted."""
         if len(self._episodes) < _FEWEST:
             return
         says = (

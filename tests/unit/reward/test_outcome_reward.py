@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl_reward.models.outcome import OutcomeScorer
+from vlarl_reward.models.outcome import OutcomeReward
 from vlarl_reward.worker import trajectory_problems
 
 
@@ -17,7 +17,7 @@ def trajectory(outcome: rollout_pb2.Outcome, rewards: list[float]) -> rollout_pb
 def test_success_pays_once_at_the_last_step() -> None:
     solved = trajectory(rollout_pb2.OUTCOME_SUCCESS, [0.0, 0.0, 3.0])
     timed_out = trajectory(rollout_pb2.OUTCOME_TIME_LIMIT, [0.0, 0.0])
-    first, second = OutcomeScorer(success_reward=2.0).score([solved, timed_out])
+    first, second = OutcomeReward(success_reward=2.0).score([solved, timed_out])
     assert list(first.total) == list(first.sparse) == [0.0, 0.0, 2.0]
     assert list(second.total) == [0.0, 0.0]
     assert (first.model, first.version, list(first.dense)) == ("outcome", "1", [])

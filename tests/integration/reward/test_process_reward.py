@@ -1,4 +1,4 @@
-"""What the learned reward model makes of trajectories, and how it is replaced while it serves."""
+"""The process reward model: its scores by hand, how it is replaced while it serves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 
 from tests.checkpoint_layouts import lay_out, weights  # noqa: E402
 from tests.conftest import Valkey  # noqa: E402
-from vlarl.config import PpoConfig, QueueConfig, RewardConfig  # noqa: E402
+from vlarl.config import PpoConfig, ProcessRewardConfig, QueueConfig  # noqa: E402
 from vlarl.errors import ConfigError  # noqa: E402
 from vlarl.images import decode_image, encode_jpeg, prepare_image  # noqa: E402
 from vlarl.models.openvla.network import load_model, pad_prompts  # noqa: E402
@@ -34,9 +34,9 @@ from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
 from vlarl.rpc.errors import violations  # noqa: E402
-from vlarl_reward.models.base import Misjudged, Unscorable  # noqa: E402
-from vlarl_reward.models.process import RprmScorer, dense_rewards  # noqa: E402
-from vlarl_reward.models.registry import build_scorer  # noqa: E402
+from vlarl_reward.models.base import NotFinite, Unscorable  # noqa: E402
+from vlarl_reward.models.process import ProcessReward, dense_rewards  # noqa: E402
+from vlarl_reward.models.registry import load_reward_model  # noqa: E402
 from vlarl_reward.worker import score_all  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -47,7 +47,7 @@ TERMINAL = PpoConfig(gamma=GAMMA, time_limit="terminal")
 
 
 def reward_model(folder: Path, seed: int, version: str) -> Path:
-    """An untrained judge; its verdicts are a function of the seed."""
+    """An untrained model; its probabilities are a function of the seed."""
     make_tiny_checkpoint(folder, seed, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
     (folder / "reward_model.json").write_text(json.dumps({"version": version}))
     return folder
@@ -55,7 +55,7 @@ def reward_model(folder: Path, seed: int, version: str) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return reward_model(tmp_path_factory.mktemp("judge") / "model", 1, "one")
+    return reward_model(tmp_path_factory.mktemp("reward") / "model", 1, "one")
 
 
 def trajectory(
@@ -78,25 +78,26 @@ def trajectory(
     )
 
 
-def config_for(checkpoint: Path, **changes: object) -> RewardConfig:
+def config_for(checkpoint: Path, **changes: object) -> ProcessRewardConfig:
     values = {"model": "rprm", "checkpoint": checkpoint, "coefficient": 0.5, "dtype": "float32"}
-    return RewardConfig.model_validate(values | changes)
+    return ProcessRewardConfig.model_validate(values | changes)
 
 
 def by_hand(checkpoint: Path, one: rollout_pb2.Trajectory) -> list[float]:
     """Of each action, a step at a time."""
     return [
-        said(checkpoint, step.image, one.instruction, step.action.token_ids) for step in one.steps
+        probability(checkpoint, step.image, one.instruction, step.action.token_ids)
+        for step in one.steps
     ]
 
 
 def potentials_by_hand(checkpoint: Path, one: rollout_pb2.Trajectory) -> list[float]:
     """Of each state and of the last one, before any token."""
     frames = [*(step.image for step in one.steps), one.final_image]
-    return [said(checkpoint, frame, one.instruction, []) for frame in frames]
+    return [probability(checkpoint, frame, one.instruction, []) for frame in frames]
 
 
-def said(checkpoint: Path, image: bytes, instruction: str, tokens: Sequence[int]) -> float:
+def probability(checkpoint: Path, image: bytes, instruction: str, tokens: Sequence[int]) -> float:
     """The share of the positive word among the two, in the next token."""
     model, prompts = load_model(checkpoint), PromptBuilder(checkpoint)
     normalize = PixelNormalizer.from_directory(checkpoint)
@@ -113,7 +114,7 @@ def said(checkpoint: Path, image: bytes, instruction: str, tokens: Sequence[int]
 
 def test_scores_are_the_probabilities_of_the_next_token(checkpoint: Path) -> None:
     solved, failed = trajectory(4), trajectory(3, seed=1, success=False, instruction="go")
-    first, second = RprmScorer(config_for(checkpoint), PPO).score([solved, failed])
+    first, second = ProcessReward(config_for(checkpoint), PPO).score([solved, failed])
     assert isinstance(first, rollout_pb2.RewardScores)
     assert isinstance(second, rollout_pb2.RewardScores)
     for one, scores in ((solved, first), (failed, second)):
@@ -127,10 +128,12 @@ def test_scores_are_the_probabilities_of_the_next_token(checkpoint: Path) -> Non
     assert max(first.dense) - min(first.dense) > 1e-4, "it sees no difference between steps"
 
 
-def test_batches_do_not_change_what_is_said(checkpoint: Path) -> None:
+def test_batches_do_not_change_what_is_probability(checkpoint: Path) -> None:
     many = [trajectory(2 + number, seed=number) for number in range(4)]
-    together = RprmScorer(config_for(checkpoint), PPO).score(many)
-    apart = [RprmScorer(config_for(checkpoint, batch_steps=3), PPO).score([one])[0] for one in many]
+    together = ProcessReward(config_for(checkpoint), PPO).score(many)
+    apart = [
+        ProcessReward(config_for(checkpoint, batch_steps=3), PPO).score([one])[0] for one in many
+    ]
     for one, other in zip(together, apart, strict=True):
         assert isinstance(one, rollout_pb2.RewardScores)
         assert isinstance(other, rollout_pb2.RewardScores)
@@ -138,10 +141,10 @@ def test_batches_do_not_change_what_is_said(checkpoint: Path) -> None:
 
 
 def test_both_forms_by_hand() -> None:
-    said = np.array([0.2, 0.6, 0.5])
-    assert dense_rewards(said, "additive", 0.9).tolist() == said.tolist()
+    probabilities = np.array([0.2, 0.6, 0.5])
+    assert dense_rewards(probabilities, "additive", 0.9).tolist() == probabilities.tolist()
     expected = [0.9 * 0.6 - 0.2, 0.9 * 0.5 - 0.6]
-    assert dense_rewards(said, "potential", 0.9).tolist() == pytest.approx(expected)
+    assert dense_rewards(probabilities, "potential", 0.9).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_a_potential_is_of_states_and_ends_as_the_trainers_values_do(
     checkpoint: Path, success: bool, ppo: PpoConfig, goes_on: bool
 ) -> None:
     one = trajectory(3, success=success)
-    (scores,) = RprmScorer(config_for(checkpoint, form="potential"), ppo).score([one])
+    (scores,) = ProcessReward(config_for(checkpoint, form="potential"), ppo).score([one])
     assert isinstance(scores, rollout_pb2.RewardScores)
     *states, last = potentials_by_hand(checkpoint, one)
     potentials = [*states, last if goes_on else 0.0]
@@ -165,32 +168,32 @@ def test_a_potential_is_of_states_and_ends_as_the_trainers_values_do(
     assert max(potentials) - min(states) > 1e-4, "it sees no difference between states"
     for step in one.steps:
         step.action.token_ids[:] = [FIRST_ACTION] * 7
-    assert RprmScorer(config_for(checkpoint, form="potential"), ppo).score([one]) == [scores]
+    assert ProcessReward(config_for(checkpoint, form="potential"), ppo).score([one]) == [scores]
 
 
-def test_a_cut_state_that_cannot_be_judged_is_named(checkpoint: Path) -> None:
+def test_a_cut_state_that_cannot_be_scored_is_named(checkpoint: Path) -> None:
     """Only where it counts."""
     bare, broken = trajectory(2, success=False), trajectory(2, success=False)
     bare.final_image = b""
     broken.final_image = broken.final_image[:100]
     shaped = config_for(checkpoint, form="potential")
-    for result in score_all(RprmScorer(shaped, PPO), [bare, broken]):
+    for result in score_all(ProcessReward(shaped, PPO), [bare, broken]):
         assert isinstance(result, Unscorable)
         assert [field for field, _ in result.problems] == ["trajectory.final_image"]
-    for scorer in (RprmScorer(shaped, TERMINAL), RprmScorer(config_for(checkpoint), PPO)):
-        for result in score_all(scorer, [bare, broken]):
+    for model in (ProcessReward(shaped, TERMINAL), ProcessReward(config_for(checkpoint), PPO)):
+        for result in score_all(model, [bare, broken]):
             assert isinstance(result, rollout_pb2.RewardScores)
 
 
-def test_what_cannot_be_judged_is_named_and_the_rest_is_scored(checkpoint: Path) -> None:
-    scorer = RprmScorer(config_for(checkpoint), PPO)
+def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(checkpoint: Path) -> None:
+    model = ProcessReward(config_for(checkpoint), PPO)
     other, broken, silent, bare = (trajectory(2, seed=n) for n in range(4))
     other.steps[1].action.token_ids[3] = 31744
     broken.steps[0].image = broken.steps[0].image[:100]
     silent.instruction = " "
     bare.steps[1].image = b""
     good = trajectory(3)
-    results = score_all(scorer, [other, good, broken, silent, bare])
+    results = score_all(model, [other, good, broken, silent, bare])
     fields = [[f for f, _ in r.problems] if isinstance(r, Unscorable) else None for r in results]
     assert fields == [
         ["trajectory.steps[1].action.token_ids"],
@@ -202,32 +205,32 @@ def test_what_cannot_be_judged_is_named_and_the_rest_is_scored(checkpoint: Path)
     (first, *_) = results
     assert isinstance(first, Unscorable)
     assert first.problems[0][1] == "must be 7 ids from 512 to 767, the reward model's own"
-    assert score_all(scorer, [other, broken])[1] == results[2]
+    assert score_all(model, [other, broken])[1] == results[2]
 
 
 def test_another_model_is_taken_up_between_two_batches(tmp_path: Path) -> None:
     here = reward_model(tmp_path / "here", 1, "one")
-    scorer = RprmScorer(config_for(here), PPO)
+    model = ProcessReward(config_for(here), PPO)
     one = trajectory(3)
-    (before,) = scorer.score([one])
-    assert scorer.score([one]) == [before]
+    (before,) = model.score([one])
+    assert model.score([one]) == [before]
     shutil.rmtree(here)
-    assert scorer.score([one]) == [before], "nothing there yet: the old one goes on"
+    assert model.score([one]) == [before], "nothing there yet: the old one goes on"
     reward_model(here, 2, "two")
-    (after,) = scorer.score([one])
+    (after,) = model.score([one])
     assert isinstance(after, rollout_pb2.RewardScores)
     assert after.version == "two"
     assert list(after.dense) == pytest.approx(by_hand(here, one), abs=1e-5)
     (here / "reward_model.json").unlink()
     (here / "reward_model.json").write_text("{")
-    (still,) = scorer.score([one])
+    (still,) = model.score([one])
     assert still == after, "a broken one is left alone"
     whole = (here / "model.safetensors").read_bytes()
     (here / "model.safetensors").unlink()
     (here / "reward_model.json").write_text('{"version": "three"}')
-    assert scorer.score([one]) == [after], "as one that is still being copied"
+    assert model.score([one]) == [after], "as one that is still being copied"
     (here / "model.safetensors").write_bytes(whole)
-    (third,) = scorer.score([one])
+    (third,) = model.score([one])
     assert isinstance(third, rollout_pb2.RewardScores)
     assert third.version == "three"
 
@@ -236,9 +239,7 @@ def test_a_policy_is_no_reward_model(tmp_path: Path) -> None:
     folder = reward_model(tmp_path / "policy", 1, "one")
     (folder / "reward_model.json").unlink()
     with pytest.raises(ConfigError, match="is no reward model"):
-        build_scorer(config_for(folder), PPO)
-    with pytest.raises(ValueError, match=r"needs reward\.checkpoint"):
-        RewardConfig(model="rprm")
+        load_reward_model(config_for(folder), PPO)
 
 
 @contextlib.asynccontextmanager
@@ -340,6 +341,6 @@ async def test_what_a_killed_server_had_in_hand_is_scored_by_two_others(
 def test_a_model_that_has_diverged_scores_nothing(checkpoint: Path, tmp_path: Path) -> None:
     here = lay_out(checkpoint, tmp_path / "nan", lambda _: None)
     weights(here, lambda tensors: tensors["language_model.model.norm.weight"].fill_(torch.nan))
-    (result,) = score_all(RprmScorer(config_for(here), PPO), [trajectory(3)])
-    assert isinstance(result, Misjudged)
+    (result,) = score_all(ProcessReward(config_for(here), PPO), [trajectory(3)])
+    assert isinstance(result, NotFinite)
     assert "reward model rprm one gives rewards that aren't finite" in result.cause
