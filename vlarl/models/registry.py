@@ -11,7 +11,7 @@ from vlarl.models.openvla.wholeness import check_openvla, check_weights
 from vlarl.weights.folder import configuration_of, read_json, reward_model_version
 
 POLICY = "policy"
-"""Folder in another kind of judge's checkpoint: the configuration of the policy it judges."""
+"""Folder of a reward model that is no OpenVLA: the configuration of the policy that it scores."""
 
 
 def is_openvla(directory: Path) -> bool:
@@ -27,16 +27,16 @@ def is_openvla(directory: Path) -> bool:
         raise ConfigError(f"{path} names no model_type") from error
 
 
-def judged_policy(directory: Path) -> OpenVLAConfig:
-    """The policy that another kind of judge judges.
+def scored_policy(directory: Path) -> OpenVLAConfig:
+    """The policy whose actions are scored by a reward model that is no OpenVLA.
 
     Raises:
         ConfigError: its configuration is missing or can't be used.
     """
     if not os.path.lexists(directory / POLICY):
         raise ConfigError(
-            f"{directory} is no judge: {POLICY}/, which says what its policy's action tokens are, "
-            "is missing"
+            f"{directory} is no reward model: {POLICY}/, which says what its policy's action "
+            "tokens are, is missing"
         )
     return OpenVLAConfig.from_directory(directory / POLICY)
 
@@ -66,5 +66,5 @@ def check_reward_model(directory: Path) -> str:
 
         _ = PromptBuilder(directory).verdict_ids
     else:
-        judged_policy(directory)
+        scored_policy(directory)
     return version

@@ -21,8 +21,8 @@ from vlarl.learning.trainable import add_factors, named_factors
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.process_reward.image_text import (
+    ImageTextNetwork,
     ImageTextReader,
-    ImageTextVerdicts,
     load_image_text,
 )
 from vlarl.models.registry import POLICY
@@ -59,7 +59,7 @@ class ImageTextBackbone:
         reader = ImageTextReader(config.checkpoint, policy.image_size)
         dtype = compute_dtype(config.dtype, world.device)
         self.pixels = Pixels(None, config.augmentation, world.device)
-        self._model = ImageTextVerdicts(config.checkpoint, reader, policy, dtype, world.device)
+        self._model = ImageTextNetwork(config.checkpoint, reader, policy, dtype, world.device)
         self._model.requires_grad_(False)
         wanted = language_layers(self._model.network)
         self._layers = add_factors(self._model.network, config.lora, config.seed, wanted)

@@ -176,7 +176,7 @@ def test_a_model_of_another_kind_needs_whole_weights_alone(tmp_path: Path, tiny:
     with pytest.raises(ConfigError, match=r"is no reward model \(reward_model.json is missing\)"):
         check_reward_model(folder)
     (folder / "reward_model.json").write_text('{"version": "1"}')
-    with pytest.raises(ConfigError, match="is no judge: policy/, which says"):
+    with pytest.raises(ConfigError, match="is no reward model: policy/, which says"):
         check_reward_model(folder)
 
 

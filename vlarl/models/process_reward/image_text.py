@@ -1,4 +1,4 @@
-"""Any Hugging Face image-text-to-text model as a judge, through its own processor.
+"""Any Hugging Face image-text-to-text model as a process reward model, by its own processor.
 
     chat template [ image, "What action should the robot take to ...?" ]   x   y  ...  gripper
                                                        verdict after each: ^   ^   ^       ^
@@ -26,7 +26,7 @@ from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.network import pad_prompts
 from vlarl.models.openvla.prompt import words_of
 from vlarl.models.openvla.tokens import ACTION_BINS
-from vlarl.models.registry import judged_policy
+from vlarl.models.registry import scored_policy
 from vlarl.weights.folder import CheckpointError
 
 _VERDICTS = (("no", "yes"), ("No", "Yes"), ("0", "1"))
@@ -115,7 +115,7 @@ class ImageTextReader:
         raise ConfigError(f"{self._folder}: its tokenizer has none of the pairs {_VERDICTS} whole")
 
 
-class ImageTextVerdicts(nn.Module):
+class ImageTextNetwork(nn.Module):
     """The model, its head cut down to the two words that are verdicts."""
 
     def __init__(
@@ -131,7 +131,7 @@ class ImageTextVerdicts(nn.Module):
         Args:
             folder: the model's.
             reader: its processor.
-            policy: whose action tokens are judged.
+            policy: whose action tokens are scored.
             dtype: of the passes.
             device: where to.
 
@@ -182,26 +182,26 @@ class ImageTextVerdicts(nn.Module):
         return logits[rows, first + torch.arange(count + 1, device=device)].float()
 
 
-class ImageTextJudge:
-    """A trained judge of this kind."""
+class ImageTextReward:
+    """A trained process reward model of this kind, with its processor."""
 
     def __init__(
-        self, model: ImageTextVerdicts, reader: ImageTextReader, policy: OpenVLAConfig
+        self, model: ImageTextNetwork, reader: ImageTextReader, policy: OpenVLAConfig
     ) -> None:
         self.policy = policy
         self._model = model
         self._reader = reader
 
     @classmethod
-    def load(cls, checkpoint: Path, dtype: torch.dtype, device: torch.device) -> ImageTextJudge:
+    def load(cls, checkpoint: Path, dtype: torch.dtype, device: torch.device) -> ImageTextReward:
         """From CHECKPOINT, and CHECKPOINT/policy.
 
         Raises:
             ConfigError, CheckpointError: a part is missing or can't be used.
         """
-        policy = judged_policy(checkpoint)
+        policy = scored_policy(checkpoint)
         reader = ImageTextReader(checkpoint, policy.image_size)
-        return cls(ImageTextVerdicts(checkpoint, reader, policy, dtype, device), reader, policy)
+        return cls(ImageTextNetwork(checkpoint, reader, policy, dtype, device), reader, policy)
 
     def prompt(self, instruction: str) -> list[int]:
         return self._reader.prompt(instruction)

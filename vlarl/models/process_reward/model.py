@@ -21,12 +21,12 @@ from vlarl.models.openvla.network import load_model, pad_prompts
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tokens import ACTION_BINS
 from vlarl.models.openvla.vision import TowerPixels
-from vlarl.models.process_reward.image_text import ImageTextJudge
+from vlarl.models.process_reward.image_text import ImageTextReward
 from vlarl.models.registry import is_openvla
 
 
 class _Network(Protocol):
-    """What a judge asks."""
+    """What `ProcessRewardModel` asks of a network of any kind."""
 
     policy: OpenVLAConfig
     """The policy whose frames and action tokens it knows."""
@@ -68,7 +68,7 @@ class ProcessRewardModel:
         on_gpu = torch.cuda.is_available()
         device = torch.device("cuda" if on_gpu else "cpu")
         precision = torch.bfloat16 if on_gpu and dtype == "auto" else torch.float32
-        load = _OpenVLAJudge if is_openvla(checkpoint) else ImageTextJudge.load
+        load = _OpenVLAReward if is_openvla(checkpoint) else ImageTextReward.load
         self._network: _Network = load(checkpoint, precision, device)
         self._batch = batch
         self.config = self._network.policy
@@ -99,8 +99,8 @@ class ProcessRewardModel:
         Args:
             frames: prepared, uint8 [N, S, S, 3].
             prompts: N of them, of any lengths.
-            token_ids: [N, K], whole actions, or their first K tokens, as many of each. K = 0: what
-                it says of the states, before anything is done in them.
+            token_ids: [N, K], whole actions, or their first K tokens, as many of each. K = 0:
+                P of the states, before anything is done in them.
         """
         found = [np.zeros(0)]
         for start in range(0, len(frames), self._batch):
@@ -110,7 +110,7 @@ class ProcessRewardModel:
         return np.concatenate(found)
 
 
-class _OpenVLAJudge:
+class _OpenVLAReward:
     """An OpenVLA with a card: the policy's own architecture, and its own vocabulary."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype, device: torch.device) -> None:
