@@ -42,7 +42,7 @@ from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
-from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.registry import policy_family
 
 UNIT = "actions/s"
 BATCHES = (1, 8, 32)
@@ -74,7 +74,7 @@ async def compare(checkpoint: Path, directory: Path, seconds: float, quick: bool
     model = OpenVLAConfig.from_directory(checkpoint)
     most = max(BATCHES)
     report = Report(
-        "policy", f"Actions a second, {model.image_size} px, {model.num_patches} image tokens"
+        "policy", f"Actions a second, {model.spec.image_size} px, {model.num_patches} image tokens"
     )
     arguments = ["--quick"] if quick else []
     report.add("eager", baseline("eager", checkpoint, 1, arguments), UNIT, note="plain torch, x1")
@@ -166,21 +166,20 @@ def vllm_loop(checkpoint: Path, batch: int, seconds: float) -> float:
     from vllm import SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from vlarl.models.openvla.vllm_inputs import engine_input
     from vlarl_policy.vllm_engine import engine_args
 
-    model = OpenVLAConfig.from_directory(checkpoint)
+    family = policy_family(checkpoint)
     config = PolicyConfig(checkpoint=checkpoint, max_batch=max(BATCHES))
-    args = replace(engine_args(config, model), worker_extension_cls="")
+    serving = family.serving()
+    args = replace(engine_args(config, serving), worker_extension_cls="")
     engine = LLMEngine.from_engine_args(args)
-    prompts = PromptBuilder(checkpoint)
-    statistics = model.statistics(KEY)
-    tokens = ActionTokenizer(model.action_vocab_size)
+    processor = family.processor(family.spec.center_crop)
+    statistics = family.spec.statistics(KEY)
     params = SamplingParams(
         temperature=1.0,
-        max_tokens=model.action_dim,
+        max_tokens=family.spec.action_dim,
         ignore_eos=True,
-        allowed_token_ids=tokens.action_ids,
+        allowed_token_ids=list(family.spec.action_ids),
         logprobs=0,
         detokenize=False,
     )
@@ -191,16 +190,14 @@ def vllm_loop(checkpoint: Path, batch: int, seconds: float) -> float:
 
     def step() -> int:
         for image, instruction in pairs:
-            pixels = prepare_image(decode_image(image), model.image_size, model.center_crop)
-            ids = prompts.token_ids(instruction)
             name = next(names)
-            prompt = engine_input(ids, pixels, model.pad_token_id, model.num_patches, name)
+            prompt = serving.prompt(processor.encode(image, instruction), name)
             engine.add_request(name, prompt, params)
         finished = 0
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
-                    statistics.unnormalize(tokens.decode(list(output.outputs[0].token_ids)))
+                    processor.actions(list(output.outputs[0].token_ids), statistics)
                     finished += 1
         return finished
 
@@ -217,13 +214,13 @@ def eager_loop(checkpoint: Path, batch: int, seconds: float) -> float:
     normalizer = PixelNormalizer.from_directory(checkpoint)
     prompts = PromptBuilder(checkpoint)
     image, instruction = observations(1)[0]
-    statistics = model.config.statistics(KEY)
-    tokens = ActionTokenizer(model.config.action_vocab_size)
+    statistics = model.config.spec.statistics(KEY)
+    tokens = model.config.action_tokenizer
     assert batch == 1
 
     def step() -> int:
         pixels = prepare_image(
-            decode_image(image), model.config.image_size, model.config.center_crop
+            decode_image(image), model.config.spec.image_size, model.config.spec.center_crop
         )
         drawn = generate_actions(
             model,

@@ -29,7 +29,8 @@ import torch
 from benchmarks.report import Report
 from vlarl.config import PpoConfig, ProcessRewardConfig
 from vlarl.images import encode_jpeg
-from vlarl.models.openvla.network import load_model, pad_prompts
+from vlarl.models.network import pad_prompts
+from vlarl.models.openvla.network import load_model
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tiny import make_tiny_checkpoint

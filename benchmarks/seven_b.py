@@ -35,7 +35,7 @@ from vlarl.learning.ranks import World
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model
-from vlarl.models.openvla.processor import Preparation
+from vlarl.models.openvla.processor import Processor
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
@@ -133,7 +133,7 @@ def act(table: Report, config: RunConfig, episodes: int, actions: int) -> Experi
     parameters = sum(each.numel() for each in model.parameters())
     table.add("parameters", parameters / 1e9, "10^9")
     table.add("memory: weights", torch.cuda.memory_allocated() / GIB, "GiB")
-    preparation = Preparation(checkpoint, model.config, center_crop=True)
+    processor = Processor(checkpoint, model.config, center_crop=True)
     generator = torch.Generator(CUDA).manual_seed(0)
     pixels = np.random.default_rng(0)
     trajectories = []
@@ -142,9 +142,9 @@ def act(table: Report, config: RunConfig, episodes: int, actions: int) -> Experi
             encode_jpeg(pixels.integers(256, size=(256, 256, 3), dtype=np.uint8))
             for _ in range(actions + 1)
         ]
-        inputs = preparation.batch(
-            np.stack([preparation.frame(frame) for frame in frames[:-1]]),
-            [preparation.prompt(INSTRUCTION)] * actions,
+        inputs = processor.batch(
+            np.stack([processor.frame(frame) for frame in frames[:-1]]),
+            [processor.prompt(INSTRUCTION)] * actions,
             CUDA,
         )
         drawn = generate_actions(
@@ -259,8 +259,8 @@ def operations(
 ) -> tuple[int, int]:
     """Floating-point operations of all samples: without gradient and, once, with one."""
     batch = build_batch(experience)
-    preparation = Preparation(checkpoint, learner.policy.config, center_crop=True)
-    observations = Observations(batch.frames, batch.instructions, preparation, world.device)
+    processor = Processor(checkpoint, learner.policy.config, center_crop=True)
+    observations = Observations(batch.frames, batch.instructions, processor, world.device)
     few = np.arange(8)
     tokens = torch.from_numpy(batch.token_ids[few]).to(world.device)
     with FlopCounterMode(display=False) as looking, torch.no_grad():

@@ -35,9 +35,9 @@ def show(
 ) -> None:
     """Show what a checkpoint holds, as the policy server reads it."""
     with one_sentence_errors():
-        from vlarl.models.openvla.wholeness import check_openvla
+        from vlarl.models.registry import check_policy_checkpoint
 
-        config = check_openvla(directory)
+        config = check_policy_checkpoint(directory)
         say(f"parameters    {_size(directory):,}")
         say(f"image size    {config.image_size}")
         say(f"centre crop   {config.center_crop}")
@@ -83,6 +83,6 @@ def adopt(
 def _size(directory: Path) -> int:
     from math import prod
 
-    from vlarl.models.openvla.wholeness import check_weights
+    from vlarl.weights.wholeness import check_weights
 
     return sum(prod(tensor.shape) for tensor in check_weights(directory).values())

@@ -95,9 +95,9 @@ def evaluate(
                 settings.tasks.indices,
                 settings.evaluation.episodes_per_task,
             )
-            from vlarl.models.openvla.wholeness import check_openvla
+            from vlarl.models.registry import check_policy_checkpoint
 
-            check_openvla(settings.policy.checkpoint)  # before torch is loaded
+            check_policy_checkpoint(settings.policy.checkpoint)  # before torch is loaded
             if videos:
                 check_reward(settings)
             from vlarl_jobs.evaluation.main import run as run_evaluation

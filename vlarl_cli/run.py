@@ -115,9 +115,9 @@ def _usage(settings: RunConfig) -> str:
     statistics that actions are in.
     """
     from vlarl.models.meaning import chosen_unnorm_key
-    from vlarl.models.openvla.wholeness import check_openvla
+    from vlarl.models.registry import check_policy_checkpoint
 
-    model = check_openvla(settings.policy.checkpoint)
+    model = check_policy_checkpoint(settings.policy.checkpoint)
     key = chosen_unnorm_key(settings, model)
     return f"{model.name}: {model.usage(key, settings.policy.center_crop)}"
 

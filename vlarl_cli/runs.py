@@ -161,14 +161,13 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
         FatalError: something is missing, or doesn't go together.
     """
     from vlarl.data.dataset import check_dataset
-    from vlarl.models.openvla.wholeness import check_openvla
-    from vlarl.models.registry import check_any, is_openvla
+    from vlarl.models.registry import check_any, check_policy_checkpoint, is_openvla
 
     for folder in settings.data.datasets:
         check_dataset(folder)
     if isinstance(settings, SftConfig):
         if settings.checkpoint is not None:
-            check_openvla(settings.checkpoint)
+            check_policy_checkpoint(settings.checkpoint)
         return
     check_any(settings.checkpoint)
     openvla = is_openvla(settings.checkpoint)
@@ -180,7 +179,7 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
                 f"{settings.checkpoint} is no OpenVLA: name the one whose actions are judged in "
                 '`policy`, and set mode = "lora"'
             )
-        check_openvla(settings.policy)
+        check_policy_checkpoint(settings.policy)
 
 
 def check_reward(settings: RunConfig) -> None:

@@ -68,9 +68,9 @@ def policy(
     configure_logging(verbose)
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
-        from vlarl.models.openvla.wholeness import check_openvla
+        from vlarl.models.registry import check_policy_checkpoint
 
-        check_openvla(section.checkpoint)  # before vLLM is loaded, which takes a while
+        check_policy_checkpoint(section.checkpoint)  # before vLLM is loaded, which takes a while
         from vlarl_policy.server import serve
 
         asyncio.run(serve(section, server, run.security.channel()))

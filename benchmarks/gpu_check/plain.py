@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vlarl.clients.policy import Action
 from vlarl.images import decode_image, prepare_image
-from vlarl.models.openvla.network import load_model, pad_prompts
+from vlarl.models.network import pad_prompts
+from vlarl.models.openvla.network import load_model
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.weights.adapter import Adapter
@@ -47,7 +48,7 @@ class PlainPolicy:
         """float32 [B, 7, 256] on the CPU, teacher-forced with `tokens` [B, 7]."""
         config = self._model.config
         images = [
-            prepare_image(decode_image(image), config.image_size, config.center_crop)
+            prepare_image(decode_image(image), config.spec.image_size, config.spec.center_crop)
             for image, _ in pairs
         ]
         ids = [self._prompts.token_ids(instruction) for _, instruction in pairs]
@@ -62,7 +63,7 @@ class PlainPolicy:
         config = self._model.config
         tokens = np.array([action.token_ids for action in actions])
         logits = self.action_logits(pairs, tokens)
-        index = torch.from_numpy(tokens - (config.action_vocab_size - 256))[..., None]
+        index = torch.from_numpy(tokens - config.spec.action_ids.start)[..., None]
         short = logits.max(-1).values - logits.gather(-1, index)[..., 0]
         expected = torch.log_softmax(logits / (temperature or 1.0), -1).gather(-1, index)[..., 0]
         reported = torch.tensor(np.array([action.logprobs for action in actions]))

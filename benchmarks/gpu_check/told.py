@@ -15,15 +15,15 @@ def main() -> None:
     from vllm import AsyncEngineArgs
 
     from vlarl.config import PolicyConfig
-    from vlarl.models.openvla.config import OpenVLAConfig
+    from vlarl.models.openvla.serving import Serving
     from vlarl_cli import main as command_line
     from vlarl_policy import vllm_engine as engine
 
     changes = json.loads(sys.argv.pop(1))
     usual = engine.engine_args
 
-    def told(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
-        return replace(usual(config, model), **changes)
+    def told(config: PolicyConfig, serving: Serving) -> AsyncEngineArgs:
+        return replace(usual(config, serving), **changes)
 
     engine.engine_args = told
     command_line()

@@ -9,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from vlarl.models.openvla.network import generate_actions, load_model, pad_prompts  # noqa: E402
+from vlarl.models.network import pad_prompts  # noqa: E402
+from vlarl.models.openvla.network import generate_actions, load_model  # noqa: E402
 from vlarl.models.openvla.pixels import PixelNormalizer  # noqa: E402
 from vlarl.models.openvla.vision import TowerPixels  # noqa: E402
 
@@ -55,7 +56,7 @@ def test_decoding_with_a_cache_is_the_same_pass() -> None:
         image = pixels[row : row + 1]
         acted = generate_actions(model, image, ids, 1.3, drawn)
         logits = model(image, ids, lengths, acted.token_ids).logits / 1.3
-        first = model.config.action_vocab_size - 256
+        first = model.config.spec.action_ids.start
         taken = logits.log_softmax(-1).gather(2, (acted.token_ids - first)[..., None])[..., 0]
         torch.testing.assert_close(taken, acted.logprobs, atol=1e-4, rtol=0)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlarl.config import AugmentationConfig
 from vlarl.data.augmentation import IMAGE_DRAWS, augment, to_levels
-from vlarl.models.openvla.vision import TowerPixels
 
 
 class Pixels:
@@ -15,11 +14,13 @@ class Pixels:
 
     def __init__(
         self,
-        normalize: TowerPixels | None,
+        normalize: nn.Module | None,
         augmentation: AugmentationConfig,
         device: torch.device,
     ) -> None:
-        """normalize: the checkpoint's; none: frames stay levels, for a processor to come."""
+        """normalize: the checkpoint's, from levels, uint8 or float32 [B, S, S, 3], to the network's
+        inputs; none: frames stay levels, for a processor to come.
+        """
         self._normalize = normalize if normalize is None else normalize.to(device)
         self._augmentation = augmentation
 

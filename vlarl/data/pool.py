@@ -15,9 +15,9 @@ from vlarl.data.frames import FrameStore
 from vlarl.data.samples import Samples
 from vlarl.images import Frame
 from vlarl.learning.ranks import Indices
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.network import pad_prompts
-from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.network import pad_prompts
+from vlarl.models.openvla.family import OpenVLAFamily
+from vlarl.models.spec import PolicySpec
 from vlarl.models.statistics import ActionStats, Statistics
 
 N = TypeVar("N", bound=np.generic)
@@ -72,25 +72,34 @@ class Pool:
     """All samples of all tasks, of which some are gathered."""
 
     def __init__(
-        self, tasks: Sequence[Task], config: OpenVLAConfig, statistics: dict[str, Statistics]
+        self, tasks: Sequence[Task], policy: OpenVLAFamily, statistics: dict[str, Statistics]
     ) -> None:
-        """statistics: of suites; where there are none, the checkpoint's own normalise actions."""
+        """Reads actions and poses; frames come later.
+
+        Args:
+            tasks: whose samples.
+            policy: whose frame size and action tokens.
+            statistics: of suites; where there are none, the checkpoint's own normalise actions.
+        """
         samples = [task.samples for task in tasks]
         self.pose_names = tuple(dict.fromkeys(name for one in samples for name in one.pose_names))
         self._frames = [one.frames for one in samples]
         self._instructions = [one.instruction for one in samples]
-        self._token_ids = [token_ids(one, config, statistics) for one in samples]
+        self._token_ids = [
+            policy.action_tokenizer.tokens(one.actions, _stats(one, policy.spec, statistics))
+            for one in samples
+        ]
         self._poses = [_poses(one, self.pose_names) for one in samples]
         self._labels = [task.labels for task in tasks]
-        self._config = config
+        self._image_size = policy.spec.image_size
 
-    def gather(self, chosen: list[Indices], preparation: Reading, cache_bytes: int) -> Samples:
+    def gather(self, chosen: list[Indices], processor: Reading, cache_bytes: int) -> Samples:
         """The chosen samples of each task."""
-        prompts = [preparation.prompt(instruction) for instruction in self._instructions]
-        size = self._config.image_size
+        prompts = [processor.prompt(instruction) for instruction in self._instructions]
+        encoded = _Encoded(self._frames, chosen)
         return Samples(
-            FrameStore(_Encoded(self._frames, chosen), preparation.frame, size, cache_bytes),
-            pad_prompts(prompts, preparation.pad_id),
+            FrameStore(encoded, processor.frame, self._image_size, cache_bytes),
+            pad_prompts(prompts, processor.pad_id),
             tasks=np.repeat(np.arange(len(chosen)), [len(one) for one in chosen]),
             token_ids=_picked(self._token_ids, chosen),
             poses=_picked(self._poses, chosen),
@@ -109,15 +118,11 @@ def measured(tasks: Sequence[Task], most: int) -> list[Indices]:
     return [np.flatnonzero(task.held_out)[::stride] for task in tasks]
 
 
-def token_ids(
-    task: TaskSamples, config: OpenVLAConfig, statistics: dict[str, Statistics]
-) -> NDArray[np.int64]:
-    """The expert's actions as ids [N, 7]."""
+def _stats(task: TaskSamples, spec: PolicySpec, statistics: dict[str, Statistics]) -> ActionStats:
+    """Those that normalise a task's actions."""
     if statistics:
-        stats = ActionStats.from_json(statistics[task.suite]["action"])
-    else:
-        stats = config.statistics(task.suite)
-    return ActionTokenizer(config.action_vocab_size).encode(stats.normalize(task.actions))
+        return ActionStats.from_json(statistics[task.suite]["action"])
+    return spec.statistics(task.suite)
 
 
 def _poses(task: TaskSamples, names: tuple[str, ...]) -> NDArray[np.float32]:

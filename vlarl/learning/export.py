@@ -11,9 +11,8 @@ from torch import Tensor
 
 from vlarl.config import LoraConfig
 from vlarl.files import durable_folder
-from vlarl.models.openvla.config import STATISTICS, OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers
-from vlarl.models.statistics import Statistics
+from vlarl.models.registry import lora_layers
+from vlarl.models.statistics import STATISTICS, Statistics
 from vlarl.weights.checkpoint import CheckpointReader, save_tensors
 from vlarl.weights.folder import INDEX, weight_files
 from vlarl.weights.merge import merged_tensors
@@ -86,7 +85,7 @@ def _merged(
     base: Path, factors: Mapping[str, Tensor], lora: LoraConfig
 ) -> Iterator[tuple[str, Tensor]]:
     reader = CheckpointReader(base)
-    layers = lora_layers(OpenVLAConfig.from_directory(base))
+    layers = lora_layers(base)
     pairs = {layer: (factors[f"{layer}.A"], factors[f"{layer}.B"]) for layer in layers}
     dtype = reader.tensor(f"{next(iter(layers))}.weight").dtype
     yield from merged_tensors(base, layers, pairs, lora.alpha / lora.rank, dtype)

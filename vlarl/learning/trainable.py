@@ -24,10 +24,8 @@ from vlarl.config import LoraConfig
 from vlarl.learning.ranks import World
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers
-from vlarl.models.openvla.network import OpenVLA, load_model
-from vlarl.models.openvla.tensors import unused_prefixes
+from vlarl.models.openvla.network import OpenVLA
+from vlarl.models.registry import policy_family
 
 _WRAPPER = "_checkpoint_wrapped_module."
 
@@ -83,13 +81,14 @@ class LoraPolicy(TrainablePolicy):
         activation_checkpointing: bool = False,
     ) -> None:
         """Loads the checkpoint and adds factors drawn with the seed, the same on every rank."""
-        self.config = OpenVLAConfig.from_directory(checkpoint)
+        family = policy_family(checkpoint)
+        self.config = family.config
         self.dtype = dtype
         self.scaling = lora.alpha / lora.rank
         self._world = world
-        self._first_action_id = self.config.action_vocab_size - 256
-        model = load_model(checkpoint, dtype, world.device).requires_grad_(False)
-        self._layers = add_factors(model, lora, seed, list(lora_layers(self.config)))
+        self._first_action_id = family.spec.action_ids.start
+        model = family.network(dtype, world.device).requires_grad_(False)
+        self._layers = add_factors(model, lora, seed, list(family.lora_layers()))
         super().__init__(
             model, dtype=dtype, world=world, activation_checkpointing=activation_checkpointing
         )
@@ -207,8 +206,8 @@ class FullPolicy(TrainablePolicy):
 
 def trainable_model(checkpoint: Path, device: torch.device) -> OpenVLA:
     """A checkpoint's model in float32; what the passes never use is frozen."""
-    model = load_model(checkpoint, torch.float32, device)
-    unused = unused_prefixes(model.config)
+    model = policy_family(checkpoint).network(torch.float32, device)
+    unused = model.unused_prefixes
     for name, parameter in model.named_parameters():
         # Memory of its own, aligned alike in every process: the file's may lie anywhere, and the
         # order of a product's sums, so its last bit, may depend on where.

@@ -13,13 +13,14 @@ from vlarl.config import ConfigError, RewardModelConfig, RunConfig, Section, Sft
 from vlarl.config.libero import base_suite
 from vlarl.config.resuming import CENTER_CROP, SCENES, UNITS
 from vlarl.config.suites import bddl_files
-from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.registry import policy_spec
+from vlarl.models.spec import PolicySpec
 
 _ARM = 7
 """Numbers of an action in the simulator."""
 
 
-def chosen_unnorm_key(config: RunConfig, model: OpenVLAConfig) -> str:
+def chosen_unnorm_key(config: RunConfig, model: PolicySpec) -> str:
     """The statistics that un-normalise actions: those named, the suite's, or the only ones.
 
     Raises:
@@ -71,11 +72,10 @@ def _scenes(config: RunConfig) -> str:
 def _policy_terms(config: Section) -> dict[str, object]:
     with contextlib.suppress(ConfigError, ValueError):
         if isinstance(config, RunConfig):
-            model = OpenVLAConfig.from_directory(config.policy.checkpoint)
-            crop = config.policy.center_crop
+            model = policy_spec(config.policy.checkpoint)
             return {
                 UNITS: units_of(model, [chosen_unnorm_key(config, model)]),
-                CENTER_CROP: model.center_crop if crop is None else crop,
+                CENTER_CROP: model.crops(config.policy.center_crop),
             }
         if isinstance(config, RewardModelConfig):
             return _all_units(config.judged)
@@ -86,11 +86,11 @@ def _policy_terms(config: Section) -> dict[str, object]:
 
 
 def _all_units(folder: Path) -> dict[str, object]:
-    model = OpenVLAConfig.from_directory(folder)
+    model = policy_spec(folder)
     return {UNITS: units_of(model, model.norm_stats)}
 
 
-def units_of(model: OpenVLAConfig, keys: Iterable[str]) -> dict[str, object]:
+def units_of(model: PolicySpec, keys: Iterable[str]) -> dict[str, object]:
     """The numbers that un-normalise actions, as JSON has them, by key; without those it lacks."""
     return {
         key: {"q01": one.q01.tolist(), "q99": one.q99.tolist(), "mask": one.mask.tolist()}

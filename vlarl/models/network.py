@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -17,3 +19,13 @@ class ObservationBatch:
     """int64 [B, L], padded on the right."""
     prompt_lengths: Tensor
     """int64 [B]."""
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], pad_id: int, device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Prompts of different length as int64[B, longest], padded on the right, and their lengths."""
+    longest = max(len(prompt) for prompt in prompts)
+    rows = [[*prompt, *[pad_id] * (longest - len(prompt))] for prompt in prompts]
+    lengths = [len(prompt) for prompt in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(lengths, device=device)

@@ -6,12 +6,67 @@ import os
 from pathlib import Path
 
 from vlarl.errors import ConfigError
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.wholeness import check_openvla, check_weights
+from vlarl.models.openvla.family import ENGINE_MODELS, OpenVLAFamily
+from vlarl.models.spec import PolicySpec
 from vlarl.weights.folder import configuration_of, read_json, reward_model_version
+from vlarl.weights.wholeness import check_weights
 
 POLICY = "policy"
 """Folder of a reward model that is no OpenVLA: the configuration of the policy that it scores."""
+
+__all__ = [
+    "ENGINE_MODELS",
+    "POLICY",
+    "check_any",
+    "check_policy_checkpoint",
+    "check_reward_model",
+    "is_openvla",
+    "scored_policy",
+    "lora_layers",
+    "policy_family",
+    "policy_spec",
+]
+
+
+def policy_family(directory: str | Path) -> OpenVLAFamily:
+    """A policy's checkpoint, with everything that depends on which policy it is.
+
+    Raises:
+        ConfigError: a file is missing or can't be used; the message names it.
+    """
+    return OpenVLAFamily(Path(directory))
+
+
+def policy_spec(directory: str | Path) -> PolicySpec:
+    """A policy's observations and actions.
+
+    Raises:
+        ConfigError: a file is missing or can't be used; the message names it.
+    """
+    return policy_family(directory).spec
+
+
+def lora_layers(directory: str | Path) -> dict[str, tuple[int, int]]:
+    """The layers of a policy's checkpoint that LoRA may change, by their keys without
+    ``.weight``, to (out, in).
+
+    Raises:
+        ConfigError: a file is missing or can't be used; the message names it.
+    """
+    return policy_family(directory).lora_layers()
+
+
+def check_policy_checkpoint(directory: Path) -> PolicySpec:
+    """Makes sure that a folder holds all of a policy's checkpoint, and nothing else.
+
+    Raises:
+        ConfigError: there is no such folder, its settings or its tokenizer can't be used, or it is
+            a model of another kind.
+        CheckpointError: its weights aren't whole, or don't fit its configuration.
+    """
+    family = policy_family(directory)
+    family.check()
+    return family.spec
 
 
 def is_openvla(directory: Path) -> bool:
@@ -27,7 +82,7 @@ def is_openvla(directory: Path) -> bool:
         raise ConfigError(f"{path} names no model_type") from error
 
 
-def scored_policy(directory: Path) -> OpenVLAConfig:
+def scored_policy(directory: Path) -> PolicySpec:
     """The policy whose actions are scored by a reward model that is no OpenVLA.
 
     Raises:
@@ -38,17 +93,17 @@ def scored_policy(directory: Path) -> OpenVLAConfig:
             f"{directory} is no reward model: {POLICY}/, which says what its policy's action "
             "tokens are, is missing"
         )
-    return OpenVLAConfig.from_directory(directory / POLICY)
+    return policy_spec(directory / POLICY)
 
 
 def check_any(directory: Path) -> None:
-    """`check_openvla`, or of a model of another kind whether its weights are whole.
+    """`check_policy_checkpoint`, or of a model of another kind whether its weights are whole.
 
     Raises:
         ConfigError, CheckpointError: something is missing or can't be used.
     """
     if is_openvla(directory):
-        check_openvla(directory)
+        check_policy_checkpoint(directory)
     else:
         check_weights(directory)
 
@@ -62,9 +117,7 @@ def check_reward_model(directory: Path) -> str:
     version = reward_model_version(directory)
     check_any(directory)
     if is_openvla(directory):
-        from vlarl.models.openvla.prompt import PromptBuilder
-
-        _ = PromptBuilder(directory).verdict_ids
+        policy_family(directory).verdict_ids()
     else:
         scored_policy(directory)
     return version

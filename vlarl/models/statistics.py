@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+STATISTICS = "dataset_statistics.json"
+"""Beside a checkpoint's ``config.json``, whose ``norm_stats`` it replaces."""
+
 Statistics = dict[str, Any]
 """One dataset's entry of a checkpoint's ``norm_stats``."""
 

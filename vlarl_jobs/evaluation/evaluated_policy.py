@@ -14,7 +14,8 @@ from vlarl.config.resuming import UNITS, check_terms, terms
 from vlarl.learning.checkpoints import ResumeError
 from vlarl.learning.sharding import compute_dtype
 from vlarl.models.meaning import chosen_unnorm_key, units_of
-from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.registry import policy_spec
+from vlarl.models.spec import PolicySpec
 from vlarl.weights.adapter import Adapter
 from vlarl.weights.checkpoint import base_digest
 from vlarl_trainer.publisher import published_adapter
@@ -28,7 +29,7 @@ _OWN = ("seed", "trainer.")
 class EvaluatedPolicy:
     """A policy, complete enough to be served, counted and filmed."""
 
-    model: OpenVLAConfig
+    model: PolicySpec
     center_crop: bool
     unnorm_key: str
     progress: Progress
@@ -61,7 +62,7 @@ def load_evaluated_policy(config: RunConfig, trained: Path | None) -> EvaluatedP
     Raises:
         FatalError: a checkpoint is missing, broken or another base's, or lacks the statistics.
     """
-    model = OpenVLAConfig.from_directory(config.policy.checkpoint)
+    model = policy_spec(config.policy.checkpoint)
     key = chosen_unnorm_key(config, model)
     digest = base_digest(config.policy.checkpoint)
     progress = Progress(run_id="", base_digest=digest, version=0, acted=0)
@@ -75,17 +76,16 @@ def load_evaluated_policy(config: RunConfig, trained: Path | None) -> EvaluatedP
                 f"{config.policy.checkpoint} ({digest[:12]}); set policy.checkpoint"
             )
         _check_meaning(path, progress, config, model)
-    crop = config.policy.center_crop
     return EvaluatedPolicy(
         model=model,
-        center_crop=model.center_crop if crop is None else crop,
+        center_crop=model.crops(config.policy.center_crop),
         unnorm_key=key,
         progress=progress,
         tensors=tensors,
     )
 
 
-def _check_meaning(path: Path, progress: Progress, config: RunConfig, model: OpenVLAConfig) -> None:
+def _check_meaning(path: Path, progress: Progress, config: RunConfig, model: PolicySpec) -> None:
     """Whether factors and critic are used as they were learned; how episodes run may differ."""
     learned: Mapping[str, object] = progress.terms
     saved = path.parents[1] / "config.toml"

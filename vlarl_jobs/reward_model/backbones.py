@@ -15,14 +15,10 @@ from vlarl.learning.export import export_checkpoint
 from vlarl.learning.ranks import World
 from vlarl.learning.trainable import load_learner
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.processor import Preparation
-from vlarl.models.openvla.prompt import PromptBuilder
-from vlarl.models.openvla.vision import TowerPixels
-from vlarl.models.registry import is_openvla
+from vlarl.models.registry import is_openvla, policy_family, policy_spec
 from vlarl_jobs.reward_model.image_text import (
     ImageTextBackbone,
-    ImageTextPreparation,
+    ImageTextProcessor,
     export_image_text,
 )
 
@@ -48,10 +44,10 @@ class OpenVLABackbone:
 
     def __init__(self, config: RewardModelConfig, world: World) -> None:
         """Loads the checkpoint."""
-        checkpoint = config.checkpoint
-        self.pixels = Pixels(TowerPixels(checkpoint), config.augmentation, world.device)
-        self._answers = PromptBuilder(checkpoint).verdict_ids
-        self._model = load_learner(config, checkpoint, world)
+        family = policy_family(config.checkpoint)
+        self.pixels = Pixels(family.tower_pixels(), config.augmentation, world.device)
+        self._answers = family.verdict_ids()
+        self._model = load_learner(config, config.checkpoint, world)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return self._model.named_parameters()
@@ -79,10 +75,9 @@ def reading(config: RewardModelConfig, *, center_crop: bool) -> Reading:
     Raises:
         ConfigError: the checkpoint's processor can't be loaded.
     """
-    policy = OpenVLAConfig.from_directory(config.judged)
     if is_openvla(config.checkpoint):
-        return Preparation(config.checkpoint, policy, center_crop)
-    return ImageTextPreparation(config.checkpoint, policy, center_crop)
+        return policy_family(config.checkpoint).processor(center_crop)
+    return ImageTextProcessor(config.checkpoint, policy_spec(config.judged), center_crop)
 
 
 def export(

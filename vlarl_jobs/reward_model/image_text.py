@@ -19,20 +19,21 @@ from vlarl.learning.ranks import World
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.learning.trainable import add_factors, named_factors
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.process_reward.image_text import (
     ImageTextNetwork,
     ImageTextReader,
     load_image_text,
 )
-from vlarl.models.registry import POLICY
+from vlarl.models.registry import POLICY, policy_spec
+from vlarl.models.spec import PolicySpec
+from vlarl.models.statistics import STATISTICS
 from vlarl.weights.checkpoint import require_finite
 
 
-class ImageTextPreparation:
+class ImageTextProcessor:
     """Frames as the policy sees them, prompts as the judge reads them."""
 
-    def __init__(self, checkpoint: Path, policy: OpenVLAConfig, center_crop: bool) -> None:
+    def __init__(self, checkpoint: Path, policy: PolicySpec, center_crop: bool) -> None:
         """Raises ConfigError where the processor can't be loaded."""
         self._size = policy.image_size
         self._center_crop = center_crop
@@ -55,7 +56,7 @@ class ImageTextBackbone:
         Raises:
             ConfigError, CheckpointError: the checkpoint can't be used.
         """
-        policy = OpenVLAConfig.from_directory(config.judged)
+        policy = policy_spec(config.judged)
         reader = ImageTextReader(config.checkpoint, policy.image_size)
         dtype = compute_dtype(config.dtype, world.device)
         self.pixels = Pixels(None, config.augmentation, world.device)
@@ -127,7 +128,7 @@ def export_image_text(
         (folder / POLICY / "config.json").write_text(
             json.dumps(policy, indent=1) + "\n", encoding="utf-8"
         )
-        statistics = config.judged / "dataset_statistics.json"
+        statistics = config.judged / STATISTICS
         if statistics.exists():
             shutil.copyfile(statistics, folder / POLICY / statistics.name)
         finish(folder)

@@ -18,8 +18,7 @@ from vlarl.data.augmentation import IMAGE_DRAWS
 from vlarl.data.samples import SampleBatch
 from vlarl.learning.ranks import World
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.registry import policy_family
 from vlarl_jobs.reward_model.backbones import load_backbone
 from vlarl_jobs.reward_model.measures import auc
 from vlarl_jobs.reward_model.perturbing import DRAWS, perturbed, read_commands
@@ -31,13 +30,12 @@ class Judgement:
 
     def __init__(self, config: RewardModelConfig, labelled: Labelled, world: World) -> None:
         """Loads the checkpoint."""
-        policy = OpenVLAConfig.from_directory(config.judged)
+        policy = policy_family(config.judged)
         self.train = labelled.train
         self.held_out = labelled.held_out
-        tokenizer = ActionTokenizer(policy.action_vocab_size)
-        self._first_id = tokenizer.first_id
-        statistics = [policy.statistics(suite) for suite in labelled.suites]
-        self._commands = read_commands(tokenizer, statistics).to(world.device)
+        self._first_id = policy.spec.action_ids.start
+        statistics = [policy.spec.statistics(suite) for suite in labelled.suites]
+        self._commands = read_commands(policy.action_tokenizer, statistics).to(world.device)
         self._perturbed = config.data.perturbed
         self._weights = class_weights(self.train.labels, config.data.perturbed)
         self._backbone = load_backbone(config, world)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlarl.models.openvla.tokens import ACTION_BINS, ActionTokenizer
+from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.models.statistics import ActionStats, to_simulator
 
 DRAWS = 5
@@ -45,10 +45,10 @@ class Commands(NamedTuple):
     """What the simulator executes of each action id, the lowest first: of B samples, or B tasks."""
 
     executed: Tensor
-    """float32 [B, K, 256]: motions as far as the arm executes them, in [-1, 1]; the gripper's
+    """float32 [B, K, ids]: motions as far as the arm executes them, in [-1, 1]; the gripper's
     command, -1 (open), 1 (close) or 0 (stay)."""
     opposed: Tensor
-    """int64 [B, 256]: of each gripper bin the one that demonstrations have for the opposite
+    """int64 [B, ids]: of each gripper bin the one that demonstrations have for the opposite
     command, 0 (closed) or 1 (open) in data units; itself where no bin gives that."""
 
     def of(self, tasks: Tensor) -> Commands:
@@ -70,18 +70,18 @@ def read_commands(tokenizer: ActionTokenizer, statistics: Sequence[ActionStats])
 def _commands(
     tokenizer: ActionTokenizer, stats: ActionStats
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    values = tokenizer.decode(tokenizer.action_ids)
-    actions = stats.unnormalize(np.repeat(values[:, None], stats.action_dim, axis=1))
+    ids = np.array(tokenizer.action_ids)
+    actions = tokenizer.actions(np.repeat(ids[:, None], stats.action_dim, axis=1), stats)
     executed = np.clip(to_simulator(actions), -1.0, 1.0)
     gripper, command = actions[:, _GRIPPER], executed[:, _GRIPPER]
     demonstrated = np.zeros((2, stats.action_dim))
     demonstrated[:, _GRIPPER] = _CLOSED, _OPEN
-    closed, opened = tokenizer.encode(stats.normalize(demonstrated))[:, _GRIPPER]
-    opposed = np.arange(ACTION_BINS)
+    closed, opened = tokenizer.tokens(demonstrated, stats)[:, _GRIPPER] - ids[0]
+    opposed = np.arange(len(ids))
     for sign, wanted, token in ((-1.0, _CLOSED, closed), (1.0, _OPEN, opened)):
         others = np.flatnonzero(command == -sign)
-        if token - tokenizer.first_id in others:
-            opposed[command == sign] = token - tokenizer.first_id
+        if token in others:
+            opposed[command == sign] = token
         elif len(others):  # No demonstration moved the gripper.
             opposed[command == sign] = others[np.abs(gripper[others] - wanted).argmin()]
     return executed.T.astype(np.float32), opposed
@@ -111,7 +111,7 @@ def perturbed(
     chosen = (labels == 1) & (draws[:, 0] < share)
     kind = (4 * draws[:, 1]).long()
     anywhere = bins.clone()
-    anywhere[:, :_AXES] = (ACTION_BINS * draws[:, 2:5]).long()
+    anywhere[:, :_AXES] = (commands.opposed.shape[1] * draws[:, 2:5]).long()
     shuffled = torch.cat([bins[:, [1, 2, 0]], bins[:, _AXES:]], dim=1)
     opposed = bins.clone()
     opposed[:, _GRIPPER] = commands.opposed.gather(1, bins[:, [_GRIPPER]])[:, 0]

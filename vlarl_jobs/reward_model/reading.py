@@ -15,7 +15,7 @@ from vlarl.data.dataset import DatasetError, TaskSamples, read_dataset
 from vlarl.data.pool import Pool, Task, measured
 from vlarl.data.samples import Samples
 from vlarl.learning.ranks import Indices
-from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.registry import policy_family
 from vlarl_jobs.reward_model.backbones import reading
 from vlarl_jobs.reward_model.labels import CONTROL_RATE, label_task
 
@@ -58,11 +58,11 @@ def read_labelled(config: RewardModelConfig) -> Labelled:
             is nothing of one kind.
         ConfigError: the checkpoint has no statistics for a suite.
     """
-    model = OpenVLAConfig.from_directory(config.judged)
+    policy = policy_family(config.judged)
     data, crop = config.data, config.augmentation.random_crop
     sources = [source for folder in data.datasets for source in _read(folder, config)]
     tasks = [source.task for source in sources]
-    pool = Pool(tasks, model, {})
+    pool = Pool(tasks, policy, {})
     cropped, plain = (reading(config, center_crop=one) for one in (crop, False))
     away = [np.flatnonzero(task.held_out) for task in tasks]
     here = [np.flatnonzero(~task.held_out) for task in tasks]

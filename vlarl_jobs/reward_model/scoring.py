@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlarl.data.dataset import Dataset, DatasetError, TaskSamples
-from vlarl.data.pool import token_ids
 from vlarl.images import ImageError
+from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.models.process_reward.model import ProcessRewardModel
 from vlarl.weights.folder import CheckpointError
 from vlarl_jobs.reward_model.measures import Floats, auc
@@ -64,6 +64,7 @@ def judge_rollouts(
         CheckpointError: the model gives no finite numbers.
     """
     found: dict[str, list[JudgedTask]] = {}
+    tokenizer = ActionTokenizer(judge.config.action_ids.stop)
     for folder, dataset in datasets:
         for task in dataset.tasks:
             if task.succeeded is None:
@@ -76,7 +77,8 @@ def judge_rollouts(
             except ImageError as error:
                 raise DatasetError(f"{folder}: a frame is no image: {error}") from error
             prompts = [judge.prompt(task.instruction)] * len(frames)
-            steps = judge.probabilities(frames, prompts, token_ids(task, judge.config, {}))
+            token_ids = tokenizer.tokens(task.actions, judge.config.statistics(task.suite))
+            steps = judge.probabilities(frames, prompts, token_ids)
             if not np.isfinite(steps).all():
                 raise CheckpointError("the reward model's probabilities aren't finite numbers")
             name = f"{task.suite} {task.index}"

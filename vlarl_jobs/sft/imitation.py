@@ -15,9 +15,7 @@ from vlarl.data.samples import SampleBatch
 from vlarl.learning.ranks import World
 from vlarl.learning.trainable import load_learner
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.tokens import ActionTokenizer
-from vlarl.models.openvla.vision import TowerPixels
+from vlarl.models.registry import policy_family
 from vlarl_jobs.sft.losses import action_loss, jittered, label_logprobs, soft_targets
 from vlarl_jobs.sft.reading import Demonstrations
 
@@ -31,17 +29,18 @@ class Imitation:
         self, config: SftConfig, checkpoint: Path, demonstrations: Demonstrations, world: World
     ) -> None:
         """Loads the checkpoint."""
-        model = OpenVLAConfig.from_directory(checkpoint)
+        family = policy_family(checkpoint)
         self.train = demonstrations.train
         self.held_out = demonstrations.held_out
-        self._tokenizer = ActionTokenizer(model.action_vocab_size)
-        self._first_id = self._tokenizer.first_id
+        self._tokenizer = family.action_tokenizer
+        self._action_ids = family.spec.action_ids
+        self._first_id = self._action_ids.start
         self._input_sigma = config.input_sigma
         # Where all demonstrations agree, a softened target would only teach noise.
         varies = np.ptp(self.train.token_ids, axis=0) > 0
         sigmas = [config.target_sigma if one else 0.0 for one in varies]
-        self._targets = soft_targets(sigmas).to(world.device)
-        self._pixels = Pixels(TowerPixels(checkpoint), config.augmentation, world.device)
+        self._targets = soft_targets(sigmas, len(self._action_ids)).to(world.device)
+        self._pixels = Pixels(family.tower_pixels(), config.augmentation, world.device)
         self._policy = load_learner(config, checkpoint, world)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -53,7 +52,7 @@ class Imitation:
     def losses(self, batch: SampleBatch, draws: Tensor) -> Tensor:
         bins = batch.token_ids - self._first_id
         own = draws[:, IMAGE_DRAWS : IMAGE_DRAWS + bins.shape[1]]
-        read = jittered(bins, own, self._input_sigma)
+        read = jittered(bins, own, self._input_sigma, len(self._action_ids))
         observations = self._observations(batch, self._pixels.augmented(batch.frames, draws))
         logits = self._policy.logits(observations, read + self._first_id)
         return action_loss(logits, bins, self._targets)

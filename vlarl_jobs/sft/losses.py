@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlarl.models.openvla.tokens import ACTION_BINS
 
-
-def soft_targets(sigmas: Sequence[float], bins: int = ACTION_BINS) -> Tensor:
+def soft_targets(sigmas: Sequence[float], bins: int) -> Tensor:
     """Target distributions [K, bins, bins]: for each of K tokens one row a label.
 
     A row is a Gaussian over neighbouring bins, cut at the ends and normalised: being off by one bin
@@ -38,17 +36,18 @@ def action_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return -(targets[tokens, labels] * logp).sum(dim=-1).mean(dim=-1)
 
 
-def jittered(labels: Tensor, draws: Tensor, sigma: float) -> Tensor:
+def jittered(labels: Tensor, draws: Tensor, sigma: float, bins: int) -> Tensor:
     """Labels int64 [B, K], each moved by Gaussian noise and kept within the bins.
 
     Args:
         labels: int64 [B, K].
         draws: [B, K], uniform in [0, 1).
         sigma: the noise's deviation in bins.
+        bins: number of them.
     """
     noise = sigma * torch.special.ndtri(draws.double().clamp(1e-6, 1 - 1e-6))
     moved: Tensor = labels + noise.round().long()
-    return moved.clamp(0, ACTION_BINS - 1)
+    return moved.clamp(0, bins - 1)
 
 
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from vlarl.learning.ranks import World
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.learning.trainable import trainable_model, trained_parameters
 from vlarl.models.openvla.network import OpenVLA
-from vlarl.models.openvla.vision import TowerPixels
+from vlarl.models.registry import policy_family
 from vlarl_jobs.sft.losses import pose_loss
 from vlarl_jobs.sft.reading import Demonstrations
 
@@ -70,7 +70,8 @@ class Perception:
         self.train = demonstrations.train
         self.held_out = demonstrations.held_out
         self._names = demonstrations.pose_names
-        self._pixels = Pixels(TowerPixels(checkpoint), config.augmentation, world.device)
+        normalize = policy_family(checkpoint).tower_pixels()
+        self._pixels = Pixels(normalize, config.augmentation, world.device)
         mean = torch.from_numpy(np.nanmean(self.train.poses, axis=0))
         deviation = torch.from_numpy(np.nanstd(self.train.poses, axis=0))
         self._mean = mean.to(world.device)

@@ -13,8 +13,7 @@ from vlarl.config import DataConfig
 from vlarl.data.dataset import DatasetError, TaskSamples, read_dataset
 from vlarl.data.pool import Pool, Task, measured
 from vlarl.data.samples import Samples
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.processor import Preparation
+from vlarl.models.registry import policy_family
 from vlarl.models.statistics import Statistics, dataset_statistics
 
 
@@ -48,17 +47,17 @@ def read_demonstrations(
         DatasetError: a dataset can't be read, or datasets don't go together.
         ConfigError: the checkpoint has no statistics for a suite, though it should.
     """
-    config = OpenVLAConfig.from_directory(checkpoint)
+    policy = policy_family(checkpoint)
     tasks = _read_tasks(data, seed)
     statistics: dict[str, Statistics] = {}
     if data.statistics == "dataset":
         statistics = _suite_statistics(tasks, data.range_floor)
-    pool = Pool(tasks, config, statistics)
-    cropped = Preparation(checkpoint, config, center_crop=center_crop)
+    pool = Pool(tasks, policy, statistics)
+    cropped = policy.processor(center_crop)
     cache = int(data.cache_gib * 2**30)
     held_out = pool.gather(measured(tasks, data.held_out_samples), cropped, cache)
     learned = [np.flatnonzero(~task.held_out) for task in tasks]
-    plain = Preparation(checkpoint, config, center_crop=False)
+    plain = policy.processor(center_crop=False)
     train = pool.gather(learned, plain, cache - held_out.frames.kept_bytes)
     if not len(train):
         raise DatasetError("the datasets hold no sample to learn from: add demonstrations")

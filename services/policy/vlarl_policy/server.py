@@ -13,10 +13,9 @@ import logging
 import numpy as np
 
 from vlarl.config import ChannelConfig, PolicyConfig, ServerConfig
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers
-from vlarl.models.openvla.prompt import PromptBuilder
-from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.openvla.processor import Processor
+from vlarl.models.registry import policy_family
+from vlarl.models.serving import Encoded
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.server import RpcServer
 from vlarl.weights.checkpoint import base_digest
@@ -47,31 +46,33 @@ async def serve(
         ConfigError, CheckpointError: the checkpoint can't be used.
         ListenError: the address can't be bound.
     """
-    model = OpenVLAConfig.from_directory(config.checkpoint)
-    _LOG.info("%s: %s", model.name, model.usage(center_crop=config.center_crop))
+    family = policy_family(config.checkpoint)
+    spec = family.spec
+    _LOG.info("%s: %s", spec.name, spec.usage(center_crop=config.center_crop))
     digest = await asyncio.to_thread(base_digest, config.checkpoint)
     rpc = RpcServer(server, [_SERVICE])
     metrics = PolicyMetrics(rpc.registry)
-    servicer = PolicyServicer(config, model, digest, metrics)
+    processor = family.processor(spec.crops(config.center_crop))
+    servicer = PolicyServicer(config, processor, digest, metrics)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, rpc.grpc)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(servicer.close)
         await stack.enter_async_context(rpc)
         try:
-            engine = await PolicyEngine.start(config, model, metrics)
+            engine = await PolicyEngine.start(config, spec.name, family.serving(), metrics)
         except (RuntimeError, ValueError) as error:
             raise PolicyServerError(f"the engine didn't start: {error}") from error
         stack.callback(engine.shutdown)
-        swapper = WeightSwapper(engine, lora_layers(model), digest, metrics)
+        swapper = WeightSwapper(engine, family.lora_layers(), digest, metrics)
         trainer = None
         if config.trainer_address:
             channel = trainer_channel or ChannelConfig(token_file=server.token_file)
             trainer = WeightFollower(config.trainer_address, channel, digest, swapper)
             await trainer.fetch_first()
-        await _warm_up(engine, config, model)
+        await _warm_up(engine, config, processor)
         servicer.open(engine, swapper)
         rpc.set_serving(True)
-        _LOG.info("%s serves at version %d", model.name, swapper.serving.version)
+        _LOG.info("%s serves at version %d", spec.name, swapper.serving.version)
         watch = asyncio.create_task(_until_lost(engine, servicer.lost))
         stack.callback(watch.cancel)
         if trainer:
@@ -80,14 +81,15 @@ async def serve(
         await rpc.serve_until_terminated(watch=watch)
 
 
-async def _warm_up(engine: PolicyEngine, config: PolicyConfig, model: OpenVLAConfig) -> None:
+async def _warm_up(engine: PolicyEngine, config: PolicyConfig, processor: Processor) -> None:
     # One real action, which proves that the server can answer.
-    pixels = np.full((model.image_size, model.image_size, 3), 127, np.uint8)
-    prompt_ids = PromptBuilder(config.checkpoint).token_ids("pick up the black bowl")
-    sampled = await engine.act(prompt_ids, pixels, temperature=0.0, seed=None)
-    statistics = next(iter(model.norm_stats.values()))
+    size = processor.spec.image_size
+    pixels = np.full((size, size, 3), 127, np.uint8)
+    encoded = Encoded(processor.prompt("pick up the black bowl"), pixels)
+    sampled = await engine.act(encoded, temperature=0.0, seed=None)
+    statistics = next(iter(processor.spec.norm_stats.values()))
     try:
-        action_of(sampled, statistics, ActionTokenizer(model.action_vocab_size))
+        action_of(sampled, statistics, processor)
     except UnsoundActionError as error:
         raise PolicyServerError(f"{config.checkpoint}: {error}") from error
 

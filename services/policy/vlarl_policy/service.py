@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from vlarl.config import PolicyConfig
 from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
 from vlarl.errors import ConfigError
-from vlarl.images import ImageError, decode_image, prepare_image
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
-from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, PromptBuilder, words_of
-from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.images import ImageError
+from vlarl.models.openvla.processor import Processor, PromptTooLongError
+from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
+from vlarl.models.serving import Encoded, SampledAction
 from vlarl.models.statistics import ActionStats
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
@@ -28,24 +24,14 @@ from vlarl.rpc.interception import Context
 from vlarl.weights.adapter import AdapterError
 from vlarl_policy.metrics import PolicyMetrics
 from vlarl_policy.swap import SwapFailedError, VersionRefused, WeightsLostError, WeightSwapper
-from vlarl_policy.vllm_engine import EngineDeadError, PolicyEngine, SampledAction
+from vlarl_policy.vllm_engine import EngineDeadError, PolicyEngine
 
-Pixels = npt.NDArray[np.uint8]
 Problem = tuple[str, str]
 """A request's field and what is wrong with it."""
 
 
 _LARGEST = float(np.finfo(np.float32).max)
 """What answers can hold: they are float32."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An observation as the engine takes it: prompt ids, uint8 [S, S, 3], seed."""
-
-    prompt_ids: list[int]
-    pixels: Pixels
-    seed: int | None
 
 
 class UnsoundActionError(Exception):
@@ -62,20 +48,16 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     def __init__(
         self,
         config: PolicyConfig,
-        model: OpenVLAConfig,
+        processor: Processor,
         base_digest: str,
         metrics: PolicyMetrics,
     ) -> None:
         self._config = config
-        self._model = model
+        self._processor = processor
+        self._spec = processor.spec
         self._base_digest = base_digest
         self._metrics = metrics
         self._replica: tuple[PolicyEngine, WeightSwapper] | None = None
-        self._center_crop = model.center_crop if config.center_crop is None else config.center_crop
-        self._action_tokens = ActionTokenizer(model.action_vocab_size)
-        self._prompt_ids = functools.lru_cache(maxsize=4096)(
-            PromptBuilder(config.checkpoint).token_ids
-        )
         self._image_threads = ThreadPoolExecutor(thread_name_prefix="image")
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -97,14 +79,14 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         engine, swapper = self._opened()
         serving = swapper.serving
         return pb.GetPolicyResponse(
-            model=self._model.name,
+            model=self._spec.name,
             run_id=serving.run_id,
             policy_version=serving.version,
-            action_dim=self._model.action_dim,
-            unnorm_keys=sorted(self._model.norm_stats),
-            image_size=self._model.image_size,
-            center_crop=self._center_crop,
-            action_bins=self._action_tokens.bins,
+            action_dim=self._spec.action_dim,
+            unnorm_keys=sorted(self._spec.norm_stats),
+            image_size=self._spec.image_size,
+            center_crop=self._processor.center_crop,
+            action_bins=len(self._spec.action_ids),
             dtype=engine.dtype,
             base_digest=self._base_digest,
             merged_digest=serving.merged_digest,
@@ -121,9 +103,13 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         try:
             temperature = _temperature(request)
             statistics = self._check_request(request, temperature)
-            prepared = await self._prepare(request)
+            encoded = await self._encode(request)
+            seeds = [one.seed if one.HasField("seed") else None for one in request.observations]
             sampled = await asyncio.gather(
-                *(engine.act(one.prompt_ids, one.pixels, temperature, one.seed) for one in prepared)
+                *(
+                    engine.act(one, temperature, seed)
+                    for one, seed in zip(encoded, seeds, strict=True)
+                )
             )
         except InvalidRequest:
             self._metrics.failures.labels("PredictActions", "invalid").inc()
@@ -132,7 +118,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             self._metrics.failures.labels("PredictActions", "engine").inc()
             raise self.lose(f"the engine died: {error}") from error
         try:
-            actions = [action_of(one, statistics, self._action_tokens) for one in sampled]
+            actions = [action_of(one, statistics, self._processor) for one in sampled]
         except UnsoundActionError as error:
             self._metrics.failures.labels("PredictActions", "value").inc()
             raise Internal(str(error), reason="NOT_FINITE") from error
@@ -193,7 +179,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
                 )
             )
         try:
-            statistics = self._model.statistics(request.unnorm_key)
+            statistics = self._spec.statistics(request.unnorm_key)
         except ConfigError as error:
             problems.append(("unnorm_key", str(error)))
         # Of those that are too many, of which a client can send millions, nothing more is said.
@@ -213,48 +199,41 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             raise InvalidRequest(problems)
         return statistics
 
-    async def _prepare(self, request: pb.PredictActionsRequest) -> list[Prepared]:
+    async def _encode(self, request: pb.PredictActionsRequest) -> list[Encoded]:
         loop = asyncio.get_running_loop()
-        crop = request.center_crop if request.HasField("center_crop") else self._center_crop
-        images = await asyncio.gather(
+        crop = request.center_crop if request.HasField("center_crop") else None
+        answers = await asyncio.gather(
             *(
-                loop.run_in_executor(self._image_threads, self._pixels, observation.image, crop)
+                loop.run_in_executor(
+                    self._image_threads,
+                    self._processor.encode,
+                    observation.image,
+                    observation.instruction,
+                    crop,
+                )
                 for observation in request.observations
-            )
+            ),
+            # One answer names every bad observation of a request.
+            return_exceptions=True,
         )
         problems: list[Problem] = []
-        prepared: list[Prepared] = []
-        for index, (observation, pixels) in enumerate(
-            zip(request.observations, images, strict=True)
-        ):
-            if isinstance(pixels, ImageError):
-                problems.append((f"observations[{index}].image", str(pixels)))
-                continue
-            prompt_ids = self._prompt_ids(observation.instruction)
-            if len(prompt_ids) > MAX_PROMPT_TOKENS:
-                problems.append(
-                    (
-                        f"observations[{index}].instruction",
-                        f"{len(prompt_ids)} prompt tokens, more than {MAX_PROMPT_TOKENS}",
-                    )
-                )
-            seed = observation.seed if observation.HasField("seed") else None
-            prepared.append(Prepared(list(prompt_ids), pixels, seed))
+        encoded: list[Encoded] = []
+        for index, answer in enumerate(answers):
+            match answer:
+                case ImageError():
+                    problems.append((f"observations[{index}].image", str(answer)))
+                case PromptTooLongError():
+                    problems.append((f"observations[{index}].instruction", str(answer)))
+                case BaseException():
+                    raise answer
+                case _:
+                    encoded.append(answer)
         if problems:
             raise InvalidRequest(problems)
-        return prepared
-
-    def _pixels(self, image: bytes, crop: bool) -> Pixels | ImageError:
-        # Returned, not raised: one answer names every bad image of a request.
-        try:
-            return prepare_image(decode_image(image), self._model.image_size, crop)
-        except ImageError as error:
-            return error
+        return encoded
 
 
-def action_of(
-    sampled: SampledAction, statistics: ActionStats, tokens: ActionTokenizer
-) -> pb.Action:
+def action_of(sampled: SampledAction, statistics: ActionStats, processor: Processor) -> pb.Action:
     """The answer that the sampled tokens become.
 
     Raises:
@@ -263,13 +242,16 @@ def action_of(
     """
     ids, logprobs = np.asarray(sampled.token_ids), np.asarray(sampled.logprobs)
     version = sampled.policy_version
-    if not (np.abs(logprobs) <= _LARGEST).all() or not np.isin(ids, tokens.action_ids).all():
+    if (
+        not (np.abs(logprobs) <= _LARGEST).all()
+        or not np.isin(ids, processor.spec.action_ids).all()
+    ):
         whose = f"version {version}'s" if version else "the checkpoint's"
         raise UnsoundActionError(
             f"{whose} weights give probabilities that aren't finite numbers, so there is no "
             "action; other weights have to be served"
         )
-    values = statistics.unnormalize(tokens.decode(ids))
+    values = processor.actions(ids, statistics)
     if not (np.abs(values) <= _LARGEST).all():
         raise UnsoundActionError(
             "the dataset statistics turn the tokens into numbers that aren't finite"

@@ -1,8 +1,7 @@
 """vLLM's engine, set up so that an action's log-probs are those that the trainer computes.
 
-One action is one engine request of `action_dim` tokens, sampled among the action ids alone. The
-engine batches whatever requests are there. Weights change while it is paused, that is, when no
-action is half done.
+One action is one engine request, which the policy's `Serving` makes. The engine batches whatever
+requests are there. Weights change while it is paused, that is, when no action is half done.
 """
 
 from __future__ import annotations
@@ -13,24 +12,20 @@ import json
 import multiprocessing
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from vllm import AsyncEngineArgs, SamplingParams
-from vllm.sampling_params import RequestOutputKind
+from vllm import AsyncEngineArgs
 from vllm.utils.torch_utils import available_cpu_count
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from vlarl.config import PolicyConfig
-from vlarl.models.openvla.config import STATISTICS, OpenVLAConfig
-from vlarl.models.openvla.limits import MAX_BATCHED_TOKENS, kv_cache_bytes, longest_sequence
-from vlarl.models.openvla.tokens import ActionTokenizer
-from vlarl.models.openvla.vllm_inputs import engine_input
+from vlarl.models.openvla.serving import Serving
+from vlarl.models.serving import Encoded, SampledAction
 from vlarl.weights.folder import INDEX, read_json, weight_files
 from vlarl_policy.metrics import PolicyMetrics
 
@@ -46,30 +41,13 @@ _EXACT_FLOAT32 = {
 __all__ = [
     "EngineDeadError",
     "PolicyEngine",
-    "SampledAction",
     "engine_args",
     "merge_threads",
     "set_engine_environment",
 ]
 
 
-@dataclass(frozen=True)
-class SampledAction:
-    """Tokens of one action.
-
-    Attributes:
-        token_ids: vocabulary ids, one for each action dimension.
-        logprobs: natural log of each token's probability over the action ids, at the sampling
-            temperature (greedy: at temperature 1).
-        policy_version: version of the weights that produced all of them.
-    """
-
-    token_ids: list[int]
-    logprobs: list[float]
-    policy_version: int
-
-
-def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
+def engine_args(config: PolicyConfig, serving: Serving) -> AsyncEngineArgs:
     """The engine's arguments for a checkpoint; docs/decisions/0002 says why each is what it is."""
     on_gpu = torch.cuda.is_available()
     dtype = config.dtype
@@ -82,25 +60,18 @@ def engine_args(config: PolicyConfig, model: OpenVLAConfig) -> AsyncEngineArgs:
         skip_tokenizer_init=True,
         generation_config="vllm",
         seed=0,
-        max_model_len=longest_sequence(model),
         max_num_seqs=config.max_batch,
-        kv_cache_memory_bytes=kv_cache_bytes(config, model, 4 if dtype == "float32" else 2),
         # Not used beside that, and yet the engine asks for so much free memory when it starts.
         gpu_memory_utilization=0.01,
         enforce_eager=not on_gpu,
-        # A request's own seed together with chunked prefill kills the engine on a CPU.
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=MAX_BATCHED_TOKENS,
         # Nothing computed with old weights may outlive a swap.
         enable_prefix_caching=False,
         mm_processor_cache_gb=0,
-        limit_mm_per_prompt={"image": 1},
-        # The default, raw_logprobs, is taken before temperature and allowed ids.
-        logprobs_mode="processed_logprobs",
         worker_extension_cls="vlarl_policy.vllm_worker.MergeWorker",
         # On a CPU vLLM would put its one worker into a third process.
         distributed_executor_backend=UniProcExecutor,
         disable_log_stats=True,
+        **serving.engine_args(config, itemsize=4 if dtype == "float32" else 2),
     )
 
 
@@ -145,12 +116,12 @@ async def _construct(args: AsyncEngineArgs) -> AsyncLLM:
         raise
 
 
-def _plain_view(checkpoint: Path, folder: Path) -> Path:
+def _plain_view(checkpoint: Path, settings: Iterable[str], folder: Path) -> Path:
     """A folder with a checkpoint's weights, as links, and its settings, without byte-order marks
     and code of its own: vLLM reads each several times, and also what lies beside them.
     """
     folder.mkdir()
-    for name in ("config.json", "preprocessor_config.json", STATISTICS):
+    for name in settings:
         if (checkpoint / name).exists():
             content = read_json(checkpoint / name)
             content.pop("auto_map", None)
@@ -168,7 +139,7 @@ class PolicyEngine:
         self,
         engine: AsyncLLM,
         sockets: tempfile.TemporaryDirectory[str],
-        model: OpenVLAConfig,
+        serving: Serving,
         config: PolicyConfig,
         metrics: PolicyMetrics,
     ) -> None:
@@ -181,28 +152,31 @@ class PolicyEngine:
         self._batch_size = metrics.batch_size
         metrics.running.set_function(lambda: self._running)
         metrics.waiting.set_function(lambda: self._in_progress - self._running)
-        self._image_token_id = model.pad_token_id
-        self._image_tokens = model.num_patches
-        self._action_dim = model.action_dim
-        self._action_ids = ActionTokenizer(model.action_vocab_size).action_ids
+        self._serving = serving
         self._ids = itertools.count()
         self.dtype = str(engine.model_config.dtype).removeprefix("torch.")
 
     @classmethod
     async def start(
-        cls, config: PolicyConfig, model: OpenVLAConfig, metrics: PolicyMetrics
+        cls, config: PolicyConfig, name: str, serving: Serving, metrics: PolicyMetrics
     ) -> PolicyEngine:
         """Loads the checkpoint; about 15 s.
+
+        Args:
+            config: the checkpoint and the engine.
+            name: the model's.
+            serving: how vLLM runs it.
+            metrics: of the server.
 
         Raises:
             RuntimeError: the engine didn't start; its log says why.
         """
-        arguments = engine_args(config, model)
+        arguments = engine_args(config, serving)
         set_engine_environment(config, on_gpu=not arguments.enforce_eager)
         # vLLM leaves its sockets behind.
         sockets = tempfile.TemporaryDirectory(prefix="vlarl-")
         os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
-        view = _plain_view(config.checkpoint, Path(sockets.name) / model.name)
+        view = _plain_view(config.checkpoint, serving.settings, Path(sockets.name) / name)
         arguments = replace(arguments, model=str(view))
         try:
             engine = await _construct(arguments)
@@ -210,20 +184,13 @@ class PolicyEngine:
             sockets.cleanup()
             raise
         await engine.update_weight_version("0")
-        return cls(engine, sockets, model, config, metrics)
+        return cls(engine, sockets, serving, config, metrics)
 
-    async def act(
-        self,
-        prompt_ids: list[int],
-        pixels: npt.NDArray[np.uint8],
-        temperature: float,
-        seed: int | None,
-    ) -> SampledAction:
+    async def act(self, encoded: Encoded, temperature: float, seed: int | None) -> SampledAction:
         """Samples one action.
 
         Args:
-            prompt_ids: the instruction's prompt, BOS first.
-            pixels: uint8 [S, S, 3], prepared for the model.
+            encoded: the observation, prepared for the model.
             temperature: 0 takes the most probable token, else at least 0.01.
             seed: makes the sampling repeatable; none: the engine's own stream.
 
@@ -231,34 +198,12 @@ class PolicyEngine:
             EngineDeadError: the engine is gone, and this process has to be replaced.
         """
         request_id = str(next(self._ids))
-        params = SamplingParams(
-            temperature=temperature,
-            seed=seed,
-            max_tokens=self._action_dim,
-            ignore_eos=True,
-            allowed_token_ids=self._action_ids,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            # A deep copy of the 256 ids took a tenth of the server's time.
-            skip_clone=True,
-        )
-        prompt = engine_input(
-            prompt_ids, pixels, self._image_token_id, self._image_tokens, request_id
-        )
-        async for output in self._engine.generate(prompt, params, request_id):
-            completion = output.outputs[0]
+        parameters = self._serving.parameters(temperature, seed)
+        prompt = self._serving.prompt(encoded, request_id)
+        async for output in self._engine.generate(prompt, parameters, request_id):
+            answer = output
         self._batch_size.observe(min(self._in_progress + 1, self._max_batch))
-        token_ids = list(completion.token_ids)
-        (span,) = completion.weight_versions
-        return SampledAction(
-            token_ids=token_ids,
-            logprobs=[
-                position[token_id].logprob
-                for token_id, position in zip(token_ids, completion.logprobs, strict=True)
-            ],
-            policy_version=int(span.version),
-        )
+        return self._serving.sampled(answer)
 
     async def pause(self) -> None:
         """Lets the actions in progress end and holds new ones back; forgets cached features."""

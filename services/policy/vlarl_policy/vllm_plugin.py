@@ -12,16 +12,16 @@ import signal
 import threading
 from multiprocessing.process import BaseProcess
 
+from vlarl.models.registry import ENGINE_MODELS
 from vlarl.parent_death import end_with_parent
 
 
 def register() -> None:
-    """Puts our OpenVLA in the place of vLLM's, which is hard-wired to full-size towers."""
+    """Puts our policies in the place of vLLM's: its OpenVLA is hard-wired to full-size towers."""
     from vllm import ModelRegistry
 
-    ModelRegistry.register_model(
-        "OpenVLAForActionPrediction", "vlarl.models.openvla.vllm_model:OpenVLAForActionPrediction"
-    )
+    for architecture, model in ENGINE_MODELS.items():
+        ModelRegistry.register_model(architecture, model)
     parent = multiprocessing.parent_process()
     if parent is not None:
         # An engine would outlive a server that was killed, with all its memory. The kernel ends

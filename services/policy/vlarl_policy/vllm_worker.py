@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -19,14 +20,24 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers
-from vlarl.models.openvla.vllm_model import OpenVLAForActionPrediction
+from vlarl.models.registry import lora_layers
 from vlarl.weights.adapter import read_adapter
 from vlarl.weights.checkpoint import tensors_digest
 from vlarl.weights.merge import merged_tensors
 
 _LANGUAGE_MODEL = "language_model."
+"""Where all models that vLLM serves here have their language model."""
+
+
+class _ServedModel(Protocol):
+    """What a merge needs of vLLM's model."""
+
+    packed_modules_mapping: dict[str, list[str]]
+    """A module of vLLM's to the checkpoint's layers that it fuses."""
+
+    def get_submodule(self, target: str) -> nn.Module: ...
+    def get_parameter(self, target: str) -> nn.Parameter: ...
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]: ...
 
 
 class MergeWorker:
@@ -54,7 +65,7 @@ class MergeWorker:
         model = self.get_model()  # type: ignore[attr-defined]
         weights = merged_tensors(
             config.model,
-            lora_layers(OpenVLAConfig.from_directory(config.model)),
+            lora_layers(config.model),
             factors,
             adapter.scaling if adapter else 1.0,
             config.dtype,
@@ -82,7 +93,7 @@ def _at_least(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _whole_modules(model: OpenVLAForActionPrediction, layers: Iterable[str]) -> set[str]:
+def _whole_modules(model: _ServedModel, layers: Iterable[str]) -> set[str]:
     """The layers, and those that vLLM fuses with them: a fused module reloads as a whole."""
     whole: set[str] = set()
     for layer in layers:
@@ -92,14 +103,14 @@ def _whole_modules(model: OpenVLAForActionPrediction, layers: Iterable[str]) -> 
     return whole
 
 
-def _module_of(model: OpenVLAForActionPrediction, layer: str) -> nn.Module:
+def _module_of(model: _ServedModel, layer: str) -> nn.Module:
     parent, _, name = layer.rpartition(".")
     fused = next((f for f, p in model.packed_modules_mapping.items() if name in p), name)
     return model.get_submodule(f"{parent}.{fused}")
 
 
 def _load(
-    model: OpenVLAForActionPrediction,
+    model: _ServedModel,
     weights: Iterable[tuple[str, torch.Tensor]],
     layers: Iterable[str],
     config: object,

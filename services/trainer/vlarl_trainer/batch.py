@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vlarl.images import Frame, ImageError
 from vlarl.learning.ranks import Indices
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.processor import Preparation
+from vlarl.models.openvla.processor import Processor
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_trainer.rollouts.trajectory_check import TrajectoryError
 
@@ -126,15 +126,15 @@ class Observations:
         self,
         frames: Sequence[bytes],
         instructions: Sequence[str],
-        preparation: Preparation,
+        processor: Processor,
         device: torch.device,
     ) -> None:
         """frames, instructions: [S], encoded images and what the policy was told."""
         self._encoded = frames
         self._prepared: dict[int, Frame] = {}
-        self._preparation = preparation
+        self._processor = processor
         self._device = device
-        known = {text: preparation.prompt(text) for text in set(instructions)}
+        known = {text: processor.prompt(text) for text in set(instructions)}
         self._prompts = [known[text] for text in instructions]
 
     def __len__(self) -> int:
@@ -147,11 +147,11 @@ class Observations:
         with ThreadPoolExecutor() as threads:
             encoded = [self._encoded[state] for state in missing]
             try:
-                frames = list(threads.map(self._preparation.frame, encoded))
+                frames = list(threads.map(self._processor.frame, encoded))
             except ImageError as error:
                 raise TrajectoryError(f"a recorded frame is no image: {error}") from error
         self._prepared.update(zip(missing, frames, strict=True))
-        return self._preparation.batch(
+        return self._processor.batch(
             np.stack([self._prepared[int(state)] for state in states]),
             [self._prompts[int(state)] for state in states],
             self._device,

@@ -18,7 +18,7 @@ from vlarl.learning.ranks import World
 from vlarl.learning.seeds import Stream, generator_for
 from vlarl.learning.sharding import compute_dtype
 from vlarl.learning.trainable import LoraPolicy
-from vlarl.models.openvla.processor import Preparation
+from vlarl.models.registry import policy_family
 from vlarl_trainer.algorithms.critic import Critic
 from vlarl_trainer.algorithms.ppo import Floats, batch_advantages, whiten
 from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
@@ -83,7 +83,7 @@ class Learner:
             device=world.device,
         )
         self._update = PolicyUpdate(self.policy, config.ppo, config.temperature, world)
-        self._preparation = Preparation(checkpoint, self.policy.config, center_crop)
+        self._processor = policy_family(checkpoint).processor(center_crop)
         self._config = config
         self._whiten_floor = config.ppo.whiten_floor * abs(success_reward)
         self._seed = seed
@@ -102,7 +102,7 @@ class Learner:
         started = time.monotonic()
         batch = build_batch(experience)
         observations = Observations(
-            batch.frames, batch.instructions, self._preparation, self._world.device
+            batch.frames, batch.instructions, self._processor, self._world.device
         )
         features = self._features(observations)
         logprobs, entropy = self._logprobs(observations, batch)
@@ -151,7 +151,7 @@ class Learner:
     def values(self, frames: Sequence[bytes], instruction: str) -> list[float]:
         """The critic's values of states, given as encoded frames, of one task."""
         observations = Observations(
-            frames, [instruction] * len(frames), self._preparation, self._world.device
+            frames, [instruction] * len(frames), self._processor, self._world.device
         )
         values: list[float] = self.critic.values(self._features(observations)).tolist()
         return values

@@ -17,7 +17,8 @@ from vlarl.disk import explained
 from vlarl.learning.checkpoints import ResumeError
 from vlarl.learning.ranks import World
 from vlarl.models.meaning import chosen_unnorm_key, meaning_terms
-from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.registry import policy_spec
+from vlarl.models.spec import PolicySpec
 from vlarl.queue.gauges import watched
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rpc.server import RpcServer
@@ -59,12 +60,11 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
     with explained(run_dir), World.joined(config.trainer.threads) as world:
         if world.first and (warning := hovering_pays(config)):
             _LOG.warning("%s", warning)
-        model = OpenVLAConfig.from_directory(config.policy.checkpoint)
-        crop = config.policy.center_crop
+        model = policy_spec(config.policy.checkpoint)
         learner = Learner(
             config.policy.checkpoint,
             config.trainer,
-            center_crop=model.center_crop if crop is None else crop,
+            center_crop=model.crops(config.policy.center_crop),
             seed=config.seed,
             world=world,
             success_reward=config.reward.success_reward,
@@ -78,7 +78,7 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
 async def _lead(
     config: RunConfig,
     run_dir: Path,
-    model: OpenVLAConfig,
+    model: PolicySpec,
     learner: Learner,
     world: World,
     metrics_listen: str | None,
@@ -106,7 +106,7 @@ async def _lead(
 async def _train(
     config: RunConfig,
     run_dir: Path,
-    model: OpenVLAConfig,
+    model: PolicySpec,
     learner: Learner,
     world: World,
     rpc: RpcServer,
@@ -134,7 +134,7 @@ async def _train(
                 version=progress.version,
                 staleness=trainer.staleness,
                 temperature=trainer.temperature,
-                action_ids=range(model.action_vocab_size - 256, model.action_vocab_size),
+                action_ids=model.action_ids,
                 action_dim=model.action_dim,
             ),
             unnorm_key=chosen_unnorm_key(config, model),

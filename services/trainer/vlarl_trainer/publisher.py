@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vlarl.config import ChannelConfig, RunConfig
 from vlarl.errors import FatalError
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers
+from vlarl.models.registry import lora_layers
+from vlarl.models.spec import PolicySpec
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, replica_addresses
 from vlarl.rpc.errors import describe
@@ -141,7 +141,7 @@ class Publisher:
         )
 
     def _own_digest(self, adapter: Adapter, dtype: str) -> str:
-        layers = lora_layers(OpenVLAConfig.from_directory(self._checkpoint))
+        layers = lora_layers(self._checkpoint)
         tensors = merged_tensors(
             self._checkpoint, layers, adapter.factors, adapter.scaling, _DTYPES[dtype]
         )
@@ -210,7 +210,7 @@ async def _requests(
 
 def check_policy(
     policy: policy_pb2.GetPolicyResponse,
-    model: OpenVLAConfig,
+    model: PolicySpec,
     digest: str,
     center_crop: bool | None,
 ) -> None:
@@ -224,7 +224,7 @@ def check_policy(
             f"the policy server has base checkpoint {policy.base_digest[:12]} ({policy.model}), "
             f"the trainer {digest[:12]}: policy.checkpoint must be the same on both"
         )
-    expected = model.center_crop if center_crop is None else center_crop
+    expected = model.crops(center_crop)
     if policy.center_crop != expected:
         raise PublishError(
             f"the policy server's centre crop is {policy.center_crop}, the trainer's {expected}: "

@@ -22,9 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vlarl.clients.policy import Action
 from vlarl.images import decode_image, encode_jpeg, prepare_image
+from vlarl.models.network import pad_prompts
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
-from vlarl.models.openvla.network import OpenVLA, load_model, pad_prompts
+from vlarl.models.openvla.network import OpenVLA, load_model
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.weights.adapter import Adapter
@@ -158,9 +159,9 @@ class Reference:
         center_crop: bool | None = None,
     ) -> torch.Tensor:
         """float32 [B, 7, 256], teacher-forced."""
-        crop = self.config.center_crop if center_crop is None else center_crop
+        crop = self.config.spec.center_crop if center_crop is None else center_crop
         pixels = np.stack(
-            [prepare_image(decode_image(one), self.config.image_size, crop) for one in images]
+            [prepare_image(decode_image(one), self.config.spec.image_size, crop) for one in images]
         )
         prompts, lengths = pad_prompts(
             [self._prompts.token_ids(one) for one in instructions], self.config.pad_token_id
@@ -184,7 +185,7 @@ class Reference:
         """Largest difference of a token's log-prob; greedy tokens must be the most probable."""
         token_ids = np.array([action.token_ids for action in actions])
         logits = self.action_logits(images, instructions, token_ids, center_crop)
-        index = torch.from_numpy(token_ids - (self.config.action_vocab_size - 256))
+        index = torch.from_numpy(token_ids - self.config.spec.action_ids.start)
         if temperature == 0:
             best = logits.max(dim=-1).values
             chosen = logits.gather(-1, index[..., None])[..., 0]

@@ -18,8 +18,10 @@ from prometheus_client import generate_latest  # noqa: E402
 from vlarl.clients.policy import AsyncPolicyClient, PolicyError  # noqa: E402
 from vlarl.config import PolicyConfig, ServerConfig  # noqa: E402
 from vlarl.images import encode_jpeg  # noqa: E402
-from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.processor import Processor  # noqa: E402
 from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
+from vlarl.models.registry import policy_family  # noqa: E402
+from vlarl.models.serving import SampledAction  # noqa: E402
 from vlarl.models.statistics import ActionStats  # noqa: E402
 from vlarl.policy.v1 import policy_pb2_grpc  # noqa: E402
 from vlarl.rpc.server import RpcServer  # noqa: E402
@@ -27,10 +29,8 @@ from vlarl_policy.follower import PolicyServerError  # noqa: E402
 from vlarl_policy.metrics import PolicyMetrics  # noqa: E402
 from vlarl_policy.server import _warm_up  # noqa: E402
 from vlarl_policy.service import PolicyServicer, UnsoundActionError, action_of  # noqa: E402
-from vlarl_policy.vllm_engine import SampledAction  # noqa: E402
 
 pytestmark = pytest.mark.torch
-TOKENS = ActionTokenizer(768)
 SOUND = SampledAction([700] * 7, [-1.0] * 7, 0)
 STATISTICS = ActionStats.from_json({"q01": [-1.0] * 7, "q99": [1.0] * 7})
 UNSOUND = [
@@ -54,26 +54,6 @@ class Engine:
         return self.answer
 
 
-def test_a_sound_action_is_answered() -> None:
-    action = action_of(SOUND, STATISTICS, TOKENS)
-    assert list(action.token_ids) == SOUND.token_ids
-    assert list(action.values) == pytest.approx(TOKENS.decode([700] * 7))
-
-
-@pytest.mark.parametrize("sampled", UNSOUND)
-def test_an_unsound_one_is_not(sampled: SampledAction) -> None:
-    with pytest.raises(UnsoundActionError, match="the checkpoint's weights give probabilities"):
-        action_of(sampled, STATISTICS, TOKENS)
-    with pytest.raises(UnsoundActionError, match="version 3's weights"):
-        action_of(replace(sampled, policy_version=3), STATISTICS, TOKENS)
-
-
-def test_nor_are_statistics_that_nobody_has_checked() -> None:
-    broken = replace(STATISTICS, q99=np.full(7, math.nan))
-    with pytest.raises(UnsoundActionError, match="the dataset statistics"):
-        action_of(SOUND, broken, TOKENS)
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vlarl.models.openvla.tiny import make_tiny_checkpoint
@@ -83,12 +63,37 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def processor(tiny: Path) -> Processor:
+    return policy_family(tiny).processor(center_crop=False)
+
+
+def test_a_sound_action_is_answered(processor: Processor) -> None:
+    action = action_of(SOUND, STATISTICS, processor)
+    assert list(action.token_ids) == SOUND.token_ids
+    assert list(action.values) == pytest.approx(ActionTokenizer(768).decode([700] * 7))
+
+
+@pytest.mark.parametrize("sampled", UNSOUND)
+def test_an_unsound_one_is_not(processor: Processor, sampled: SampledAction) -> None:
+    with pytest.raises(UnsoundActionError, match="the checkpoint's weights give probabilities"):
+        action_of(sampled, STATISTICS, processor)
+    with pytest.raises(UnsoundActionError, match="version 3's weights"):
+        action_of(replace(sampled, policy_version=3), STATISTICS, processor)
+
+
+def test_nor_are_statistics_that_nobody_has_checked(processor: Processor) -> None:
+    broken = replace(STATISTICS, q99=np.full(7, math.nan))
+    with pytest.raises(UnsoundActionError, match="the dataset statistics"):
+        action_of(SOUND, broken, processor)
+
+
 @pytest.fixture
-async def served(tiny: Path) -> AsyncIterator[tuple[RpcServer, str, Engine]]:
+async def served(tiny: Path, processor: Processor) -> AsyncIterator[tuple[RpcServer, str, Engine]]:
     rpc = RpcServer(ServerConfig(listen="127.0.0.1:0"), ["vlarl.policy.v1.PolicyService"])
-    model, engine = OpenVLAConfig.from_directory(tiny), Engine(SOUND)
+    engine = Engine(SOUND)
     servicer = PolicyServicer(
-        PolicyConfig(checkpoint=tiny), model, "digest", PolicyMetrics(rpc.registry)
+        PolicyConfig(checkpoint=tiny), processor, "digest", PolicyMetrics(rpc.registry)
     )
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, rpc.grpc)
     address = await rpc.start()
@@ -116,8 +121,10 @@ async def test_a_client_gets_an_error_and_no_number(
     assert counted in generate_latest(rpc.registry).decode()
 
 
-async def test_a_server_whose_weights_give_none_does_not_start(tiny: Path) -> None:
-    model, config = OpenVLAConfig.from_directory(tiny), PolicyConfig(checkpoint=tiny)
-    await _warm_up(Engine(SOUND), config, model)  # type: ignore[arg-type]
+async def test_a_server_whose_weights_give_none_does_not_start(
+    tiny: Path, processor: Processor
+) -> None:
+    config = PolicyConfig(checkpoint=tiny)
+    await _warm_up(Engine(SOUND), config, processor)  # type: ignore[arg-type]
     with pytest.raises(PolicyServerError, match=f"{tiny}: the checkpoint's weights give"):
-        await _warm_up(Engine(UNSOUND[0]), config, model)  # type: ignore[arg-type]
+        await _warm_up(Engine(UNSOUND[0]), config, processor)  # type: ignore[arg-type]

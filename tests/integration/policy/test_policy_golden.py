@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry  # noqa: E402
 
 from tests.integration.policy.policy_harness import random_adapter  # noqa: E402
 from vlarl.config import PolicyConfig  # noqa: E402
-from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
-from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
+from vlarl.models.registry import policy_family  # noqa: E402
+from vlarl.models.serving import Encoded  # noqa: E402
 from vlarl.weights.adapter import write_adapter  # noqa: E402
 from vlarl.weights.checkpoint import CheckpointReader, save_tensors  # noqa: E402
 
@@ -29,28 +29,23 @@ def test_greedy_tokens_and_logits_are_the_originals() -> None:
     from vllm import SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from vlarl.models.openvla.vllm_inputs import engine_input
     from vlarl_policy.vllm_engine import engine_args
 
     numbers = np.load(GOLDEN / "golden.npz")
     instructions = json.loads((GOLDEN / "golden.json").read_text())["instructions"]
-    model = OpenVLAConfig.from_directory(GOLDEN)
+    family = policy_family(GOLDEN)
+    serving = family.serving()
     config = PolicyConfig(checkpoint=GOLDEN, kv_cache_mib=64, max_batch=8, dtype="float32")
-    args = replace(engine_args(config, model), logprobs_mode="raw_logits", max_logprobs=-1)
+    args = replace(engine_args(config, serving), logprobs_mode="raw_logits", max_logprobs=-1)
     engine = LLMEngine.from_engine_args(args, enable_multiprocessing=True)
     greedy = SamplingParams(
         temperature=0.0, max_tokens=7, ignore_eos=True, logprobs=-1, detokenize=False
     )
-    prompts = PromptBuilder(GOLDEN)
+    processor = family.processor(center_crop=False)
     try:
         for index, instruction in enumerate(instructions):
-            prompt = engine_input(
-                prompts.token_ids(instruction),
-                numbers["images"][index],
-                model.pad_token_id,
-                model.num_patches,
-                str(index),
-            )
+            encoded = Encoded(processor.prompt(instruction), numbers["images"][index])
+            prompt = serving.prompt(encoded, str(index))
             engine.add_request(str(index), prompt, greedy)
         finished = {}
         while engine.has_unfinished_requests():
@@ -76,18 +71,19 @@ async def test_a_merge_that_fails_half_way_can_be_undone(checkpoint: Path, tmp_p
 
     directory = tmp_path / "tiny"
     shutil.copytree(checkpoint, directory)
-    model = OpenVLAConfig.from_directory(directory)
+    family = policy_family(directory)
     config = PolicyConfig(checkpoint=directory, kv_cache_mib=64, dtype="float32", cpu_threads=1)
     files = {}
     for version in (1, 2):
         files[version] = tmp_path / f"{version}.safetensors"
         write_adapter(random_adapter(directory, version), files[version])
-    prompt_ids = PromptBuilder(directory).token_ids("turn on the stove")
-    engine = await PolicyEngine.start(config, model, PolicyMetrics(CollectorRegistry()))
+    prompt_ids = family.processor(center_crop=False).prompt("turn on the stove")
+    metrics = PolicyMetrics(CollectorRegistry())
+    engine = await PolicyEngine.start(config, family.spec.name, family.serving(), metrics)
 
     async def logprobs() -> list[float]:
         pixels = np.full((56, 56, 3), 100, np.uint8)
-        return (await engine.act(prompt_ids, pixels, 1.0, seed=3)).logprobs
+        return (await engine.act(Encoded(prompt_ids, pixels), 1.0, seed=3)).logprobs
 
     async def merge(version: int) -> str:
         await engine.pause()

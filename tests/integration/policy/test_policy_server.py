@@ -17,7 +17,6 @@ from PIL import Image
 from tests.integration.policy.policy_harness import INSTRUCTIONS, KEY, Reference, frames
 from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.images import decode_image, prepare_image
-from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.rpc import errors
 from vlarl.weights.checkpoint import base_digest
@@ -72,8 +71,8 @@ async def test_logprobs_equal_plain_torch(
     gap = reference.check(images, instructions, actions, temperature, center_crop)
     assert gap < 1e-4
 
-    statistics = reference.config.statistics(KEY)
-    decoded = ActionTokenizer(reference.config.action_vocab_size).decode(
+    statistics = reference.config.spec.statistics(KEY)
+    decoded = reference.config.action_tokenizer.decode(
         np.array([action.token_ids for action in actions])
     )
     values = np.array([action.values for action in actions])

@@ -23,7 +23,8 @@ from tests.conftest import Valkey  # noqa: E402
 from vlarl.config import PpoConfig, ProcessRewardConfig, QueueConfig  # noqa: E402
 from vlarl.errors import ConfigError  # noqa: E402
 from vlarl.images import decode_image, encode_jpeg, prepare_image  # noqa: E402
-from vlarl.models.openvla.network import load_model, pad_prompts  # noqa: E402
+from vlarl.models.network import pad_prompts  # noqa: E402
+from vlarl.models.openvla.network import load_model  # noqa: E402
 from vlarl.models.openvla.pixels import PixelNormalizer  # noqa: E402
 from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
@@ -102,7 +103,7 @@ def probability(checkpoint: Path, image: bytes, instruction: str, tokens: Sequen
     model, prompts = load_model(checkpoint), PromptBuilder(checkpoint)
     normalize = PixelNormalizer.from_directory(checkpoint)
     ids, _ = pad_prompts([prompts.token_ids(instruction)], model.config.pad_token_id)
-    frame = prepare_image(decode_image(image), 28, model.config.center_crop)
+    frame = prepare_image(decode_image(image), 28, model.config.spec.center_crop)
     pixels = torch.from_numpy(normalize(frame[None]))
     text = torch.cat([ids, torch.tensor([list(tokens)], dtype=torch.long)], dim=1)
     with torch.inference_mode():

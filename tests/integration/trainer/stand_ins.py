@@ -17,7 +17,7 @@ from vlarl.images import encode_jpeg
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import generate_actions, load_model
-from vlarl.models.openvla.processor import Preparation
+from vlarl.models.openvla.processor import Processor
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
@@ -37,16 +37,16 @@ class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
         self.wrong_digest = False
         self._checkpoint = checkpoint
         self._model = load_model(checkpoint)
-        self._preparation = Preparation(checkpoint, self.config, center_crop=False)
+        self._processor = Processor(checkpoint, self.config, center_crop=False)
         self._digest = ""
 
     async def GetPolicy(self, request, context) -> policy_pb2.GetPolicyResponse:  # noqa: ANN001
         return policy_pb2.GetPolicyResponse(
             policy_version=self.version,
-            action_dim=self.config.action_dim,
+            action_dim=self.config.spec.action_dim,
             dtype="float32",
             base_digest=base_digest(self._checkpoint),
-            center_crop=self.config.center_crop,
+            center_crop=self.config.spec.center_crop,
         )
 
     async def UpdateWeights(self, requests, context) -> policy_pb2.UpdateWeightsResponse:  # noqa: ANN001
@@ -82,15 +82,15 @@ class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
         generator = np.random.default_rng([spec.placement_seed, spec.init_state])
         steps = int(generator.integers(3, 8))
         success = bool(generator.integers(2))
-        size = self.config.image_size
+        size = self.config.spec.image_size
         frames = [
             encode_jpeg(generator.integers(256, size=(size, size, 3), dtype=np.uint8))
             for _ in range(steps + 1)
         ]
         instruction = INSTRUCTIONS[spec.task.index % len(INSTRUCTIONS)]
-        observations = self._preparation.batch(
-            np.stack([self._preparation.frame(frame) for frame in frames[:-1]]),
-            [self._preparation.prompt(instruction)] * steps,
+        observations = self._processor.batch(
+            np.stack([self._processor.frame(frame) for frame in frames[:-1]]),
+            [self._processor.prompt(instruction)] * steps,
             torch.device("cpu"),
         )
         drawn = generate_actions(
@@ -104,7 +104,7 @@ class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
             policy_pb2.Action(
                 token_ids=tokens,
                 logprobs=logprobs,
-                values=[0.0] * self.config.action_dim,
+                values=[0.0] * self.config.spec.action_dim,
                 policy_version=self.version,
             )
             for tokens, logprobs in zip(

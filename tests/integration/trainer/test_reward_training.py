@@ -172,7 +172,7 @@ def test_episodes_are_judged_by_their_mean(checkpoint: Path, tmp_path: Path) -> 
     assert task.name == "libero_spatial 0"
     assert task.succeeded.tolist() == [False, True, True, False, False, True]
     # The first part comes last by name; its first episode's steps, one by one.
-    tokenizer = ActionTokenizer(judge.config.action_vocab_size)
+    tokenizer = ActionTokenizer(judge.config.action_ids.stop)
     stats = judge.config.statistics("libero_spatial")
     few = failures([True, False, False, True])
     said = [

@@ -33,7 +33,6 @@ from vlarl.models.openvla.network import generate_actions, load_model  # noqa: E
 from vlarl.models.openvla.pixels import PixelNormalizer  # noqa: E402
 from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
-from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
 from vlarl.weights.checkpoint import CheckpointReader, base_digest  # noqa: E402
 from vlarl_cli import app  # noqa: E402
 from vlarl_jobs.sft.main import run  # noqa: E402
@@ -85,11 +84,11 @@ def test_a_small_dataset_is_learned_by_heart_and_the_checkpoint_acts_so(tmp_path
     run(config, tmp_path)
     checkpoint = tmp_path / "checkpoint"
     model_config = OpenVLAConfig.from_directory(checkpoint)
-    assert list(model_config.norm_stats) == ["squares"]
-    assert not model_config.center_crop
+    assert list(model_config.spec.norm_stats) == ["squares"]
+    assert not model_config.spec.center_crop
     model = load_model(checkpoint)
-    stats = model_config.statistics("squares")
-    tokenizer = ActionTokenizer(model_config.action_vocab_size)
+    stats = model_config.spec.statistics("squares")
+    tokenizer = model_config.action_tokenizer
     for task in read_dataset(dataset).tasks:
         prompt = PromptBuilder(checkpoint).token_ids(task.instruction)
         frames = [prepare_image(decode_image(encoded), 28, False) for encoded in task.frames]
@@ -221,7 +220,7 @@ def test_what_is_written_is_the_best_or_the_last(tmp_path: Path) -> None:
     saved = tmp_path / "checkpoints/training" / f"step-{best:07d}/tensors.safetensors"
     head = "language_model.lm_head.weight"
     assert torch.equal(weights_of(tmp_path)[head], load_file(saved)[f"weights.{head}"])
-    assert OpenVLAConfig.from_directory(tmp_path / "checkpoint").center_crop
+    assert OpenVLAConfig.from_directory(tmp_path / "checkpoint").spec.center_crop
     before = base_digest(tmp_path / "checkpoint")
     run(config.model_copy(update={"export": "last"}), tmp_path)
     last = tmp_path / "checkpoints/training/step-0000004/tensors.safetensors"

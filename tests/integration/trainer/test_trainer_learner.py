@@ -20,7 +20,7 @@ from vlarl.learning.checkpoints import ResumeError  # noqa: E402
 from vlarl.learning.optimizer import DivergedError  # noqa: E402
 from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
-from vlarl.models.openvla.processor import Preparation  # noqa: E402
+from vlarl.models.openvla.processor import Processor  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl_trainer.algorithms.ppo import approximate_kl, batch_advantages  # noqa: E402
 from vlarl_trainer.batch import Experience, Observations, build_batch  # noqa: E402
@@ -100,8 +100,8 @@ def test_base_weights_never_change(checkpoint: Path, experience: Experience) -> 
 def test_features_ignore_the_factors(checkpoint: Path, experience: Experience) -> None:
     one = learner(checkpoint)
     batch = build_batch(experience)
-    preparation = Preparation(checkpoint, one.policy.config, center_crop=False)
-    observations = Observations(batch.frames, batch.instructions, preparation, ALONE.device)
+    processor = Processor(checkpoint, one.policy.config, center_crop=False)
+    observations = Observations(batch.frames, batch.instructions, processor, ALONE.device)
     states = np.arange(6)
     before = one.policy.base_states(observations[states])
     one.learn(experience)
@@ -212,8 +212,8 @@ def test_the_kl_bound_leaves_out_what_the_last_update_did(
     one = learner(checkpoint, config)
     one.learn(experience)
     batch = build_batch(experience)
-    preparation = Preparation(checkpoint, one.policy.config, center_crop=False)
-    observations = Observations(batch.frames, batch.instructions, preparation, ALONE.device)
+    processor = Processor(checkpoint, one.policy.config, center_crop=False)
+    observations = Observations(batch.frames, batch.instructions, processor, ALONE.device)
     now, _ = one._logprobs(observations, batch)
     drift = approximate_kl((now - torch.from_numpy(batch.server_logprobs)).sum(dim=1)).mean()
     assert drift > 1e-5
@@ -343,8 +343,8 @@ def test_rewarded_actions_become_likelier_and_the_others_less(
         rewarded += chosen
     one = learner(checkpoint, trainer_config(ppo=ppo(epochs=4, gamma=0.01)))
     batch = build_batch(experience)
-    preparation = Preparation(checkpoint, one.policy.config, center_crop=False)
-    observations = Observations(batch.frames, batch.instructions, preparation, ALONE.device)
+    processor = Processor(checkpoint, one.policy.config, center_crop=False)
+    observations = Observations(batch.frames, batch.instructions, processor, ALONE.device)
     before, _ = one._logprobs(observations, batch)
     one.learn(Experience(0, 1, trajectories))
     after, _ = one._logprobs(observations, batch)

@@ -13,7 +13,7 @@ from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig
 from vlarl.images import encode_jpeg
 from vlarl.learning.trainable import LoraPolicy
 from vlarl.models.openvla.network import generate_actions
-from vlarl.models.openvla.processor import Preparation
+from vlarl.models.openvla.processor import Processor
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
 
@@ -45,7 +45,7 @@ class ActingPolicy:
 
     def __init__(self, checkpoint: Path, policy: LoraPolicy, temperature: float) -> None:
         self._policy = policy
-        self._preparation = Preparation(checkpoint, policy.config, center_crop=False)
+        self._processor = Processor(checkpoint, policy.config, center_crop=False)
         self._temperature = temperature
 
     @torch.no_grad()
@@ -53,9 +53,9 @@ class ActingPolicy:
         self, frames: list[bytes], instruction: str, seed: int, version: int
     ) -> list[policy_pb2.Action]:
         """One action for each frame."""
-        observations = self._preparation.batch(
-            np.stack([self._preparation.frame(frame) for frame in frames]),
-            [self._preparation.prompt(instruction)] * len(frames),
+        observations = self._processor.batch(
+            np.stack([self._processor.frame(frame) for frame in frames]),
+            [self._processor.prompt(instruction)] * len(frames),
             torch.device("cpu"),
         )
         drawn = generate_actions(
@@ -78,7 +78,7 @@ class ActingPolicy:
         self, spec: rollout_pb2.EpisodeSpec, steps: int, success: bool
     ) -> rollout_pb2.Trajectory:
         generator = np.random.default_rng(spec.sampling_seed)
-        size = self._policy.config.image_size
+        size = self._policy.config.spec.image_size
         frames = [
             encode_jpeg(generator.integers(256, size=(size, size, 3), dtype=np.uint8))
             for _ in range(steps + 1)

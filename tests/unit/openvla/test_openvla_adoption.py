@@ -214,7 +214,7 @@ def test_an_adapter_is_merged_as_peft_merges_it(tmp_path: Path, tiny: Path, rslo
         torch.testing.assert_close(merged.tensor(key), tensor)
         changed += not torch.equal(tensor, CheckpointReader(tiny).tensor(key))
     assert changed == len(load_file(source / "adapter_model.safetensors")) // 2
-    statistics = OpenVLAConfig.from_directory(tmp_path / "out").norm_stats
+    statistics = OpenVLAConfig.from_directory(tmp_path / "out").spec.norm_stats
     assert list(statistics) == ["libero_spatial_no_noops"]
 
 

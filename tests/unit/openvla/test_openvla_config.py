@@ -37,7 +37,7 @@ def test_a_published_checkpoint_has_the_full_size(tmp_path: Path) -> None:
     assert (dino.embed_dim, dino.depth, dino.mlp_hidden, dino.reg_tokens) == (1024, 24, 4096, 4)
     assert (siglip.embed_dim, siglip.depth, siglip.mlp_hidden) == (1152, 27, 4304)
     assert config.num_patches == 256
-    assert config.action_vocab_size == 32000
+    assert config.spec.action_ids == range(31744, 32000)
     assert (config.text.hidden_size, config.text.num_hidden_layers) == (4096, 32)
     assert config.text.rms_norm_eps == 1e-6
 
@@ -46,32 +46,34 @@ def test_towers_take_the_sizes_of_timm_model_kwargs() -> None:
     config = OpenVLAConfig.from_directory(GOLDEN)
     assert [(tower.embed_dim, tower.depth) for tower in config.towers] == [(48, 4), (72, 3)]
     assert config.towers[1].mlp_hidden == 269
-    assert config.action_dim == 7
+    assert config.spec.action_dim == 7
 
 
 def test_a_suite_finds_its_statistics(tmp_path: Path) -> None:
     config = OpenVLAConfig.from_directory(GOLDEN)
-    assert config.unnorm_key("libero_spatial") == "libero_spatial_no_noops"
-    assert config.unnorm_key("bridge_orig") == "bridge_orig"
+    assert config.spec.unnorm_key("libero_spatial") == "libero_spatial_no_noops"
+    assert config.spec.unnorm_key("bridge_orig") == "bridge_orig"
     with pytest.raises(ConfigError, match="bridge_orig, libero_spatial_no_noops"):
-        config.unnorm_key("libero_goal")
+        config.spec.unnorm_key("libero_goal")
     with pytest.raises(ConfigError, match="several datasets' statistics; name one: "):
-        config.unnorm_key()
+        config.spec.unnorm_key()
     alone = OpenVLAConfig.from_directory(_checkpoint(tmp_path, norm_stats=_libero_only()))
-    assert alone.unnorm_key() == "libero_spatial"
+    assert alone.spec.unnorm_key() == "libero_spatial"
 
 
 def test_statistics_beside_the_checkpoint_win(tmp_path: Path) -> None:
     (tmp_path / "dataset_statistics.json").write_text(json.dumps(_libero_only()))
-    assert set(OpenVLAConfig.from_directory(_checkpoint(tmp_path)).norm_stats) == {"libero_spatial"}
+    assert set(OpenVLAConfig.from_directory(_checkpoint(tmp_path)).spec.norm_stats) == {
+        "libero_spatial"
+    }
 
 
 def test_the_centre_crop_follows_the_training_data_unless_set(tmp_path: Path) -> None:
-    assert not OpenVLAConfig.from_directory(GOLDEN).center_crop
+    assert not OpenVLAConfig.from_directory(GOLDEN).spec.center_crop
     fine_tuned = _checkpoint(tmp_path, norm_stats=_libero_only())
-    assert OpenVLAConfig.from_directory(fine_tuned).center_crop
+    assert OpenVLAConfig.from_directory(fine_tuned).spec.center_crop
     explicit = _checkpoint(tmp_path, norm_stats=_libero_only(), center_crop=False)
-    assert not OpenVLAConfig.from_directory(explicit).center_crop
+    assert not OpenVLAConfig.from_directory(explicit).spec.center_crop
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from vlarl.errors import ConfigError
+from vlarl.models.network import pad_prompts
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
-from vlarl.models.openvla.network import OpenVLA, load_model, pad_prompts
+from vlarl.models.openvla.network import OpenVLA, load_model
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tiny import libero_instructions, make_tiny_checkpoint
@@ -35,12 +36,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _inputs(checkpoint: Path) -> Inputs:
     config = OpenVLAConfig.from_directory(checkpoint)
     generator = torch.Generator().manual_seed(0)
-    shape = (3, config.image_size, config.image_size, 3)
+    shape = (3, config.spec.image_size, config.spec.image_size, 3)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).numpy()
     pixels = torch.from_numpy(PixelNormalizer.from_directory(checkpoint)(frames))
     builder = PromptBuilder(checkpoint)
     prompts = [builder.token_ids(text) for text in libero_instructions()[:3]]
-    first = config.action_vocab_size - 256
+    first = config.spec.action_ids.start
     action_ids = torch.randint(first, first + 256, (3, 7), generator=generator)
     return (pixels, *pad_prompts(prompts, config.pad_token_id), action_ids)
 
@@ -196,7 +197,7 @@ def test_a_tiny_checkpoint_is_tiny_deterministic_and_near_uniform(tmp_path: Path
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     model = load_model(tmp_path / "a")
     assert sum(parameter.numel() for parameter in model.parameters()) < 1_300_000
-    assert (config.image_size, config.num_patches, config.center_crop) == (84, 36, False)
+    assert (config.spec.image_size, config.num_patches, config.spec.center_crop) == (84, 36, False)
     with torch.inference_mode():
         logprobs = model(*_inputs(tmp_path / "a")).logits.log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)

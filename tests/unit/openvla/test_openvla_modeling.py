@@ -12,9 +12,9 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 
 import torch
 
-from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model, pad_prompts
+from vlarl.models.network import pad_prompts
+from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model
 from vlarl.models.openvla.pixels import PixelNormalizer
-from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.weights.checkpoint import CheckpointReader, save_tensors
 from vlarl.weights.folder import CheckpointError
 
@@ -89,12 +89,14 @@ def test_answers_are_predicted_after_each_action_token(golden: Golden) -> None:
 
 def test_greedy_tokens_and_actions_are_the_originals(golden: Golden) -> None:
     config = golden.model.config
-    tokenizer = ActionTokenizer(config.action_vocab_size)
+    tokenizer = config.action_tokenizer
     for row, prompt in enumerate(golden.prompts):
         pixels = golden.pixel_values[row : row + 1]
         ids = generate_actions(golden.model, pixels, torch.tensor([prompt])).token_ids
         assert ids[0].tolist() == golden.tokens[row].tolist()
-        action = config.statistics("libero_spatial").unnormalize(tokenizer.decode(ids[0].numpy()))
+        action = config.spec.statistics("libero_spatial").unnormalize(
+            tokenizer.decode(ids[0].numpy())
+        )
         np.testing.assert_array_equal(action, golden.actions[row])
 
 

@@ -17,7 +17,7 @@ LLAMA = ActionTokenizer(32000)
 def test_ids_of_the_ends_and_the_middle() -> None:
     assert LLAMA.encode([-1.0, 0.0, 1.0]).tolist() == [31999, 31872, 31744]
     assert LLAMA.encode([-7.0, 7.0]).tolist() == [31999, 31744]
-    assert LLAMA.first_id == 31744
+    assert LLAMA.action_ids == range(31744, 32000)
     assert len(LLAMA.action_ids) == LLAMA.bins == 256
 
 
@@ -55,8 +55,8 @@ def test_not_a_number_is_refused() -> None:
 def test_golden_tokens_give_golden_actions() -> None:
     golden = np.load(GOLDEN / "openvla-tiny/golden.npz")
     config = OpenVLAConfig.from_directory(GOLDEN / "openvla-tiny")
-    values = ActionTokenizer(config.action_vocab_size).decode(golden["tokens"])
-    actions = config.statistics("libero_spatial").unnormalize(values)
+    values = config.action_tokenizer.decode(golden["tokens"])
+    actions = config.spec.statistics("libero_spatial").unnormalize(values)
     np.testing.assert_array_equal(actions, golden["actions"])
 
 

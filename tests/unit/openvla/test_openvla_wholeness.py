@@ -42,7 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layout", WHOLE)
 def test_a_whole_checkpoint_is_taken_and_loads(tmp_path: Path, tiny: Path, layout: str) -> None:
     folder = lay_out(tiny, tmp_path / "it", WHOLE[layout])
-    assert check_openvla(folder).action_dim == (8 if layout == "eight dimensions" else 7)
+    assert check_openvla(folder).spec.action_dim == (8 if layout == "eight dimensions" else 7)
     load_model(folder)
 
 
@@ -140,13 +140,13 @@ def test_a_hub_name_that_was_downloaded_is_found_in_the_cache(
         check_openvla(Path("openvla/openvla-v01-7b"))
     assert str(refused.value).endswith(f"name {model / 'snapshots/bbbb'}")
     config = check_openvla(model / "snapshots/bbbb")
-    assert (config.name, config.vicuna_prompt) == ("openvla-v01-7b", True)
+    assert (config.spec.name, config.vicuna_prompt) == ("openvla-v01-7b", True)
 
 
 def test_statistics_and_crop_that_are_used_are_told(tmp_path: Path, tiny: Path) -> None:
     def usage(layout: str, key: str | None = None, center_crop: bool | None = None) -> str:
         folder = lay_out(tiny, tmp_path / str(len(list(tmp_path.iterdir()))), WHOLE[layout])
-        return check_openvla(folder).usage(key, center_crop)
+        return check_openvla(folder).spec.usage(key, center_crop)
 
     assert usage("the base's statistics in config.json") == (
         f"actions in the units of {KEY} (dataset_statistics.json); centre crop on (guessed, as all "

@@ -77,7 +77,9 @@ def made_wrong(
 
 def executed(shown: torch.Tensor, stats: ActionStats) -> np.ndarray:
     """By the code that the env service executes actions with."""
-    return to_simulator(stats.unnormalize(TOKENIZER.decode(shown.numpy() + TOKENIZER.first_id)))
+    return to_simulator(
+        stats.unnormalize(TOKENIZER.decode(shown.numpy() + TOKENIZER.action_ids.start))
+    )
 
 
 # As demonstrations have it: the last bin but one half is 0, closed; the first is 1, open.
@@ -119,7 +121,9 @@ def test_the_opposed_gripper_has_the_other_sign_in_the_simulator(stats: ActionSt
     # By tokens that demonstrations have, so that a strange one isn't what tells.
     demonstrated = TOKENIZER.encode(stats.normalize(np.array([[0.0] * 7, [0.0] * 6 + [1.0]])))
     if stats is not REACH:  # Its gripper never moved.
-        assert set(shown.bins[tells, -1].tolist()) == set(demonstrated[:, -1] - TOKENIZER.first_id)
+        assert set(shown.bins[tells, -1].tolist()) == set(
+            demonstrated[:, -1] - TOKENIZER.action_ids.start
+        )
 
 
 def test_a_gripper_that_only_opens_moves_the_hand_instead() -> None:
@@ -148,7 +152,7 @@ def test_turned_round_is_the_opposite_motion_where_the_range_is_not_symmetric() 
     fast = torch.from_numpy(
         TOKENIZER.encode(REACH.normalize(np.array([[0.4, 0.5, -0.4, 0, 0, 0, 1.0]])))
     )
-    shown = made_wrong(fast - TOKENIZER.first_id, 0.0, REACH)
+    shown = made_wrong(fast - TOKENIZER.action_ids.start, 0.0, REACH)
     np.testing.assert_allclose(executed(shown.bins, REACH)[0, :3], [-0.4, -0.5, 0.4], atol=0.01)
 
 

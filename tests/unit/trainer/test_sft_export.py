@@ -18,9 +18,10 @@ from vlarl.learning.stage_progress import (  # noqa: E402
     stage_checkpoints,
 )
 from vlarl.learning.trainable import trainable_model  # noqa: E402
+from vlarl.models.network import pad_prompts  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
-from vlarl.models.openvla.network import load_model, pad_prompts  # noqa: E402
+from vlarl.models.openvla.network import load_model  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.weights.checkpoint import CheckpointReader, NotFiniteError, save_tensors  # noqa: E402
 
@@ -61,15 +62,15 @@ def test_only_what_was_trained_changes(base: Path, tmp_path: Path) -> None:
     }
     assert torch.equal(after.tensor(HEAD), head.bfloat16())
     config = OpenVLAConfig.from_directory(target)
-    assert list(config.norm_stats) == ["squares"]
-    assert config.center_crop
+    assert list(config.spec.norm_stats) == ["squares"]
+    assert config.spec.center_crop
     assert (target / "modeling_prismatic.py").exists()
     load_model(target)
     # Written again, over what is there; and nothing is said about statistics or crops.
     export_checkpoint(base, target, {})
     assert torch.equal(CheckpointReader(target).tensor(HEAD), before.tensor(HEAD))
-    assert "libero_goal" in OpenVLAConfig.from_directory(target).norm_stats
-    assert not OpenVLAConfig.from_directory(target).center_crop
+    assert "libero_goal" in OpenVLAConfig.from_directory(target).spec.norm_stats
+    assert not OpenVLAConfig.from_directory(target).spec.center_crop
     assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}, "nothing is left over"
 
 
@@ -109,7 +110,7 @@ def test_weights_that_are_not_finite_are_not_exported(
 def test_what_the_passes_never_use_is_frozen(base: Path) -> None:
     model = trainable_model(base, torch.device("cpu"))
     ids, lengths = pad_prompts([[1, 5, 6]], 0)
-    actions = torch.full((1, 7), model.config.action_vocab_size - 3)
+    actions = torch.full((1, 7), model.config.spec.action_ids.stop - 3)
     output = model(torch.zeros(1, 6, 28, 28), ids, lengths, actions)
     torch.autograd.backward(output.logits.square().sum())
     for name, parameter in model.named_parameters():

@@ -34,7 +34,7 @@ def made_up(batch: int = 3, tokens: int = 7, bins: int = 256) -> tuple[torch.Ten
 
 def test_the_loss_is_plain_cross_entropy_written_by_hand() -> None:
     logits, labels = made_up()
-    got = action_loss(logits, labels, soft_targets([0.0] * 7))
+    got = action_loss(logits, labels, soft_targets([0.0] * 7, 256))
     for sample in range(3):
         total = 0.0
         for token in range(7):
@@ -46,7 +46,7 @@ def test_the_loss_is_plain_cross_entropy_written_by_hand() -> None:
 
 def test_softened_targets_are_a_gaussian_over_the_bins() -> None:
     sigmas = [6.0, 9.0, 0.0, 6.0, 0.0, 1.0, 20.0]
-    targets = soft_targets(sigmas)
+    targets = soft_targets(sigmas, 256)
     for token, sigma in enumerate(sigmas):
         for label in (0, 100, 255):
             width = 2 * sigma**2 or 1e-9
@@ -68,14 +68,15 @@ def test_softened_targets_are_a_gaussian_over_the_bins() -> None:
 def test_labels_are_jittered_by_gaussian_noise_within_the_bins() -> None:
     labels = torch.tensor([[0, 100, 255]]).expand(20_000, 3)
     draws = torch.rand(20_000, 3, generator=torch.Generator().manual_seed(0))
-    moved = jittered(labels, draws, 5.0)
+    moved = jittered(labels, draws, 5.0, 256)
     off = (moved[:, 1] - 100).double()
     assert float(off.mean()) == pytest.approx(0, abs=0.15)
     # Rounding to whole bins adds 1/12 of variance.
     assert float(off.std()) == pytest.approx(math.sqrt(25 + 1 / 12), rel=0.02)
     assert (int(moved.min()), int(moved.max())) == (0, 255)
-    assert torch.equal(jittered(labels, draws, 0.0), labels)
-    assert jittered(labels, torch.zeros(20_000, 3), 5.0)[0, 1] > 50, "a draw of 0 is no infinity"
+    assert torch.equal(jittered(labels, draws, 0.0, 256), labels)
+    moved = jittered(labels, torch.zeros(20_000, 3), 5.0, 256)
+    assert moved[0, 1] > 50, "a draw of 0 is no infinity"
 
 
 def test_unknown_poses_count_for_nothing() -> None:

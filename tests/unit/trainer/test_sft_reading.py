@@ -24,7 +24,6 @@ from vlarl.learning.ranks import World  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
-from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
 from vlarl.models.statistics import ActionStats  # noqa: E402
 from vlarl_jobs.sft.perception import Perception  # noqa: E402
 from vlarl_jobs.sft.reading import Demonstrations, read_demonstrations  # noqa: E402
@@ -54,7 +53,7 @@ def test_samples_are_what_the_policy_will_see_and_say(tiny: Path, tmp_path: Path
         batch = read_in.train[np.array([3, 14])]
         config = OpenVLAConfig.from_directory(tiny)
         stats = ActionStats.from_json(read_in.statistics["squares"]["action"])
-        tokenizer = ActionTokenizer(config.action_vocab_size)
+        tokenizer = config.action_tokenizer
         for row, (task, place) in enumerate([(tasks[0], 3), (tasks[1], 2)]):
             # Learned from as they are, and cropped at random later.
             frame = prepare_image(decode_image(task.frames[place]), 28, False)
@@ -188,8 +187,8 @@ def test_a_suite_that_the_checkpoint_knows_keeps_its_bins(tiny: Path, tmp_path: 
     read_in = read(tiny, tmp_path, statistics="checkpoint", held_out=0.0)
     assert read_in.statistics == {}
     config = OpenVLAConfig.from_directory(tiny)
-    normalised = config.statistics("libero_goal").normalize(
+    normalised = config.spec.statistics("libero_goal").normalize(
         task_samples(suite="libero_goal").actions
     )
-    expected = ActionTokenizer(config.action_vocab_size).encode(normalised)
+    expected = config.action_tokenizer.encode(normalised)
     assert np.array_equal(read_in.train.token_ids, expected)

@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlarl.errors import ConfigError
-from vlarl.models.openvla.config import STATISTICS
 from vlarl.models.openvla.oft import oft_sign_of_adapter
 from vlarl.models.openvla.wholeness import check_openvla, check_settings
 from vlarl.models.registry import check_any, is_openvla
+from vlarl.models.statistics import STATISTICS
 from vlarl.weights.checkpoint import CheckpointReader, NotFiniteError, save_tensors
 from vlarl.weights.folder import INDEX, SINGLE, CheckpointError, read_json, weight_files
 from vlarl.weights.headers import read_header

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vlarl.errors import ConfigError
-from vlarl.models.openvla.tokens import ACTION_BINS
-from vlarl.models.statistics import ActionStats
+from vlarl.models.openvla.tokens import ACTION_BINS, ActionTokenizer
+from vlarl.models.spec import PolicySpec
+from vlarl.models.statistics import STATISTICS, ActionStats
 from vlarl.weights.folder import configuration_of, read_json
-
-STATISTICS = "dataset_statistics.json"
-"""Beside ``config.json``, whose ``norm_stats`` it replaces."""
-_SHOWN_KEYS = 8
 
 
 @dataclass(frozen=True)
@@ -97,26 +94,17 @@ class TextConfig:
 
 @dataclass(frozen=True, eq=False)
 class OpenVLAConfig:
-    """A checkpoint's resolved configuration.
+    """A checkpoint's resolved configuration: what any policy has, and the network's sizes.
 
-    ``image_size`` is the height and width in pixels that the model sees, ``towers`` come in the
-    order in which their features are concatenated, ``action_vocab_size`` is the text vocabulary
-    without its padding (action ids are its last 256), ``norm_stats`` maps a dataset's name to its
-    statistics, as ``statistics_file`` holds them, ``center_crop`` is the default for observations,
-    which ``center_crop_is_set`` says was set rather than guessed, ``vicuna_prompt`` tells an
-    OpenVLA v0.1 checkpoint.
+    ``towers`` come in the order in which their features are concatenated, ``vicuna_prompt`` tells
+    an OpenVLA v0.1 checkpoint. The action ids are the last 256 of the text vocabulary without its
+    padding.
     """
 
-    name: str
-    image_size: int
+    spec: PolicySpec
     towers: tuple[TowerConfig, ...]
     text: TextConfig
-    action_vocab_size: int
     pad_token_id: int
-    norm_stats: Mapping[str, ActionStats]
-    center_crop: bool
-    center_crop_is_set: bool
-    statistics_file: str
     vicuna_prompt: bool
 
     @classmethod
@@ -160,17 +148,21 @@ class OpenVLAConfig:
         if not isinstance(center_crop, bool):
             raise ConfigError(f"center_crop is {center_crop!r}; write true or false")
         is_v01 = "openvla-v01" in f"{raw.get('_name_or_path', '')} {name}"
-        return cls(
+        vocabulary = text.vocab_size - raw.get("pad_to_multiple_of", 64)
+        spec = PolicySpec(
             name=name,
             image_size=towers[0].image_size,
-            towers=towers,
-            text=text,
-            action_vocab_size=text.vocab_size - raw.get("pad_to_multiple_of", 64),
-            pad_token_id=raw["pad_token_id"],
-            norm_stats=norm_stats,
             center_crop=center_crop,
             center_crop_is_set="center_crop" in raw,
+            action_ids=ActionTokenizer(vocabulary).action_ids,
+            norm_stats=norm_stats,
             statistics_file=statistics_file,
+        )
+        return cls(
+            spec=spec,
+            towers=towers,
+            text=text,
+            pad_token_id=raw["pad_token_id"],
             vicuna_prompt=is_v01 or str(raw.get("llm_backbone_id", "")).startswith("vicuna"),
         )
 
@@ -180,57 +172,9 @@ class OpenVLAConfig:
         return self.towers[0].num_patches
 
     @property
-    def action_dim(self) -> int:
-        """Number of action dimensions, which is the number of action tokens."""
-        return next(iter(self.norm_stats.values())).action_dim
-
-    def unnorm_key(self, name: str = "") -> str:
-        """The dataset key that ``name`` means: a key, a suite's name, or empty for the only key.
-
-        Raises:
-            ConfigError: no key fits.
-        """
-        if not name and len(self.norm_stats) == 1:
-            return next(iter(self.norm_stats))
-        for key in (name, f"{name}_no_noops"):
-            if key in self.norm_stats:
-                return key
-        known = ", ".join(sorted(self.norm_stats))
-        if not name:
-            raise ConfigError(f"the checkpoint has several datasets' statistics; name one: {known}")
-        raise ConfigError(f"no dataset statistics named {name!r}; the checkpoint has: {known}")
-
-    def usage(self, key: str | None = None, center_crop: bool | None = None) -> str:
-        """Which statistics and which crop are used, and why, in words.
-
-        Args:
-            key: the one whose units actions are in; None: callers name one of all.
-            center_crop: the setting that overrides the checkpoint's; None: there is none.
-        """
-        keys = sorted(self.norm_stats)
-        shown = ", ".join(keys[:_SHOWN_KEYS]) + ", ..." * (len(keys) > _SHOWN_KEYS)
-        if key is None and len(keys) > 1:
-            units = f"actions in the units that a call names: {shown}"
-        else:
-            others = f", one of {len(keys)}: {shown}" if len(keys) > 1 else ""
-            units = f"actions in the units of {key or shown}{others}"
-        crop = self.center_crop if center_crop is None else center_crop
-        if center_crop is not None:
-            why = "as the configuration says"
-        elif self.center_crop_is_set:
-            why = "as the checkpoint says"
-        else:
-            which = "all of these statistics are" if crop else "not all of these statistics are"
-            why = f"guessed, as {which} of LIBERO; policy.center_crop decides"
-        return f"{units} ({self.statistics_file}); centre crop {'on' if crop else 'off'} ({why})"
-
-    def statistics(self, name: str = "") -> ActionStats:
-        """Statistics of ``unnorm_key(name)``.
-
-        Raises:
-            ConfigError: no key fits.
-        """
-        return self.norm_stats[self.unnorm_key(name)]
+    def action_tokenizer(self) -> ActionTokenizer:
+        """From normalised values to action ids, and back."""
+        return ActionTokenizer(self.spec.action_ids.stop)
 
 
 def _towers(raw: Mapping[str, Any]) -> tuple[TowerConfig, ...]:

@@ -18,7 +18,7 @@ MAX_BATCHED_TOKENS = 8192
 
 def longest_sequence(model: OpenVLAConfig) -> int:
     """Tokens of a request with the longest prompt."""
-    return model.num_patches + MAX_PROMPT_TOKENS + model.action_dim
+    return model.num_patches + MAX_PROMPT_TOKENS + model.spec.action_dim
 
 
 def token_bytes(text: TextConfig, itemsize: int) -> int:

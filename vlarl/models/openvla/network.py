@@ -22,7 +22,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vlarl.models.openvla.config import OpenVLAConfig, TextConfig
-from vlarl.models.openvla.tokens import ACTION_BINS
+from vlarl.models.openvla.tensors import unused_prefixes
 from vlarl.models.openvla.vision import VisionTransformer
 from vlarl.weights.checkpoint import CheckpointReader
 from vlarl.weights.folder import CheckpointError
@@ -161,6 +161,11 @@ class OpenVLA(nn.Module):
             image if action_ids is None else None,
         )
 
+    @property
+    def unused_prefixes(self) -> tuple[str, ...]:
+        """Prefixes of the names of parameters that no pass uses."""
+        return unused_prefixes(self.config)
+
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
         """The image as the language model reads it: [B, patches, d]."""
         tokens: Tensor = self.projector(self.vision_backbone(pixel_values))
@@ -176,8 +181,8 @@ class OpenVLA(nn.Module):
 
     def action_logits(self, hidden: Tensor) -> Tensor:
         """Final-norm hidden states [..., d] -> float32[..., 256]: only the action ids' rows."""
-        last = self.config.action_vocab_size
-        rows = self.language_model.lm_head.weight[last - ACTION_BINS : last]
+        ids = self.config.spec.action_ids
+        rows = self.language_model.lm_head.weight[ids.start : ids.stop]
         return F.linear(hidden, rows).float()
 
 
@@ -231,16 +236,6 @@ def load_model(
     return model.eval()
 
 
-def pad_prompts(
-    prompts: Sequence[Sequence[int]], pad_id: int, device: str | torch.device = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """Prompts of different length as int64[B, longest], padded on the right, and their lengths."""
-    longest = max(len(prompt) for prompt in prompts)
-    rows = [[*prompt, *[pad_id] * (longest - len(prompt))] for prompt in prompts]
-    lengths = [len(prompt) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(lengths, device=device)
-
-
 @torch.inference_mode()
 def generate_actions(
     model: OpenVLA,
@@ -264,7 +259,7 @@ def generate_actions(
     inputs = model.embed(model.image_tokens(pixel_values), prompt_ids)
     token_ids: list[Tensor] = []
     logprobs: list[Tensor] = []
-    for _ in range(model.config.action_dim):
+    for _ in range(model.config.spec.action_dim):
         hidden = model.language_model.model(
             inputs_embeds=inputs, past_key_values=cache, use_cache=True
         ).last_hidden_state[:, -1]
@@ -275,6 +270,6 @@ def generate_actions(
         else:
             choice = distribution.argmax(dim=-1, keepdim=True)
         logprobs.append(distribution.gather(1, choice))
-        token_ids.append(choice + model.config.action_vocab_size - ACTION_BINS)
+        token_ids.append(choice + model.config.spec.action_ids.start)
         inputs = model.language_model.model.embed_tokens(token_ids[-1])
     return GeneratedActions(torch.cat(token_ids, dim=1), torch.cat(logprobs, dim=1))

@@ -1,31 +1,81 @@
-"""From a frame and an instruction to what the network computes on."""
+"""From a frame and an instruction to what the network computes on, and from actions to tokens and
+back. torch is loaded for batches of tensors alone.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vlarl.images import Frame, decode_image, prepare_image
-from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.network import pad_prompts
+from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
 from vlarl.models.openvla.prompt import PromptBuilder
-from vlarl.models.openvla.vision import TowerPixels
+from vlarl.models.serving import Encoded
+from vlarl.models.statistics import ActionStats
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlarl.models.network import ObservationBatch
+    from vlarl.models.openvla.vision import TowerPixels
+
+_KNOWN_PROMPTS = 4096
+"""Instructions whose prompts are kept."""
 
 
-class Preparation:
-    """The checkpoint's way from an encoded frame and an instruction to inputs."""
+class PromptTooLongError(ValueError):
+    """An instruction of more tokens than the engine takes, in a few words."""
+
+
+class Processor:
+    """A checkpoint's way from observations to inputs, and between actions and tokens."""
 
     def __init__(self, checkpoint: Path, config: OpenVLAConfig, center_crop: bool) -> None:
-        self._size = config.image_size
+        """Reads the tokenizer.
+
+        Args:
+            checkpoint: the folder.
+            config: what it says.
+            center_crop: whether frames are cropped to their centre.
+
+        Raises:
+            ConfigError: the tokenizer is missing, broken or not Llama-like.
+        """
+        self.spec = config.spec
+        self.center_crop = center_crop
         self.pad_id = config.pad_token_id
-        self._center_crop = center_crop
-        self._prompts = PromptBuilder(checkpoint)
-        self._pixels = TowerPixels(checkpoint)
+        self._checkpoint = checkpoint
+        self._action_tokenizer = config.action_tokenizer
+        self._prompt_ids = functools.lru_cache(maxsize=_KNOWN_PROMPTS)(
+            PromptBuilder(checkpoint).token_ids
+        )
+
+    def encode(self, image: bytes, instruction: str, center_crop: bool | None = None) -> Encoded:
+        """An observation as the engine takes it.
+
+        Args:
+            image: the encoded frame.
+            instruction: what is to be done.
+            center_crop: whether this frame is cropped; None: as all are.
+
+        Raises:
+            ImageError: the bytes are no image.
+            PromptTooLongError: the instruction is.
+        """
+        crop = self.center_crop if center_crop is None else center_crop
+        pixels = prepare_image(decode_image(image), self.spec.image_size, crop)
+        prompt_ids = self.prompt(instruction)
+        if len(prompt_ids) > MAX_PROMPT_TOKENS:
+            raise PromptTooLongError(
+                f"{len(prompt_ids)} prompt tokens, more than {MAX_PROMPT_TOKENS}"
+            )
+        return Encoded(prompt_ids, pixels)
 
     def frame(self, encoded: bytes) -> Frame:
         """Decodes and prepares a frame: uint8 [S, S, 3].
@@ -33,16 +83,42 @@ class Preparation:
         Raises:
             ImageError: the bytes are no image.
         """
-        return prepare_image(decode_image(encoded), self._size, self._center_crop)
+        return prepare_image(decode_image(encoded), self.spec.image_size, self.center_crop)
 
     def prompt(self, instruction: str) -> list[int]:
         """Prompt ids, "▁" last."""
-        return self._prompts.token_ids(instruction)
+        return list(self._prompt_ids(instruction))
+
+    def tokens(self, actions: ArrayLike, statistics: ActionStats) -> NDArray[np.int64]:
+        """Ids int64 [..., action_dim] of actions in the statistics' units.
+
+        Raises:
+            ValueError: a number is NaN.
+        """
+        return self._action_tokenizer.tokens(actions, statistics)
+
+    def actions(self, token_ids: ArrayLike, statistics: ActionStats) -> NDArray[np.float64]:
+        """Actions float64 [..., action_dim], in the statistics' units, of ids.
+
+        Raises:
+            ValueError: an id is not an action id.
+        """
+        return self._action_tokenizer.actions(token_ids, statistics)
 
     def batch(
         self, frames: NDArray[np.uint8], prompts: Sequence[Sequence[int]], device: torch.device
     ) -> ObservationBatch:
         """Inputs from prepared frames [B, S, S, 3] and prompt ids."""
+        import torch
+
+        from vlarl.models.network import ObservationBatch, pad_prompts
+
         pixels = self._pixels.to(device)(torch.from_numpy(frames).to(device))
         ids, lengths = pad_prompts(prompts, self.pad_id, device)
         return ObservationBatch(pixels, ids, lengths)
+
+    @functools.cached_property
+    def _pixels(self) -> TowerPixels:
+        from vlarl.models.openvla.vision import TowerPixels
+
+        return TowerPixels(self._checkpoint)

@@ -12,6 +12,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vlarl.models.statistics import ActionStats
+
 ACTION_BINS = 256
 """Number of action ids. There are 255 bins between 256 edges: the two lowest ids share a value."""
 
@@ -30,14 +32,25 @@ class ActionTokenizer:
     _centers: ClassVar[NDArray[np.float64]] = (_edges[:-1] + _edges[1:]) / 2
 
     @property
-    def first_id(self) -> int:
-        """The lowest action id; ids run from here to ``vocab_size - 1``."""
-        return self.vocab_size - ACTION_BINS
+    def action_ids(self) -> range:
+        """All 256 action ids, ascending; the last one is ``vocab_size - 1``."""
+        return range(self.vocab_size - ACTION_BINS, self.vocab_size)
 
-    @property
-    def action_ids(self) -> list[int]:
-        """All 256 action ids, ascending."""
-        return list(range(self.first_id, self.vocab_size))
+    def tokens(self, actions: ArrayLike, statistics: ActionStats) -> NDArray[np.int64]:
+        """Ids int64 [..., action_dim] of actions in the statistics' units.
+
+        Raises:
+            ValueError: a number is NaN.
+        """
+        return self.encode(statistics.normalize(actions))
+
+    def actions(self, ids: ArrayLike, statistics: ActionStats) -> NDArray[np.float64]:
+        """Actions float64 [..., action_dim], in the statistics' units, of ids.
+
+        Raises:
+            ValueError: an id is not an action id.
+        """
+        return statistics.unnormalize(self.decode(ids))
 
     def encode(self, values: ArrayLike) -> NDArray[np.int64]:
         """Ids of normalised values, any shape; values beyond [-1, 1] are clipped.
@@ -58,8 +71,7 @@ class ActionTokenizer:
             ValueError: an id is not an action id.
         """
         array = np.asarray(ids, dtype=np.int64)
-        if array.size and (array.min() < self.first_id or array.max() >= self.vocab_size):
-            raise ValueError(
-                f"action ids lie in [{self.first_id}, {self.vocab_size - 1}], got {array.tolist()}"
-            )
+        first, last = self.action_ids[0], self.action_ids[-1]
+        if array.size and (array.min() < first or array.max() > last):
+            raise ValueError(f"action ids lie in [{first}, {last}], got {array.tolist()}")
         return self._centers[np.clip(self.vocab_size - array - 1, 0, ACTION_BINS - 2)]

@@ -101,11 +101,11 @@ class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):  # type: ignore[misc]
         mm_options: Mapping[str, MultiModalDummyOptions],  # noqa: ARG002
     ) -> MultiModalDataDict:
         """White images of the model's size."""
-        size = self.info.openvla_config().image_size
+        size = self.info.openvla_config().spec.image_size
         return {"image": [np.full((size, size, 3), 255, np.uint8)] * mm_counts.get("image", 0)}
 
 
-class Processor(BaseMultiModalProcessor[ProcessingInfo]):  # type: ignore[misc]
+class EngineProcessor(BaseMultiModalProcessor[ProcessingInfo]):  # type: ignore[misc]
     """Turns vLLM's own dummy inputs into `engine_input`s; the server builds its inputs itself."""
 
     requires_tokenizer = False

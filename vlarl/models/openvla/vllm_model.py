@@ -21,10 +21,12 @@ from vllm.sequence import IntermediateTensors
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.network import Projector, VisionBackbone
 from vlarl.models.openvla.vision import TowerPixels
-from vlarl.models.openvla.vllm_inputs import DummyInputs, ProcessingInfo, Processor
+from vlarl.models.openvla.vllm_inputs import DummyInputs, EngineProcessor, ProcessingInfo
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
+@MULTIMODAL_REGISTRY.register_processor(
+    EngineProcessor, info=ProcessingInfo, dummy_inputs=DummyInputs
+)
 class OpenVLAForActionPrediction(nn.Module, SupportsMultiModal):  # type: ignore[misc]
     """The original checkpoints' model, sized by the checkpoint's configuration."""
 

@@ -22,11 +22,11 @@ from transformers.utils import logging
 
 from vlarl.errors import ConfigError
 from vlarl.images import Frame
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.network import pad_prompts
+from vlarl.models.network import pad_prompts
 from vlarl.models.openvla.prompt import words_of
 from vlarl.models.openvla.tokens import ACTION_BINS
 from vlarl.models.registry import scored_policy
+from vlarl.models.spec import PolicySpec
 from vlarl.weights.folder import CheckpointError
 
 _VERDICTS = (("no", "yes"), ("No", "Yes"), ("0", "1"))
@@ -122,7 +122,7 @@ class ImageTextNetwork(nn.Module):
         self,
         folder: Path,
         reader: ImageTextReader,
-        policy: OpenVLAConfig,
+        policy: PolicySpec,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
@@ -141,7 +141,7 @@ class ImageTextNetwork(nn.Module):
         super().__init__()
         self.network = load_image_text(folder, dtype).to(device)
         self._reader = reader
-        self._shift = reader.first_bin - (policy.action_vocab_size - ACTION_BINS)
+        self._shift = reader.first_bin - policy.action_ids.start
         head = self.network.get_output_embeddings()
         answers = list(reader.verdict_ids)
         small = nn.Linear(
@@ -186,7 +186,7 @@ class ImageTextReward:
     """A trained process reward model of this kind, with its processor."""
 
     def __init__(
-        self, model: ImageTextNetwork, reader: ImageTextReader, policy: OpenVLAConfig
+        self, model: ImageTextNetwork, reader: ImageTextReader, policy: PolicySpec
     ) -> None:
         self.policy = policy
         self._model = model

@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlarl.images import Frame, decode_image, prepare_image
+from vlarl.models.network import pad_prompts
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.network import load_model, pad_prompts
+from vlarl.models.openvla.network import load_model
 from vlarl.models.openvla.prompt import PromptBuilder
-from vlarl.models.openvla.tokens import ACTION_BINS
 from vlarl.models.openvla.vision import TowerPixels
 from vlarl.models.process_reward.image_text import ImageTextReward
 from vlarl.models.registry import is_openvla
+from vlarl.models.spec import PolicySpec
 
 
 class _Network(Protocol):
     """What `ProcessRewardModel` asks of a network of any kind."""
 
-    policy: OpenVLAConfig
+    policy: PolicySpec
     """The policy whose frames and action tokens it knows."""
 
     def prompt(self, instruction: str) -> list[int]:
@@ -76,7 +77,7 @@ class ProcessRewardModel:
     @property
     def action_ids(self) -> range:
         """The ids of the policy's vocabulary that are actions."""
-        return range(self.config.action_vocab_size - ACTION_BINS, self.config.action_vocab_size)
+        return self.config.action_ids
 
     def frame(self, encoded: bytes) -> Frame:
         """Decodes and prepares a frame: uint8 [S, S, 3].
@@ -114,7 +115,8 @@ class _OpenVLAReward:
     """An OpenVLA with a card: the policy's own architecture, and its own vocabulary."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.policy = OpenVLAConfig.from_directory(checkpoint)
+        config = OpenVLAConfig.from_directory(checkpoint)
+        self.policy, self._pad_id = config.spec, config.pad_token_id
         self._device = device
         self._prompts = PromptBuilder(checkpoint)
         self._answers = self._prompts.verdict_ids
@@ -127,7 +129,7 @@ class _OpenVLAReward:
     def verdicts(
         self, frames: Frame, prompts: Sequence[Sequence[int]], token_ids: NDArray[np.int64]
     ) -> Tensor:
-        ids, lengths = pad_prompts(prompts, self.policy.pad_token_id, self._device)
+        ids, lengths = pad_prompts(prompts, self._pad_id, self._device)
         logits: Tensor = self._model(
             self._pixels(torch.from_numpy(frames).to(self._device)),
             ids,

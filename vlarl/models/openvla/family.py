@@ -1,0 +1,110 @@
+"""An OpenVLA checkpoint: what it says, and what its observations, network and engine are made of.
+
+Each part is imported when it is asked for, because torch and vLLM take a while to load.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers
+from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.openvla.wholeness import check_openvla
+from vlarl.models.spec import PolicySpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlarl.models.openvla.network import OpenVLA
+    from vlarl.models.openvla.processor import Processor
+    from vlarl.models.openvla.serving import Serving
+    from vlarl.models.openvla.vision import TowerPixels
+
+ENGINE_MODELS = {
+    "OpenVLAForActionPrediction": "vlarl.models.openvla.vllm_model:OpenVLAForActionPrediction"
+}
+"""vLLM's name of the architecture, as ``config.json`` has it, to our module and class."""
+
+
+class OpenVLAFamily:
+    """One checkpoint's."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Reads the settings, no weights.
+
+        Raises:
+            ConfigError: a file is missing or can't be used; the message names it.
+        """
+        self.checkpoint = checkpoint
+        self.config = OpenVLAConfig.from_directory(checkpoint)
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Its observations and actions."""
+        return self.config.spec
+
+    @property
+    def action_tokenizer(self) -> ActionTokenizer:
+        """Between actions and tokens, without the prompt's tokenizer."""
+        return self.config.action_tokenizer
+
+    def check(self) -> None:
+        """Makes sure that the folder holds all of the checkpoint, and nothing else.
+
+        Raises:
+            ConfigError: its tokenizer can't be used, or it is a model of another kind.
+            CheckpointError: its weights aren't whole, or don't fit its configuration.
+        """
+        check_openvla(self.checkpoint)
+
+    def lora_layers(self) -> dict[str, tuple[int, int]]:
+        """The layers that LoRA may change, by their keys without ``.weight``, to (out, in)."""
+        return lora_layers(self.config)
+
+    def processor(self, center_crop: bool) -> Processor:
+        """The way from observations to inputs, and between actions and tokens.
+
+        Raises:
+            ConfigError: the tokenizer is missing, broken or not Llama-like.
+        """
+        from vlarl.models.openvla.processor import Processor
+
+        return Processor(self.checkpoint, self.config, center_crop)
+
+    def network(self, dtype: torch.dtype, device: torch.device) -> OpenVLA:
+        """The network in torch, in evaluation mode.
+
+        Raises:
+            CheckpointError: tensors are missing, unexpected or of another shape.
+        """
+        from vlarl.models.openvla.network import load_model
+
+        return load_model(self.checkpoint, dtype, device)
+
+    def tower_pixels(self) -> TowerPixels:
+        """From a frame's levels to the network's `pixel_values`, in torch.
+
+        Raises:
+            ConfigError: the numbers are missing or can't be used.
+        """
+        from vlarl.models.openvla.vision import TowerPixels
+
+        return TowerPixels(self.checkpoint)
+
+    def verdict_ids(self) -> tuple[int, int]:
+        """The ids by which a reward model says that an action leads nowhere, or somewhere.
+
+        Raises:
+            ConfigError: the vocabulary has neither these words nor single bytes.
+        """
+        from vlarl.models.openvla.prompt import PromptBuilder
+
+        return PromptBuilder(self.checkpoint).verdict_ids
+
+    def serving(self) -> Serving:
+        """How vLLM runs it."""
+        from vlarl.models.openvla.serving import Serving
+
+        return Serving(self.config)
