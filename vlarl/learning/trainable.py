@@ -62,6 +62,18 @@ class TrainablePolicy(ABC):
         logits: Tensor = output.logits
         return logits
 
+    def greedy(self, observations: ObservationBatch, likeliest: Tensor) -> Tensor:
+        """The likeliest action tokens (int64 [B, K]), each after the ones before it; see
+        `OpenVLA.greedy`.
+        """
+        chosen: Tensor = self._model.greedy(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            likeliest,
+        )
+        return chosen
+
     def synchronise_gradients(self, on: bool) -> None:
         """Whether the next backward pass adds gradients up over the ranks, or only locally."""
         synchronise_gradients(self._model, on)

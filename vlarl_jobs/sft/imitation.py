@@ -65,10 +65,7 @@ class Imitation:
         bins = batch.token_ids - self._first_id
         logits = self._policy.logits(observations, batch.token_ids)
         likeliest = logits.argmax(dim=-1)
-        chosen = likeliest.clone()
-        for token in range(1, bins.shape[1]):
-            following = self._policy.logits(observations, chosen + self._first_id)
-            chosen[:, token] = following[:, token].argmax(dim=-1)
+        chosen = self._policy.greedy(observations, likeliest + self._first_id) - self._first_id
         loss = action_loss(logits, bins, self._targets)
         tokens = [label_logprobs(logits, bins), likeliest, chosen, bins]
         return torch.cat([loss[:, None], *(one.float() for one in tokens)], dim=1)

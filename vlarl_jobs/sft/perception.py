@@ -21,7 +21,7 @@ from vlarl.data.samples import SampleBatch
 from vlarl.learning.ranks import World
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.learning.trainable import trainable_model, trained_parameters
-from vlarl.models.openvla.network import OpenVLA
+from vlarl.models.openvla.network import ImageEncoder, OpenVLA
 from vlarl.models.registry import policy_family
 from vlarl_jobs.sft.losses import pose_loss
 from vlarl_jobs.sft.reading import Demonstrations
@@ -32,23 +32,23 @@ _LEAST_DEVIATION = 1e-3
 """In metres: of a thing that never moves nothing is to be learned."""
 
 
-class PoseRegressor(nn.Module):
-    """The model's eyes, and a head on all patches together: where matters, so nothing is pooled."""
+class PoseRegressor(ImageEncoder):
+    """The model's image encoder, and a head on all patches together: where matters, so nothing is
+    pooled.
+    """
 
     def __init__(self, model: OpenVLA, poses: int) -> None:
         """poses: numbers to regress."""
-        super().__init__()
-        self.vision_backbone = model.vision_backbone
-        self.projector = model.projector
-        width = model.config.text.hidden_size
+        super().__init__(model.vision_backbone, model.projector)
+        width = model.feature_width
         self.norm = nn.LayerNorm(width)
         self.reduce = nn.Linear(width, _CHANNELS)
-        self.hidden = nn.Linear(model.config.num_patches * _CHANNELS, _HIDDEN)
+        self.hidden = nn.Linear(model.patches * _CHANNELS, _HIDDEN)
         self.out = nn.Linear(_HIDDEN, poses)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Pixels [B, 3 * towers, S, S] -> standardised poses float32 [B, P]."""
-        patches = self.projector(self.vision_backbone(pixel_values))
+        patches = self.image_tokens(pixel_values)
         reduced = F.gelu(self.reduce(self.norm(patches))).flatten(1)
         predicted: Tensor = self.out(F.gelu(self.hidden(reduced)))
         return predicted.float()
@@ -78,8 +78,8 @@ class Perception:
         self._scale = deviation.clamp(min=_LEAST_DEVIATION).to(world.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            eyes = trainable_model(checkpoint, torch.device("cpu"))
-            self._model = PoseRegressor(eyes, len(self._names)).to(world.device)
+            whole = trainable_model(checkpoint, torch.device("cpu"))
+            self._model = PoseRegressor(whole, len(self._names)).to(world.device)
         distribute(
             self._model,
             world,

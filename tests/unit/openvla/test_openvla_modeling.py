@@ -101,6 +101,15 @@ def test_greedy_tokens_and_actions_are_the_originals(golden: Golden) -> None:
 
 
 @torch.inference_mode()
+def test_greedy_without_a_cache_gives_them_for_prompts_of_any_length(golden: Golden) -> None:
+    ids, lengths = pad_prompts(golden.prompts, golden.model.config.pad_token_id)
+    first = golden.model(golden.pixel_values, ids, lengths).logits.argmax(dim=-1) + 768
+    likeliest = torch.cat([first, torch.full((6, 6), 900)], dim=1)
+    chosen = golden.model.greedy(golden.pixel_values, ids, lengths, likeliest)
+    assert torch.equal(chosen, golden.tokens)
+
+
+@torch.inference_mode()
 def test_padding_and_company_change_nothing(golden: Golden) -> None:
     """Alone and unpadded against in a batch, padded with any id. Reached: 7e-6."""
     model, pixels = golden.model, golden.pixel_values

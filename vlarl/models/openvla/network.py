@@ -99,14 +99,26 @@ class Projector(nn.Module):
         return hidden if self.fc3 is None else self.fc3(F.gelu(hidden))
 
 
-class OpenVLA(nn.Module):
+class ImageEncoder(nn.Module):
+    """Towers and projector, by the names that they have in the policy."""
+
+    def __init__(self, vision_backbone: VisionBackbone, projector: Projector) -> None:
+        super().__init__()
+        self.vision_backbone = vision_backbone
+        self.projector = projector
+
+    def image_tokens(self, pixel_values: Tensor) -> Tensor:
+        """The image as the language model reads it: [B, patches, d]."""
+        tokens: Tensor = self.projector(self.vision_backbone(pixel_values))
+        return tokens
+
+
+class OpenVLA(ImageEncoder):
     """The policy. Call it: ``model(pixel_values, prompt_ids, prompt_lengths, action_ids)``."""
 
     def __init__(self, config: OpenVLAConfig) -> None:
-        super().__init__()
+        super().__init__(VisionBackbone(config), Projector(config))
         self.config = config
-        self.vision_backbone = VisionBackbone(config)
-        self.projector = Projector(config)
         self.language_model = LlamaForCausalLM(llama_config(config.text))
 
     def forward(
@@ -162,14 +174,44 @@ class OpenVLA(nn.Module):
         )
 
     @property
+    def feature_width(self) -> int:
+        """d, the width of hidden states and image tokens."""
+        return self.config.text.hidden_size
+
+    @property
+    def patches(self) -> int:
+        """Number of image tokens."""
+        return self.config.num_patches
+
+    @property
     def unused_prefixes(self) -> tuple[str, ...]:
         """Prefixes of the names of parameters that no pass uses."""
         return unused_prefixes(self.config)
 
-    def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """The image as the language model reads it: [B, patches, d]."""
-        tokens: Tensor = self.projector(self.vision_backbone(pixel_values))
-        return tokens
+    def greedy(
+        self,
+        pixel_values: Tensor,
+        prompt_ids: Tensor,
+        prompt_lengths: Tensor,
+        likeliest: Tensor,
+    ) -> Tensor:
+        """The likeliest action tokens, each after the ones before it: int64[B, action_dim].
+
+        Without a cache, so that prompts may differ in length and the model may be sharded: one
+        pass a token, but for the first, which is known.
+
+        Args:
+            pixel_values: as in a pass.
+            prompt_ids: as in a pass.
+            prompt_lengths: as in a pass.
+            likeliest: int64[B, action_dim], the likeliest ids after any others. Only the first
+                counts: no action token comes before it.
+        """
+        chosen = likeliest.clone()
+        for token in range(1, chosen.shape[1]):
+            logits: Tensor = self(pixel_values, prompt_ids, prompt_lengths, chosen).logits
+            chosen[:, token] = self.config.spec.action_ids.start + logits[:, token].argmax(dim=-1)
+        return chosen
 
     def embed(self, image: Tensor, text_ids: Tensor) -> Tensor:
         """The language model's input: text [B, L] with the image's tokens after BOS.
