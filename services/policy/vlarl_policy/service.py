@@ -13,8 +13,8 @@ from vlarl.config import PolicyConfig
 from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
 from vlarl.errors import ConfigError
 from vlarl.images import ImageError
+from vlarl.models.instructions import MAX_INSTRUCTION_CHARACTERS, words_of
 from vlarl.models.openvla.processor import Processor, PromptTooLongError
-from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
 from vlarl.models.serving import Encoded, SampledAction
 from vlarl.models.statistics import ActionStats
 from vlarl.policy.v1 import policy_pb2 as pb

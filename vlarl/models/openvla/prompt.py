@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vlarl.errors import ConfigError
+from vlarl.models.instructions import words_of
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.weights.whereabouts import pointer_sentence
 
@@ -14,20 +15,9 @@ _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-MAX_INSTRUCTION_CHARACTERS = 1000
-"""Longest instruction that a server takes from its clients."""
 _SPACE = "▁"
 _VERDICTS = (("▁no", "▁yes"), ("<0x00>", "<0x01>"))
 """Words where the vocabulary has them whole, else bytes that no prompt holds."""
-
-
-def words_of(instruction: str) -> str:
-    """The instruction as prompts have it: in lower case, one space between words, none around.
-
-    The last line end of a file, a line that an editor broke, a tab or a byte order mark change no
-    action. OpenVLA's own code keeps them: what differs is in docs/openvla.md.
-    """
-    return " ".join(instruction.replace("\ufeff", " ").lower().split())
 
 
 class PromptBuilder:

@@ -22,9 +22,8 @@ from transformers.utils import logging
 
 from vlarl.errors import ConfigError
 from vlarl.images import Frame
+from vlarl.models.instructions import words_of
 from vlarl.models.network import pad_prompts
-from vlarl.models.openvla.prompt import words_of
-from vlarl.models.openvla.tokens import ACTION_BINS
 from vlarl.models.registry import scored_policy
 from vlarl.models.spec import PolicySpec
 from vlarl.weights.folder import CheckpointError
@@ -56,7 +55,7 @@ class ImageTextReader:
         self._blank = np.zeros((size, size, 3), np.uint8)
         self.pad_id = int(self._special("pad_token_id", "eos_token_id"))
         self.verdict_ids = self._verdicts()
-        self.first_bin = self._tokenizer.vocab_size - ACTION_BINS
+        self.vocab_size = self._tokenizer.vocab_size
         plain = self._processor(images=[self._blank], text=[self._text("")], return_tensors="pt")
         ids = plain["input_ids"]
         # Beside the ids some models want to be told of each token whether it is the image's.
@@ -141,7 +140,7 @@ class ImageTextNetwork(nn.Module):
         super().__init__()
         self.network = load_image_text(folder, dtype).to(device)
         self._reader = reader
-        self._shift = reader.first_bin - policy.action_ids.start
+        self._shift = reader.vocab_size - policy.action_ids.stop
         head = self.network.get_output_embeddings()
         answers = list(reader.verdict_ids)
         small = nn.Linear(

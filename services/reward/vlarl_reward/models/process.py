@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vlarl.config import PpoConfig, ProcessRewardConfig
 from vlarl.errors import FatalError
 from vlarl.images import Frame, ImageError
-from vlarl.models.openvla.prompt import MAX_INSTRUCTION_CHARACTERS, words_of
+from vlarl.models.instructions import MAX_INSTRUCTION_CHARACTERS, words_of
 from vlarl.models.process_reward.model import ProcessRewardModel
 from vlarl.models.registry import check_reward_model
 from vlarl.rollout.v1 import rollout_pb2
