@@ -25,7 +25,7 @@ from benchmarks.env_load import WARM_UP, actions, drive, reset_command, serving
 from benchmarks.report import Report
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
-from vlarl_env import headless
+from vlarl_env.simulators.libero import headless
 from vlarl_env.simulators.libero.suites import SuiteTask
 from vlarl_env.simulators.registry import TaskCatalog
 

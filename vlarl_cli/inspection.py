@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from vlarl.config.libero import ACTION_DIMENSIONS
 from vlarl.terminal import say, show
 from vlarl_cli.options import OwnSuites, one_sentence_errors, own_suites
 
 if TYPE_CHECKING:
     from vlarl_jobs.demonstrations.inspection import Summary
 
-_DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 _QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
 
 
@@ -56,7 +56,7 @@ def _tables(summaries: list[Summary]) -> list[Table]:
         tasks.add_row(summary.name, *(f"{value:g}" for value in row))
     actions = Table("action", "mean", *(f"q{100 * quantile:02g}" for quantile in _QUANTILES))
     everything = np.concatenate([summary.actions for summary in summaries])
-    for name, values in zip(_DIMENSIONS, everything.T, strict=True):
+    for name, values in zip(ACTION_DIMENSIONS, everything.T, strict=True):
         row = (values.mean(), *np.quantile(values, _QUANTILES))
         actions.add_row(name, *(f"{value:+.3f}" for value in row))
     return [tasks, actions]

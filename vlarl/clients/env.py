@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from vlarl.clients.closing import Closing
 from vlarl.clients.retry import Patience
+from vlarl.config.libero import ACTION_DIM
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.arguments import sequence, text, vector, whole
@@ -26,9 +27,6 @@ from vlarl.rpc.channel import channel_config, open_sync_channel
 from vlarl.rpc.errors import EnvError
 
 __all__ = ["EnvClient", "EnvError", "Episode"]
-
-ACTION_NUMBERS = 7
-"""Translation, rotation and gripper."""
 
 
 class EnvClient(Closing):
@@ -163,7 +161,7 @@ class Episode(Closing):
             ValueError: an argument can't be sent; the message names it, the episode goes on.
             EnvError: the call failed, and the episode with it.
         """
-        numbers = vector("action", action, ACTION_NUMBERS)
+        numbers = vector("action", action, ACTION_DIM)
         step = env_pb2.StepEpisode(action=numbers, repeat=whole("repeat", repeat, 32))
         self.state = self._ask(env_pb2.InteractRequest(step=step))
         return self.state

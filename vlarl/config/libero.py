@@ -46,6 +46,14 @@ def simulator_environment(base: Mapping[str, str]) -> dict[str, str]:
     return kept | {"LIBERO_CONFIG_PATH": os.devnull}
 
 
+ACTION_DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+"""An action's numbers: the hand's translation, its rotation, and the gripper."""
+
+ACTION_DIM = len(ACTION_DIMENSIONS)
+
+CONTROL_RATE = 20.0
+"""Control steps a second."""
+
 PERTURBED_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 """The suites that have variants."""
 

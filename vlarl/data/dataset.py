@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vlarl.config.libero import ACTION_DIM
 from vlarl.disk import room_for
 from vlarl.errors import FatalError
 from vlarl.files import share
@@ -142,7 +143,7 @@ class TaskSamples:
         """Raises DatasetError where the arrays don't fit together."""
         count = len(self.frames)
         fits = (
-            self.actions.shape == (count, 7)
+            self.actions.shape == (count, ACTION_DIM)
             and self.episodes.shape == (count,)
             and self.poses.shape == (count, len(self.pose_names))
         )

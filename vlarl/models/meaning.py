@@ -10,14 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vlarl.config import ConfigError, RewardModelConfig, RunConfig, Section, SftConfig
-from vlarl.config.libero import base_suite
+from vlarl.config.libero import ACTION_DIM, base_suite
 from vlarl.config.resuming import CENTER_CROP, SCENES, UNITS
 from vlarl.config.suites import bddl_files
 from vlarl.models.registry import policy_spec
 from vlarl.models.spec import PolicySpec
-
-_ARM = 7
-"""Numbers of an action in the simulator."""
 
 
 def chosen_unnorm_key(config: RunConfig, model: PolicySpec) -> str:
@@ -27,10 +24,10 @@ def chosen_unnorm_key(config: RunConfig, model: PolicySpec) -> str:
         ConfigError: there are none of this name, or several, and none is the suite's; or they
             are of another arm's actions.
     """
-    if model.action_dim != _ARM:
+    if model.action_dim != ACTION_DIM:
         raise ConfigError(
             f"{model.name}: its actions have {model.action_dim} dimensions, and the simulated arm "
-            f"takes {_ARM}"
+            f"takes {ACTION_DIM}"
         )
     if config.unnorm_key:
         return model.unnorm_key(config.unnorm_key)

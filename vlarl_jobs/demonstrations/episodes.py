@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlarl.models.statistics import to_simulator
-from vlarl_env.simulators.episode import NO_OP
-from vlarl_env.simulators.libero.scene import Scene
+from vlarl_env.simulators.libero.scene import NO_OP, Scene
 from vlarl_env.simulators.libero.suites import SuiteTask
 from vlarl_jobs.demonstrations.experts.expert import Expert
 from vlarl_jobs.demonstrations.experts.scene_view import SceneView

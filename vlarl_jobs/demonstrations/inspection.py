@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vlarl.config.libero import CONTROL_RATE
 from vlarl.data.dataset import Dataset, TaskSamples, read_dataset
 from vlarl.images import Frame, decode_image
-from vlarl_env.simulators.libero.scene import BrokenSceneError, NoRoomError
+from vlarl_env.errors import BrokenSceneError, NoRoomError
 from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_jobs.demonstrations.conventions import Conventions
 from vlarl_jobs.demonstrations.converting import Source, common_repeat, find_sources
@@ -21,8 +22,6 @@ from vlarl_jobs.demonstrations.hdf5 import DemoFileError, demo_files, read_episo
 from vlarl_jobs.demonstrations.messages import RenderOrder, SceneError, Settings
 from vlarl_jobs.demonstrations.rendering import Renderer
 from vlarl_jobs.demonstrations.steps import in_dataset_units
-
-_CONTROL_RATE = 20.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def filmed(
     """
     if is_dataset(path):
         dataset = read_dataset(path)
-        return list(_frames(dataset, episodes)), _CONTROL_RATE / dataset.capture.action_repeat
+        return list(_frames(dataset, episodes)), CONTROL_RATE / dataset.capture.action_repeat
     sources = find_sources(path, TaskCatalog(suites), Terms(keep_failures=True))
     repeat = common_repeat(sources, None)
     settings = Settings(job="render", profile="fast", suites=dict(suites), action_repeat=repeat)
@@ -135,7 +134,7 @@ def filmed(
         raise SceneError(str(error)) from error
     finally:
         renderer.close()
-    return shown, _CONTROL_RATE / repeat
+    return shown, CONTROL_RATE / repeat
 
 
 def _frames(dataset: Dataset, episodes: int) -> Iterator[list[Frame]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlarl_env.errors import UnknownTaskError
-from vlarl_env.simulators.libero.scene import BrokenSceneError, DivergedError, NoRoomError
+from vlarl_env.errors import BrokenSceneError, NoRoomError, UnknownTaskError
+from vlarl_env.simulators.libero.scene import DivergedError
 from vlarl_jobs.demonstrations.episode_files import save_episode
 from vlarl_jobs.demonstrations.episodes import Play, play, start
 from vlarl_jobs.demonstrations.experts.goals import NoExpertError

@@ -10,8 +10,9 @@ import numpy as np
 
 from vlarl.data.dataset import Frames
 from vlarl.images import encode_jpeg
+from vlarl_env.errors import BrokenSceneError, NoRoomError
 from vlarl_env.simulators.episode import crop_frame
-from vlarl_env.simulators.libero.scene import BrokenSceneError, DivergedError, NoRoomError, Scene
+from vlarl_env.simulators.libero.scene import DivergedError, Scene
 from vlarl_jobs.demonstrations.episode_files import RenderedEpisode, save_rendered
 from vlarl_jobs.demonstrations.episodes import Episode
 from vlarl_jobs.demonstrations.experts.expert import goal_point

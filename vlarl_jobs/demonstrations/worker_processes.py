@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from vlarl.errors import FatalError
 from vlarl_env.devices import egl_devices
-from vlarl_env.headless import cache_folder, headless_environment
+from vlarl_env.simulators.libero.headless import cache_folder, headless_environment
 from vlarl_jobs.demonstrations.messages import Answer, Settings
 
 Order = TypeVar("Order", bound=BaseModel)

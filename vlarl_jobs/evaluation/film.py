@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vlarl.config.libero import CONTROL_RATE
 from vlarl.errors import FatalError
 from vlarl.images import decode_image
 from vlarl.rollout.v1 import rollout_pb2
@@ -33,9 +34,6 @@ Values = Callable[[Sequence[bytes], str], list[float]]
 
 WIDTH = 512
 """Pixels of a film's width; frames are square or nearly so."""
-
-CONTROL_HERTZ = 20
-"""LIBERO's control steps a second."""
 
 _MARGIN, _LINE, _TEXT, _SMALL = 14, 24, 18, 15
 _LINES = 7
@@ -64,7 +62,7 @@ class FilmMaker:
         """
         self._folder = folder
         self._each = each
-        self._rate = CONTROL_HERTZ / action_repeat
+        self._rate = CONTROL_RATE / action_repeat
         self._values = values
         folder.mkdir(parents=True, exist_ok=True)
         self._have = Counter(_kind(path) for path in folder.glob("task-*.mp4"))

@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vlarl.config.libero import CONTROL_RATE
 from vlarl.data.dataset import TaskSamples
 from vlarl.images import decode_image
 from vlarl_jobs.report.theme import BLUE, GREEN, INK, MUTED, ORANGE, PICTURE
-from vlarl_jobs.reward_model.labels import CONTROL_RATE, EpisodeLabels, Floats, Indices, speed
+from vlarl_jobs.reward_model.labels import EpisodeLabels, Floats, Indices, speed
 
 _SHOWN = 12
 """Frames beside one another at most."""

@@ -19,10 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlarl.config import LabelConfig
+from vlarl.config.libero import CONTROL_RATE
 from vlarl.data.dataset import DatasetError, TaskSamples
-
-CONTROL_RATE = 20.0
-"""Control steps a second, LIBERO's."""
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlarl.config import RewardModelConfig
+from vlarl.config.libero import CONTROL_RATE
 from vlarl.data.dataset import DatasetError, TaskSamples, read_dataset
 from vlarl.data.pool import Pool, Task, measured
 from vlarl.data.samples import Samples
 from vlarl.learning.ranks import Indices
 from vlarl.models.registry import policy_family
 from vlarl_jobs.reward_model.backbones import reading
-from vlarl_jobs.reward_model.labels import CONTROL_RATE, label_task
+from vlarl_jobs.reward_model.labels import label_task
 
 ROLLOUT = -1
 """The segment of samples from a rollout, whose milestones nobody looks for."""

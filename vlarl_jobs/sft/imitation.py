@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlarl.config import SftConfig
+from vlarl.config.libero import ACTION_DIMENSIONS
 from vlarl.data.augmentation import IMAGE_DRAWS
 from vlarl.data.pixels import Pixels
 from vlarl.data.samples import SampleBatch
@@ -18,8 +19,6 @@ from vlarl.models.network import ObservationBatch
 from vlarl.models.registry import policy_family
 from vlarl_jobs.sft.losses import action_loss, jittered, label_logprobs, soft_targets
 from vlarl_jobs.sft.reading import Demonstrations
-
-DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
 class Imitation:
@@ -84,7 +83,7 @@ class Imitation:
             "held_out_accuracy": float(correct.mean()),
             "held_out_l1": float(abs(actions - expert).mean()),
         }
-        for number, name in enumerate(DIMENSIONS):
+        for number, name in enumerate(ACTION_DIMENSIONS):
             metrics[f"held_out_accuracy/{name}"] = float(correct[number])
             metrics[f"held_out_bins/{name}"] = float(off[number])
         return metrics

@@ -15,9 +15,8 @@ from collections import OrderedDict
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
 from vlarl.parent_death import end_with_parent
-from vlarl_env.errors import UnknownTaskError
+from vlarl_env.errors import BrokenSceneError, NoRoomError, UnknownTaskError
 from vlarl_env.simulators.episode import BadCommandError, Simulator
-from vlarl_env.simulators.libero.scene import BrokenSceneError, NoRoomError
 from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_env.wire import HEADER, Frame, Kind, decode_header
 

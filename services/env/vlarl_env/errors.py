@@ -42,5 +42,13 @@ class BrokenTaskError(CommandRefusedError):
     """The task's scene can't be built or placed, by this simulator or any other."""
 
 
+class BrokenSceneError(ValueError):
+    """A scene that can't be built: no simulator could do better."""
+
+
+class NoRoomError(ValueError):
+    """A draw after which objects don't fit, however often it is tried; another seed's may."""
+
+
 class UnknownTaskError(ValueError):
     """A suite, task or initial state that doesn't exist; the message names those that do."""

@@ -30,8 +30,8 @@ from vlarl_env.errors import (
     SimulatorFailedError,
     SimulatorHungError,
 )
-from vlarl_env.headless import cache_folder, headless_environment
 from vlarl_env.metrics import EnvMetrics
+from vlarl_env.simulators.libero.headless import cache_folder, headless_environment
 from vlarl_env.wire import HEADER, Frame, Kind, decode_header
 
 logger = logging.getLogger(__name__)

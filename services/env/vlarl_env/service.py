@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from vlarl.config import EnvConfig
+from vlarl.config.libero import ACTION_DIM
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.rpc.errors import (
     DeadlineExceeded,
@@ -26,7 +27,6 @@ from vlarl_env.process import SimulatorProcess
 from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_env.tasks import list_tasks
 
-ACTION_DIM = 7
 MAX_REPEAT = 200
 """Control steps (10 s) that one command may ask for."""
 MAX_CONTROL_STEPS = 10_000

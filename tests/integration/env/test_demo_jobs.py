@@ -339,7 +339,7 @@ def test_inspecting_a_scene_without_room_is_one_sentence(
     from typer.testing import CliRunner
 
     from vlarl_cli import app
-    from vlarl_env.simulators.libero.scene import BrokenSceneError
+    from vlarl_env.errors import BrokenSceneError
 
     def no_room(*_: object) -> None:
         raise BrokenSceneError("crowd.bddl: there is no room; widen their :ranges")

@@ -7,8 +7,7 @@ import pytest
 
 pytest.importorskip("libero")
 
-from vlarl_env.simulators.episode import NO_OP
-from vlarl_env.simulators.libero.scene import Scene
+from vlarl_env.simulators.libero.scene import NO_OP, Scene
 from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_jobs.demonstrations.arm import hand_rotations
 from vlarl_jobs.demonstrations.motion import LEAST_TURNED, MOST_TURNED, turn_fit

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from vlarl.config import EnvConfig
 from vlarl_env.devices import egl_devices
-from vlarl_env.headless import cache_folder, headless_environment
 from vlarl_env.rollout import action_seed
+from vlarl_env.simulators.libero.headless import cache_folder, headless_environment
 from vlarl_env.simulators.libero.textures import TEXTURE_CAP, cap_textures
 from vlarl_env.wire import HEADER, MAX_PAYLOAD, Frame, Kind, decode_header
 

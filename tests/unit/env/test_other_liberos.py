@@ -16,7 +16,7 @@ from vlarl.config.libero import has_simulator, simulator_environment
 from vlarl.launch.supervisor import simulator_python
 from vlarl.launch.tasks import simulator_identity, suite_tasks
 from vlarl_cli import app
-from vlarl_env.headless import headless_environment
+from vlarl_env.simulators.libero.headless import headless_environment
 
 SUITE = "libero_spatial_task"
 """Whose instructions are read from the scene files."""
@@ -179,7 +179,7 @@ def test_what_was_prepared_here_is_no_choice_of_a_renderer(tmp_path: Path) -> No
     """A server that has looked at LIBERO's suites still gives its simulators the GPU."""
     program = (
         "import os\n"
-        "from vlarl_env.headless import headless_environment\n"
+        "from vlarl_env.simulators.libero.headless import headless_environment\n"
         "from vlarl_env.simulators.registry import TaskCatalog\n"
         "TaskCatalog()\n"
         "print(os.environ['MUJOCO_GL'], headless_environment(os.environ, 0)['MUJOCO_GL'])\n"

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from vlarl.config.libero import ACTION_DIM, ACTION_DIMENSIONS
 from vlarl_jobs.report.figures.panel import SMALL, Panel, draw
 from vlarl_jobs.report.groups import Group
 from vlarl_jobs.report.records import Floats
 from vlarl_jobs.report.theme import GREY, ORANGE
 
-DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 _MOST_BINS = 40
 _DOTS = 500
 
@@ -123,6 +123,6 @@ def _histogram(name: str, suffix: str, coverage: Coverage, dimension: int) -> Pa
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
-    known = dimension < len(DIMENSIONS)
-    title = DIMENSIONS[dimension] if known else f"dimension {dimension}"
+    known = dimension < ACTION_DIM
+    title = ACTION_DIMENSIONS[dimension] if known else f"dimension {dimension}"
     return draw(name, f"Share of actions by {title}{suffix}", paint, SMALL)

@@ -10,15 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vlarl.config import EnvConfig
+from vlarl.config.libero import ACTION_DIM
 from vlarl.env.v1 import env_pb2
 from vlarl.images import encode_jpeg
 from vlarl.models.statistics import to_simulator
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl_env.simulators.libero.scene import Scene
+from vlarl_env.simulators.libero.scene import NO_OP, Scene
 from vlarl_env.simulators.libero.suites import SuiteTask
-
-ACTION_DIM = 7
-NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
 
 class BadCommandError(ValueError):

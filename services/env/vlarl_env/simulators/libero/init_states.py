@@ -18,8 +18,9 @@ import numpy as np
 
 from vlarl.config import ConfigError
 from vlarl.config.suites import bddl_files
+from vlarl_env.errors import BrokenSceneError, NoRoomError
 from vlarl_env.simulators.libero.bddl_check import check_bddl
-from vlarl_env.simulators.libero.scene import BrokenSceneError, NoRoomError, Scene
+from vlarl_env.simulators.libero.scene import Scene
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vlarl_env import headless
+from vlarl_env.simulators.libero import headless
 
 headless.prepare()
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from vlarl_env import headless
+from vlarl_env.simulators.libero import headless
 
 headless.prepare()
 
@@ -29,6 +29,7 @@ from robosuite import load_controller_config  # noqa: E402
 from robosuite.utils.binding_utils import MjRenderContextOffscreen  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
+from vlarl_env.errors import BrokenSceneError, NoRoomError  # noqa: E402
 from vlarl_env.simulators.libero import predicates  # noqa: E402
 from vlarl_env.simulators.libero.bddl_reader import read_bddl  # noqa: E402
 from vlarl_env.simulators.libero.control import HeldAction  # noqa: E402
@@ -37,6 +38,9 @@ from vlarl_env.simulators.libero.rendering import Renderer  # noqa: E402
 from vlarl_env.simulators.libero.textures import cap_textures  # noqa: E402
 
 Profile = Literal["faithful", "fast"]
+
+NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+"""The action with which the hand stays and the gripper opens."""
 
 Untyped = Any
 """What robosuite and LIBERO hand out: they have no types."""
@@ -91,14 +95,6 @@ class _StockReset:
     """numpy's global generator."""
     loads: int
     """Times that the model was loaded before."""
-
-
-class BrokenSceneError(ValueError):
-    """A scene that can't be built: no simulator could do better."""
-
-
-class NoRoomError(ValueError):
-    """A draw after which objects don't fit, however often it is tried; another seed's may."""
 
 
 class DivergedError(RuntimeError):

@@ -92,7 +92,7 @@ class SuiteTask:
 
 def libero_tasks(suite: str, max_control_steps: int) -> list[SuiteTask]:
     """The tasks of a suite of LIBERO's."""
-    from vlarl_env import headless
+    from vlarl_env.simulators.libero import headless
 
     headless.prepare()
     from libero.libero import benchmark, get_libero_path

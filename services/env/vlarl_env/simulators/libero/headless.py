@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import vlarl
+import vlarl_env
 from vlarl.config.libero import PYOPENGL_PLATFORM, SIMULATOR_PACKAGE, simulator_environment
 
 _HOMES = {
@@ -80,7 +81,9 @@ def headless_environment(base: Mapping[str, str], egl_device: int | None) -> dic
     if (platform := environment["MUJOCO_GL"].lower().strip()) in _OPENGL_PLATFORMS:
         environment[PYOPENGL_PLATFORM] = platform
     # Where this package and the library are: the process may start anywhere.
-    roots = dict.fromkeys(str(Path(file).parents[1]) for file in (vlarl.__file__, __file__))
+    roots = dict.fromkeys(
+        str(Path(file).parents[1]) for file in (vlarl.__file__, vlarl_env.__file__)
+    )
     environment["PYTHONPATH"] = os.pathsep.join(roots)
     if egl_device is not None:
         environment["MUJOCO_EGL_DEVICE_ID"] = str(egl_device)
