@@ -18,7 +18,7 @@ from vlarl_cli.runs import Resume, RunDirectory, check_sources, chosen_run
 if TYPE_CHECKING:
     from vlarl.data.dataset import TaskSamples
     from vlarl_jobs.reward_model.labels import EpisodeLabels
-    from vlarl_jobs.reward_model.scoring import JudgedTask
+    from vlarl_jobs.reward_model.scoring import ScoredTask
 
 app = command_group("Label demonstrations and train the process reward model.")
 
@@ -121,28 +121,28 @@ def judge(
         version = check_reward_model(checkpoint)  # before torch is loaded
         from vlarl.data.dataset import read_dataset
         from vlarl.models.process_reward.model import ProcessRewardModel
-        from vlarl_jobs.reward_model.scoring import judge_rollouts, together
+        from vlarl_jobs.reward_model.scoring import score_rollouts, together
 
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]
         shown = track(datasets, "judging")
-        judged = judge_rollouts(ProcessRewardModel(checkpoint), shown)
-        everything = together(judged)
-        rows = [*judged, everything] if len(judged) > 1 else judged
+        scored = score_rollouts(ProcessRewardModel(checkpoint), shown)
+        everything = together(scored)
+        rows = [*scored, everything] if len(scored) > 1 else scored
         show(_verdicts(rows, version))
         if plot is not None:
-            from vlarl_jobs.reward_model.score_plot import draw_judged
+            from vlarl_jobs.reward_model.score_plot import draw_scores
 
-            draw_judged(plot, everything)
+            draw_scores(plot, everything)
             say(f"picture: {plot}")
 
 
-def _verdicts(judged: list[JudgedTask], version: str) -> Table:
+def _verdicts(scored: list[ScoredTask], version: str) -> Table:
     """A row each."""
     import numpy as np
 
     table = Table("task", "episodes", "succeeded", "mean of successes", "of failures", "AUC")
     table.caption = f"reward model {version}"
-    for one in judged:
+    for one in scored:
         means = [
             f"{one.scores[chosen].mean():.3f}" if chosen.any() else "–"
             for chosen in (one.succeeded, ~one.succeeded)

@@ -199,7 +199,7 @@ _KINDS: Mapping[type[Section], _Keys] = {
             "name": "it is the run's id",
             "seed": "what is held out, and the samples' order, follow from it",
             "checkpoint": "training began with its weights, wherever these lie",
-            "policy": "its frames and action tokens are judged, wherever it lies",
+            "policy": "its frames and action tokens are scored, wherever it lies",
             "mode": "it says what the checkpoints' weights are",
             "labels": _JUDGED,
         },

@@ -14,7 +14,7 @@ from vlarl.config.sft import AugmentationConfig, FitConfig
 
 
 class RewardDataConfig(Section):
-    """What the judge learns from."""
+    """What the reward model learns from."""
 
     datasets: tuple[Path, ...] = Field(min_length=1)
     """Datasets of demonstrations (`vlarl demos convert`), whose actions are labelled, and rollouts
@@ -45,7 +45,7 @@ class RewardModelConfig(Section):
     demonstrations; or any image-text-to-text model of the Hugging Face library, as it saves them,
     of which `mode` lora trains the language model."""
     policy: Path | None = None
-    """OpenVLA checkpoint whose frames and action tokens are judged, where `checkpoint` is a model
+    """OpenVLA checkpoint whose frames and action tokens are scored, where `checkpoint` is a model
     of another kind; what is served must be its policy, or one that was trained from it."""
     mode: Literal["full", "lora"] = "full"
     """What learns: all weights, or LoRA factors that are merged into the checkpoint written."""
@@ -72,6 +72,6 @@ class RewardModelConfig(Section):
     """The factors, where `mode` is lora."""
 
     @property
-    def judged(self) -> Path:
-        """The OpenVLA checkpoint whose actions are judged."""
+    def scored_policy(self) -> Path:
+        """The OpenVLA checkpoint whose actions are scored."""
         return self.policy or self.checkpoint

@@ -75,7 +75,7 @@ def _policy_terms(config: Section) -> dict[str, object]:
                 CENTER_CROP: model.crops(config.policy.center_crop),
             }
         if isinstance(config, RewardModelConfig):
-            return _all_units(config.judged)
+            return _all_units(config.scored_policy)
         if isinstance(config, SftConfig) and config.checkpoint is not None:
             own = config.data.statistics == "checkpoint"
             return _all_units(config.checkpoint) if own else {}

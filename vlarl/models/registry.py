@@ -21,10 +21,10 @@ __all__ = [
     "check_policy_checkpoint",
     "check_reward_model",
     "is_openvla",
-    "scored_policy",
     "lora_layers",
     "policy_family",
     "policy_spec",
+    "scored_policy",
 ]
 
 

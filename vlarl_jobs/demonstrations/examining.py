@@ -22,7 +22,7 @@ from vlarl_jobs.demonstrations.conventions import (
 )
 from vlarl_jobs.demonstrations.episodes import Episode
 from vlarl_jobs.demonstrations.hdf5 import DemoFileError, Header, read_episode, read_header
-from vlarl_jobs.demonstrations.movements import judge_movements
+from vlarl_jobs.demonstrations.movements import check_movements
 from vlarl_jobs.demonstrations.steps import kept_without_no_ops
 
 GRIPPER_WAY_OUT = "say what 1 means with --gripper closed-is-1 or --gripper open-is-1"
@@ -210,11 +210,11 @@ def _faults(
         if not len(kept_without_no_ops(conventions.apply(episode.expert_actions))):
             faults[demo] = "does nothing: all of its actions are no-ops"
             continue
-        judged = judge_movements(episode, conventions, trusted=trusted)
-        if judged.fault is not None:
-            faults[demo] = judged.fault
-        if judged.turns is not None:
-            turns[demo] = judged.turns
+        found = check_movements(episode, conventions, trusted=trusted)
+        if found.fault is not None:
+            faults[demo] = found.fault
+        if found.turns is not None:
+            turns[demo] = found.turns
     wrong = [demo for demo, right in turns.items() if not right]
     if wrong and not prevailing([*turns.values()]) and len(faults) < len(episodes):
         raise DemoFileError(

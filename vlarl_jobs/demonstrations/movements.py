@@ -1,7 +1,7 @@
 """Whether a recording's movements are those that the arm made, and what would make them so.
 
-Translation and rotation are judged apart: they have units of their own (metres, radians), and where
-a hand is says nothing of how it turned.
+Translation and rotation are checked apart. Their units differ (metres, radians), and where a hand
+is says nothing of how it turned.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class _Movements:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What is thought of a recording's movements."""
+class MovementCheck:
+    """What was found of a recording's movements."""
 
     fault: str | None
     """Why they can't be learned; None: they can."""
@@ -72,7 +72,7 @@ class Judgement:
     """Whether rotations are the arm's; None: the hand doesn't tell."""
 
 
-def judge_movements(episode: Episode, conventions: Conventions, *, trusted: bool) -> Judgement:
+def check_movements(episode: Episode, conventions: Conventions, *, trusted: bool) -> MovementCheck:
     """Compares a recording's actions with what the arm can execute and with how it moved.
 
     Args:
@@ -82,16 +82,16 @@ def judge_movements(episode: Episode, conventions: Conventions, *, trusted: bool
     """
     seen = _movements(episode, conventions)
     if not seen.clip and seen.far > LARGEST_ACTION:
-        return Judgement(_too_far(seen), None)
+        return MovementCheck(_too_far(seen), None)
     if not seen.clip and seen.turned > LARGEST_ACTION:
-        return Judgement(_turned_too_far(seen), None if seen.turn is None else seen.turn.fits)
+        return MovementCheck(_turned_too_far(seen), None if seen.turn is None else seen.turn.fits)
     if trusted:
-        return Judgement(None, None)
+        return MovementCheck(None, None)
     if (fault := _translated_otherwise(seen)) is not None:
-        return Judgement(fault, None)
+        return MovementCheck(fault, None)
     if (fault := _turned_otherwise(seen)) is not None:
-        return Judgement(fault, False)
-    return Judgement(None, None if seen.turn is None else True)
+        return MovementCheck(fault, False)
+    return MovementCheck(None, None if seen.turn is None else True)
 
 
 def _movements(episode: Episode, conventions: Conventions) -> _Movements:

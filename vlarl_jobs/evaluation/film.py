@@ -131,17 +131,17 @@ def draw_frames(
     critic = values(encoded[:-1], trajectory.instruction) if values else []
     returns = list(accumulate(trajectory.scores.total))
     for index, step in enumerate(trajectory.steps):
-        judged = []
+        numbers = []
         if returns:
             reward = trajectory.scores.total[index]
-            judged += [f"reward {reward:.3f}", f"return {returns[index]:.3f}"]
+            numbers += [f"reward {reward:.3f}", f"return {returns[index]:.3f}"]
         if critic:
-            judged.append(f"value {critic[index]:+.3f}")
+            numbers.append(f"value {critic[index]:+.3f}")
         lines = [
             f"step {index + 1} of {len(trajectory.steps)}",
             "tokens " + " ".join(str(token) for token in step.action.token_ids),
             "action " + " ".join(f"{value:+.2f}" for value in step.action.values),
-            "   ".join(judged),
+            "   ".join(numbers),
         ]
         yield _picture(trajectory, encoded[index], lines)
     last = _last_picture(trajectory, encoded[-1])

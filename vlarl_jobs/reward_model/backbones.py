@@ -1,4 +1,4 @@
-"""Models that learn to judge: OpenVLA itself, or any image-text model of Hugging Face's library."""
+"""Networks that become reward models: OpenVLA, or an image-text model of Hugging Face."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def reading(config: RewardModelConfig, *, center_crop: bool) -> Reading:
     """
     if is_openvla(config.checkpoint):
         return policy_family(config.checkpoint).processor(center_crop)
-    return ImageTextProcessor(config.checkpoint, policy_spec(config.judged), center_crop)
+    return ImageTextProcessor(config.checkpoint, policy_spec(config.scored_policy), center_crop)
 
 
 def export(

@@ -1,4 +1,4 @@
-"""What a trained judge is worth, beside its weights: numbers, a picture, and a page to read.
+"""What a trained reward model is worth, beside its weights: numbers, a picture, and a page to read.
 
 CHECKPOINT/reward_model.json   version, how it was made, the numbers
            reliability.png     how far its probabilities can be taken at their word
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 _BATCH = 64
 
 
-def probabilities(judge: ProcessRewardModel, samples: Samples) -> Floats:
+def probabilities(model: ProcessRewardModel, samples: Samples) -> Floats:
     """P(the action leads somewhere) of each sample: [N]."""
     found = []
     for start in range(0, len(samples), _BATCH):
@@ -39,15 +39,15 @@ def probabilities(judge: ProcessRewardModel, samples: Samples) -> Floats:
             ids[:length].tolist()
             for ids, length in zip(batch.prompt_ids, batch.prompt_lengths, strict=True)
         ]
-        found.append(judge.probabilities(batch.frames.numpy(), prompts, batch.token_ids.numpy()))
+        found.append(model.probabilities(batch.frames.numpy(), prompts, batch.token_ids.numpy()))
     return np.concatenate([*found, np.zeros(0)])
 
 
 def write_card(checkpoint: Path, config: RewardModelConfig, labelled: Labelled) -> None:
-    """Judges all held-out samples with a new checkpoint, and writes the three files into it.
+    """Scores all held-out samples with a new checkpoint, and writes the three files into it.
 
     Args:
-        checkpoint: the judge's.
+        checkpoint: the reward model's.
         config: what it was made by.
         labelled: what it was made from.
     """

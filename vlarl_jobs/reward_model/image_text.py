@@ -1,4 +1,4 @@
-"""A Hugging Face image-text model that learns to judge: LoRA factors on its language model."""
+"""A Hugging Face image-text model as a reward model: LoRA factors on its language model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vlarl.weights.checkpoint import require_finite
 
 
 class ImageTextProcessor:
-    """Frames as the policy sees them, prompts as the judge reads them."""
+    """Frames as the policy sees them, prompts as the image-text model reads them."""
 
     def __init__(self, checkpoint: Path, policy: PolicySpec, center_crop: bool) -> None:
         """Raises ConfigError where the processor can't be loaded."""
@@ -56,7 +56,7 @@ class ImageTextBackbone:
         Raises:
             ConfigError, CheckpointError: the checkpoint can't be used.
         """
-        policy = policy_spec(config.judged)
+        policy = policy_spec(config.scored_policy)
         reader = ImageTextReader(config.checkpoint, policy.image_size)
         dtype = compute_dtype(config.dtype, world.device)
         self.pixels = Pixels(None, config.augmentation, world.device)
@@ -123,12 +123,12 @@ def export_image_text(
         copy_but_weights(base, folder)
         model.save_pretrained(folder)
         (folder / POLICY).mkdir()
-        policy = json.loads((config.judged / "config.json").read_bytes())
+        policy = json.loads((config.scored_policy / "config.json").read_bytes())
         policy["center_crop"] = config.augmentation.random_crop
         (folder / POLICY / "config.json").write_text(
             json.dumps(policy, indent=1) + "\n", encoding="utf-8"
         )
-        statistics = config.judged / STATISTICS
+        statistics = config.scored_policy / STATISTICS
         if statistics.exists():
             shutil.copyfile(statistics, folder / POLICY / statistics.name)
         finish(folder)

@@ -15,7 +15,7 @@ from vlarl.learning.stage_progress import StageProgress, stage_weights
 from vlarl.weights.checkpoint import base_digest
 from vlarl_jobs.reward_model.backbones import export
 from vlarl_jobs.reward_model.card import write_card
-from vlarl_jobs.reward_model.objective import Judgement
+from vlarl_jobs.reward_model.objective import RewardObjective
 from vlarl_jobs.reward_model.reading import Labelled, read_labelled
 
 _LOG = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def run(config: RewardModelConfig, run_dir: Path) -> None:
             base_digest=base_digest(config.checkpoint),
             contents=content_terms(config),
         )
-        with contextlib.closing(Fit(stage, Judgement(config, labelled, world), world)) as fit:
+        with contextlib.closing(Fit(stage, RewardObjective(config, labelled, world), world)) as fit:
             progress = fit.run()
         if world.first:
             _export(config, run_dir, stage, progress, labelled)

@@ -1,4 +1,4 @@
-"""What a judge is measured by: pure functions over scores and labels."""
+"""What a reward model is measured by: pure functions over scores and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge's objective: after the frame, the instruction and action tokens, does it lead on?
+"""A process reward model's objective: after frame, instruction and action tokens, is it a step on?
 
     L = - sum_j log p(verdict | o_t, v_in, v_out_<j)        (the paper's; here the mean over j)
 
@@ -25,12 +25,12 @@ from vlarl_jobs.reward_model.perturbing import DRAWS, perturbed, read_commands
 from vlarl_jobs.reward_model.reading import Labelled
 
 
-class Judgement:
+class RewardObjective:
     """The objective of `vlarl reward train`."""
 
     def __init__(self, config: RewardModelConfig, labelled: Labelled, world: World) -> None:
         """Loads the checkpoint."""
-        policy = policy_family(config.judged)
+        policy = policy_family(config.scored_policy)
         self.train = labelled.train
         self.held_out = labelled.held_out
         self._first_id = policy.spec.action_ids.start

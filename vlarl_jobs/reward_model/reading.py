@@ -26,7 +26,7 @@ ROLLOUT = -1
 
 @dataclass(frozen=True)
 class Labelled:
-    """Everything that a judge learns from and is measured on."""
+    """Everything that a reward model learns from and is measured on."""
 
     train: Samples
     held_out: Samples
@@ -59,7 +59,7 @@ def read_labelled(config: RewardModelConfig) -> Labelled:
             is nothing of one kind.
         ConfigError: the checkpoint has no statistics for a suite.
     """
-    policy = policy_family(config.judged)
+    policy = policy_family(config.scored_policy)
     data, crop = config.data, config.augmentation.random_crop
     sources = [source for folder in data.datasets for source in _read(folder, config)]
     tasks = [source.task for source in sources]

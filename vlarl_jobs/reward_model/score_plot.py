@@ -1,4 +1,4 @@
-"""What a judge says of successes and failures as they go on, to look at."""
+"""What a reward model gives successes and failures as they go on, to look at."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vlarl_jobs.report.theme import GREEN, ORANGE, PICTURE
-from vlarl_jobs.reward_model.scoring import JudgedTask
+from vlarl_jobs.reward_model.scoring import ScoredTask
 
 _FEWEST = 3
 """Episodes behind a mean that is drawn: later ones are fewer, as successes end."""
 
 
-def draw_judged(path: Path, judged: JudgedTask) -> None:
+def draw_scores(path: Path, scored: ScoredTask) -> None:
     """Writes a picture: the probability by action, and episodes' means.
 
     Args:
         path: the PNG.
-        judged: episodes of which some succeeded and some failed.
+        scored: episodes of which some succeeded and some failed.
     """
     with mpl.rc_context(PICTURE):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         over_time, means = figure.subplots(1, 2, width_ratios=[1.6, 1])
-        kinds = (("successes", GREEN, judged.succeeded), ("failures", ORANGE, ~judged.succeeded))
+        kinds = (("successes", GREEN, scored.succeeded), ("failures", ORANGE, ~scored.succeeded))
         for name, colour, chosen in kinds:
             if chosen.any():
-                shown = [steps for steps, one in zip(judged.episodes, chosen, strict=True) if one]
+                shown = [steps for steps, one in zip(scored.episodes, chosen, strict=True) if one]
                 _draw_course(over_time, shown, f"{len(shown)} {name}", colour)
                 means.hist(
-                    judged.scores[chosen], bins=np.linspace(0, judged.scores.max(), 31).tolist(),
+                    scored.scores[chosen], bins=np.linspace(0, scored.scores.max(), 31).tolist(),
                     color=colour, alpha=0.7, label=name,
                 )  # fmt: skip
         over_time.set_title("P(leads somewhere) by action: mean, quartiles")
         over_time.set_xlabel("action of the episode")
         over_time.set_ylim(0, 1)
         over_time.legend()
-        means.set_title(f"episodes by their mean; AUC {judged.auc:.3f}")
+        means.set_title(f"episodes by their mean; AUC {scored.auc:.3f}")
         means.set_xlabel("mean over an episode")
         means.legend()
         path.parent.mkdir(parents=True, exist_ok=True)

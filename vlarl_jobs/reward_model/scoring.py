@@ -1,4 +1,4 @@
-"""What a judge says of whole episodes: does its mean tell a success from a failure?"""
+"""What a reward model gives whole episodes: does its mean tell a success from a failure?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vlarl_jobs.reward_model.measures import Floats, auc
 
 
 @dataclass(frozen=True)
-class JudgedTask:
+class ScoredTask:
     """A task's episodes, of all parts that a dataset has of it."""
 
     name: str
@@ -40,22 +40,22 @@ class JudgedTask:
         return auc(self.scores, self.succeeded)
 
 
-def together(tasks: Sequence[JudgedTask]) -> JudgedTask:
+def together(tasks: Sequence[ScoredTask]) -> ScoredTask:
     """All of their episodes as if they were one task's."""
-    return JudgedTask(
+    return ScoredTask(
         "all",
         tuple(steps for task in tasks for steps in task.episodes),
         np.concatenate([task.succeeded for task in tasks]),
     )
 
 
-def judge_rollouts(
-    judge: ProcessRewardModel, datasets: Iterable[tuple[Path, Dataset]]
-) -> list[JudgedTask]:
-    """Judges every episode of recorded rollouts.
+def score_rollouts(
+    model: ProcessRewardModel, datasets: Iterable[tuple[Path, Dataset]]
+) -> list[ScoredTask]:
+    """Scores every episode of recorded rollouts.
 
     Args:
-        judge: the model.
+        model: which.
         datasets: folders and their content.
 
     Raises:
@@ -63,8 +63,8 @@ def judge_rollouts(
             is no image.
         CheckpointError: the model gives no finite numbers.
     """
-    found: dict[str, list[JudgedTask]] = {}
-    tokenizer = ActionTokenizer(judge.config.action_ids.stop)
+    found: dict[str, list[ScoredTask]] = {}
+    tokenizer = ActionTokenizer(model.config.action_ids.stop)
     for folder, dataset in datasets:
         for task in dataset.tasks:
             if task.succeeded is None:
@@ -73,16 +73,16 @@ def judge_rollouts(
                     "trainer.record_rollouts keep those"
                 )
             try:
-                frames = np.stack([judge.frame(frame) for frame in task.frames])
+                frames = np.stack([model.frame(frame) for frame in task.frames])
             except ImageError as error:
                 raise DatasetError(f"{folder}: a frame is no image: {error}") from error
-            prompts = [judge.prompt(task.instruction)] * len(frames)
-            token_ids = tokenizer.tokens(task.actions, judge.config.statistics(task.suite))
-            steps = judge.probabilities(frames, prompts, token_ids)
+            prompts = [model.prompt(task.instruction)] * len(frames)
+            token_ids = tokenizer.tokens(task.actions, model.config.statistics(task.suite))
+            steps = model.probabilities(frames, prompts, token_ids)
             if not np.isfinite(steps).all():
                 raise CheckpointError("the reward model's probabilities aren't finite numbers")
             name = f"{task.suite} {task.index}"
-            found.setdefault(name, []).append(JudgedTask(name, *_episodes(task, steps)))
+            found.setdefault(name, []).append(ScoredTask(name, *_episodes(task, steps)))
     return [replace(together(parts), name=name) for name, parts in found.items()]
 
 

@@ -1,4 +1,4 @@
-"""The loss of imitation and what it is judged by, one number a token; pure functions."""
+"""The loss of imitation and what it is measured by, one number a token; pure functions."""
 
 from __future__ import annotations
 

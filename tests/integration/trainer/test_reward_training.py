@@ -38,7 +38,7 @@ from vlarl_cli import app  # noqa: E402
 from vlarl_jobs.reward_model.card import probabilities  # noqa: E402
 from vlarl_jobs.reward_model.main import run  # noqa: E402
 from vlarl_jobs.reward_model.reading import ROLLOUT, read_labelled  # noqa: E402
-from vlarl_jobs.reward_model.scoring import judge_rollouts  # noqa: E402
+from vlarl_jobs.reward_model.scoring import score_rollouts  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -168,7 +168,7 @@ def test_episodes_are_judged_by_their_mean(checkpoint: Path, tmp_path: Path) -> 
     write_dataset(folder, failures([True, False, False, True]))
     write_task(folder, CAPTURE, failures([False, True]), "00001")
     judge = ProcessRewardModel(made)
-    (task,) = judge_rollouts(judge, [(folder, read_dataset(folder))])
+    (task,) = score_rollouts(judge, [(folder, read_dataset(folder))])
     assert task.name == "libero_spatial 0"
     assert task.succeeded.tolist() == [False, True, True, False, False, True]
     # The first part comes last by name; its first episode's steps, one by one.
