@@ -255,9 +255,26 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples, part: st
     needed = sum(array.nbytes for array in tensors.values())
     with room_for(f"the dataset's {target.name}", directory, needed):
         save_file(tensors, partial, metadata)
+        _sort_metadata(partial)
         share(partial)
     partial.replace(target)
     return target
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts a safetensors file's metadata in order, in place.
+
+    The library writes it in another order each time. A dataset that is made again by the same
+    command is the same to the byte, so that a run may go on with it.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) <= length:  # as it is, but for the way that a library escapes characters
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def read_dataset(directory: Path) -> Dataset:

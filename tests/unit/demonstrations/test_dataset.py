@@ -56,6 +56,18 @@ def test_a_dataset_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("instruction", ["reach", 'put the "bowl"\ton the plateâ\u2028'])
+def test_a_dataset_made_again_is_the_same_to_the_byte(tmp_path: Path, instruction: str) -> None:
+    """A run goes on with a dataset of the same digest, which has the file's header in it."""
+    files = []
+    for number in range(8):  # the library's order is random: one in 24 is like the one before
+        folder = tmp_path / str(number)
+        files.append(write_task(folder, CAPTURE, replace(samples(), instruction=instruction)))
+    assert len({file.read_bytes() for file in files}) == 1
+    (task,) = read_dataset(tmp_path / "0").tasks
+    assert task.instruction == instruction
+
+
 def motion() -> Motion:
     """Of `samples`: three episodes of 3, 2 and 4 control steps, the last with one sample."""
     return Motion(
