@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
+
+import typer
 
 # gRPC's core writes its own lines to standard error; what matters arrives as an error of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from vlarl.terminal import complain, use_lookalikes
+from vlarl.terminal import complain, say, use_lookalikes
 from vlarl_cli import (
     ablate,
     checkpoint,
@@ -25,9 +28,28 @@ from vlarl_cli import (
 from vlarl_cli.extras import missing_package_hint
 from vlarl_cli.groups import command_group
 
-app = command_group(
-    "Fine-tune vision-language-action robot policies by online reinforcement learning.", "vlarl"
+PURPOSE = "Fine-tune vision-language-action robot policies by online reinforcement learning."
+app = command_group(PURPOSE, "vlarl")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import vlarl
+
+        say(f"vlarl {vlarl.__version__}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option(
+    "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
 )
+
+
+@app.callback(help=PURPOSE)
+def _options(_: Annotated[bool, _VERSION] = False) -> None:
+    pass
+
+
 app.add_typer(serve.app, name="serve")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(demos.app, name="demos")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -258,3 +259,8 @@ def test_what_an_encoding_lacks_is_readable() -> None:
     assert done.stdout == rb"a - b -> \xfc \u7897 + [/red] \udcff" + b"\n"
     done = run_vlarl({"PYTHONIOENCODING": "utf-8"}, "-c", code)
     assert done.stdout == "a – b → ü 碗 ✓ [/red] \\udcff\n".encode()
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"vlarl {version('vlarl')}\n")
