@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -95,15 +96,25 @@ class Valkey:
         self.process.wait()
 
 
-@pytest.fixture
-def valkey() -> Iterator[Valkey]:
-    """A Valkey server of the test's own, on a Unix socket."""
+@contextmanager
+def running_valkey() -> Iterator[Valkey]:
+    """A Valkey server on a Unix socket."""
     directory = Path(tempfile.mkdtemp(prefix="vlarl-"))
     server = Valkey(directory)
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(directory)
+    try:
+        server.start()
+        yield server
+    finally:
+        if server.process is not None:
+            server.kill()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    """One of the test's own."""
+    with running_valkey() as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,12 +1,9 @@
 """What each rank of test_trainer_ranks.py runs: two iterations' learning, gathered on rank 0.
 
-    rank_program.py CHECKPOINT FOLDER MICRO_BATCH DTYPE
-
-FOLDER holds 0.bin and 1.bin, the iterations' experience; rank 0 adds its metrics and tensors.
+The folder holds 0.bin and 1.bin, the iterations' experience; rank 0 adds its metrics and tensors.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -45,7 +42,3 @@ def _broadcast(world: World, tensors: dict[str, torch.Tensor]) -> dict[str, torc
     from safetensors.torch import load, save
 
     return load(world.broadcast_bytes(save(tensors) if world.first else b""))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

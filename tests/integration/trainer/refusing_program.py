@@ -1,12 +1,9 @@
 """What each rank of a test in test_trainer_ranks.py runs: a good update, then one that overflows.
 
-    refusing_program.py CHECKPOINT FOLDER
-
-FOLDER holds good.bin and overflowing.bin, the iterations' experience. Each rank leaves
+The folder holds good.bin and overflowing.bin, the iterations' experience. Each rank leaves
 refused-RANK.txt, rank 0 what it knew before and after: before.safetensors, after.safetensors.
 """
 
-import sys
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -39,7 +36,3 @@ def main(checkpoint: Path, folder: Path) -> None:
         (folder / f"refused-{world.rank}.txt").write_text(str(error))
     keep("after")
     world.leave()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -8,10 +8,14 @@ from vlarl.errors import FatalError
 from vlarl_cli.logs import configure_logging
 from vlarl_jobs.sft.main import run
 
-if __name__ == "__main__":
+
+def main(directory: Path) -> None:
     configure_logging()
-    directory = Path(sys.argv[1])
     try:
         run(load_section(SftConfig, directory / "config.toml"), directory)
     except FatalError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

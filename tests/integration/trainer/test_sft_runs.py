@@ -17,16 +17,17 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
+from tests.integration.trainer import sft_program  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
     sft_config,
     task_samples,
     write_dataset,
 )
+from tests.integration.trainer.forked import Program  # noqa: E402
 from vlarl.config import SftConfig, dump_toml  # noqa: E402
 from vlarl.data.dataset import read_dataset  # noqa: E402
 from vlarl.images import decode_image, prepare_image  # noqa: E402
 from vlarl.json_lines import read_lines  # noqa: E402
-from vlarl.launch.torchrun import ranks_command  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
 from vlarl.models.openvla.network import generate_actions, load_model  # noqa: E402
@@ -41,23 +42,25 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 
 
-def start(config: SftConfig, run_dir: Path, ranks: int = 1) -> subprocess.Popen[bytes]:
+def start(config: SftConfig, run_dir: Path, ranks: int = 1) -> Program:
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.toml").write_text(dump_toml(config))
-    program = [str(Path(__file__).with_name("sft_program.py")), str(run_dir)]
-    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    with (run_dir / "log.txt").open("ab") as log:
-        command = [*ranks_command(ranks), *program]
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    return Program(sft_program.main, run_dir, log=run_dir / "log.txt", ranks=ranks)
 
 
 def run_to_the_end(config: SftConfig, run_dir: Path, ranks: int = 1) -> None:
     process = start(config, run_dir, ranks)
     try:
-        code = process.wait(200)
+        code = process.join(200)
     finally:
         process.kill()
     assert code == 0, (run_dir / "log.txt").read_text()[-3000:]
+
+
+def run_here(config: SftConfig, run_dir: Path) -> None:
+    """In this process, which has torch."""
+    run_dir.mkdir()
+    run(config, run_dir)
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, object]]:
@@ -107,18 +110,17 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     stage = {"steps": 24, "mini_batch": 5, "micro_batch": 3, "evaluate_every": 4, "log_every": 3}
     config = sft_config(dataset, training=stage, pretrain=stage, data={"held_out": 0.25})
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    run_to_the_end(config, calm)
+    run_here(config, calm)
     for stage_name, step in (("pretrain", 8), ("training", 4), ("training", 12)):
         process = start(config, killed)
         try:
             deadline = time.monotonic() + 100
             while not list((killed / "checkpoints" / stage_name).glob(f"step-*{step:02d}")):
-                assert process.poll() is None, (killed / "log.txt").read_text()[-3000:]
+                assert process.returncode is None, (killed / "log.txt").read_text()[-3000:]
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
         finally:
             process.kill()
-            process.wait()
     run_to_the_end(config, killed)
     expected, got = weights_of(calm), weights_of(killed)
     assert expected.keys() == got.keys()
@@ -143,7 +145,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path, mode: str) -> None:
         pretrain={"steps": 3, "mini_batch": 5, "micro_batch": 2, "evaluate_every": 3},
         activation_checkpointing=True,
     )
-    run_to_the_end(config, tmp_path / "one", 1)
+    run_here(config, tmp_path / "one")
     run_to_the_end(config, tmp_path / "two", 2)
     one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
     assert len(one) == len(two) > 6

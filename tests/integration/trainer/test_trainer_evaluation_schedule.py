@@ -52,12 +52,11 @@ async def train(
         )
         (run_dir / "config.toml").write_text(dump_toml(config))
         if kill_at is not None:
-            killed = await start_trainer(run_dir)
+            killed = start_trainer(run_dir)
             while not any(kill_at in episode for episode in ran):
                 assert killed.returncode is None, (run_dir / "log.txt").read_text()[-3000:]
                 await asyncio.sleep(0.02)
             killed.kill()
-            await killed.wait()
         await train_to_the_end(run_dir)
         assert not await queue.outstanding(run_dir.name)
         assert all(state.length == 0 for state in await queue.states())

@@ -6,19 +6,20 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.roots import PYTHONPATH
-
 torch = pytest.importorskip("torch")
 
 import vlarl_trainer.main as trainer_main  # noqa: E402
-from tests.conftest import Valkey  # noqa: E402
+from tests.conftest import Valkey, running_valkey  # noqa: E402
+from tests.integration.trainer import trainer_program  # noqa: E402
 from tests.integration.trainer.checkpointed import newest  # noqa: E402
+from tests.integration.trainer.forked import Program  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
 from tests.integration.trainer.trainer_samples import trainer_config  # noqa: E402
 from vlarl.config import (  # noqa: E402
@@ -31,7 +32,6 @@ from vlarl.config import (  # noqa: E402
 )
 from vlarl.data.dataset import read_dataset  # noqa: E402
 from vlarl.launch.supervisor import free_address  # noqa: E402
-from vlarl.launch.torchrun import ranks_command  # noqa: E402
 from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 from vlarl.rpc.channel import open_channel, wait_until_serving  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2, trainer_pb2_grpc  # noqa: E402
@@ -70,17 +70,12 @@ def write_config(
     return config
 
 
-async def start_trainer(run_dir: Path, ranks: int = 1) -> asyncio.subprocess.Process:
-    program = [str(Path(__file__).with_name("trainer_program.py")), str(run_dir)]
-    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    log = (run_dir / "log.txt").open("ab")
-    return await asyncio.create_subprocess_exec(
-        *ranks_command(ranks), *program, env=environment, stdout=log, stderr=log
-    )
+def start_trainer(run_dir: Path, ranks: int = 1) -> Program:
+    return Program(trainer_program.main, run_dir, log=run_dir / "log.txt", ranks=ranks)
 
 
 async def train_to_the_end(run_dir: Path, ranks: int = 1) -> None:
-    trainer = await start_trainer(run_dir, ranks)
+    trainer = start_trainer(run_dir, ranks)
     try:
         code = await asyncio.wait_for(trainer.wait(), 200)
     finally:
@@ -95,144 +90,169 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
-async def test_a_run_from_start_to_end(
-    checkpoint: Path, valkey: Valkey, queue: RolloutQueue, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "whole"
-    policy = StandInPolicy(checkpoint)
-    async with serving(policy) as address:
-        recording = {"record_rollouts": True}
-        config = write_config(run_dir, checkpoint, valkey.url, address, **recording)
-        training = asyncio.create_task(train_to_the_end(run_dir))
-        async with open_channel(config.trainer.address) as channel:
-            await wait_until_serving(channel, "", 60)
-            stub = trainer_pb2_grpc.TrainerServiceStub(channel)
-            async with working(queue, policy) as ran:
-                request = trainer_pb2.WatchIterationsRequest(from_iteration=1)
-                watching = stub.WatchIterations(request)
-                seen = [answer.iteration.iteration async for answer in watching]
-                await training
-    rows = read_metrics(run_dir)
+@dataclass(frozen=True)
+class Whole:
+    """What was seen of a run that nothing disturbs."""
+
+    run_dir: Path
+    seen: list[int]
+    updates: list[int]
+    ran: list[str]
+    outstanding: object
+    lengths: list[int]
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        return read_metrics(self.run_dir)
+
+    @property
+    def learned(self) -> dict[str, torch.Tensor]:
+        """Its last checkpoint's tensors."""
+        return newest(self.run_dir)[1]
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What others are compared with; it records its rollouts, and somebody watches."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+
+    async def train(valkey: Valkey) -> Whole:
+        policy = StandInPolicy(checkpoint)
+        async with RolloutQueue(QueueConfig(url=valkey.url)) as queue, serving(policy) as address:
+            config = write_config(run_dir, checkpoint, valkey.url, address, record_rollouts=True)
+            training = asyncio.create_task(train_to_the_end(run_dir))
+            async with open_channel(config.trainer.address) as channel:
+                await wait_until_serving(channel, "", 60)
+                stub = trainer_pb2_grpc.TrainerServiceStub(channel)
+                async with working(queue, policy) as ran:
+                    request = trainer_pb2.WatchIterationsRequest(from_iteration=1)
+                    watching = stub.WatchIterations(request)
+                    seen = [answer.iteration.iteration async for answer in watching]
+                    await training
+            outstanding = await queue.outstanding("whole")
+            lengths = [state.length for state in await queue.states()]
+        return Whole(run_dir, seen, policy.updates, ran, outstanding, lengths)
+
+    with running_valkey() as valkey:
+        return asyncio.run(train(valkey))
+
+
+def test_a_run_from_start_to_end(whole: Whole) -> None:
+    rows = whole.rows
     assert [row["iteration"] for row in rows] == [0, 1, 2]
-    assert seen == [1, 2], "watchers get the iterations they asked for, until the run ends"
+    assert whole.seen == [1, 2], "watchers get the iterations they asked for, until the run ends"
     # The first iteration warms the critic up; the other two each make a version.
-    assert policy.updates == [1, 2, 3]
+    assert whole.updates == [1, 2, 3]
     assert [row["policy_version"] for row in rows] == [1, 1, 2]
     assert max(row["logprob_gap"] for row in rows) < 1e-4
-    assert len(ran) == 3 * 4 + 2 * 2
-    (evaluation,) = (run_dir / "evaluations.jsonl").read_text().splitlines()
+    assert len(whole.ran) == 3 * 4 + 2 * 2
+    (evaluation,) = (whole.run_dir / "evaluations.jsonl").read_text().splitlines()
     assert json.loads(evaluation)["policy_version"] == 3
-    assert not await queue.outstanding("whole")
-    assert all(state.length == 0 for state in await queue.states())
-    assert list((run_dir / "tensorboard").iterdir())
-    recorded = read_dataset(run_dir / "rollouts").tasks
-    assert sum(len(task.frames) for task in recorded) == sum(row["samples"] for row in rows)
+    assert not whole.outstanding
+    assert not any(whole.lengths)
+    assert list((whole.run_dir / "tensorboard").iterdir())
+
+
+def test_what_was_rolled_out_is_recorded(whole: Whole) -> None:
+    recorded = read_dataset(whole.run_dir / "rollouts").tasks
+    assert sum(len(task.frames) for task in recorded) == sum(row["samples"] for row in whole.rows)
     successes = [
         bool(task.succeeded[task.episodes == number][0])
         for task in recorded
         for number in set(task.episodes)
     ]
     assert len(successes) == 3 * 4
-    assert sum(successes) == sum(4 * row["success_rate"] for row in rows)
+    assert sum(successes) == sum(4 * row["success_rate"] for row in whole.rows)
 
 
 async def test_a_killed_trainer_goes_on_as_if_nothing_had_happened(
-    checkpoint: Path, tmp_path: Path, valkey: Valkey
+    whole: Whole, checkpoint: Path, tmp_path: Path, valkey: Valkey
 ) -> None:
     """Killed again and again, at whatever it is doing; the curve must be the uninterrupted one."""
-    rows = {}
-    for name, kills in (("calm", []), ("killed", [2, 5, 9, 11])):
-        policy = StandInPolicy(checkpoint)
-        run_dir = tmp_path / name
-        async with (
-            RolloutQueue(QueueConfig(url=valkey.url)) as queue,
-            serving(policy) as address,
-            working(queue, policy) as ran,
-        ):
-            config = write_config(run_dir, checkpoint, valkey.url, address)
-            for episodes in kills:
-                trainer = await start_trainer(run_dir)
-                while len(ran) < episodes:
-                    assert trainer.returncode is None, (run_dir / "log.txt").read_text()[-3000:]
-                    await asyncio.sleep(0.02)
-                trainer.kill()
-                await trainer.wait()
-            await train_to_the_end(run_dir)
-            assert not await queue.outstanding(name)
-        rows[name] = read_metrics(run_dir)
-        assert len(set(ran)) == len(ran), "an episode that was in the queue was ordered again"
-        progress, _ = newest(run_dir)
-        assert progress.learned == [f"{config.name}:00002:{index:04d}" for index in range(4)]
-    assert rows["killed"] == rows["calm"]
-    _, calm = newest(tmp_path / "calm")
-    _, killed = newest(tmp_path / "killed")
-    assert all(torch.equal(calm[key], killed[key]) for key in calm)
+    policy = StandInPolicy(checkpoint)
+    run_dir = tmp_path / "killed"
+    async with (
+        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
+        serving(policy) as address,
+        working(queue, policy) as ran,
+    ):
+        config = write_config(run_dir, checkpoint, valkey.url, address)
+        for episodes in (2, 5, 9, 11):
+            trainer = start_trainer(run_dir)
+            while len(ran) < episodes:
+                assert trainer.returncode is None, (run_dir / "log.txt").read_text()[-3000:]
+                await asyncio.sleep(0.02)
+            trainer.kill()
+        await train_to_the_end(run_dir)
+        assert not await queue.outstanding("killed")
+    assert len(set(ran)) == len(ran), "an episode that was in the queue was ordered again"
+    progress, learned = newest(run_dir)
+    assert progress.learned == [f"{config.name}:00002:{index:04d}" for index in range(4)]
+    assert read_metrics(run_dir) == whole.rows
+    assert all(torch.equal(tensor, learned[key]) for key, tensor in whole.learned.items())
 
 
 async def test_a_trainer_whose_disk_fills_up_goes_on_as_if_nothing_had_happened(
-    checkpoint: Path, tmp_path: Path, valkey: Valkey, small_disk: Callable[[Path, int], None]
+    whole: Whole,
+    checkpoint: Path,
+    tmp_path: Path,
+    valkey: Valkey,
+    small_disk: Callable[[Path, int], None],
 ) -> None:
     """One sentence, the last checkpoint and the queue: that is all it takes."""
-    rows, learned = {}, {}
-    for name in ("calm", "full"):
-        policy = StandInPolicy(checkpoint)
-        run_dir = tmp_path / name
-        async with (
-            RolloutQueue(QueueConfig(url=valkey.url)) as queue,
-            serving(policy) as address,
-            working(queue, policy) as ran,
-        ):
-            write_config(run_dir, checkpoint, valkey.url, address)
-            checkpoints = run_dir / "checkpoints"
-            if name == "full":
-                small_disk(checkpoints, 32)
-                trainer = await start_trainer(run_dir)
-                while run_checkpoints(run_dir).latest() is None:
-                    assert trainer.returncode is None, (run_dir / "log.txt").read_text()[-3000:]
-                    await asyncio.sleep(0.02)
-                (filling := checkpoints / "filling").touch()
-                with pytest.raises(OSError, match="No space left"):
-                    filling.write_bytes(bytes(32 * 2**20))
-                assert await asyncio.wait_for(trainer.wait(), 100) == 1
-                said = (run_dir / "log.txt").read_text()
-                assert f"error: {checkpoints}: its disk has no room for the checkpoint iter" in said
-                assert "Traceback" not in said
-                assert not list(checkpoints.glob(".*")), "what was begun takes no room"
-                filling.unlink()
-            await train_to_the_end(run_dir)
-            assert not await queue.outstanding(name)
-        assert len(set(ran)) == len(ran), "an episode that was in the queue was ordered again"
-        rows[name] = read_metrics(run_dir)
-        _, learned[name] = newest(run_dir)
-    assert rows["full"] == rows["calm"]
-    assert all(torch.equal(learned["calm"][key], learned["full"][key]) for key in learned["calm"])
+    policy = StandInPolicy(checkpoint)
+    run_dir = tmp_path / "full"
+    async with (
+        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
+        serving(policy) as address,
+        working(queue, policy) as ran,
+    ):
+        write_config(run_dir, checkpoint, valkey.url, address)
+        checkpoints = run_dir / "checkpoints"
+        small_disk(checkpoints, 32)
+        trainer = start_trainer(run_dir)
+        while run_checkpoints(run_dir).latest() is None:
+            assert trainer.returncode is None, (run_dir / "log.txt").read_text()[-3000:]
+            await asyncio.sleep(0.02)
+        (filling := checkpoints / "filling").touch()
+        with pytest.raises(OSError, match="No space left"):
+            filling.write_bytes(bytes(32 * 2**20))
+        assert await asyncio.wait_for(trainer.wait(), 100) == 1
+        said = (run_dir / "log.txt").read_text()
+        assert f"error: {checkpoints}: its disk has no room for the checkpoint iter" in said
+        assert "Traceback" not in said
+        assert not list(checkpoints.glob(".*")), "what was begun takes no room"
+        filling.unlink()
+        await train_to_the_end(run_dir)
+        assert not await queue.outstanding("full")
+    assert len(set(ran)) == len(ran), "an episode that was in the queue was ordered again"
+    _, learned = newest(run_dir)
+    assert read_metrics(run_dir) == whole.rows
+    assert all(torch.equal(tensor, learned[key]) for key, tensor in whole.learned.items())
 
 
 async def test_a_run_whose_queue_is_emptied_learns_as_if_nothing_had_happened(
-    checkpoint: Path, tmp_path: Path, valkey: Valkey
+    whole: Whole, checkpoint: Path, tmp_path: Path, valkey: Valkey
 ) -> None:
     """FLUSHALL, in the midst of rollouts and perhaps of learning: no other curve, no end."""
-    rows = {}
-    for name, emptied in (("calm", []), ("emptied", [2, 5, 10])):
-        policy = StandInPolicy(checkpoint)
-        run_dir = tmp_path / name
-        async with (
-            RolloutQueue(QueueConfig(url=valkey.url)) as queue,
-            serving(policy) as address,
-            working(queue, policy) as ran,
-        ):
-            write_config(run_dir, checkpoint, valkey.url, address)
-            training = asyncio.create_task(train_to_the_end(run_dir))
-            for episodes in emptied:
-                while len(ran) < episodes and not training.done():
-                    await asyncio.sleep(0.01)
-                await queue._redis.flushall()
-            await training
-            assert not await queue.outstanding(name)
-            assert all(state.length == state.pending == 0 for state in await queue.states())
-        rows[name] = read_metrics(run_dir)
-    assert rows["emptied"] == rows["calm"]
-    assert "ordered again: the queue has lost them" in (tmp_path / "emptied/log.txt").read_text()
+    policy = StandInPolicy(checkpoint)
+    run_dir = tmp_path / "emptied"
+    async with (
+        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
+        serving(policy) as address,
+        working(queue, policy) as ran,
+    ):
+        write_config(run_dir, checkpoint, valkey.url, address)
+        training = asyncio.create_task(train_to_the_end(run_dir))
+        for episodes in (2, 5, 10):
+            while len(ran) < episodes and not training.done():
+                await asyncio.sleep(0.01)
+            await queue._redis.flushall()
+        await training
+        assert not await queue.outstanding("emptied")
+        assert all(state.length == state.pending == 0 for state in await queue.states())
+    assert read_metrics(run_dir) == whole.rows
+    assert "ordered again: the queue has lost them" in (run_dir / "log.txt").read_text()
 
 
 async def test_a_given_up_episode_is_missing_and_the_batch_goes_on(
@@ -252,27 +272,23 @@ async def test_a_given_up_episode_is_missing_and_the_batch_goes_on(
 
 
 async def test_two_ranks_go_on_where_one_stopped(
-    checkpoint: Path, valkey: Valkey, tmp_path: Path
+    whole: Whole, checkpoint: Path, valkey: Valkey, tmp_path: Path
 ) -> None:
-    rows = {}
-    for name, legs in (("alone", [(4, 1)]), ("together", [(2, 1), (4, 2)])):
-        policy = StandInPolicy(checkpoint)
-        run_dir = tmp_path / name
-        async with (
-            RolloutQueue(QueueConfig(url=valkey.url)) as queue,
-            serving(policy) as address,
-            working(queue, policy),
-        ):
-            config = write_config(run_dir, checkpoint, valkey.url, address)
-            for iterations, ranks in legs:
-                trainer = config.trainer.model_copy(update={"iterations": iterations})
-                leg = config.model_copy(update={"trainer": trainer})
-                (run_dir / "config.toml").write_text(dump_toml(leg))
-                await train_to_the_end(run_dir, ranks)
-            rows[name] = read_metrics(run_dir)
-            assert not await queue.outstanding(name)
-    assert len(rows["alone"]) == 4
-    for alone, together in zip(rows["alone"], rows["together"], strict=True):
+    policy = StandInPolicy(checkpoint)
+    run_dir = tmp_path / "together"
+    async with (
+        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
+        serving(policy) as address,
+        working(queue, policy),
+    ):
+        config = write_config(run_dir, checkpoint, valkey.url, address)
+        for iterations, ranks in ((1, 1), (3, 2)):
+            trainer = config.trainer.model_copy(update={"iterations": iterations})
+            leg = config.model_copy(update={"trainer": trainer})
+            (run_dir / "config.toml").write_text(dump_toml(leg))
+            await train_to_the_end(run_dir, ranks)
+        assert not await queue.outstanding("together")
+    for alone, together in zip(whole.rows, read_metrics(run_dir), strict=True):
         assert together == pytest.approx(alone, abs=1e-4)
 
 
@@ -283,7 +299,7 @@ async def test_pause_status_weights_and_an_orderly_end(
     policy = StandInPolicy(checkpoint)
     async with serving(policy) as address:
         config = write_config(run_dir, checkpoint, valkey.url, address, iterations=50)
-        trainer = await start_trainer(run_dir)
+        trainer = start_trainer(run_dir)
         try:
             async with open_channel(config.trainer.address) as channel:
                 await wait_until_serving(channel, "", 60)
@@ -355,7 +371,7 @@ async def test_a_policy_with_other_weights_stops_the_run_with_one_sentence(
     policy.wrong_digest = True
     async with serving(policy) as address:
         write_config(run_dir, checkpoint, valkey.url, address)
-        trainer = await start_trainer(run_dir)
+        trainer = start_trainer(run_dir)
         assert await asyncio.wait_for(trainer.wait(), 60) == 1
     log = (run_dir / "log.txt").read_text()
     assert "merged version 1 into other weights than the trainer" in log

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from tests.integration.trainer import rank_program  # noqa: E402
+from tests.integration.trainer import rank_program, refusing_program  # noqa: E402
+from tests.integration.trainer.forked import Program  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
     made_up_trajectories,
@@ -32,17 +34,13 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 
 
-def run_two_ranks(name: str, *arguments: str) -> None:
-    program = str(Path(__file__).with_name(name))
-    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*ranks_command(2), program, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+def run_two_ranks(main: Callable[..., None], folder: Path, *arguments: object) -> None:
+    ranks = Program(main, *arguments, log=folder / "log.txt", ranks=2)
+    try:
+        code = ranks.join(240)
+    finally:
+        ranks.kill()
+    assert code == 0, (folder / "log.txt").read_text()[-4000:]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
@@ -57,7 +55,7 @@ def test_two_ranks_learn_what_one_learns(
         experience = Experience(iteration, iteration + 1, made_up_trajectories(acting, 3))
         (tmp_path / f"{iteration}.bin").write_bytes(experience.to_bytes())
     rank_program.main(checkpoint, tmp_path, 7, dtype)
-    run_two_ranks("rank_program.py", str(checkpoint), str(tmp_path), "2", dtype)
+    run_two_ranks(rank_program.main, tmp_path, checkpoint, tmp_path, 2, dtype)
     one_rank, two_ranks = (
         json.loads((tmp_path / f"metrics-{ranks}.json").read_text()) for ranks in (1, 2)
     )
@@ -81,7 +79,7 @@ def test_no_rank_steps_where_the_gradient_is_infinite(checkpoint: Path, tmp_path
     (tmp_path / "good.bin").write_bytes(Experience(0, 1, trajectories).to_bytes())
     spoiled = Experience(1, 2, overflowing(trajectories))
     (tmp_path / "overflowing.bin").write_bytes(spoiled.to_bytes())
-    run_two_ranks("refusing_program.py", str(checkpoint), str(tmp_path))
+    run_two_ranks(refusing_program.main, tmp_path, checkpoint, tmp_path)
     said = [(tmp_path / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
     assert "the policy: the gradient is not finite" in said[0]
     assert said[0] == said[1]

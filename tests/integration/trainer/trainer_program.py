@@ -1,4 +1,4 @@
-"""Runs a trainer in a process of its own: trainer_program.py RUN_DIR, with config.toml in it."""
+"""A trainer's run, for a process of its own, with config.toml in the run's folder."""
 
 import sys
 from pathlib import Path
@@ -8,9 +8,9 @@ from vlarl.errors import FatalError
 from vlarl_cli.logs import configure_logging
 from vlarl_trainer.main import run
 
-if __name__ == "__main__":
+
+def main(directory: Path) -> None:
     configure_logging()
-    directory = Path(sys.argv[1])
     try:
         run(load_config(directory / "config.toml"), directory, metrics_listen=None)
     except FatalError as error:
