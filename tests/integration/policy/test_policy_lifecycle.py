@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -24,6 +24,7 @@ from tests.integration.policy.policy_harness import (  # noqa: E402
     random_adapter,
 )
 from vlarl.clients.policy import AsyncPolicyClient  # noqa: E402
+from vlarl.launch.supervisor import free_address  # noqa: E402
 from vlarl.policy.v1 import policy_pb2 as pb  # noqa: E402
 from vlarl.policy.v1 import policy_pb2_grpc  # noqa: E402
 from vlarl.rpc import errors  # noqa: E402
@@ -46,6 +47,77 @@ async def serves(process: PolicyProcess) -> None:
         raise
 
 
+class Lives:
+    """A server that several tests look at and one of them ends: whoever comes next starts another.
+
+    start: of a new one.
+    """
+
+    def __init__(self, start: Callable[[], PolicyProcess]) -> None:
+        self._start = start
+        self.process: PolicyProcess | None = None
+
+    def begin(self) -> PolicyProcess:
+        """A new one, as it starts."""
+        self.end()
+        self.process = self._start()
+        return self.process
+
+    async def serving(self) -> PolicyProcess:
+        """The one that lives, or a new one, as it serves."""
+        if self.process is None or self.process.process.poll() is not None:
+            await serves(self.begin())
+        assert self.process is not None
+        return self.process
+
+    def end(self) -> None:
+        """Kills what lives."""
+        if self.process is not None and self.process.process.poll() is None:
+            self.process.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def own_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that may come to harm."""
+    return Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("own") / "tiny"))
+
+
+TRAINER = free_address()
+
+
+@pytest.fixture(scope="module")
+def replica(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
+    """A server that follows the trainer at TRAINER, if there is one."""
+    options = ("--trainer", TRAINER, "-s", "policy.catch_up_seconds=0.3")
+    lives = Lives(
+        lambda: PolicyProcess(own_checkpoint, tmp_path_factory.mktemp("server"), *options)
+    )
+    yield lives
+    lives.end()
+
+
+@pytest.fixture(scope="module")
+def opposed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
+    """A server whose caller's environment wants the opposite of what it needs."""
+    program = [str(Path(__file__).with_name("start_method_as_on_cuda.py"))]
+    options = ("-s", "policy.dtype=float32", "-s", "policy.exact_float32=true")
+    opposite = {"TRITON_F32_DEFAULT": "tf32", "VLLM_FLOAT32_MATMUL_PRECISION": "medium"}
+    fork = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+    # Or the process's title would take the place of what the kernel shows of its environment.
+    readable = {"SPT_NOENV": "1"}
+    lives = Lives(
+        lambda: PolicyProcess(
+            checkpoint,
+            tmp_path_factory.mktemp("server"),
+            *options,
+            program=program,
+            environment=opposite | fork | readable,
+        )
+    )
+    yield lives
+    lives.end()
+
+
 class OneAdapterTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     """Publishes what it is given."""
 
@@ -65,16 +137,15 @@ class OneAdapterTrainer(trainer_pb2_grpc.TrainerServiceServicer):
 
 
 async def test_a_late_replica_asks_the_trainer_refuses_until_it_can_answer_and_follows(
-    checkpoint: Path, tmp_path: Path
+    replica: Lives, checkpoint: Path
 ) -> None:
     adapter = random_adapter(checkpoint, 12)
     trainer = OneAdapterTrainer(adapter)
     trainer_server = grpc.aio.server()
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(trainer, trainer_server)
-    port = trainer_server.add_insecure_port("127.0.0.1:0")
+    trainer_server.add_insecure_port(TRAINER)
     await trainer_server.start()
-    options = ("--trainer", f"127.0.0.1:{port}", "-s", "policy.catch_up_seconds=0.3")
-    process = PolicyProcess(checkpoint, tmp_path, *options)
+    process = replica.begin()
     try:
         address = await asyncio.to_thread(lambda: process.address)
         async with open_channel(address) as channel:
@@ -115,9 +186,27 @@ async def test_a_late_replica_asks_the_trainer_refuses_until_it_can_answer_and_f
             action = await client.predict(image, INSTRUCTIONS[0], unnorm_key=KEY)
         assert action.policy_version == 13
     finally:
-        code = process.stop()
         await trainer_server.stop(0)
-    assert code == 0
+
+
+async def test_weights_that_cannot_be_brought_back_end_the_server(
+    replica: Lives, own_checkpoint: Path
+) -> None:
+    process = await replica.serving()
+    adapter = random_adapter(own_checkpoint, 20)
+    weights = own_checkpoint / "model.safetensors"
+    weights.rename(aside := own_checkpoint / "aside")
+    try:
+        async with open_channel(process.address) as channel:
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as lost:
+                await stub.UpdateWeights(wire.update_requests(adapter))
+        assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
+        code = await asyncio.to_thread(process.process.wait, 60)
+    finally:
+        aside.rename(weights)
+    assert code not in (0, -signal.SIGKILL)
+    assert "couldn't be merged" in process.fatal_sentence
 
 
 async def test_without_its_trainer_it_serves_the_base_and_dies_with_its_engine(
@@ -143,61 +232,19 @@ async def test_without_its_trainer_it_serves_the_base_and_dies_with_its_engine(
     assert not alive
 
 
-async def test_a_killed_server_takes_its_engine_along_though_the_caller_wants_a_fork(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    program = [str(Path(__file__).with_name("start_method_as_on_cuda.py"))]
-    fork = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
-    process = PolicyProcess(checkpoint, tmp_path, program=program, environment=fork)
-    await serves(process)
-    assert await asyncio.to_thread(process.stop, signal.SIGKILL) == -signal.SIGKILL
-
-
-async def test_an_engine_that_hangs_ends_with_its_server(checkpoint: Path, tmp_path: Path) -> None:
-    process = PolicyProcess(checkpoint, tmp_path)
-    await serves(process)
-    process.engine().suspend()  # no thread of its own can notice anything
-    assert await asyncio.to_thread(process.stop, signal.SIGKILL) == -signal.SIGKILL
-
-
-async def test_exact_float32_reaches_the_engines_process(checkpoint: Path, tmp_path: Path) -> None:
-    options = ("-s", "policy.dtype=float32", "-s", "policy.exact_float32=true")
-    opposite = {"TRITON_F32_DEFAULT": "tf32", "VLLM_FLOAT32_MATMUL_PRECISION": "medium"}
-    # Or the process's title would take the place of what the kernel shows of its environment.
-    readable = {"SPT_NOENV": "1"}
-    process = PolicyProcess(checkpoint, tmp_path, *options, environment=opposite | readable)
-    try:
-        await serves(process)
-        variables = process.engine().environ()
-    finally:
-        code = await asyncio.to_thread(process.stop)
-    assert code == 0
+async def test_exact_float32_reaches_the_engines_process(opposed: Lives) -> None:
+    variables = (await opposed.serving()).engine().environ()
     assert variables["TRITON_F32_DEFAULT"] == "ieee"
     assert variables["NVIDIA_TF32_OVERRIDE"] == "0"
     assert variables["VLLM_FLOAT32_MATMUL_PRECISION"] == "highest"
 
 
-async def test_weights_that_cannot_be_brought_back_end_the_server(
-    checkpoint: Path, tmp_path: Path
+async def test_a_killed_server_takes_along_an_engine_that_hangs_though_the_caller_wants_a_fork(
+    opposed: Lives,
 ) -> None:
-    broken = tmp_path / "tiny"
-    shutil.copytree(checkpoint, broken)
-    process = PolicyProcess(broken, tmp_path)
-    try:
-        address = await asyncio.to_thread(lambda: process.address)
-        async with open_channel(address) as channel:
-            await wait_until_serving(channel, SERVICE, START_SECONDS)
-            stub = policy_pb2_grpc.PolicyServiceStub(channel)
-            adapter = random_adapter(broken, 1)
-            (broken / "model.safetensors").unlink()
-            with pytest.raises(grpc.aio.AioRpcError) as lost:
-                await stub.UpdateWeights(wire.update_requests(adapter))
-            assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
-            code = await asyncio.to_thread(process.process.wait, 60)
-    finally:
-        process.process.kill()
-    assert code not in (0, -signal.SIGKILL)
-    assert "couldn't be merged" in process.fatal_sentence
+    process = await opposed.serving()
+    process.engine().suspend()  # no thread of its own can notice anything
+    assert await asyncio.to_thread(process.stop, signal.SIGKILL) == -signal.SIGKILL
 
 
 def test_a_signal_during_the_start_ends_it_cleanly(checkpoint: Path, tmp_path: Path) -> None:
