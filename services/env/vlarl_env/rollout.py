@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 
@@ -66,6 +67,11 @@ class EpisodeRunner:
         self._config = config
         self._metrics = metrics
         self._name = name
+        self._hurried = asyncio.Event()
+
+    def hurry(self) -> None:
+        """From now on no episode waits for a policy that is away: it may be gone for good."""
+        self._hurried.set()
 
     async def run(
         self, spec: rollout_pb2.EpisodeSpec, simulator: SimulatorProcess, restarts: int
@@ -125,7 +131,7 @@ class EpisodeRunner:
     async def _act(
         self, seen: env_pb2.InteractResponse, spec: rollout_pb2.EpisodeSpec, seed: int
     ) -> Action:
-        """The policy's answer, waited for as long as patience lasts.
+        """The policy's answer, waited for as long as patience lasts and nobody is in a hurry.
 
         Raises:
             PolicyAwayError: there was none.
@@ -144,11 +150,15 @@ class EpisodeRunner:
             except PolicyError as error:
                 if error.code in _EPISODE_AT_FAULT:
                     raise
+                if self._hurried.is_set():
+                    raise PolicyAwayError(f"no policy, and no time to wait: {error}") from error
                 pause = retry_pause(attempt)
                 if time.monotonic() + pause > patience:
                     seconds = self._config.policy_patience_seconds
                     raise PolicyAwayError(f"no policy for {seconds:g} s: {error}") from error
-                await asyncio.sleep(pause)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._hurried.wait()
         raise AssertionError("unreachable")
 
 

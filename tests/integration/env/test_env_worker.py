@@ -220,25 +220,24 @@ async def test_a_policy_that_is_away_loses_no_episode(bench: Bench) -> None:
     assert (await bench.trajectory()).outcome == rollout_pb2.OUTCOME_SUCCESS
 
 
-@pytest.mark.parametrize(
-    ("changed", "cause"),
-    [
-        ({"task": rollout_pb2.Task(suite="libero_11")}, "unknown suite 'libero_11'"),
-        ({"task": rollout_pb2.Task(suite="reach", index=9)}, "no number 9"),
-        ({"placement_seed": None}, "neither init_state nor placement_seed"),
-        ({"placement_seed": None, "init_state": 100}, "100 official initial states"),
-        ({"temperature": -1.0}, "temperature -1.0 is below 0"),
-        ({"temperature": float("nan")}, "temperature nan is below 0"),
-    ],
-)
-async def test_an_order_that_makes_no_sense_is_a_dead_letter_at_once(
-    bench: Bench, changed: dict[str, Any], cause: str
-) -> None:
-    await bench.queue.issue([order("bad", **changed), order("good")])
+SENSELESS: dict[str, tuple[dict[str, Any], str]] = {
+    "suite": ({"task": rollout_pb2.Task(suite="libero_11")}, "unknown suite 'libero_11'"),
+    "task": ({"task": rollout_pb2.Task(suite="reach", index=9)}, "no number 9"),
+    "placement": ({"placement_seed": None}, "neither init_state nor placement_seed"),
+    "state": ({"placement_seed": None, "init_state": 100}, "100 official initial states"),
+    "negative": ({"temperature": -1.0}, "temperature -1.0 is below 0"),
+    "nan": ({"temperature": float("nan")}, "temperature nan is below 0"),
+}
+
+
+async def test_an_order_that_makes_no_sense_is_a_dead_letter_at_once(bench: Bench) -> None:
+    orders = [order(name, **changed) for name, (changed, _) in SENSELESS.items()]
+    await bench.queue.issue([*orders, order("good")])
     assert (await bench.trajectory()).spec.episode_id == "good"
-    (letter,) = await bench.queue.dead_letters()
-    assert letter.spec.episode_id == "bad"
-    assert cause in letter.cause
+    causes = {letter.spec.episode_id: letter.cause for letter in await bench.queue.dead_letters()}
+    assert causes.keys() == SENSELESS.keys()
+    for name, (_, cause) in SENSELESS.items():
+        assert cause in causes[name], name
 
 
 async def test_a_scene_without_room_is_tried_once_and_said_once(
@@ -306,6 +305,22 @@ async def test_a_drain_hands_back_what_does_not_end(bench: Bench) -> None:
     delivery = await bench.queue.next_episode("another", 1.0)
     assert delivery is not None
     assert delivery.deliveries == 1, "a drained episode has used none of its tries up"
+
+
+async def test_a_drain_waits_for_no_policy_that_is_away(bench: Bench) -> None:
+    async def refuse(context: Context) -> None:
+        await context.abort(grpc.StatusCode.INTERNAL, "the engine died")
+
+    patient = bench.worker._config.model_copy(update={"policy_patience_seconds": 10**6})
+    bench.worker._episodes._config = patient
+    bench.policy.before = refuse
+    await bench.queue.issue([order()])
+    async with asyncio.timeout(60):
+        while len(bench.policy.requests) < 2:
+            await asyncio.sleep(0.01)
+        await bench.worker.drain(10**6)
+    assert await bench.waiting() == 1
+    assert await bench.queue.dead_letters() == []
 
 
 async def test_a_drain_lets_short_episodes_end(bench: Bench) -> None:
