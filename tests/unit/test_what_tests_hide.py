@@ -1,4 +1,4 @@
-"""What isn't run, and what fails only sometimes, is named; in CI a skip may not hide anything."""
+"""What isn't run is named; in CI a skip may not hide anything. What fails once has failed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.roots import PYTHONPATH
+from tests.skips import (
+    HAS_TORCH,
+    MACHINES_MAY_LACK,
+    OTHER_SIMULATOR,
+    OTHER_TORCH,
+    objection,
+)
 from vlarl.config.libero import has_simulator
 
 ROOT = Path(__file__).parents[2]
@@ -25,30 +32,29 @@ from tests.skips import (
 TOOL = "import pytest\n\ndef test_tool():\n    pytest.skip('promtool is not installed here')\n"
 GPU = "import pytest\n\ndef test_gpu():\n    pytest.skip('there is no CUDA device')\n"
 MODULE = "import pytest\n\npytest.importorskip('grafana_of_nobody')\n\ndef test_more(): ...\n"
-FLAKY = """
-from pathlib import Path
-
-def test_sometimes():
-    marker = Path(__file__).with_name("seen")
-    seen = marker.exists()
-    marker.touch()
-    assert seen
-"""
-NEVER = "def test_never():\n    assert False\n"
 FINE = "def test_fine(): ...\n"
+OTHER = OTHER_SIMULATOR if HAS_TORCH else OTHER_TORCH
 FEW_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "-p xdist.plugin"}
+
+
+STRICTLY = ("CI", "VLARL_NO_SKIPS", "VLARL_NOT_RUN")
+"""What a session that runs this file may have been told, too."""
+
+
+def without_ours() -> dict[str, str]:
+    """The environment without what this session was started with."""
+    return {k: v for k, v in os.environ.items() if k not in STRICTLY and k[:6] != "PYTEST"}
 
 
 def run_tests(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A session of its own, without what this one was started with."""
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     (folder / "conftest.py").write_text(HOOKS, encoding="utf-8")
-    kept = {k: v for k, v in os.environ.items() if k != "CI" and not k.startswith("PYTEST")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
     return subprocess.run(
         command,
         cwd=folder,
-        env={**kept, **FEW_PLUGINS, "PYTHONPATH": PYTHONPATH, **environment},
+        env={**without_ours(), **FEW_PLUGINS, "PYTHONPATH": PYTHONPATH, **environment},
         capture_output=True,
         encoding="utf-8",
     )
@@ -66,9 +72,10 @@ def test_what_is_skipped_is_named(skipping: Path) -> None:
     done = run_tests(skipping, "-n", "2")
     assert done.returncode == 0, done.stdout
     assert "not run here: 3" in done.stdout
-    assert "test_gpu.py (1): there is no CUDA device" in done.stdout
-    assert "test_tool.py (1): promtool is not installed here" in done.stdout
-    assert "test_module.py (1): could not import 'grafana_of_nobody'" in done.stdout
+    assert "there is no CUDA device: 1\n  test_gpu.py::test_gpu\n" in done.stdout
+    assert "promtool is not installed here: 1\n  test_tool.py::test_tool\n" in done.stdout
+    assert "could not import 'grafana_of_nobody'" in done.stdout
+    assert ": 1\n  test_module.py\n" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["CI", "VLARL_NO_SKIPS"])
@@ -79,7 +86,39 @@ def test_in_ci_only_what_a_machine_may_lack_is_skipped(skipping: Path, name: str
     assert done.returncode == 1, done.stdout
     for reason in ("could not import 'grafana_of_nobody'", "promtool is not installed here"):
         assert f"skipped, which it mustn't be where CI=true: {reason}" in done.stdout
-    assert "not run here: 1\ntest_gpu.py (1)" in re.sub(r"=+ | =+", "", done.stdout)
+    assert "no machine may lack that" in done.stdout
+    named = "not run here: 1\nthere is no CUDA device: 1\n  test_gpu.py::test_gpu\n"
+    assert named in re.sub(r"=+ | =+", "", done.stdout)
+
+
+def test_in_ci_nothing_is_skipped_that_its_machine_can_run(tmp_path: Path) -> None:
+    skipping = "import pytest\n\ndef test_it():\n    pytest.skip('no docker command')\n"
+    (tmp_path / "test_skipping.py").write_text(skipping, encoding="utf-8")
+    assert run_tests(tmp_path, VLARL_NO_SKIPS="1", PATH=os.devnull).returncode == 0
+    tool = tmp_path / "bin/docker"
+    tool.parent.mkdir()
+    tool.touch(mode=0o755)
+    done = run_tests(tmp_path, VLARL_NO_SKIPS="1", PATH=str(tool.parent))
+    assert done.returncode == 1, done.stdout
+    assert "no docker command; this machine can run it" in done.stdout
+    assert run_tests(tmp_path, PATH=str(tool.parent)).returncode == 0, "it is no failure elsewhere"
+
+
+@pytest.mark.parametrize("reason", MACHINES_MAY_LACK)
+def test_a_machine_that_has_what_a_test_needs_may_not_skip_it(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for has_it, against in ((True, "this machine can run it"), (False, None)):
+        monkeypatch.setitem(MACHINES_MAY_LACK, reason, lambda has_it=has_it: has_it)
+        assert objection(f"{reason} (and more)") == against
+
+
+def test_what_the_other_environment_runs_is_left_to_it() -> None:
+    mine, its = ("vllm", "libero") if HAS_TORCH else ("libero", "vllm")
+    assert objection(f"could not import '{its}': No module named '{its}'") is None
+    assert objection(f"could not import '{mine}': No module named '{mine}'") is not None
+    assert objection(OTHER_SIMULATOR if HAS_TORCH else OTHER_TORCH) is None
+    assert objection(OTHER_TORCH if HAS_TORCH else OTHER_SIMULATOR) is not None
 
 
 def test_an_environment_that_lacks_what_it_is_for_runs_nothing(
@@ -109,33 +148,48 @@ def tree(tmp_path: Path) -> Path:
 
 
 def run_script(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     command = [str(tree / "scripts/test.sh")]
     return subprocess.run(
         command,
-        env={**kept, **FEW_PLUGINS, **environment},
+        env={**without_ours(), **FEW_PLUGINS, **environment},
         capture_output=True,
         encoding="utf-8",
     )
 
 
-def test_what_fails_only_at_first_is_counted_and_named(tree: Path) -> None:
+FLAKY = """
+from pathlib import Path
+
+def test_sometimes():
+    marker = Path(__file__).with_name("seen")
+    seen = marker.exists()
+    marker.touch()
+    assert seen
+"""
+
+
+def test_what_fails_once_has_failed(tree: Path) -> None:
+    """Alone and a second time it would pass: that is a fault, to be mended."""
     (tree / "test_flaky.py").write_text(FLAKY, encoding="utf-8")
     done = run_script(tree)
+    assert done.returncode == 1, done.stdout
+    assert "1 failed, 1 passed" in done.stdout
+
+
+def test_what_no_environment_has_run_is_named_last(tree: Path) -> None:
+    (tree / "conftest.py").write_text(HOOKS, encoding="utf-8")
+    for name, content in (("tool", TOOL), ("gpu", GPU)):
+        (tree / f"test_{name}.py").write_text(content, encoding="utf-8")
+    elsewhere = f"import pytest\n\ndef test_it():\n    pytest.skip({OTHER!r})\n"
+    (tree / "test_elsewhere.py").write_text(elsewhere, encoding="utf-8")
+    done = run_script(tree, PYTHONPATH=PYTHONPATH)
     assert done.returncode == 0, done.stdout
-    told = "\nfailed at first, passed alone: 1\n  test_flaky.py::test_sometimes\n"
-    assert done.stdout.endswith(told)
-
-
-def test_names_are_compared_in_the_order_in_which_they_were_sorted(tree: Path) -> None:
-    """Python's, not that of a locale which ignores case, and which this machine may not have."""
-    comm = tree / "bin/comm"
-    comm.parent.mkdir()
-    comm.write_text(f'#!/bin/sh\n[ "$LC_ALL" = C ] && exec {shutil.which("comm")} "$@"\n')
-    comm.chmod(0o755)
-    (tree / "test_flaky.py").write_text(FLAKY, encoding="utf-8")
-    done = run_script(tree, LC_ALL="", LANG="C.UTF-8", PATH=f"{comm.parent}:{os.environ['PATH']}")
-    assert done.stdout.endswith("passed alone: 1\n  test_flaky.py::test_sometimes\n")
+    assert "not run here: 3" in done.stdout
+    assert done.stdout.endswith(
+        "\nnot run on this machine: 2\n"
+        "  test_tool.py::test_tool: promtool is not installed here\n"
+        "  test_gpu.py::test_gpu: there is no CUDA device\n"
+    )
 
 
 def test_a_folder_called_libero_is_no_simulator(tmp_path: Path) -> None:
@@ -152,11 +206,3 @@ def test_a_folder_called_libero_is_no_simulator(tmp_path: Path) -> None:
         check=True,
     )
     assert told.stdout == f"{has_simulator()}\n"
-
-
-def test_what_fails_alone_too_fails(tree: Path) -> None:
-    (tree / "test_flaky.py").write_text(FLAKY, encoding="utf-8")
-    (tree / "test_never.py").write_text(NEVER, encoding="utf-8")
-    done = run_script(tree)
-    assert done.returncode == 1
-    assert "failed at first, passed alone: 1\n  test_flaky.py::test_sometimes" in done.stdout
