@@ -13,7 +13,8 @@ import numpy as np
 
 from vlarl.clients.policy import AsyncPolicyClient, PolicyError
 
-_PAUSE_SECONDS = 0.05
+_PAUSE_SECONDS = 0.2
+"""So that they load the policies and not the machine on which everything else is tested, too."""
 
 
 async def main(address: str, callers: int) -> None:

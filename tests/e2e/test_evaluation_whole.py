@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stack import ROOT, descendants, survivors
+from tests.e2e.stack import ROOT, descendants, end, survivors
 from tests.integration.trainer.test_evaluator import config_for, trained_run
 from vlarl.config import TasksConfig, save_config
 from vlarl.data.dataset import read_dataset
@@ -32,11 +32,12 @@ SETTINGS = {
     "policy.max_batch": "8",
     "queue.claim_after_seconds": "5.0",
 }
+EPISODES = ("--episodes-per-task", "8")
 
 
 def start(out: Path, *arguments: str) -> subprocess.Popen[bytes]:
     settings = [part for k, v in SETTINGS.items() for part in ("--set", f"{k}={v}")]
-    command = [sys.executable, "-m", "vlarl", "eval", *arguments, "--out", str(out), *settings]
+    command = [sys.executable, "-m", "vlarl", "eval", "--out", str(out), *settings, *arguments]
     with out.with_suffix(".txt").open("ab") as output:
         return subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -58,15 +59,32 @@ def said(out: Path) -> str:
     return out.with_suffix(".txt").read_text()
 
 
-def test_killed_and_gone_on_with_it_gives_what_an_undisturbed_one_gives(
-    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
-) -> None:
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
-    arguments = ["--checkpoint", str(checkpoint), "--suite", "approach", "--episodes-per-task", "8"]
-    process = start(calm, *arguments, "--record")
-    started.append(process)
-    assert process.wait(300) == 0, said(calm)
+@pytest.fixture(scope="module")
+def trained(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a policy of its own, in the simulator's quickest suite."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    trained_run(run_dir, checkpoint, version=5)
+    save_config(config_for(checkpoint, tasks=TasksConfig(suite="approach")), run_dir)
+    return run_dir
 
+
+@pytest.fixture(scope="module")
+def calm(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed evaluation of that policy, one simulator's, which records."""
+    out = tmp_path_factory.mktemp("evaluations") / "calm"
+    process = start(out, "--run", str(trained), *EPISODES, "--record", "--set", "env.processes=1")
+    try:
+        assert process.wait(300) == 0, said(out)
+    finally:
+        end(process)
+    return out
+
+
+def test_killed_and_gone_on_with_it_gives_what_an_undisturbed_one_gives(
+    calm: Path, trained: Path, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    killed = tmp_path / "killed"
+    arguments = ["--run", str(trained), *EPISODES]
     process = start(killed, *arguments)
     started.append(process)
     deadline = time.monotonic() + 300
@@ -87,14 +105,16 @@ def test_killed_and_gone_on_with_it_gives_what_an_undisturbed_one_gives(
 
     assert (killed / "episodes.jsonl").read_text().startswith(text), "an episode was run again"
     assert rows(killed) == rows(calm)
-    assert [row["init_state"] for row in rows(calm)] == list(range(8))
-    assert len({row["digest"] for row in rows(calm)}) > 1, "the policy ignores what it sees"
+    assert [row["init_state"] for row in rows(killed)] == list(range(8))
+    assert len({row["digest"] for row in rows(killed)}) > 1, "the policy ignores what it sees"
     assert list((killed / "videos").glob("task-00_init-*.mp4"))
     score = json.loads((killed / "evaluation.json").read_text())
     assert score["complete"]
     assert score["protocol"]["profile"] == "fast"
     assert "95 % interval" in said(killed)
 
+
+def test_what_is_recorded_is_what_was_done(calm: Path) -> None:
     recorded = {
         -1 - int(task.placements[0]): task for task in read_dataset(calm / "rollouts").tasks
     }
@@ -105,17 +125,9 @@ def test_killed_and_gone_on_with_it_gives_what_an_undisturbed_one_gives(
         assert {decode_image(frame).shape for frame in task.frames} == {(84, 84, 3)}
 
 
-def test_a_runs_last_policy_is_published_and_evaluated(
-    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
-) -> None:
-    run_dir, out = tmp_path / "run", tmp_path / "out"
-    trained_run(run_dir, checkpoint, version=5)
-    save_config(config_for(checkpoint, tasks=TasksConfig(suite="approach")), run_dir)
-    process = start(out, "--run", str(run_dir), "--episodes-per-task", "2", "--videos", "1")
-    started.append(process)
-    assert process.wait(300) == 0, said(out)
-    assert {row["policy_version"] for row in rows(out)} == {5}
-    assert (json.loads((out / "evaluation.json").read_text()))["protocol"]["run"] == "run"
+def test_a_runs_last_policy_is_published_and_evaluated(calm: Path) -> None:
+    assert {row["policy_version"] for row in rows(calm)} == {5}
+    assert (json.loads((calm / "evaluation.json").read_text()))["protocol"]["run"] == "run"
 
 
 @pytest.mark.parametrize(
