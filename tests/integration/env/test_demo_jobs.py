@@ -217,25 +217,31 @@ def test_liberos_own_files_are_read_as_they_are(collected: Path, tmp_path: Path)
     assert read_dataset(tmp_path / "grouped").capture.action_repeat == 4
 
 
-@pytest.mark.slow
+def refusal(*arguments: object) -> str:
+    """What the command says in this process, which it ends with one sentence."""
+    from typer.testing import CliRunner
+
+    from vlarl_cli import app
+
+    refused = CliRunner().invoke(app, ["demos", *map(str, arguments)])
+    assert refused.exit_code == 1, refused.output
+    assert refused.stderr.count("error:") == 1
+    assert "Traceback" not in refused.stderr
+    return " ".join(refused.stderr.split())
+
+
 def test_what_cannot_be_converted_is_said_in_one_sentence(collected: Path, tmp_path: Path) -> None:
-    done = run(*conversion(collected, tmp_path), "--action-repeat", 3)
-    assert done.returncode == 1
-    assert "holds each action for 4 control steps" in " ".join(done.stderr.split())
-    done = run("convert", tmp_path, "--out", tmp_path / "out")
-    assert done.returncode == 1
-    assert "holds no .hdf5 or .h5 file" in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+    held = refusal(*conversion(collected, tmp_path), "--action-repeat", 3)
+    assert "holds each action for 4 control steps" in held
+    empty = refusal("convert", tmp_path, "--out", tmp_path / "out")
+    assert "holds no .hdf5 or .h5 file" in empty
     for wrong, sentence in (
         (("--task", "reach"), "--task is SUITE/NUMBER"),
         (("--task", "reach/9"), "so there is no number 9"),
         (("--action-scale", "0,1"), "--action-scale is one positive number or two"),
         (("--camera", "nowhere"), "has no camera 'nowhere'"),
     ):
-        done = run(*conversion(collected, tmp_path / "out"), *wrong)
-        assert done.returncode == 1
-        assert done.stderr.count("error:") == 1
-        assert sentence in " ".join(done.stderr.split())
+        assert sentence in refusal(*conversion(collected, tmp_path / "out"), *wrong)
         assert not (tmp_path / "out").exists(), "nothing is written"
 
 
