@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import tempfile
@@ -46,9 +47,19 @@ TORCH_FOLDERS = (
 collect_ignore_glob = [] if HAS_TORCH else [*TORCH_FOLDERS]
 
 
+# What is imported stays: to look through it again and again was a sixth of the collection.
+gc.disable()
+
+
 def pytest_configure() -> None:
     """Ends the session where its environment isn't whole."""
     check_environment()
+
+
+def pytest_collection_finish() -> None:
+    """From here on there is garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
