@@ -31,7 +31,7 @@ from vlarl.config import RunConfig, TrainerConfig, load_config
 from vlarl.data.dataset import Capture, Frames, TaskSamples, write_task
 from vlarl.images import encode_jpeg
 from vlarl.json_lines import read_lines
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model
@@ -199,8 +199,8 @@ def learn(table: Report, config: RunConfig, experience: Experience) -> None:
     torch.cuda.reset_peak_memory_stats()
     checkpoint, trainer = config.policy.checkpoint, config.trainer
     progress("loading the trainer")
-    world = World.from_environment()
-    learner = Learner(checkpoint, trainer, center_crop=True, seed=7, world=world)
+    ranks = Ranks.from_environment()
+    learner = Learner(checkpoint, trainer, center_crop=True, seed=7, ranks=ranks)
     table.add("memory: trainer at rest", torch.cuda.memory_allocated() / GIB, "GiB")
     progress("learning")
     first = learner.learn(experience)
@@ -208,7 +208,7 @@ def learn(table: Report, config: RunConfig, experience: Experience) -> None:
     samples = len(batch.token_ids)
     gap = first["logprob_gap"]
     table.add("largest log-prob gap", gap, "nats", note=f"{samples} actions, the bound is 0.3")
-    counts = operations(learner, checkpoint, world, experience)
+    counts = operations(learner, checkpoint, ranks, experience)
     progress("learning again")
     # Other weights than those that acted by now, so the second call must not compare.
     began = now()
@@ -246,7 +246,7 @@ def learn(table: Report, config: RunConfig, experience: Experience) -> None:
         against="matrix product",
     )
     publish(table, learner, checkpoint)
-    world.leave()
+    ranks.leave()
 
 
 def stale(experience: Experience) -> Experience:
@@ -255,14 +255,14 @@ def stale(experience: Experience) -> Experience:
 
 
 def operations(
-    learner: Learner, checkpoint: Path, world: World, experience: Experience
+    learner: Learner, checkpoint: Path, ranks: Ranks, experience: Experience
 ) -> tuple[int, int]:
     """Floating-point operations of all samples: without gradient and, once, with one."""
     batch = build_batch(experience)
     processor = Processor(checkpoint, learner.policy.config, center_crop=True)
-    observations = Observations(batch.frames, batch.instructions, processor, world.device)
+    observations = Observations(batch.frames, batch.instructions, processor, ranks.device)
     few = np.arange(8)
-    tokens = torch.from_numpy(batch.token_ids[few]).to(world.device)
+    tokens = torch.from_numpy(batch.token_ids[few]).to(ranks.device)
     with FlopCounterMode(display=False) as looking, torch.no_grad():
         learner.policy.base_states(observations[few])
         learner.policy.logprobs(observations[few], tokens, 1.5)

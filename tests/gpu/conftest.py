@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.ranks import Ranks  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,13 +19,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def on_gpu() -> Iterator[World]:
-    """The world of a single process with a GPU: its model is sharded, over nccl."""
-    world = World.from_environment()
-    assert world.device.type == "cuda"
-    assert world.mesh is not None
-    yield world
-    world.leave()
+def on_gpu() -> Iterator[Ranks]:
+    """The ranks of a single process with a GPU: its model is sharded, over nccl."""
+    ranks = Ranks.from_environment()
+    assert ranks.device.type == "cuda"
+    assert ranks.mesh is not None
+    yield ranks
+    ranks.leave()
 
 
 @pytest.fixture(scope="session")

@@ -20,17 +20,17 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
 )
 from vlarl.config import SftConfig, TrainerConfig, dump_toml  # noqa: E402
 from vlarl.json_lines import read_lines  # noqa: E402
-from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.ranks import Ranks  # noqa: E402
 from vlarl_trainer.batch import Experience  # noqa: E402
 from vlarl_trainer.learner import Learner  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
-ON_CPU = World(0, 1, torch.device("cpu"), None)
+ON_CPU = Ranks(0, 1, torch.device("cpu"), None)
 
 
-def learner(checkpoint: Path, world: World, config: TrainerConfig | None = None) -> Learner:
-    return Learner(checkpoint, config or trainer_config(), center_crop=False, seed=3, world=world)
+def learner(checkpoint: Path, ranks: Ranks, config: TrainerConfig | None = None) -> Learner:
+    return Learner(checkpoint, config or trainer_config(), center_crop=False, seed=3, ranks=ranks)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def experience(checkpoint: Path) -> Experience:
     return Experience(0, 1, made_up_trajectories(acting, 4))
 
 
-def test_an_update_is_the_cpus(checkpoint: Path, experience: Experience, on_gpu: World) -> None:
+def test_an_update_is_the_cpus(checkpoint: Path, experience: Experience, on_gpu: Ranks) -> None:
     """The GPU also finds the log-probs that the CPU acted with, or it would refuse to learn."""
     there, here = learner(checkpoint, on_gpu), learner(checkpoint, ON_CPU)
     report, expected = there.learn(experience), here.learn(experience)
@@ -62,7 +62,7 @@ def test_an_update_is_the_cpus(checkpoint: Path, experience: Experience, on_gpu:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_bfloat16_learns_with_float32_factors(
-    checkpoint: Path, experience: Experience, on_gpu: World, again: bool
+    checkpoint: Path, experience: Experience, on_gpu: Ranks, again: bool
 ) -> None:
     config = trainer_config(dtype="auto", activation_checkpointing=again)
     one = learner(checkpoint, on_gpu, config)
@@ -77,7 +77,7 @@ def test_bfloat16_learns_with_float32_factors(
 
 
 def test_what_was_learned_is_taken_over_on_the_other_device(
-    checkpoint: Path, experience: Experience, on_gpu: World
+    checkpoint: Path, experience: Experience, on_gpu: Ranks
 ) -> None:
     here = learner(checkpoint, ON_CPU)
     here.learn(experience)

@@ -26,7 +26,7 @@ from vlarl.config import FitConfig, RewardModelConfig, SftConfig
 from vlarl.config.resuming import terms
 from vlarl.learning.checkpoints import gathered, take_over
 from vlarl.learning.optimizer import StepOptimizer, learning_rate
-from vlarl.learning.ranks import Indices, World
+from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.sample_order import SampleOrder
 from vlarl.learning.stage_console import StageDisplay
 from vlarl.learning.stage_log import StageLog
@@ -139,7 +139,7 @@ class Fit(Generic[B]):
         self,
         stage: Stage,
         objective: Objective[B],
-        world: World,
+        ranks: Ranks,
         evaluate: Callable[[int], Mapping[str, float]] | None = None,
     ) -> None:
         """Takes the stage's last checkpoint over, where there is one.
@@ -147,7 +147,7 @@ class Fit(Generic[B]):
         Args:
             stage: which.
             objective: the model, and what it learns from.
-            world: the ranks.
+            ranks: which learn together.
             evaluate: gives success in the simulator after so many steps, by metric, on rank 0; {}
                 where none is due. Every rank calls it, once the checkpoint is written.
 
@@ -156,12 +156,12 @@ class Fit(Generic[B]):
         """
         self._stage = stage
         self._objective = objective
-        self._world = world
+        self._ranks = ranks
         self._evaluate = evaluate
         self._parameters = objective.named_parameters()
         self._optimizer = StepOptimizer(
             self._parameters,
-            world,
+            ranks,
             rate=lambda step: learning_rate(step, stage.fit),
             max_grad_norm=stage.fit.max_grad_norm,
             weight_decay=stage.fit.weight_decay,
@@ -171,7 +171,7 @@ class Fit(Generic[B]):
         )
         config = stage.config
         self._order = SampleOrder(
-            len(objective.train), stage.fit, world, seed=config.seed, stage=stage.number
+            len(objective.train), stage.fit, ranks, seed=config.seed, stage=stage.number
         )
         own = terms(config) | meaning_terms(config) | stage.contents
         fresh = StageProgress(stage.base_digest, len(objective.train), terms=own)
@@ -180,8 +180,8 @@ class Fit(Generic[B]):
             take_over(self._parameters, tensors, "weights", section="lora")
             self._optimizer.restore(tensors, "optimizer")
         done = self._progress.step
-        self._log = StageLog(stage.run_dir, stage.name, done) if world.first else None
-        self._display = StageDisplay(stage.name, stage.fit.steps, done) if world.first else None
+        self._log = StageLog(stage.run_dir, stage.name, done) if ranks.first else None
+        self._display = StageDisplay(stage.name, stage.fit.steps, done) if ranks.first else None
         self._window = _Window()
 
     def run(self) -> StageProgress:
@@ -196,8 +196,8 @@ class Fit(Generic[B]):
         train = self._objective.train
         due = self._order.micro_batches(self._progress.step)
         for (step, micro_batch), batch in prefetched(due, lambda one: train[one[1].samples]):
-            draws = self._order.draws(step, micro_batch).to(self._world.device)
-            losses = self._objective.losses(batch.to(self._world.device), draws)
+            draws = self._order.draws(step, micro_batch).to(self._ranks.device)
+            losses = self._objective.losses(batch.to(self._ranks.device), draws)
             self._optimizer.accumulate(losses, micro_batch)
             if micro_batch.last:
                 self._finish_step(step + 1, micro_batch.size)
@@ -230,7 +230,7 @@ class Fit(Generic[B]):
         self._progress = self._progress.after(done, measured.get("held_out_loss"))
         self._record(done, trained | measured)
         tensors = gathered(self._parameters, "weights") | self._optimizer.tensors("optimizer")
-        if self._world.first:
+        if self._ranks.first:
             stage_checkpoints(self._stage.checkpoints).save(
                 done,
                 self._progress,
@@ -253,7 +253,7 @@ class Fit(Generic[B]):
 
     def _record(self, done: int, scalars: dict[str, float]) -> None:
         rate = {"learning_rate": learning_rate(done - 1, self._stage.fit)}
-        scalars = scalars | rate | self._world.memory()
+        scalars = scalars | rate | self._ranks.memory()
         if self._log is not None and self._display is not None:
             self._log.write(done, scalars)
             self._display.line(done, scalars)
@@ -266,11 +266,11 @@ class Fit(Generic[B]):
         if not len(held_out):
             return {}
         parts: list[Tensor] = []
-        shares = self._world.share(np.arange(len(held_out)), self._stage.fit.micro_batch)
+        shares = self._ranks.share(np.arange(len(held_out)), self._stage.fit.micro_batch)
         for share, batch in prefetched(shares, lambda share: held_out[share.samples]):
-            rows = self._objective.measure(batch.to(self._world.device))
+            rows = self._objective.measure(batch.to(self._ranks.device))
             parts.append(rows.float().cpu()[: share.counted])
-        return self._objective.summary(self._world.gather(torch.cat(parts), len(held_out)))
+        return self._objective.summary(self._ranks.gather(torch.cat(parts), len(held_out)))
 
 
 def prefetched(items: Iterable[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]]:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from vlarl.config import FitConfig
 from vlarl.errors import FatalError
-from vlarl.learning.ranks import MicroBatch, World, like, whole
+from vlarl.learning.ranks import MicroBatch, Ranks, like, whole
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -39,7 +39,7 @@ class StepOptimizer:
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
-        ranks: World,
+        ranks: Ranks,
         *,
         rate: Callable[[int], float],
         max_grad_norm: float,

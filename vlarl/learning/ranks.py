@@ -1,6 +1,6 @@
-"""The trainer's ranks: who they are, and the few things they say to each other.
+"""The ranks: the processes that learn together, and the few things they say to each other.
 
-Rank 0 talks to the queue and the policy servers. It broadcasts each batch's encoded bytes, every
+PPO's rank 0 talks to the queue and the policy servers. It broadcasts each batch's encoded bytes, every
 rank computes on its share of the samples, and rows are gathered everywhere. Only tensors travel.
 """
 
@@ -47,8 +47,8 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class World:
-    """One process's place among the trainer's ranks."""
+class Ranks:
+    """The processes that learn together, as one of them sees them."""
 
     rank: int
     size: int
@@ -57,7 +57,7 @@ class World:
     """The ranks that a model is sharded over; None: one process on a CPU, nothing is sharded."""
 
     @classmethod
-    def from_environment(cls) -> World:
+    def from_environment(cls) -> Ranks:
         """Joins the ranks that torchrun's RANK, WORLD_SIZE and LOCAL_RANK describe; without them
         this process is alone.
         """
@@ -82,21 +82,21 @@ class World:
 
     @classmethod
     @contextlib.contextmanager
-    def joined(cls, threads: int | None) -> Iterator[World]:
+    def joined(cls, threads: int | None) -> Iterator[Ranks]:
         """The ranks of `from_environment`, until the block ends.
 
         threads: of torch on a CPU; none: all cores.
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        world = cls.from_environment()
+        ranks = cls.from_environment()
         try:
-            yield world
+            yield ranks
         finally:
-            world.leave()
+            ranks.leave()
 
     @classmethod
-    def alone(cls, device: torch.device) -> World:
+    def alone(cls, device: torch.device) -> Ranks:
         """A process by itself: what rank 0 learns without the others."""
         return cls(rank=0, size=1, device=device, mesh=None)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlarl.config import FitConfig
 from vlarl.learning.optimizer import mini_batches
-from vlarl.learning.ranks import MicroBatch, World
+from vlarl.learning.ranks import MicroBatch, Ranks
 from vlarl.learning.seeds import Stream, generator_for
 
 DRAWS = 16
@@ -24,11 +24,11 @@ DRAWS = 16
 class SampleOrder:
     """The order of a stage's samples."""
 
-    def __init__(self, count: int, fit: FitConfig, world: World, *, seed: int, stage: int) -> None:
+    def __init__(self, count: int, fit: FitConfig, ranks: Ranks, *, seed: int, stage: int) -> None:
         """count: samples learned from; stage: its number in the run."""
         self._count = count
         self._fit = fit
-        self._world = world
+        self._ranks = ranks
         self._seed = seed
         self._stage = stage
 
@@ -40,7 +40,7 @@ class SampleOrder:
             batches = mini_batches(self._count, self._fit.mini_batch, generator)
             for step, samples in enumerate(batches, start=epoch * per_epoch):
                 if start <= step < self._fit.steps:
-                    for one in self._world.share(samples, self._fit.micro_batch):
+                    for one in self._ranks.share(samples, self._fit.micro_batch):
                         yield step, one
 
     def draws(self, step: int, micro_batch: MicroBatch) -> Tensor:

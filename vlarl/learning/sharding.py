@@ -11,7 +11,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 
 
 def compute_dtype(
@@ -36,7 +36,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[nn.ModuleList, int, nn.Module]]:
 
 
 def distribute(
-    model: nn.Module, ranks: World, dtype: torch.dtype, *, activation_checkpointing: bool
+    model: nn.Module, ranks: Ranks, dtype: torch.dtype, *, activation_checkpointing: bool
 ) -> None:
     """Prepares a model to learn on all ranks.
 

@@ -21,7 +21,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vlarl.config import LoraConfig
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.network import OpenVLA
@@ -34,11 +34,11 @@ class TrainablePolicy(ABC):
     """OpenVLA, sharded where there are several ranks, of which something learns."""
 
     def __init__(
-        self, model: OpenVLA, *, dtype: torch.dtype, world: World, activation_checkpointing: bool
+        self, model: OpenVLA, *, dtype: torch.dtype, ranks: Ranks, activation_checkpointing: bool
     ) -> None:
         """dtype: of the passes, where the model is sharded."""
         self._model = model
-        distribute(model, world, dtype, activation_checkpointing=activation_checkpointing)
+        distribute(model, ranks, dtype, activation_checkpointing=activation_checkpointing)
 
     @abstractmethod
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -89,7 +89,7 @@ class LoraPolicy(TrainablePolicy):
         *,
         dtype: torch.dtype,
         seed: int,
-        world: World,
+        ranks: Ranks,
         activation_checkpointing: bool = False,
     ) -> None:
         """Loads the checkpoint and adds factors drawn with the seed, the same on every rank."""
@@ -97,12 +97,12 @@ class LoraPolicy(TrainablePolicy):
         self.config = family.config
         self.dtype = dtype
         self.scaling = lora.alpha / lora.rank
-        self._world = world
+        self._ranks = ranks
         self._first_action_id = family.spec.action_ids.start
-        model = family.network(dtype, world.device).requires_grad_(False)
+        model = family.network(dtype, ranks.device).requires_grad_(False)
         self._layers = add_factors(model, lora, seed, list(family.lora_layers()))
         super().__init__(
-            model, dtype=dtype, world=world, activation_checkpointing=activation_checkpointing
+            model, dtype=dtype, ranks=ranks, activation_checkpointing=activation_checkpointing
         )
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -200,14 +200,14 @@ class FullPolicy(TrainablePolicy):
         checkpoint: Path,
         *,
         dtype: torch.dtype,
-        world: World,
+        ranks: Ranks,
         activation_checkpointing: bool = False,
     ) -> None:
         """dtype: of the passes, where the model is sharded."""
         super().__init__(
-            trainable_model(checkpoint, world.device),
+            trainable_model(checkpoint, ranks.device),
             dtype=dtype,
-            world=world,
+            ranks=ranks,
             activation_checkpointing=activation_checkpointing,
         )
 
@@ -252,14 +252,14 @@ class LearnerConfig(Protocol):
     def activation_checkpointing(self) -> bool: ...
 
 
-def load_learner(config: LearnerConfig, checkpoint: Path, world: World) -> TrainablePolicy:
+def load_learner(config: LearnerConfig, checkpoint: Path, ranks: Ranks) -> TrainablePolicy:
     """A checkpoint's model, as a run's configuration trains it."""
-    dtype = compute_dtype(config.dtype, world.device)
+    dtype = compute_dtype(config.dtype, ranks.device)
     if config.mode == "full":
         return FullPolicy(
             checkpoint,
             dtype=dtype,
-            world=world,
+            ranks=ranks,
             activation_checkpointing=config.activation_checkpointing,
         )
     return LoraPolicy(
@@ -267,6 +267,6 @@ def load_learner(config: LearnerConfig, checkpoint: Path, world: World) -> Train
         config.lora,
         dtype=dtype,
         seed=config.seed,
-        world=world,
+        ranks=ranks,
         activation_checkpointing=config.activation_checkpointing,
     )

@@ -112,7 +112,7 @@ def critic_of(config: RunConfig, subject: EvaluatedPolicy) -> Values | None:
     """The run's critic, on a model of its own."""
     if not subject.tensors:
         return None
-    from vlarl.learning.ranks import World
+    from vlarl.learning.ranks import Ranks
     from vlarl_trainer.learner import Learner
 
     learner = Learner(
@@ -120,7 +120,7 @@ def critic_of(config: RunConfig, subject: EvaluatedPolicy) -> Values | None:
         config.trainer,
         center_crop=subject.center_crop,
         seed=config.seed,
-        world=World.from_environment(),
+        ranks=Ranks.from_environment(),
     )
     learner.restore(dict(subject.tensors))
     return learner.values

@@ -12,7 +12,7 @@ from vlarl.config import RewardModelConfig
 from vlarl.data.pixels import Pixels
 from vlarl.data.pool import Reading
 from vlarl.learning.export import export_checkpoint
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.learning.trainable import load_learner
 from vlarl.models.network import ObservationBatch
 from vlarl.models.registry import is_openvla, policy_family, policy_spec
@@ -42,12 +42,12 @@ class Backbone(Protocol):
 class OpenVLABackbone:
     """The policy's own architecture."""
 
-    def __init__(self, config: RewardModelConfig, world: World) -> None:
+    def __init__(self, config: RewardModelConfig, ranks: Ranks) -> None:
         """Loads the checkpoint."""
         family = policy_family(config.checkpoint)
-        self.pixels = Pixels(family.tower_pixels(), config.augmentation, world.device)
+        self.pixels = Pixels(family.tower_pixels(), config.augmentation, ranks.device)
         self._answers = family.verdict_ids()
-        self._model = load_learner(config, config.checkpoint, world)
+        self._model = load_learner(config, config.checkpoint, ranks)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return self._model.named_parameters()
@@ -59,14 +59,14 @@ class OpenVLABackbone:
         return self._model.logits(observations, token_ids, self._answers)
 
 
-def load_backbone(config: RewardModelConfig, world: World) -> Backbone:
+def load_backbone(config: RewardModelConfig, ranks: Ranks) -> Backbone:
     """The model that a run trains.
 
     Raises:
         ConfigError, CheckpointError: it can't be loaded.
     """
     kind = OpenVLABackbone if is_openvla(config.checkpoint) else ImageTextBackbone
-    return kind(config, world)
+    return kind(config, ranks)
 
 
 def reading(config: RewardModelConfig, *, center_crop: bool) -> Reading:

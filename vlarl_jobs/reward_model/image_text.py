@@ -15,7 +15,7 @@ from vlarl.data.pixels import Pixels
 from vlarl.files import durable_folder
 from vlarl.images import Frame, decode_image, prepare_image
 from vlarl.learning.export import checkpoint_bytes, copy_but_weights
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.learning.trainable import add_factors, named_factors
 from vlarl.models.network import ObservationBatch
@@ -50,7 +50,7 @@ class ImageTextProcessor:
 class ImageTextBackbone:
     """The model, frozen, and the factors, which alone are trained."""
 
-    def __init__(self, config: RewardModelConfig, world: World) -> None:
+    def __init__(self, config: RewardModelConfig, ranks: Ranks) -> None:
         """Loads the checkpoint and adds factors drawn with the seed, the same on every rank.
 
         Raises:
@@ -58,14 +58,14 @@ class ImageTextBackbone:
         """
         policy = policy_spec(config.scored_policy)
         reader = ImageTextReader(config.checkpoint, policy.image_size)
-        dtype = compute_dtype(config.dtype, world.device)
-        self.pixels = Pixels(None, config.augmentation, world.device)
-        self._model = ImageTextNetwork(config.checkpoint, reader, policy, dtype, world.device)
+        dtype = compute_dtype(config.dtype, ranks.device)
+        self.pixels = Pixels(None, config.augmentation, ranks.device)
+        self._model = ImageTextNetwork(config.checkpoint, reader, policy, dtype, ranks.device)
         self._model.requires_grad_(False)
         wanted = language_layers(self._model.network)
         self._layers = add_factors(self._model.network, config.lora, config.seed, wanted)
         distribute(
-            self._model, world, dtype, activation_checkpointing=config.activation_checkpointing
+            self._model, ranks, dtype, activation_checkpointing=config.activation_checkpointing
         )
 
     def named_parameters(self) -> dict[str, nn.Parameter]:

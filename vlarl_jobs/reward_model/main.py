@@ -10,7 +10,7 @@ from vlarl.config import RewardModelConfig
 from vlarl.data.contents import content_terms
 from vlarl.disk import explained
 from vlarl.learning.fit import Fit, Stage
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.learning.stage_progress import StageProgress, stage_weights
 from vlarl.weights.checkpoint import base_digest
 from vlarl_jobs.reward_model.backbones import export
@@ -30,9 +30,9 @@ def run(config: RewardModelConfig, run_dir: Path) -> None:
     Raises:
         FatalError: the run can't go on; the message says why and what to do.
     """
-    with explained(run_dir), World.joined(config.threads) as world:
+    with explained(run_dir), Ranks.joined(config.threads) as ranks:
         labelled = read_labelled(config)
-        if world.first:
+        if ranks.first:
             _LOG.info("%s", labelled.description)
         stage = Stage(
             name="training",
@@ -43,9 +43,9 @@ def run(config: RewardModelConfig, run_dir: Path) -> None:
             base_digest=base_digest(config.checkpoint),
             contents=content_terms(config),
         )
-        with contextlib.closing(Fit(stage, RewardObjective(config, labelled, world), world)) as fit:
+        with contextlib.closing(Fit(stage, RewardObjective(config, labelled, ranks), ranks)) as fit:
             progress = fit.run()
-        if world.first:
+        if ranks.first:
             _export(config, run_dir, stage, progress, labelled)
 
 

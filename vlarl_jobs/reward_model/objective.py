@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vlarl.config import RewardModelConfig
 from vlarl.data.augmentation import IMAGE_DRAWS
 from vlarl.data.samples import SampleBatch
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.models.network import ObservationBatch
 from vlarl.models.registry import policy_family
 from vlarl_jobs.reward_model.backbones import load_backbone
@@ -28,17 +28,17 @@ from vlarl_jobs.reward_model.reading import Labelled
 class RewardObjective:
     """The objective of `vlarl reward train`."""
 
-    def __init__(self, config: RewardModelConfig, labelled: Labelled, world: World) -> None:
+    def __init__(self, config: RewardModelConfig, labelled: Labelled, ranks: Ranks) -> None:
         """Loads the checkpoint."""
         policy = policy_family(config.scored_policy)
         self.train = labelled.train
         self.held_out = labelled.held_out
         self._first_id = policy.spec.action_ids.start
         statistics = [policy.spec.statistics(suite) for suite in labelled.suites]
-        self._commands = read_commands(policy.action_tokenizer, statistics).to(world.device)
+        self._commands = read_commands(policy.action_tokenizer, statistics).to(ranks.device)
         self._perturbed = config.data.perturbed
         self._weights = class_weights(self.train.labels, config.data.perturbed)
-        self._backbone = load_backbone(config, world)
+        self._backbone = load_backbone(config, ranks)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return self._backbone.named_parameters()

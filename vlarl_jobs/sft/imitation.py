@@ -13,7 +13,7 @@ from vlarl.config.libero import ACTION_DIMENSIONS
 from vlarl.data.augmentation import IMAGE_DRAWS
 from vlarl.data.pixels import Pixels
 from vlarl.data.samples import SampleBatch
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.learning.trainable import load_learner
 from vlarl.models.network import ObservationBatch
 from vlarl.models.registry import policy_family
@@ -25,7 +25,7 @@ class Imitation:
     """The objective of fine-tuning."""
 
     def __init__(
-        self, config: SftConfig, checkpoint: Path, demonstrations: Demonstrations, world: World
+        self, config: SftConfig, checkpoint: Path, demonstrations: Demonstrations, ranks: Ranks
     ) -> None:
         """Loads the checkpoint."""
         family = policy_family(checkpoint)
@@ -38,9 +38,9 @@ class Imitation:
         # Where all demonstrations agree, a softened target would only teach noise.
         varies = np.ptp(self.train.token_ids, axis=0) > 0
         sigmas = [config.target_sigma if one else 0.0 for one in varies]
-        self._targets = soft_targets(sigmas, len(self._action_ids)).to(world.device)
-        self._pixels = Pixels(family.tower_pixels(), config.augmentation, world.device)
-        self._policy = load_learner(config, checkpoint, world)
+        self._targets = soft_targets(sigmas, len(self._action_ids)).to(ranks.device)
+        self._pixels = Pixels(family.tower_pixels(), config.augmentation, ranks.device)
+        self._policy = load_learner(config, checkpoint, ranks)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return self._policy.named_parameters()

@@ -15,7 +15,7 @@ from vlarl.disk import explained
 from vlarl.files import durable_folder
 from vlarl.learning.export import export_checkpoint
 from vlarl.learning.fit import Fit, Objective, Stage
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.learning.stage_progress import StageProgress, stage_weights
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.weights.checkpoint import base_digest
@@ -35,29 +35,29 @@ def run(config: SftConfig, run_dir: Path) -> None:
     Raises:
         FatalError: the run can't go on; the message says why and what to do.
     """
-    with explained(run_dir), World.joined(config.threads) as world:
-        base = _starting_checkpoint(config, run_dir, world)
+    with explained(run_dir), Ranks.joined(config.threads) as ranks:
+        base = _starting_checkpoint(config, run_dir, ranks)
         demonstrations = read_demonstrations(
             config.data, base, center_crop=config.augmentation.random_crop, seed=config.seed
         )
-        if world.first:
+        if ranks.first:
             _LOG.info("%s", demonstrations.description)
-        stages = _Stages(config, run_dir, demonstrations, world)
+        stages = _Stages(config, run_dir, demonstrations, ranks)
         if config.pretrain is not None:
             base = stages.pretrain(base, config.pretrain)
         stages.train(base)
 
 
-def _starting_checkpoint(config: SftConfig, run_dir: Path, world: World) -> Path:
+def _starting_checkpoint(config: SftConfig, run_dir: Path, ranks: Ranks) -> Path:
     """The checkpoint named, or a new tiny one, which rank 0 makes."""
     if config.model is None:
         assert config.checkpoint is not None  # noqa: S101 - SftConfig has one of the two
         return config.checkpoint
     directory = run_dir / "initial"
-    if world.first and not directory.exists():
+    if ranks.first and not directory.exists():
         with durable_folder(directory) as folder:
             make_tiny_checkpoint(folder, seed=config.seed, **config.model.model_dump())
-    world.wait_for_first()
+    ranks.wait_for_first()
     return directory
 
 
@@ -68,7 +68,7 @@ class _Stages:
     config: SftConfig
     run_dir: Path
     demonstrations: Demonstrations
-    world: World
+    ranks: Ranks
 
     def pretrain(self, base: Path, fit: FitConfig) -> Path:
         """Pretrains vision; returns the checkpoint to go on with, RUN/pretrained."""
@@ -76,10 +76,10 @@ class _Stages:
         if target.exists():
             return target
         stage = self._stage("pretrain", 0, fit, base)
-        progress = self._fit(stage, Perception(self.config, base, self.demonstrations, self.world))
-        if self.world.first:
+        progress = self._fit(stage, Perception(self.config, base, self.demonstrations, self.ranks))
+        if self.ranks.first:
             export_checkpoint(base, target, stage_weights(stage.checkpoints, progress.best_step))
-        self.world.wait_for_first()
+        self.ranks.wait_for_first()
         return target
 
     def train(self, base: Path) -> None:
@@ -100,11 +100,11 @@ class _Stages:
         evaluate = None
         if config.simulation is not None:
             steps = config.training.steps
-            simulation = Simulation(config.simulation, self.run_dir, steps, export, self.world)
+            simulation = Simulation(config.simulation, self.run_dir, steps, export, self.ranks)
             evaluate = simulation.success
-        imitation = Imitation(config, base, self.demonstrations, self.world)
+        imitation = Imitation(config, base, self.demonstrations, self.ranks)
         progress = self._fit(stage, imitation, evaluate)
-        if not self.world.first:
+        if not self.ranks.first:
             return
         step = progress.best_step if config.export == "best" else progress.step
         target = self.run_dir / "checkpoint"
@@ -128,5 +128,5 @@ class _Stages:
         objective: Objective[SampleBatch],
         evaluate: Callable[[int], Mapping[str, float]] | None = None,
     ) -> StageProgress:
-        with contextlib.closing(Fit(stage, objective, self.world, evaluate)) as fit:
+        with contextlib.closing(Fit(stage, objective, self.ranks, evaluate)) as fit:
             return fit.run()

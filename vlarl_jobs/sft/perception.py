@@ -18,7 +18,7 @@ from vlarl.config import SftConfig
 from vlarl.data.dataset import DatasetError
 from vlarl.data.pixels import Pixels
 from vlarl.data.samples import SampleBatch
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.learning.trainable import trainable_model, trained_parameters
 from vlarl.models.openvla.network import ImageEncoder, OpenVLA
@@ -58,7 +58,7 @@ class Perception:
     """The objective of pretraining."""
 
     def __init__(
-        self, config: SftConfig, checkpoint: Path, demonstrations: Demonstrations, world: World
+        self, config: SftConfig, checkpoint: Path, demonstrations: Demonstrations, ranks: Ranks
     ) -> None:
         """Loads the checkpoint.
 
@@ -71,19 +71,19 @@ class Perception:
         self.held_out = demonstrations.held_out
         self._names = demonstrations.pose_names
         normalize = policy_family(checkpoint).tower_pixels()
-        self._pixels = Pixels(normalize, config.augmentation, world.device)
+        self._pixels = Pixels(normalize, config.augmentation, ranks.device)
         mean = torch.from_numpy(np.nanmean(self.train.poses, axis=0))
         deviation = torch.from_numpy(np.nanstd(self.train.poses, axis=0))
-        self._mean = mean.to(world.device)
-        self._scale = deviation.clamp(min=_LEAST_DEVIATION).to(world.device)
+        self._mean = mean.to(ranks.device)
+        self._scale = deviation.clamp(min=_LEAST_DEVIATION).to(ranks.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             whole = trainable_model(checkpoint, torch.device("cpu"))
-            self._model = PoseRegressor(whole, len(self._names)).to(world.device)
+            self._model = PoseRegressor(whole, len(self._names)).to(ranks.device)
         distribute(
             self._model,
-            world,
-            compute_dtype(config.dtype, world.device),
+            ranks,
+            compute_dtype(config.dtype, ranks.device),
             activation_checkpointing=config.activation_checkpointing,
         )
 

@@ -22,7 +22,7 @@ import torch
 from vlarl.config import SimulationConfig
 from vlarl.launch.process import Service
 from vlarl.launch.torchrun import without_ranks
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Simulation:
         run_dir: Path,
         steps: int,
         export: Callable[[int, Path], None],
-        world: World,
+        ranks: Ranks,
     ) -> None:
         """Starts nothing yet.
 
@@ -48,13 +48,13 @@ class Simulation:
             run_dir: receives evaluations/.
             steps: of the stage; after the last one an evaluation is due.
             export: writes the weights after so many steps as an OpenVLA checkpoint.
-            world: the ranks, which all call `success`.
+            ranks: all of which call `success`.
         """
         self._config = config
         self._run_dir = run_dir
         self._steps = steps
         self._export = export
-        self._world = world
+        self._ranks = ranks
 
     def success(self, step: int) -> dict[str, float]:
         """Success in the simulator after so many steps, on rank 0, by metric; {} where none is due
@@ -63,16 +63,16 @@ class Simulation:
         if step % self._config.every_steps and step != self._steps:
             return {}
         found: dict[str, float] = {}
-        if self._world.first:
+        if self._ranks.first:
             folder = self._run_dir / "evaluations" / f"step-{step:07d}"
             found = _read_success(folder) or self._evaluate(step, folder)
-        self._world.wait_for_first()
+        self._ranks.wait_for_first()
         return found
 
     def _evaluate(self, step: int, folder: Path) -> dict[str, float]:
         checkpoint = folder / "checkpoint"
         self._export(step, checkpoint)
-        if self._world.device.type == "cuda":
+        if self._ranks.device.type == "cuda":
             torch.cuda.empty_cache()  # the policy server may share this GPU
         how = asyncio.run(self._run(checkpoint, folder))
         shutil.rmtree(checkpoint)

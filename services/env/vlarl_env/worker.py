@@ -99,8 +99,9 @@ class EnvWorker:
             await self._cancel_drivers()
 
     async def drain(self, seconds: float) -> None:
-        """Takes no more orders; finishes what ends within `seconds`, hands back the rest. What waits
-        for a policy that is away is handed back at once: where a stack stops, it may have died.
+        """Takes no more orders. Finishes what ends within `seconds` and hands back the rest.
+
+        What waits for a policy that is away is handed back at once: the policy may have died.
         """
         self._stopping = True
         self._episodes.hurry()

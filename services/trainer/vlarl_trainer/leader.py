@@ -10,7 +10,7 @@ from typing import TypeVar, TypeVarTuple
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl_trainer.batch import Experience
 from vlarl_trainer.learner import Learner, Snapshot
 
@@ -21,9 +21,9 @@ Ts = TypeVarTuple("Ts")
 class LeadingRank:
     """Rank 0's learner, on a thread of its own so that the event loop stays free."""
 
-    def __init__(self, learner: Learner, world: World) -> None:
+    def __init__(self, learner: Learner, ranks: Ranks) -> None:
         self._learner = learner
-        self._world = world
+        self._ranks = ranks
         self._thread = ThreadPoolExecutor(1, "learner")
 
     async def learn(self, experience: Experience) -> tuple[dict[str, float], Snapshot]:
@@ -31,17 +31,17 @@ class LeadingRank:
         return await self._in_thread(self._learn, experience)
 
     def _learn(self, experience: Experience) -> tuple[dict[str, float], Snapshot]:
-        if self._world.size > 1:
-            self._world.broadcast_bytes(experience.to_bytes())
+        if self._ranks.size > 1:
+            self._ranks.broadcast_bytes(experience.to_bytes())
         return self._learner.learn(experience), self._learner.snapshot()
 
     async def start(self, tensors: dict[str, Tensor] | None) -> Snapshot:
         """Has all ranks take a checkpoint's tensors over, if there is one."""
-        return await self._in_thread(_restore, self._learner, self._world, tensors)
+        return await self._in_thread(_restore, self._learner, self._ranks, tensors)
 
     async def dismiss(self) -> None:
         """Ends the followers' work."""
-        await self._in_thread(self._world.broadcast_bytes, b"")
+        await self._in_thread(self._ranks.broadcast_bytes, b"")
         self._thread.shutdown()
 
     async def _in_thread(self, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
@@ -49,18 +49,18 @@ class LeadingRank:
         return await loop.run_in_executor(self._thread, call, *arguments)
 
 
-def follow(learner: Learner, world: World) -> None:
+def follow(learner: Learner, ranks: Ranks) -> None:
     """What every other rank does, until rank 0 ends it."""
-    _restore(learner, world, None)
-    while encoded := world.broadcast_bytes():
+    _restore(learner, ranks, None)
+    while encoded := ranks.broadcast_bytes():
         learner.learn(Experience.from_bytes(encoded))
         learner.snapshot()
 
 
-def _restore(learner: Learner, world: World, tensors: dict[str, Tensor] | None) -> Snapshot:
+def _restore(learner: Learner, ranks: Ranks, tensors: dict[str, Tensor] | None) -> Snapshot:
     """Rank 0's tensors, taken over by every rank."""
-    if world.size > 1:
-        encoded = world.broadcast_bytes(save(tensors) if tensors else b"")
+    if ranks.size > 1:
+        encoded = ranks.broadcast_bytes(save(tensors) if tensors else b"")
         tensors = load(encoded) if encoded else None
     if tensors:
         learner.restore(tensors)

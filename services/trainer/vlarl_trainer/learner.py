@@ -14,7 +14,7 @@ from torch import Tensor
 from vlarl.config import TrainerConfig
 from vlarl.errors import FatalError
 from vlarl.learning.checkpoints import gathered, take_over
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.learning.seeds import Stream, generator_for
 from vlarl.learning.sharding import compute_dtype
 from vlarl.learning.trainable import LoraPolicy
@@ -53,7 +53,7 @@ class Learner:
         *,
         center_crop: bool,
         seed: int,
-        world: World,
+        ranks: Ranks,
         success_reward: float = 1.0,
     ) -> None:
         """Loads the policy's checkpoint.
@@ -63,16 +63,16 @@ class Learner:
             config: how it learns.
             center_crop: whether it sees the centre of a frame.
             seed: of factors, critic and the order of samples.
-            world: the ranks.
+            ranks: which learn together.
             success_reward: that advantages are large or small against.
         """
-        self.dtype = compute_dtype(config.dtype, world.device)
+        self.dtype = compute_dtype(config.dtype, ranks.device)
         self.policy = LoraPolicy(
             checkpoint,
             config.lora,
             dtype=self.dtype,
             seed=seed,
-            world=world,
+            ranks=ranks,
             activation_checkpointing=config.activation_checkpointing,
         )
         self.critic = Critic(
@@ -80,14 +80,14 @@ class Learner:
             config.critic,
             max_grad_norm=config.ppo.max_grad_norm,
             seed=seed,
-            device=world.device,
+            device=ranks.device,
         )
-        self._update = PolicyUpdate(self.policy, config.ppo, config.temperature, world)
+        self._update = PolicyUpdate(self.policy, config.ppo, config.temperature, ranks)
         self._processor = policy_family(checkpoint).processor(center_crop)
         self._config = config
         self._whiten_floor = config.ppo.whiten_floor * abs(success_reward)
         self._seed = seed
-        self._world = world
+        self._ranks = ranks
 
     def learn(self, experience: Experience) -> dict[str, float]:
         """Learns from one iteration's trajectories.
@@ -102,12 +102,12 @@ class Learner:
         started = time.monotonic()
         batch = build_batch(experience)
         observations = Observations(
-            batch.frames, batch.instructions, self._processor, self._world.device
+            batch.frames, batch.instructions, self._processor, self._ranks.device
         )
         features = self._features(observations)
         logprobs, entropy = self._logprobs(observations, batch)
         gap = self._check_parity(batch, logprobs)
-        values = self._world.broadcast(self.critic.values(features))
+        values = self._ranks.broadcast(self.critic.values(features))
         ppo = self._config.ppo
         advantages, returns = self._advantages(batch, values, ppo.gae_lambda)
         if (critic_lambda := self._config.critic.gae_lambda) is not None:
@@ -135,7 +135,7 @@ class Learner:
             order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)
             metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
         metrics |= self._fit_critic(experience.iteration, features, returns, warming_up)
-        return metrics | self._world.memory()
+        return metrics | self._ranks.memory()
 
     def _advantages(self, batch: Batch, values: Tensor, gae_lambda: float) -> tuple[Floats, Floats]:
         """Advantages [N] and returns [N] by the critic's values [S]."""
@@ -151,7 +151,7 @@ class Learner:
     def values(self, frames: Sequence[bytes], instruction: str) -> list[float]:
         """The critic's values of states, given as encoded frames, of one task."""
         observations = Observations(
-            frames, [instruction] * len(frames), self._processor, self._world.device
+            frames, [instruction] * len(frames), self._processor, self._ranks.device
         )
         values: list[float] = self.critic.values(self._features(observations)).tolist()
         return values
@@ -163,22 +163,22 @@ class Learner:
             self.critic.features(*self.policy.base_states(observations[one.samples])).cpu()[
                 : one.counted
             ]
-            for one in self._world.share(states, self._config.ppo.micro_batch)
+            for one in self._ranks.share(states, self._config.ppo.micro_batch)
         ]
-        return self._world.gather(torch.cat(parts), len(states))
+        return self._ranks.gather(torch.cat(parts), len(states))
 
     @torch.no_grad()
     def _logprobs(self, observations: Observations, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies [N, K] of the actions taken, under the weights as they are."""
-        device = self._world.device
+        device = self._ranks.device
         samples = np.arange(len(batch.token_ids))
         parts = []
-        for one in self._world.share(samples, self._config.ppo.micro_batch):
+        for one in self._ranks.share(samples, self._config.ppo.micro_batch):
             tokens = torch.from_numpy(batch.token_ids[one.samples]).to(device)
             seen = observations[one.samples]
             both = self.policy.logprobs(seen, tokens, self._config.temperature)
             parts.append(torch.stack(both, dim=-1).cpu()[: one.counted])
-        logprobs, entropy = self._world.gather(torch.cat(parts), len(samples)).unbind(dim=-1)
+        logprobs, entropy = self._ranks.gather(torch.cat(parts), len(samples)).unbind(dim=-1)
         return logprobs, entropy
 
     @property
@@ -207,7 +207,7 @@ class Learner:
         self, iteration: int, features: Tensor, returns: np.ndarray, warming_up: bool
     ) -> dict[str, float]:
         """Rank 0 trains the critic; the others get its values, not its weights."""
-        if not self._world.first:
+        if not self._ranks.first:
             return {}
         critic, ppo = self._config.critic, self._config.ppo
         epochs = critic.epochs or ppo.epochs
@@ -224,7 +224,7 @@ class Learner:
         """Gathers all that was learned."""
         tensors = gathered(self.policy.named_parameters(), "policy")
         tensors |= self._update.optimizer.tensors("policy_optimizer")
-        if not self._world.first:
+        if not self._ranks.first:
             return Snapshot({})
         tensors |= gathered(self.critic.head.state_dict(), "critic")
         tensors |= self.critic.optimizer.tensors("critic_optimizer")

@@ -15,7 +15,7 @@ from vlarl.config.resuming import check_terms, terms
 from vlarl.config.reward_terms import reward_terms
 from vlarl.disk import explained
 from vlarl.learning.checkpoints import ResumeError
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.models.meaning import chosen_unnorm_key, meaning_terms
 from vlarl.models.registry import policy_spec
 from vlarl.models.spec import PolicySpec
@@ -57,8 +57,8 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
         FatalError: the run can't go on; the message says why and what to do.
         KeyboardInterrupt: SIGTERM or SIGINT came before the end.
     """
-    with explained(run_dir), World.joined(config.trainer.threads) as world:
-        if world.first and (warning := hovering_pays(config)):
+    with explained(run_dir), Ranks.joined(config.trainer.threads) as ranks:
+        if ranks.first and (warning := hovering_pays(config)):
             _LOG.warning("%s", warning)
         model = policy_spec(config.policy.checkpoint)
         learner = Learner(
@@ -66,13 +66,13 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
             config.trainer,
             center_crop=model.crops(config.policy.center_crop),
             seed=config.seed,
-            world=world,
+            ranks=ranks,
             success_reward=config.reward.success_reward,
         )
-        if world.first:
-            asyncio.run(_lead(config, run_dir, model, learner, world, metrics_listen))
+        if ranks.first:
+            asyncio.run(_lead(config, run_dir, model, learner, ranks, metrics_listen))
         else:
-            follow(learner, world)
+            follow(learner, ranks)
 
 
 async def _lead(
@@ -80,7 +80,7 @@ async def _lead(
     run_dir: Path,
     model: PolicySpec,
     learner: Learner,
-    world: World,
+    ranks: Ranks,
     metrics_listen: str | None,
 ) -> None:
     """Rank 0: serves TrainerService while the loop runs."""
@@ -90,7 +90,7 @@ async def _lead(
     async with rpc, RolloutQueue(config.queue) as queue, watched(queue, rpc.registry):
         rpc.set_serving(True)
         training = asyncio.create_task(
-            _train(config, run_dir, model, learner, world, rpc, status, queue)
+            _train(config, run_dir, model, learner, ranks, rpc, status, queue)
         )
 
         async def stop_training() -> None:
@@ -108,7 +108,7 @@ async def _train(
     run_dir: Path,
     model: PolicySpec,
     learner: Learner,
-    world: World,
+    ranks: Ranks,
     rpc: RpcServer,
     status: RunStatus,
     queue: RolloutQueue,
@@ -119,9 +119,9 @@ async def _train(
     for policy in await publisher.describe():
         check_policy(policy, model, digest, config.policy.center_crop)
     progress, tensors = _last_checkpoint(config, run_dir, digest)
-    leading = LeadingRank(learner, world)
+    leading = LeadingRank(learner, ranks)
     snapshot = await leading.start(tensors)
-    record_start(run_dir, progress.iteration, world)
+    record_start(run_dir, progress.iteration, ranks)
     log = MetricsLog(run_dir, rpc.registry)
     log.show_bound(learner.logprob_gap_bound)
     status.history = log.resume(iteration_message(progress) if progress.iteration else None)

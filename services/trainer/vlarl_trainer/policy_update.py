@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlarl.config import PpoConfig
 from vlarl.learning.optimizer import StepOptimizer, mini_batches, warmed_up
-from vlarl.learning.ranks import Indices, World
+from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.trainable import LoraPolicy
 from vlarl_trainer.algorithms.ppo import PolicyTerms, clipped_policy_terms
 from vlarl_trainer.batch import Observations
@@ -53,12 +53,12 @@ class PolicyUpdate:
     """PPO's optimizer and its schedule."""
 
     def __init__(
-        self, policy: LoraPolicy, config: PpoConfig, temperature: float, world: World
+        self, policy: LoraPolicy, config: PpoConfig, temperature: float, ranks: Ranks
     ) -> None:
         """temperature: the rollout's."""
         self.optimizer = StepOptimizer(
             policy.named_parameters(),
-            world,
+            ranks,
             rate=lambda step: config.learning_rate * warmed_up(step, config.warmup_steps),
             max_grad_norm=config.max_grad_norm,
             epsilon=1e-5,
@@ -69,7 +69,7 @@ class PolicyUpdate:
         self._policy = policy
         self._config = config
         self._temperature = temperature
-        self._world = world
+        self._ranks = ranks
 
     def run(self, samples: PolicySamples, generator: np.random.Generator) -> PolicyReport:
         """Goes over the samples in mini-batches, one optimizer step each, until all epochs are
@@ -110,7 +110,7 @@ class PolicyUpdate:
             Means of loss, approximate KL and clip fraction over the mini-batch's samples of all
             ranks, float64 [3].
         """
-        for micro_batch in self._world.share(chosen, self._config.micro_batch):
+        for micro_batch in self._ranks.share(chosen, self._config.micro_batch):
             terms, entropy = self._terms(samples, micro_batch.samples)
             self.optimizer.accumulate(
                 terms.loss - self._config.entropy_coefficient * entropy,
@@ -122,7 +122,7 @@ class PolicyUpdate:
     def _terms(self, samples: PolicySamples, states: Indices) -> tuple[PolicyTerms, Tensor]:
         """Loss terms and entropies [B] of some samples under the policy as it is now."""
         picked = torch.from_numpy(states)
-        device = self._world.device
+        device = self._ranks.device
         logprobs, entropy = self._policy.logprobs(
             samples.observations[states], samples.token_ids[picked].to(device), self._temperature
         )

@@ -10,22 +10,22 @@ from safetensors.torch import save_file
 
 from tests.integration.trainer.trainer_samples import steep_config
 from vlarl.learning.optimizer import DivergedError
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl_trainer.batch import Experience
 from vlarl_trainer.learner import Learner
 
 
 def main(checkpoint: Path, folder: Path) -> None:
-    world = World.from_environment()
-    learner = Learner(checkpoint, steep_config(), center_crop=False, seed=3, world=world)
+    ranks = Ranks.from_environment()
+    learner = Learner(checkpoint, steep_config(), center_crop=False, seed=3, ranks=ranks)
 
     def learn(name: str) -> None:
-        encoded = (folder / f"{name}.bin").read_bytes() if world.first else b""
-        learner.learn(Experience.from_bytes(world.broadcast_bytes(encoded)))
+        encoded = (folder / f"{name}.bin").read_bytes() if ranks.first else b""
+        learner.learn(Experience.from_bytes(ranks.broadcast_bytes(encoded)))
 
     def keep(name: str) -> None:
         tensors = learner.snapshot().tensors
-        if world.first:
+        if ranks.first:
             save_file(tensors, folder / f"{name}.safetensors")
 
     learn("good")
@@ -33,6 +33,6 @@ def main(checkpoint: Path, folder: Path) -> None:
     try:
         learn("overflowing")
     except DivergedError as error:
-        (folder / f"refused-{world.rank}.txt").write_text(str(error))
+        (folder / f"refused-{ranks.rank}.txt").write_text(str(error))
     keep("after")
-    world.leave()
+    ranks.leave()

@@ -30,7 +30,7 @@ from vlarl.data.recording import RolloutRecorder  # noqa: E402
 from vlarl.env.v1 import env_pb2  # noqa: E402
 from vlarl.images import decode_image, encode_jpeg  # noqa: E402
 from vlarl.learning.checkpoints import ResumeError  # noqa: E402
-from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.ranks import Ranks  # noqa: E402
 from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 from vlarl.weights.checkpoint import base_digest  # noqa: E402
 from vlarl_jobs.evaluation.console import EvaluationDisplay  # noqa: E402
@@ -60,8 +60,8 @@ def config_for(checkpoint: Path, **changes: object) -> RunConfig:
 
 def trained_run(run_dir: Path, checkpoint: Path, version: int = 5, digest: str = "") -> Path:
     """A run's checkpoint with factors that change the policy."""
-    world = World.from_environment()
-    learner = Learner(checkpoint, trainer_config(), center_crop=False, seed=3, world=world)
+    ranks = Ranks.from_environment()
+    learner = Learner(checkpoint, trainer_config(), center_crop=False, seed=3, ranks=ranks)
     tensors = learner.snapshot().tensors
     for name, tensor in tensors.items():
         if name.startswith("policy.") and name.endswith(".B"):

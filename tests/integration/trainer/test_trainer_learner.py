@@ -18,7 +18,7 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
 from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig  # noqa: E402
 from vlarl.learning.checkpoints import ResumeError  # noqa: E402
 from vlarl.learning.optimizer import DivergedError  # noqa: E402
-from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.ranks import Ranks  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
 from vlarl.models.openvla.processor import Processor  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
@@ -27,7 +27,7 @@ from vlarl_trainer.batch import Experience, Observations, build_batch  # noqa: E
 from vlarl_trainer.learner import Learner, ParityError  # noqa: E402
 
 pytestmark = pytest.mark.torch
-ALONE = World.from_environment()
+ALONE = Ranks.from_environment()
 
 
 def learner(
@@ -38,7 +38,7 @@ def learner(
         config or trainer_config(),
         center_crop=False,
         seed=3,
-        world=ALONE,
+        ranks=ALONE,
         success_reward=success_reward,
     )
 

@@ -26,7 +26,7 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     trainer_config,
 )
 from tests.unit.stack.test_service_processes import gone_within  # noqa: E402
-from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.ranks import Ranks  # noqa: E402
 from vlarl_trainer.batch import Experience  # noqa: E402
 from vlarl_trainer.learner import Learner  # noqa: E402
 
@@ -47,8 +47,8 @@ def run_two_ranks(main: Callable[..., None], folder: Path, *arguments: object) -
 def test_two_ranks_learn_what_one_learns(
     checkpoint: Path, tmp_path: Path, dtype: str, tolerance: float
 ) -> None:
-    world = World.from_environment()
-    one = Learner(checkpoint, trainer_config(), center_crop=False, seed=3, world=world)
+    ranks = Ranks.from_environment()
+    one = Learner(checkpoint, trainer_config(), center_crop=False, seed=3, ranks=ranks)
     acting = ActingPolicy(checkpoint, one.policy, temperature=1.3)
     for iteration in range(2):
         # The second batch is stale, and odd in number: one rank's last pass counts for nothing.
@@ -72,7 +72,7 @@ def test_two_ranks_learn_what_one_learns(
 def test_no_rank_steps_where_the_gradient_is_infinite(checkpoint: Path, tmp_path: Path) -> None:
     """The action whose ratio overflows is one rank's alone."""
     one = Learner(
-        checkpoint, steep_config(), center_crop=False, seed=3, world=World.from_environment()
+        checkpoint, steep_config(), center_crop=False, seed=3, ranks=Ranks.from_environment()
     )
     acting = ActingPolicy(checkpoint, one.policy, temperature=1.3)
     trajectories = made_up_trajectories(acting, 3)
@@ -94,9 +94,9 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     program.write_text(
         "import os, time\n"
         "from pathlib import Path\n"
-        "from vlarl.learning.ranks import World\n"
-        "world = World.from_environment()\n"
-        f"(Path({str(tmp_path)!r}) / f'{{world.rank}}.pid').write_text(str(os.getpid()))\n"
+        "from vlarl.learning.ranks import Ranks\n"
+        "ranks = Ranks.from_environment()\n"
+        f"(Path({str(tmp_path)!r}) / f'{{ranks.rank}}.pid').write_text(str(os.getpid()))\n"
         "time.sleep(600)\n"
     )
     environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}

@@ -9,7 +9,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from vlarl.config import RunConfig, TasksConfig, TrainerConfig, dump_toml
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.trainer.v1 import trainer_pb2
@@ -61,7 +61,7 @@ def make_run(
     (path / "config.toml").write_text(dump_toml(settings))
     if not iterations:
         return path
-    record_start(path, 0, World(rank=0, size=1, device=torch.device("cpu"), mesh=None))
+    record_start(path, 0, Ranks(rank=0, size=1, device=torch.device("cpu"), mesh=None))
     _write_iterations(path, settings, iterations)
     log = EvaluationLog(path)
     for after in evaluated:

@@ -20,7 +20,7 @@ from vlarl.data.frames import FrameStore  # noqa: E402
 from vlarl.errors import ConfigError  # noqa: E402
 from vlarl.images import decode_image, prepare_image  # noqa: E402
 from vlarl.learning.fit import prefetched  # noqa: E402
-from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.ranks import Ranks  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
@@ -179,7 +179,7 @@ def test_mistakes_are_one_sentence(tiny: Path, tmp_path: Path) -> None:
     blind = replace(task_samples(), poses=np.zeros((12, 0), np.float32), pose_names=())
     read_in = read(tiny, write_dataset(tmp_path / "blind", blind))
     with pytest.raises(DatasetError, match=r"\[pretrain\] needs poses"):
-        Perception(sft_config(four), tiny, read_in, World.from_environment())
+        Perception(sft_config(four), tiny, read_in, Ranks.from_environment())
 
 
 def test_a_suite_that_the_checkpoint_knows_keeps_its_bins(tiny: Path, tmp_path: Path) -> None:

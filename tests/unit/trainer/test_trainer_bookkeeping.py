@@ -20,7 +20,7 @@ from vlarl.config import (  # noqa: E402
     TrainerConfig,
 )
 from vlarl.learning.optimizer import mini_batches  # noqa: E402
-from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.ranks import Ranks  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl.trainer.v1 import trainer_pb2  # noqa: E402
@@ -136,9 +136,9 @@ def test_the_first_and_the_latest_iterations_actions_are_kept(tmp_path: Path) ->
 
 
 def test_every_start_names_its_machine(tmp_path: Path) -> None:
-    world = World(rank=0, size=2, device=torch.device("cpu"), mesh=None)
+    ranks = Ranks(rank=0, size=2, device=torch.device("cpu"), mesh=None)
     for done in (0, 5):
-        record_start(tmp_path, done, world)
+        record_start(tmp_path, done, ranks)
     rows = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [0, 5]
     assert rows[0]["started_timestamp_seconds"] <= rows[1]["started_timestamp_seconds"]

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from vlarl.config import ConfigError, EvaluationConfig, SimulationConfig  # noqa: E402
 from vlarl.intervals import wilson_interval  # noqa: E402
 from vlarl.json_lines import JsonLines  # noqa: E402
-from vlarl.learning.ranks import World  # noqa: E402
+from vlarl.learning.ranks import Ranks  # noqa: E402
 from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
 from vlarl_jobs.evaluation.folder import EvaluationFolder  # noqa: E402
@@ -179,7 +179,7 @@ def test_fine_tuning_counts_an_evaluations_given_up_episodes_as_failed(tmp_path:
     gone = trajectory(0, 1, success=False).spec
     folder.write_score(count(folder.results, PROGRESS, [gone]), ended=True)
     config = SimulationConfig(config=tmp_path / "none.toml", every_steps=3)
-    alone = World(rank=0, size=1, device=torch.device("cpu"), mesh=None)
+    alone = Ranks(rank=0, size=1, device=torch.device("cpu"), mesh=None)
 
     def export(step: int, to: Path) -> None:
         raise AssertionError("it was evaluated again")

@@ -18,7 +18,7 @@ from vlarl.config import CriticConfig, FitConfig  # noqa: E402
 from vlarl.data.samples import SampleBatch  # noqa: E402
 from vlarl.learning.fit import Fit, Stage  # noqa: E402
 from vlarl.learning.optimizer import DivergedError, StepOptimizer  # noqa: E402
-from vlarl.learning.ranks import MicroBatch, World  # noqa: E402
+from vlarl.learning.ranks import MicroBatch, Ranks  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl_trainer.algorithms.critic import Critic  # noqa: E402
 
@@ -34,7 +34,7 @@ def steep(parameter: Tensor) -> Tensor:
 def optimizer_of(parameter: nn.Parameter) -> StepOptimizer:
     return StepOptimizer(
         {"one": parameter},
-        World.alone(torch.device("cpu")),
+        Ranks.alone(torch.device("cpu")),
         rate=lambda _: 0.1,
         max_grad_norm=1.0,
         name="the thing",
@@ -198,7 +198,7 @@ def stage(tmp_path: Path) -> Stage:
 
 def run(stage: Stage, steep_at: int | None = None) -> Tensor:
     objective = Falling(steep_at)
-    fit = Fit(stage, objective, World.from_environment())  # type: ignore[arg-type]
+    fit = Fit(stage, objective, Ranks.from_environment())  # type: ignore[arg-type]
     try:
         fit.run()
     finally:

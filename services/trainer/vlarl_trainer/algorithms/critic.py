@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlarl.config import CriticConfig
 from vlarl.learning.optimizer import StepOptimizer, mini_batches
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl_trainer.algorithms.ppo import explained_variance, value_loss
 
@@ -96,7 +96,7 @@ class Critic:
             torch.manual_seed(seed)
             self.head = value_head(self._standardise, config.hidden).to(device)
             self._projection = (torch.randn(width, channels) / width**0.5).to(device)
-        self._alone = World.alone(device)
+        self._alone = Ranks.alone(device)
         self.optimizer = StepOptimizer(
             dict(self.head.named_parameters()),
             self._alone,

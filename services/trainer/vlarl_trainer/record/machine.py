@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 
 from vlarl.json_lines import JsonLines
-from vlarl.learning.ranks import World
+from vlarl.learning.ranks import Ranks
 
 
-def record_start(run_dir: Path, iteration: int, world: World) -> None:
+def record_start(run_dir: Path, iteration: int, ranks: Ranks) -> None:
     """Adds a line.
 
     Args:
         run_dir: the run's folder.
         iteration: iterations completed before.
-        world: the trainer's ranks; the machine is that of the first.
+        ranks: the trainer's ranks; the machine is that of the first.
     """
-    accelerated = world.device.type == "cuda"
+    accelerated = ranks.device.type == "cuda"
     JsonLines(run_dir / "starts.jsonl").append(
         {
             "started_timestamp_seconds": time.time(),
@@ -32,8 +32,8 @@ def record_start(run_dir: Path, iteration: int, world: World) -> None:
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)),
             "memory_gib": round(_memory_bytes() / 2**30, 1),
-            "accelerator": torch.cuda.get_device_name(world.device) if accelerated else "",
-            "ranks": world.size,
+            "accelerator": torch.cuda.get_device_name(ranks.device) if accelerated else "",
+            "ranks": ranks.size,
         }
     )
 
