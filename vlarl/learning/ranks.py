@@ -1,6 +1,6 @@
 """The ranks: the processes that learn together, and the few things they say to each other.
 
-PPO's rank 0 talks to the queue and the policy servers. It broadcasts each batch's encoded bytes, every
+PPO's rank 0 talks to queue and policy servers. It broadcasts each batch's encoded bytes, every
 rank computes on its share of the samples, and rows are gathered everywhere. Only tensors travel.
 """
 
