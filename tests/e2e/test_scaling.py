@@ -109,10 +109,12 @@ class Cluster:
         return self.run(name, python, "-m", "vlarl", "serve", kind, *options)
 
     def policy(self, number: int) -> subprocess.Popen[bytes]:
-        """Starts a replica, and returns once it serves."""
-        process = self.serve("policy", f"policy-{number}", self.replica(number))
+        """Starts a replica."""
+        return self.serve("policy", f"policy-{number}", self.replica(number))
+
+    def until_serving(self, number: int, process: subprocess.Popen[bytes]) -> None:
+        """Waits for a replica that has been started."""
         self.wait(lambda: server_health(self.replica(number)) == "SERVING", process)
-        return process
 
     def replica(self, number: int) -> str:
         """A replica's own address."""
@@ -211,9 +213,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def test_servers_come_and_go_and_nothing_is_lost(cluster: Cluster) -> None:
-    cluster.policy(1)
+    policy = cluster.policy(1)
     env = cluster.serve("env", "env-1")
     cluster.serve("reward", "reward")
+    cluster.until_serving(1, policy)
     run = ["--run-dir", str(cluster.folder / "run")]
     train = [sys.executable, "-m", "vlarl", "train", str(cluster.config), *run]
     load = cluster.run(
@@ -225,8 +228,10 @@ def test_servers_come_and_go_and_nothing_is_lost(cluster: Cluster) -> None:
 
     # 1 -> 3 policies, 1 -> 4 env servers, all of which do some of the work.
     replicas = [cluster.policy(number) for number in (2, 3)]
-    cluster.name([1, 2, 3])
     others = [cluster.serve("env", f"env-{number}") for number in (2, 3, 4)]
+    for number, replica in zip((2, 3), replicas, strict=True):
+        cluster.until_serving(number, replica)
+    cluster.name([1, 2, 3])
     finished = "vlarl_env_episodes_total"
     cluster.wait(lambda: all(cluster.metric(f"env-{n}", finished) for n in (2, 3, 4)))
     answered = "vlarl_policy_actions_total"

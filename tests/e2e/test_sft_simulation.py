@@ -65,6 +65,7 @@ def test_two_ranks_are_evaluated_as_they_go_and_a_resumed_run_not_again(tmp_path
 
     evaluated = tmp_path / "eval"
     arguments = ["--checkpoint", str(run_dir / "checkpoint"), "--episodes-per-task", "3"]
+    arguments += ["--set", "env.processes=1"]
     vlarl("eval", str(tasks), *arguments, "--out", str(evaluated))
     last = run_dir / "evaluations/step-0000003"
     acted = [

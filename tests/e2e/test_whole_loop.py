@@ -164,7 +164,9 @@ def test_every_panel_has_something_to_show(whole: Whole) -> None:
 def test_a_services_death_ends_the_run_and_is_named(
     tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]], name: str
 ) -> None:
-    run = Run(tmp_path / "run", checkpoint, **{"trainer.iterations": "50"})
+    simulators = "2" if name == "env" else "1"
+    settings = {"trainer.iterations": "50", "env.processes": simulators}
+    run = Run(tmp_path / "run", checkpoint, **settings)
     process = run.start()
     started.append(process)
     wait_for(lambda: len(run.iterations()) >= 1, process, run)
