@@ -40,6 +40,16 @@ class TrainablePolicy(ABC):
         self._model = model
         distribute(model, ranks, dtype, activation_checkpointing=activation_checkpointing)
 
+    @property
+    def feature_width(self) -> int:
+        """d, of a hidden state and of an image's token."""
+        return self._model.feature_width
+
+    @property
+    def patches(self) -> int:
+        """An image's tokens."""
+        return self._model.patches
+
     @abstractmethod
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters, float32, sharded where the model is, by the names under which

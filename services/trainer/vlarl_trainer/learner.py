@@ -76,8 +76,9 @@ class Learner:
             activation_checkpointing=config.activation_checkpointing,
         )
         self.critic = Critic(
-            self.policy.config,
             config.critic,
+            feature_width=self.policy.feature_width,
+            patches=self.policy.patches,
             max_grad_norm=config.ppo.max_grad_norm,
             seed=seed,
             device=ranks.device,

@@ -28,7 +28,14 @@ def test_where_things_are_is_seen_in_the_patches_alone(channels: int, explained:
     config = CriticConfig(
         hidden=(32,), patch_channels=channels, learning_rate=3e-3, clip=0.0, epochs=20
     )
-    critic = Critic(model, config, max_grad_norm=1.0, seed=3, device=torch.device("cpu"))
+    critic = Critic(
+        config,
+        feature_width=model.text.hidden_size,
+        patches=model.num_patches,
+        max_grad_norm=1.0,
+        seed=3,
+        device=torch.device("cpu"),
+    )
     features = critic.features(draw(states, width), tokens)
     learned, held_out = features[:384], features[384:]
     assert not critic.values(features).any(), "V starts at 0 everywhere"

@@ -124,8 +124,9 @@ def test_a_loss_that_is_no_number_is_forgotten() -> None:
 def test_the_critic_refuses_what_overflows() -> None:
     model = OpenVLAConfig.from_directory(GOLDEN)
     critic = Critic(
-        model,
         CriticConfig(hidden=(4,), clip=0.0),
+        feature_width=model.text.hidden_size,
+        patches=model.num_patches,
         max_grad_norm=1.0,
         seed=3,
         device=torch.device("cpu"),

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from vlarl.config import CriticConfig
 from vlarl.learning.optimizer import StepOptimizer, mini_batches
 from vlarl.learning.ranks import Ranks
-from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl_trainer.algorithms.ppo import explained_variance, value_loss
 
 
@@ -82,16 +81,26 @@ class Critic:
 
     def __init__(
         self,
-        model: OpenVLAConfig,
         config: CriticConfig,
         *,
+        feature_width: int,
+        patches: int,
         max_grad_norm: float,
         seed: int,
         device: torch.device,
     ) -> None:
-        """model: of the policy. seed: of the initial weights and of the projection."""
-        width, channels = model.text.hidden_size, config.patch_channels
-        self._standardise = Standardise(width + model.num_patches * channels)
+        """Draws the initial weights and the projection.
+
+        Args:
+            config: the head's layers, and how it learns.
+            feature_width: d, of a hidden state and of an image's token.
+            patches: an image's tokens.
+            max_grad_norm: bound on the gradient's norm.
+            seed: of what is drawn.
+            device: where it learns.
+        """
+        width, channels = feature_width, config.patch_channels
+        self._standardise = Standardise(width + patches * channels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = value_head(self._standardise, config.hidden).to(device)
