@@ -58,7 +58,6 @@ def pytest_configure() -> None:
 
 def pytest_collection_finish() -> None:
     """From here on there is garbage."""
-    gc.freeze()
     gc.enable()
 
 

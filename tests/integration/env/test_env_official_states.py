@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +40,11 @@ class Seen:
 
 def stock_loop(suite: str, index: int) -> list[Seen]:
     """OpenVLA's run_libero_eval, as far as the simulator goes: states 0 to 3 of a task, in turn."""
-    from libero.libero.envs.env_wrapper import OffScreenRenderEnv
-
     from vlarl_env.simulators.registry import TaskCatalog
 
-    task = TaskCatalog().find(suite, index)
+    task = TaskCatalog().find(suite, index)  # It also tells LIBERO where its files are.
+    from libero.libero.envs.env_wrapper import OffScreenRenderEnv
+
     np.random.seed(7)  # What construction draws doesn't matter.
     env: Stock = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), use_camera_obs=False)
     env.seed(0)
@@ -61,6 +64,16 @@ def stock_loop(suite: str, index: int) -> list[Seen]:
     env.sim._render_context_offscreen.gl_ctx.make_current()
     env.close()
     return seen
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Iterator[ProcessPoolExecutor]:
+    """A process that nothing else runs in: LIBERO as it comes, and no graphics but its own.
+
+    Its graphics are freed in whichever context is current, and the process may abort.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        yield process
 
 
 def ours(scene: Scene, state: npt.NDArray[np.float64], number: int) -> Seen:
@@ -85,13 +98,15 @@ def ours(scene: Scene, state: npt.NDArray[np.float64], number: int) -> Seen:
         ("libero_10", 2),
     ],
 )
-def test_states_are_those_of_the_evaluators_loop_in_any_order(suite: str, index: int) -> None:
+def test_states_are_those_of_the_evaluators_loop_in_any_order(
+    evaluator: ProcessPoolExecutor, suite: str, index: int
+) -> None:
     """Fixtures, states and frames of states 0 to 3, asked for out of order: equal bit for bit."""
     from vlarl_env.simulators.libero.scene import Scene
     from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find(suite, index)
-    expected = stock_loop(suite, index)
+    expected = evaluator.submit(stock_loop, suite, index).result()
     scene = Scene(task.bddl_file, "faithful")
     scene.draw_placement(11)
     for number in OUT_OF_ORDER:
