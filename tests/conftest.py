@@ -58,6 +58,8 @@ def pytest_configure() -> None:
 
 def pytest_collection_finish() -> None:
     """From here on there is garbage."""
+    if HAS_TORCH:  # Not among scenes, whose graphics must be freed as early as they always were.
+        gc.freeze()
     gc.enable()
 
 

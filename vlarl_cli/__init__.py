@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Annotated
 
@@ -69,6 +70,9 @@ app.command("health")(client.health)
 
 def main() -> None:
     """The console script: `app`, and one sentence where a package of another extra is missing."""
+    # torch and vLLM are a million objects. To look through them again and again for garbage is a
+    # fifth of what it takes to import them.
+    gc.set_threshold(100_000)
     # All processes below this one, of whatever launcher, start where the user is, and what lies
     # there isn't theirs to import: a `queue.py` or `logging.py` would take Python's place.
     os.environ["PYTHONSAFEPATH"] = "1"
