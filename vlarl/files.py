@@ -11,6 +11,8 @@ from pathlib import Path
 
 from vlarl.disk import room_for
 
+_REPLACED = ".replaced.partial"
+
 
 def share(path: Path) -> None:
     """Gives a file the permissions that `open` would have given it.
@@ -42,7 +44,11 @@ def durable_folder(final: Path, needed: int = 0) -> Iterator[Path]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(".*.partial"):
-        shutil.rmtree(leftover)
+        original = final.with_name(leftover.name[1:].removesuffix(_REPLACED))
+        if leftover.name.endswith(_REPLACED) and not original.exists():
+            leftover.rename(original)  # its successor never took its place
+        else:
+            shutil.rmtree(leftover)
     partial = final.with_name(f".{final.name}.partial")
     with room_for(f"the checkpoint {final.name}", final.parent, needed):
         try:
@@ -58,7 +64,7 @@ def durable_folder(final: Path, needed: int = 0) -> Iterator[Path]:
 
 def _replace(final: Path, partial: Path) -> None:
     if final.exists():
-        replaced = final.with_name(f".{final.name}.replaced.partial")
+        replaced = final.with_name(f".{final.name}{_REPLACED}")
         final.rename(replaced)
         partial.rename(final)
         shutil.rmtree(replaced)

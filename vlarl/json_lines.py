@@ -12,7 +12,7 @@ from vlarl.errors import FatalError
 
 
 class DamagedFileError(FatalError):
-    """A file that can't be read; the message names file and line and says what to do."""
+    """A file that can't be read; the message names the file and, where one is damaged, the line."""
 
 
 def placed_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -42,7 +42,7 @@ def placed_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of `placed_lines`."""
+    """The objects of `placed_lines`, which says what it raises."""
     return [row for _, row in placed_lines(path)]
 
 
@@ -50,14 +50,32 @@ class JsonLines:
     """Appends durably. Opened again, it drops the half line that a crash left at the end."""
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool] | None = None) -> None:
-        """keep: which of the objects there stay; none: all."""
+        """Reads what is there.
+
+        Args:
+            path: the file.
+            keep: which of its objects stay; none: all.
+
+        Raises:
+            DamagedFileError: a line is no object, or lacks what `keep` looks at.
+        """
         self._path = path
-        self.rows = [row for row in read_lines(path) if keep is None or keep(row)]
+        self.rows: list[dict[str, Any]] = []
         """What the file holds."""
+        for place, row in placed_lines(path):
+            try:
+                if keep is None or keep(row):
+                    self.rows.append(row)
+            except (KeyError, TypeError) as error:
+                problem = f"{place}: not a line of this file ({error!r}); mend or remove that line"
+                raise DamagedFileError(problem) from error
         kept = "".join(map(_line, self.rows)).encode()
         if path.exists() and path.read_bytes() != kept:
             partial = path.with_suffix(".partial")
-            partial.write_bytes(kept)
+            with partial.open("wb") as file:
+                file.write(kept)
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(path)
 
     def append(self, row: Mapping[str, object]) -> None:

@@ -53,6 +53,7 @@ def status(
     trainer, policy servers and queue are:
 
         vlarl status runs/reach-20260101-120000 --watch 2
+
         vlarl status --config run.toml --set policy.addresses=dns:///policy:50051
 
     The exit code is 1 if something doesn't answer.

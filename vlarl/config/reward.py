@@ -25,7 +25,8 @@ class RewardSection(Section):
     def terms(self, ppo: PpoConfig) -> dict[str, object]:  # noqa: ARG002 - some models' need it
         """All that a score depends on, beside its trajectory and the model's weights.
 
-        A trainer that goes on refuses scores of other terms. So a model's must stay what they are.
+        A trainer that goes on refuses scores of other terms. So the terms of a model must not
+        change between versions.
 
         Args:
             ppo: how the trainer learns from the scores.
@@ -101,4 +102,5 @@ class ProcessRewardConfig(RewardSection):
 
 
 RewardConfig = Annotated[OutcomeRewardConfig | ProcessRewardConfig, OneOf("model")]
-"""The reward server's section; runs that are saved may hold keys of another model than theirs."""
+"""The reward server's section. Saved runs may hold keys of a model that isn't chosen; they are
+ignored."""

@@ -55,7 +55,7 @@ class Capture:
     crop: tuple[int, int, int, int] | None
     """Part of the upright frame that was kept: top, left, height, width; None: all."""
     profile: str
-    """The simulator's profile: faithful or fast."""
+    """The simulator's profile, faithful or fast; of other sources any word."""
     action_repeat: int
     """Control steps for which each action is held."""
 
@@ -65,7 +65,7 @@ class Frames(Sequence[bytes]):
     """N encoded frames in one buffer."""
 
     buffer: NDArray[np.uint8]
-    """[bytes], one JPEG after the other."""
+    """[bytes], one JPEG or PNG file after the other."""
     offsets: NDArray[np.int64]
     """[N + 1]: frame i is buffer[offsets[i] : offsets[i + 1]]."""
 

@@ -113,15 +113,13 @@ class CheckpointFolder(Generic[S]):
             raise ResumeError(f"checkpoint {path} can't be read: {error}") from error
 
     def _complete(self) -> list[Path]:
-        # A copy that someone keeps beside them under another name isn't one of them.
-        numbers = {
-            path: path.name.removeprefix(self._prefix)
-            for path in self._directory.glob(f"{self._prefix}*")
-        }
-        return sorted(
-            (path for path, number in numbers.items() if number.isdecimal()),
-            key=lambda path: int(numbers[path]),
-        )
+        found: dict[int, Path] = {}
+        for path in self._directory.glob(f"{self._prefix}*"):
+            number = path.name.removeprefix(self._prefix)
+            # A copy that someone keeps beside them under another name isn't one of them.
+            if number.isdecimal() and path == self.path(int(number)):
+                found[int(number)] = path
+        return [path for _, path in sorted(found.items())]
 
 
 def gathered(parameters: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -188,7 +186,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (OSError, ValueError, SafetensorError) as error:
         raise ResumeError(f"checkpoint {path} can't be read: {error}") from error
     for name, tensor in tensors.items():
-        # Until 0.1 such checkpoints were written, and a run that goes on from one learns nothing.
+        # 0.1.0 wrote such checkpoints, and a run that goes on from one learns nothing.
         if count_not_finite(tensor):
             raise ResumeError(
                 f"checkpoint {path}: {name} has numbers that are not finite; remove the folder to "

@@ -152,7 +152,7 @@ class Fit(Generic[B]):
                 where none is due. Every rank calls it, once the checkpoint is written.
 
         Raises:
-            ResumeError: it can't be gone on from.
+            ResumeError, ConfigError, DamagedFileError: it can't be gone on from.
         """
         self._stage = stage
         self._objective = objective
@@ -177,7 +177,7 @@ class Fit(Generic[B]):
         fresh = StageProgress(stage.base_digest, len(objective.train), terms=own)
         self._progress, tensors = load_stage(stage.checkpoints, fresh, type(config))
         if tensors:
-            take_over(self._parameters, tensors, "weights", section="lora")
+            take_over(self._parameters, tensors, "weights", section=stage.name)
             self._optimizer.restore(tensors, "optimizer")
         done = self._progress.step
         self._log = StageLog(stage.run_dir, stage.name, done) if ranks.first else None
@@ -190,6 +190,7 @@ class Fit(Generic[B]):
         Raises:
             DivergedError: loss or gradient is no number any more, on all ranks alike.
             DatasetError: a frame is no image.
+            DiskFullError, NotFiniteError: a checkpoint can't be written.
         """
         if self._progress.step:
             self._simulate()  # which may be what the stage was killed in

@@ -102,7 +102,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that talks to the other services."""
+        """Whether this is rank 0, which writes files and, in PPO, talks to the other services."""
         return self.rank == 0
 
     def memory(self) -> dict[str, float]:
@@ -193,7 +193,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor that every rank holds, placed and sharded as `parameter` is."""
+    """A whole tensor that every rank holds, in float32, placed and sharded as `parameter` is."""
     value = value.to(parameter.device, torch.float32)
     if isinstance(parameter, DTensor):
         mesh, placements = parameter.device_mesh, parameter.placements

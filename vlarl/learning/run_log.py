@@ -12,7 +12,7 @@ from vlarl.json_lines import JsonLines
 
 
 class RunLog:
-    """A file and a board that say the same, and nothing that a checkpoint doesn't know of."""
+    """A file and a board that say the same, and hold nothing newer than the checkpoint."""
 
     def __init__(
         self, path: Path, board: Path, *, keep: Callable[[dict[str, Any]], bool], following: int
@@ -22,8 +22,11 @@ class RunLog:
         Args:
             path: the file.
             board: TensorBoard's folder.
-            keep: which of the file's lines stay; the others are written again.
+            keep: which of the file's lines stay; training writes the others again.
             following: the step that is written next; TensorBoard forgets those from there on.
+
+        Raises:
+            DamagedFileError: a line of the file can't be read.
         """
         self._lines = JsonLines(path, keep)
         self._board = SummaryWriter(str(board), purge_step=following)

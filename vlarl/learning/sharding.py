@@ -26,8 +26,8 @@ def compute_dtype(
 def _blocks(model: nn.Module) -> Iterator[tuple[nn.ModuleList, int, nn.Module]]:
     """Every transformer block of the towers and the language model that the passes reach.
 
-    The towers' last blocks are stored, but never computed: they have no factors, and a unit of
-    sharding that never runs would break the accumulation of gradients.
+    The towers' last blocks are stored, but never computed. Nothing in them is trained, and a unit
+    of sharding that never runs would break the accumulation of gradients.
     """
     for stack in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         for index, block in enumerate(stack):

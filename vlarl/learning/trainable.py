@@ -59,8 +59,8 @@ class TrainablePolicy(ABC):
     def logits(
         self, observations: ObservationBatch, token_ids: Tensor, answer_ids: Sequence[int] = ()
     ) -> Tensor:
-        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, after
-        0 to K of them, over the answers [B, K + 1, A].
+        """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, with
+        `answer_ids`, over these A answers after each of 0 to K of them [B, K + 1, A].
         """
         output = self._model(
             observations.pixel_values,
@@ -105,9 +105,7 @@ class LoraPolicy(TrainablePolicy):
         """Loads the checkpoint and adds factors drawn with the seed, the same on every rank."""
         family = policy_family(checkpoint)
         self.config = family.config
-        self.dtype = dtype
         self.scaling = lora.alpha / lora.rank
-        self._ranks = ranks
         self._first_action_id = family.spec.action_ids.start
         model = family.network(dtype, ranks.device).requires_grad_(False)
         self._layers = add_factors(model, lora, seed, list(family.lora_layers()))
@@ -201,7 +199,7 @@ def token_logprobs(logits: Tensor, choices: Tensor, temperature: float) -> tuple
 
 
 class FullPolicy(TrainablePolicy):
-    """OpenVLA with all of its weights trained, those apart that the forward pass never uses; the
+    """OpenVLA with all of its weights trained, except those that the forward pass never uses; the
     optimizer's copy is float32.
     """
 

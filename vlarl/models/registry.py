@@ -12,7 +12,7 @@ from vlarl.weights.folder import configuration_of, read_json, reward_model_versi
 from vlarl.weights.wholeness import check_weights
 
 POLICY = "policy"
-"""Folder of a reward model that is no OpenVLA: the configuration of the policy that it scores."""
+"""Folder in a reward model that is no OpenVLA, with the configuration of the policy it scores."""
 
 __all__ = [
     "ENGINE_MODELS",
@@ -97,7 +97,8 @@ def scored_policy(directory: Path) -> PolicySpec:
 
 
 def check_any(directory: Path) -> None:
-    """`check_policy_checkpoint`, or of a model of another kind whether its weights are whole.
+    """Checks an OpenVLA by `check_policy_checkpoint`, any other model by whether its weights are
+    whole.
 
     Raises:
         ConfigError, CheckpointError: something is missing or can't be used.

@@ -16,7 +16,7 @@ from vlarl_reward.models.base import NotFinite, Result, RewardModel, Unscorable
 log = logging.getLogger(__name__)
 
 MAX_STEPS = 10_000
-"""Steps of a trajectory that is scored."""
+"""Most steps of a trajectory that is scored."""
 
 
 def score_all(model: RewardModel, trajectories: Sequence[rollout_pb2.Trajectory]) -> list[Result]:

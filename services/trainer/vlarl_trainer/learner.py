@@ -64,7 +64,7 @@ class Learner:
             center_crop: whether it sees the centre of a frame.
             seed: of factors, critic and the order of samples.
             ranks: which learn together.
-            success_reward: that advantages are large or small against.
+            success_reward: the scale by which advantages are large or small.
         """
         self.dtype = compute_dtype(config.dtype, ranks.device)
         self.policy = LoraPolicy(
@@ -99,6 +99,7 @@ class Learner:
         Raises:
             ParityError: nothing was learned, because the log-probs on both sides disagree.
             DivergedError: a loss or a gradient is not finite.
+            TrajectoryError: a recorded frame is no image.
         """
         started = time.monotonic()
         batch = build_batch(experience)
@@ -158,7 +159,7 @@ class Learner:
         return values
 
     def _features(self, observations: Observations) -> Tensor:
-        """The critic's features of all states [S, d]."""
+        """The critic's features of all states [S, F]."""
         states = np.arange(len(observations))
         parts = [
             self.critic.features(*self.policy.base_states(observations[one.samples])).cpu()[
@@ -229,6 +230,7 @@ class Learner:
             return Snapshot({})
         tensors |= gathered(self.critic.head.state_dict(), "critic")
         tensors |= self.critic.optimizer.tensors("critic_optimizer")
+        # For 0.1.0, which reads it; here AdamW's own count is.
         tensors["policy_steps"] = torch.tensor(self._update.optimizer.steps_taken)
         return Snapshot(tensors)
 

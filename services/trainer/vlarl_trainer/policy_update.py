@@ -40,7 +40,7 @@ class PolicyReport:
     policy_loss: float
     approximate_kl: float
     largest_kl: float
-    """Of a mini-batch, which is what the bound holds for."""
+    """The largest of a mini-batch; the bound `kl_stop` applies to it."""
     clip_fraction: float
     grad_norm: float
     """Mean norm before clipping, over the steps taken."""

@@ -2,7 +2,7 @@
 
 To load them takes longer than most of what is tested, so one process does it once, and every
 program is forked from that. Nothing but imports has happened in it: no thread, no channel, no run.
-`vlarl up` and torchrun themselves start what tests/e2e looks at.
+tests/e2e starts its programs with the real `vlarl up` and torchrun.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from vlarl.launch.supervisor import free_address
 
-# Made before the session has a folder of its own for temporary files: this one outlives that, until
-# the interpreter ends and removes it.
+# Called here, before pytest sets a folder for the session's temporary files, so that the fork
+# server's own folder isn't deleted with that one.
 get_temp_dir()
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -33,6 +33,8 @@ class Program:
     arguments: of `main`.
     log: the file that gets all output.
     ranks: how many processes; where one fails, all end.
+
+    Environment and working folder are those that the fork server began with.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vlarl.config import ConfigError, LoraConfig, SftConfig  # noqa: E402
-from vlarl.json_lines import read_lines  # noqa: E402
+from vlarl.json_lines import DamagedFileError, read_lines  # noqa: E402
 from vlarl.learning.export import export_checkpoint  # noqa: E402
 from vlarl.learning.stage_log import METRICS, StageLog  # noqa: E402
 from vlarl.learning.stage_progress import (  # noqa: E402
@@ -152,6 +152,12 @@ def test_lines_newer_than_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     StageLog(tmp_path, "training", 4).close()
     lines = [(line["stage"], line["step"]) for line in read_lines(tmp_path / "metrics.jsonl")]
     assert lines == [("pretrain", 9), ("training", 2), ("training", 4)]
+
+
+def test_a_line_of_another_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "training", "step": 2}\n{"iteration": 3}\n')
+    with pytest.raises(DamagedFileError, match=r"metrics\.jsonl, line 2: not a line of this file"):
+        StageLog(tmp_path, "training", 4)
 
 
 def test_a_resumed_stage_may_say_its_last_line_again(tmp_path: Path) -> None:

@@ -63,9 +63,21 @@ def test_a_copy_under_another_name_is_no_checkpoint(tmp_path: Path) -> None:
     path = folder_of(tmp_path).save(3, PROGRESS, TENSORS, keep=1)
     shutil.copytree(path, tmp_path / "iteration-00009-mine")
     assert folder_of(tmp_path).latest() == path
+    shutil.copytree(path, tmp_path / "iteration-9")
+    assert folder_of(tmp_path).latest() == path
     following = folder_of(tmp_path).save(100_000, PROGRESS, TENSORS, keep=1)
     assert folder_of(tmp_path).latest() == following, "the newest by number, not by name"
     assert (tmp_path / "iteration-00009-mine").is_dir()
+
+
+def test_one_that_was_being_replaced_when_the_trainer_was_killed_is_there_again(
+    tmp_path: Path,
+) -> None:
+    path = folder_of(tmp_path).save(3, PROGRESS, TENSORS, keep=2)
+    path.rename(tmp_path / ".iteration-00003.replaced.partial")
+    folder_of(tmp_path).save(4, replace(PROGRESS, iteration=4), TENSORS, keep=2)
+    assert folder_of(tmp_path).load(path)[0] == PROGRESS
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_iteration_done_again_replaces_its_checkpoint(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ From an image to an action::
     ids = ...  # the action tokens that the model answers with
     action = processor.actions(ids, family.spec.statistics("libero_goal"))
 
-Whatever knows OpenVLA is here; others ask `vlarl.models.registry`.
+Whatever knows OpenVLA is here. Others get it from `vlarl.models.registry`, and may name its classes
+as types. Making tiny checkpoints and adopting others' files are OpenVLA's own, and asked for here.
 
 This package imports nothing itself, so that each user pays for what it uses.
 """

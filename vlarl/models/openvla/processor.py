@@ -30,7 +30,7 @@ _KNOWN_PROMPTS = 4096
 
 
 class PromptTooLongError(ValueError):
-    """An instruction of more tokens than the engine takes, in a few words."""
+    """An instruction has more tokens than the engine takes; the message is short."""
 
 
 class Processor:
@@ -66,7 +66,7 @@ class Processor:
 
         Raises:
             ImageError: the bytes are no image.
-            PromptTooLongError: the instruction is.
+            PromptTooLongError: the prompt has too many tokens.
         """
         crop = self.center_crop if center_crop is None else center_crop
         pixels = prepare_image(decode_image(image), self.spec.image_size, crop)

@@ -52,8 +52,8 @@ class ProcessReward:
         self._cut_goes_on = self._of_states and ppo.time_limit == "bootstrap"
         self._checkpoint = config.checkpoint
         self._outcome = OutcomeReward(config.success_reward)
-        # Decoding and resizing release the interpreter's lock for most of their time. Where no GPU
-        # does, all cores pass, and decoding beside them only makes them wait for each other.
+        # Decoding and resizing release the interpreter's lock for most of their time. Without a GPU
+        # the forward pass uses all cores, and decoding at the same time would only slow both.
         self._threads = (
             ThreadPoolExecutor(thread_name_prefix="decode") if torch.cuda.is_available() else None
         )
@@ -229,8 +229,9 @@ def dense_rewards(
         additive:   r_t = P(s_t, a_t)
         potential:  r_t = gamma * Phi(s_{t+1}) - Phi(s_t)      (Ng, Harada and Russell, 1999)
 
-    The second leaves the best policy what it is, because it depends on states alone, and where an
-    end is none, because the last state's potential then counts (docs/decisions/0014).
+    The potential form doesn't change which policy is best, because it depends on states alone. It
+    holds for an episode that was cut off, too: the last state's potential then counts
+    (docs/decisions/0014).
 
     Args:
         probabilities: additive: [T], P of each action; potential: [T + 1], Phi of each state, and

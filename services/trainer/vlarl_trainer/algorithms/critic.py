@@ -119,7 +119,7 @@ class Critic:
         self._device = device
 
     def features(self, hidden: Tensor, image_tokens: Tensor) -> Tensor:
-        """What the head sees of B states: float32 [B, d + patches * channels].
+        """What the head sees of B states: float32 [B, F], F = d + patches * channels.
 
         Args:
             hidden: float32 [B, d], where the first action token is predicted.
@@ -130,7 +130,7 @@ class Critic:
 
     @torch.no_grad()
     def values(self, features: Tensor) -> Tensor:
-        """V of features [S, d]; float32 [S] on the CPU."""
+        """V of features [S, F]; float32 [S] on the CPU."""
         values: Tensor = self.head(features.to(self._device)).squeeze(-1)
         return values.cpu()
 
@@ -146,7 +146,7 @@ class Critic:
         """Regresses the returns.
 
         Args:
-            features: [N, d], `features`.
+            features: [N, F], `features`.
             returns: [N], GAE's A + V under the values before the fit.
             epochs: passes over the samples.
             mini_batch: samples behind one step.

@@ -121,7 +121,7 @@ class PolicyTerms:
     kl: Tensor
     """[B], approximate KL(start || new) of whole actions, detached."""
     clipped: Tensor
-    """[B], share of the action's ratios at which clipping bound, detached."""
+    """[B], share of the action's ratios that clipping changed, detached."""
 
 
 def clipped_policy_terms(
