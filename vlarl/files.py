@@ -55,7 +55,7 @@ def durable_folder(final: Path, needed: int = 0) -> Iterator[Path]:
             partial.mkdir()
             yield partial
             for path in (*partial.rglob("*"), partial):
-                _force_to_disk(path)
+                force_to_disk(path)
         except Exception:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -70,10 +70,11 @@ def _replace(final: Path, partial: Path) -> None:
         shutil.rmtree(replaced)
     else:
         partial.rename(final)
-    _force_to_disk(final.parent)
+    force_to_disk(final.parent)
 
 
-def _force_to_disk(path: Path) -> None:
+def force_to_disk(path: Path) -> None:
+    """Returns when a file's content, or a folder's names, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlarl.errors import FatalError
+from vlarl.files import force_to_disk
 
 
 class DamagedFileError(FatalError):
@@ -72,11 +73,10 @@ class JsonLines:
         kept = "".join(map(_line, self.rows)).encode()
         if path.exists() and path.read_bytes() != kept:
             partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                file.write(kept)
-                file.flush()
-                os.fsync(file.fileno())
+            partial.write_bytes(kept)
+            force_to_disk(partial)
             partial.replace(path)
+            force_to_disk(path.parent)
 
     def append(self, row: Mapping[str, object]) -> None:
         """Adds an object; it is on disk when this returns."""
