@@ -240,18 +240,15 @@ def action_of(sampled: SampledAction, statistics: ActionStats, processor: Proces
         UnsoundActionError: it would hold a number that isn't finite, or another token than an
             action's.
     """
-    ids, logprobs = np.asarray(sampled.token_ids), np.asarray(sampled.logprobs)
-    version = sampled.policy_version
-    if (
-        not (np.abs(logprobs) <= _LARGEST).all()
-        or not np.isin(ids, processor.spec.action_ids).all()
-    ):
+    version, action_ids = sampled.policy_version, processor.spec.action_ids
+    sound = (np.abs(sampled.logprobs) <= _LARGEST).all()
+    if not sound or not all(token in action_ids for token in sampled.token_ids):
         whose = f"version {version}'s" if version else "the checkpoint's"
         raise UnsoundActionError(
             f"{whose} weights give probabilities that aren't finite numbers, so there is no "
             "action; other weights have to be served"
         )
-    values = processor.actions(ids, statistics)
+    values = processor.actions(sampled.token_ids, statistics)
     if not (np.abs(values) <= _LARGEST).all():
         raise UnsoundActionError(
             "the dataset statistics turn the tokens into numbers that aren't finite"

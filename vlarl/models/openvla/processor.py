@@ -68,8 +68,7 @@ class Processor:
             ImageError: the bytes are no image.
             PromptTooLongError: the prompt has too many tokens.
         """
-        crop = self.center_crop if center_crop is None else center_crop
-        pixels = prepare_image(decode_image(image), self.spec.image_size, crop)
+        pixels = self.frame(image, center_crop)
         prompt_ids = self.prompt(instruction)
         if len(prompt_ids) > MAX_PROMPT_TOKENS:
             raise PromptTooLongError(
@@ -77,13 +76,18 @@ class Processor:
             )
         return Encoded(prompt_ids, pixels)
 
-    def frame(self, encoded: bytes) -> Frame:
+    def frame(self, encoded: bytes, center_crop: bool | None = None) -> Frame:
         """Decodes and prepares a frame: uint8 [S, S, 3].
+
+        Args:
+            encoded: the frame.
+            center_crop: whether it is cropped; None: as all are.
 
         Raises:
             ImageError: the bytes are no image.
         """
-        return prepare_image(decode_image(encoded), self.spec.image_size, self.center_crop)
+        crop = self.center_crop if center_crop is None else center_crop
+        return prepare_image(decode_image(encoded), self.spec.image_size, crop)
 
     def prompt(self, instruction: str) -> list[int]:
         """Prompt ids, "▁" last."""
