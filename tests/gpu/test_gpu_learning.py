@@ -26,7 +26,7 @@ from vlarl_trainer.learner import Learner  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
-ON_CPU = Ranks(0, 1, torch.device("cpu"), None)
+ON_CPU = Ranks.alone(torch.device("cpu"))
 
 
 def learner(checkpoint: Path, ranks: Ranks, config: TrainerConfig | None = None) -> Learner:

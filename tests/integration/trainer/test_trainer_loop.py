@@ -5,7 +5,8 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,20 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
+@asynccontextmanager
+async def around(
+    checkpoint: Path, valkey: Valkey
+) -> AsyncIterator[tuple[RolloutQueue, str, list[str]]]:
+    """What a trainer needs: the queue, the policy's address, and the episodes that ran so far."""
+    policy = StandInPolicy(checkpoint)
+    async with (
+        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
+        serving(policy) as address,
+        working(queue, policy) as ran,
+    ):
+        yield queue, address, ran
+
+
 @dataclass(frozen=True)
 class Whole:
     """What was seen of a run that nothing disturbs."""
@@ -169,13 +184,8 @@ async def test_a_killed_trainer_goes_on_as_if_nothing_had_happened(
     whole: Whole, checkpoint: Path, tmp_path: Path, valkey: Valkey
 ) -> None:
     """Killed again and again, at whatever it is doing; the curve must be the uninterrupted one."""
-    policy = StandInPolicy(checkpoint)
     run_dir = tmp_path / "killed"
-    async with (
-        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
-        serving(policy) as address,
-        working(queue, policy) as ran,
-    ):
+    async with around(checkpoint, valkey) as (queue, address, ran):
         config = write_config(run_dir, checkpoint, valkey.url, address)
         for episodes in (2, 5, 9, 11):
             trainer = start_trainer(run_dir)
@@ -200,13 +210,8 @@ async def test_a_trainer_whose_disk_fills_up_goes_on_as_if_nothing_had_happened(
     small_disk: Callable[[Path, int], None],
 ) -> None:
     """One sentence, the last checkpoint and the queue: that is all it takes."""
-    policy = StandInPolicy(checkpoint)
     run_dir = tmp_path / "full"
-    async with (
-        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
-        serving(policy) as address,
-        working(queue, policy) as ran,
-    ):
+    async with around(checkpoint, valkey) as (queue, address, ran):
         write_config(run_dir, checkpoint, valkey.url, address)
         checkpoints = run_dir / "checkpoints"
         small_disk(checkpoints, 32)
@@ -235,13 +240,8 @@ async def test_a_run_whose_queue_is_emptied_learns_as_if_nothing_had_happened(
     whole: Whole, checkpoint: Path, tmp_path: Path, valkey: Valkey
 ) -> None:
     """FLUSHALL, in the midst of rollouts and perhaps of learning: no other curve, no end."""
-    policy = StandInPolicy(checkpoint)
     run_dir = tmp_path / "emptied"
-    async with (
-        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
-        serving(policy) as address,
-        working(queue, policy) as ran,
-    ):
+    async with around(checkpoint, valkey) as (queue, address, ran):
         write_config(run_dir, checkpoint, valkey.url, address)
         training = asyncio.create_task(train_to_the_end(run_dir))
         for episodes in (2, 5, 10):
@@ -274,13 +274,8 @@ async def test_a_given_up_episode_is_missing_and_the_batch_goes_on(
 async def test_two_ranks_go_on_where_one_stopped(
     whole: Whole, checkpoint: Path, valkey: Valkey, tmp_path: Path
 ) -> None:
-    policy = StandInPolicy(checkpoint)
     run_dir = tmp_path / "together"
-    async with (
-        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
-        serving(policy) as address,
-        working(queue, policy),
-    ):
+    async with around(checkpoint, valkey) as (queue, address, _):
         config = write_config(run_dir, checkpoint, valkey.url, address)
         for iterations, ranks in ((1, 1), (3, 2)):
             trainer = config.trainer.model_copy(update={"iterations": iterations})

@@ -61,7 +61,7 @@ def make_run(
     (path / "config.toml").write_text(dump_toml(settings))
     if not iterations:
         return path
-    record_start(path, 0, Ranks(rank=0, size=1, device=torch.device("cpu"), mesh=None))
+    record_start(path, 0, Ranks.alone(torch.device("cpu")))
     _write_iterations(path, settings, iterations)
     log = EvaluationLog(path)
     for after in evaluated:

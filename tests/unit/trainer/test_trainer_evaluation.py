@@ -179,7 +179,7 @@ def test_fine_tuning_counts_an_evaluations_given_up_episodes_as_failed(tmp_path:
     gone = trajectory(0, 1, success=False).spec
     folder.write_score(count(folder.results, PROGRESS, [gone]), ended=True)
     config = SimulationConfig(config=tmp_path / "none.toml", every_steps=3)
-    alone = Ranks(rank=0, size=1, device=torch.device("cpu"), mesh=None)
+    alone = Ranks.alone(torch.device("cpu"))
 
     def export(step: int, to: Path) -> None:
         raise AssertionError("it was evaluated again")

@@ -1,7 +1,9 @@
 """Where a run stands between two iterations, and its checkpoints.
 
-RUN/checkpoints/iteration-00012/state.json            `Progress`
-tensors.safetensors   factors, critic, both optimizers
+    RUN/checkpoints/iteration-00012/state.json            `Progress`
+                                    tensors.safetensors   factors, critic, both optimizers
+
+What all checkpoints have in common is in vlarl/learning/checkpoints.py.
 """
 
 from __future__ import annotations
