@@ -6,9 +6,9 @@ One command for a GPU that is at hand for a short while: from "do the libraries 
 with the original and with plain torch to speed and swaps at OpenVLA-7B's size.
 
 probe   the libraries load, FlashAttention's numbers, compilers
-tiny    servers of the golden checkpoint and of policies/reach in float32 and bfloat16: tokens and
-        log-probs against the original's and against plain torch on the CPU, a swap under load, and
-        what outlives a killed server
+tiny    servers of the golden checkpoint and of policies/reach in float32, float16 and
+        bfloat16: tokens and log-probs against the original's and against plain torch on the CPU, a
+        swap under load, and what outlives a killed server
 seven   a server of a random model of OpenVLA-7B's size: actions a second, swaps, memory, parity
         with plain torch on the GPU
 up      `vlarl up` on one task of the simulator, drawing with EGL: a few iterations of PPO; starts

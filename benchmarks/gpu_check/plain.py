@@ -19,6 +19,7 @@ from vlarl.models.openvla.network import load_model
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.weights.adapter import Adapter
+from vlarl.weights.merge import merge
 
 Pairs = Sequence[tuple[bytes, str]]
 """Images and instructions."""
@@ -36,12 +37,11 @@ class PlainPolicy:
 
     @torch.no_grad()
     def merge(self, adapter: Adapter) -> None:
-        """Adds s * B @ A to the weights, in float32, and rounds."""
+        """Merges an adapter into the weights, as trainer and policy server do."""
         parameters = dict(self._model.named_parameters())
-        for layer, (a, b) in adapter.factors.items():
+        for layer, factors in adapter.factors.items():
             weight = parameters[f"{layer}.weight"]
-            moved = adapter.scaling * (b.to(self._device).float() @ a.to(self._device).float())
-            weight.copy_((weight.float() + moved).to(weight.dtype))
+            weight.copy_(merge(weight, factors, adapter.scaling, weight.dtype))
 
     @torch.inference_mode()
     def action_logits(self, pairs: Pairs, tokens: npt.NDArray[np.int64]) -> Tensor:

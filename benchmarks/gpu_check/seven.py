@@ -21,7 +21,7 @@ from vlarl.clients.policy import Action, AsyncPolicyClient
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.weights.adapter import Adapter
 
-_BOUND = 0.3
+_BOUND = 0.05
 _PAIRS = 16
 _RANK = 32
 _SWAPS = 2
@@ -118,7 +118,6 @@ async def _add_swaps(
             server.checkpoint,
             version,
             _RANK,
-            dtype=torch.bfloat16,
             base=described.base_digest,
         )
         swap = await swap_under_load(client, address, last, key, max(10, check.left))
@@ -136,7 +135,7 @@ def _add_parity(
     adapter: Adapter | None,
 ) -> None:
     """Against plain torch in the same data type on the same device."""
-    dtype = torch.bfloat16 if check.cuda else torch.float32
+    dtype = torch.float16 if check.cuda else torch.float32
     plain = PlainPolicy(server.checkpoint, dtype, torch.device("cuda" if check.cuda else "cpu"))
     add, name = check.results.add, server.name
     gap = "largest difference of a log-prob from plain torch"

@@ -148,14 +148,19 @@ class TrainerConfig(Section):
     temperature: float = Field(default=1.5, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     """Sampling temperature, in rollout and learning alike, within what the policy server takes:
     0.01 to 2."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Data type of the computation; auto: bfloat16 on a GPU, float32 otherwise."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of the computation; auto: float16 on a GPU, float32 otherwise. An update reaches
+    the policy sooner in float16 than in bfloat16, see docs/decisions/0017. Use the policy's."""
     logprob_gap_bound: float | None = Field(default=None, gt=0)
-    """Largest difference between the server's and the trainer's log-prob of a token; above it the
-    run stops. None: 1e-4 in float32, 0.3 in bfloat16."""
+    """Bound on the difference between the server's and the trainer's log-probs of fresh tokens, in
+    nats: 99.9 % of them must be within it, their mean within a quarter, and k3 within half its
+    square, or the run stops. None: 1e-4 in float32, 0.05 in float16, 0.3 in bfloat16."""
+    merged_check: Literal["off", "sampled", "full"] = "sampled"
+    """Of how many layers server and trainer compare the merged weights at each publication, by
+    checksums; sampled: an eighth, others each time."""
     merged_digest: Literal["require", "report"] = "require"
-    """What an unequal digest of merged weights does. On one machine both sides agree to the bit;
-    across different hardware `report` logs it and leaves parity to `logprob_gap_bound`."""
+    """What unequal merged weights do. On one machine both sides agree to the bit; across different
+    hardware `report` logs it and leaves parity to `logprob_gap_bound`."""
     rollout_timeout_seconds: float = Field(default=3600.0, gt=0)
     """Time without a finished episode after which the run stops and says so."""
     publish_timeout_seconds: float = Field(default=900.0, gt=0)

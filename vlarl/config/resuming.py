@@ -139,7 +139,7 @@ _KINDS: Mapping[type[Section], _Keys] = {
         ahead="checkpoint coefficient form dtype",
     ),
     TrainerConfig: _Keys(
-        free="address logprob_gap_bound merged_digest rollout_timeout_seconds "
+        free="address logprob_gap_bound merged_check merged_digest rollout_timeout_seconds "
         "publish_timeout_seconds activation_checkpointing keep_checkpoints record_rollouts "
         "threads ranks",
         ahead="iterations episodes_per_iteration temperature dtype staleness",

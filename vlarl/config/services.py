@@ -22,8 +22,8 @@ class PolicyConfig(Section):
     """OpenVLA checkpoint: the original format, any size."""
     addresses: str = "127.0.0.1:50051"
     """Where clients find the replicas: HOST:PORT, several with commas, or dns:///NAME:PORT."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Data type of the weights; auto: bfloat16 on a GPU, float32 otherwise."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of the weights; auto: float16 on a GPU, float32 otherwise."""
     exact_float32: bool = False
     """With dtype = "float32" on a GPU: keep Triton's attention and NVIDIA's libraries from rounding
     to TF32, which has 10 bits of mantissa; docs/parity.md."""
@@ -49,7 +49,7 @@ class PolicyConfig(Section):
         if self.exact_float32 and self.dtype != "float32":
             raise ValueError(
                 f'exact_float32 needs dtype = "float32": with "{self.dtype}" a GPU computes in '
-                "bfloat16"
+                "16 bits"
             )
         return self
 

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -153,8 +154,9 @@ def take_over(
                 f"be {list(own.shape)}. A run goes on with the settings of [{section}] that it "
                 "began with; start a new run to change them"
             )
-    for name, own in parameters.items():
-        own.data.copy_(like(tensors[f"{prefix}.{name}"], own))
+    with torch.no_grad():
+        for name, own in parameters.items():
+            own.copy_(like(tensors[f"{prefix}.{name}"], own))
 
 
 def write_state(final: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -213,7 +213,9 @@ class Fit(Generic[B]):
     def _finish_step(self, done: int, samples: int) -> None:
         """Takes the accumulated step, the done-th."""
         loss = float(self._optimizer.means())
-        self._window.grad_norms.append(self._optimizer.step())
+        norm = self._optimizer.step()
+        assert norm is not None  # noqa: S101 - no loss is scaled
+        self._window.grad_norms.append(norm)
         self._window.losses.append(loss)
         self._window.samples += samples
         if self._display is not None:

@@ -4,7 +4,7 @@ reward models.
     for micro_batch in ranks.share(mini_batch, size):    (ranks.py)
         accumulate(losses, micro_batch)
     means()      of the mini-batch, over all ranks; not finite: refused
-    step()       clip, AdamW; a gradient that isn't finite: refused
+    step()       clip, AdamW; a gradient that isn't finite: refused, or in float16 left out
 """
 
 from __future__ import annotations
@@ -29,6 +29,43 @@ class DivergedError(FatalError):
     """A loss or a gradient is no number any more; no step was taken from it."""
 
 
+class LossScale:
+    """What losses are multiplied by before the backward pass, and gradients divided by after it.
+
+    float16 has no numbers between 0 and 6e-8, where many gradients are, and none beyond 65,504. So
+    the scale is halved where a gradient overflows, and doubled after a thousand steps without.
+    (P. Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740.) A power of two changes
+    no digit of what neither over- nor underflows.
+    """
+
+    _START = 2.0**16
+    _PATIENCE = 1000
+
+    def __init__(self) -> None:
+        self.value = self._START
+        self._steps = 0
+
+    def stepped(self) -> None:
+        """After a step."""
+        self._steps += 1
+        if self._steps == self._PATIENCE:
+            self.value, self._steps = 2 * self.value, 0
+
+    def overflowed(self) -> bool:
+        """After a gradient that isn't finite; False: the scale isn't to blame."""
+        self._steps = 0
+        self.value /= 2
+        return self.value >= 1
+
+    def state(self) -> Tensor:
+        """For a checkpoint."""
+        return torch.tensor([self.value, float(self._steps)], dtype=torch.float64)
+
+    def restore(self, state: Tensor) -> None:
+        """Takes over what `state` gave."""
+        self.value, self._steps = float(state[0]), int(state[1])
+
+
 class StepOptimizer:
     """AdamW over named parameters: one step a mini-batch, whose loss is the mean of its samples'.
 
@@ -48,6 +85,7 @@ class StepOptimizer:
         weight_decay: float = 0.0,
         epsilon: float = 1e-8,
         synchronise_gradients: Callable[[bool], None] | None = None,
+        loss_scale: LossScale | None = None,
     ) -> None:
         """Takes no step yet.
 
@@ -62,6 +100,7 @@ class StepOptimizer:
             epsilon: AdamW's.
             synchronise_gradients: says whether the next backward pass adds gradients up over the
                 ranks, or only locally; none: nothing is sharded.
+            loss_scale: where passes compute in float16.
         """
         self.steps_taken = 0
         self._parameters = parameters
@@ -71,6 +110,7 @@ class StepOptimizer:
         self._name = name
         self._rate_key = rate_key
         self._synchronise_gradients = synchronise_gradients
+        self._loss_scale = loss_scale
         self._adamw = torch.optim.AdamW(parameters.values(), weight_decay=weight_decay, eps=epsilon)
         self._sums: Tensor | None = None
         self._size = 0
@@ -89,7 +129,8 @@ class StepOptimizer:
             self._synchronise_gradients(micro_batch.last)
         counted = losses[: micro_batch.counted].sum()
         # A micro-batch that counts for nothing still takes part in the ranks' common passes.
-        torch.autograd.backward(counted / micro_batch.size + 0.0 * losses.sum())
+        loss = counted / micro_batch.size + 0.0 * losses.sum()
+        torch.autograd.backward(loss if self._loss_scale is None else loss * self._loss_scale.value)
         rows = losses[None] if watched is None else watched
         rows = rows[:, : micro_batch.counted].detach().to("cpu", torch.float64)
         self._sums = rows.sum(dim=1) + (0.0 if self._sums is None else self._sums)
@@ -110,7 +151,7 @@ class StepOptimizer:
             raise DivergedError(self._refusal("loss"))
         return means
 
-    def step(self) -> float:
+    def step(self) -> float | None:
         """Takes the step of the accumulated gradient, scaled down to the bound, and forgets it.
 
         A gradient may be infinite where its loss isn't: products overflow on the way back. Scaled
@@ -118,21 +159,30 @@ class StepOptimizer:
         norm is all ranks', so they refuse together.
 
         Returns:
-            The gradient's norm before it was scaled.
+            The gradient's norm before it was scaled down; None: it overflowed because of the loss's
+            scale, and no step was taken.
 
         Raises:
             DivergedError: it isn't finite. Weights and moments are as they were.
         """
+        if self._loss_scale is not None:
+            for parameter in self._parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad /= self._loss_scale.value
         found = nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
         norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
         if not math.isfinite(norm):
             self.discard()
+            if self._loss_scale is not None and self._loss_scale.overflowed():
+                return None
             raise DivergedError(self._refusal("gradient"))
         for group in self._adamw.param_groups:
             group["lr"] = self._rate(self.steps_taken)
         self._adamw.step()
         self.steps_taken += 1
         self.discard()
+        if self._loss_scale is not None:
+            self._loss_scale.stepped()
         return norm
 
     def discard(self) -> None:
@@ -148,6 +198,8 @@ class StepOptimizer:
             for moment in _MOMENTS:
                 if moment in state:
                     gathered[f"{prefix}.{name}.{moment}"] = whole(state[moment])
+        if self._loss_scale is not None:
+            gathered[f"{prefix}.loss_scale"] = self._loss_scale.state()
         return gathered
 
     def restore(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
@@ -162,6 +214,9 @@ class StepOptimizer:
             if state:
                 self._adamw.state[parameter] = state
                 self.steps_taken = int(state["step"])
+        scale = tensors.get(f"{prefix}.loss_scale")
+        if self._loss_scale is not None and scale is not None:
+            self._loss_scale.restore(scale)
 
     def _refusal(self, what: str) -> str:
         return (

@@ -13,14 +13,22 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from vlarl.learning.ranks import Ranks
 
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
 
 def compute_dtype(
-    choice: Literal["auto", "float32", "bfloat16"], device: torch.device
+    choice: Literal["auto", "float32", "bfloat16", "float16"],
+    device: torch.device,
+    on_gpu: torch.dtype = torch.bfloat16,
 ) -> torch.dtype:
-    """What the passes compute in; auto: bfloat16 on a GPU, float32 otherwise."""
+    """What the passes compute in; auto: `on_gpu` on a GPU, float32 otherwise."""
     if choice == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.float32 if choice == "float32" else torch.bfloat16
+        return on_gpu if device.type == "cuda" else torch.float32
+    return _DTYPES[choice]
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[nn.ModuleList, int, nn.Module]]:

@@ -1,26 +1,22 @@
-"""The policy that is trained, sharded over the ranks: all of its weights, or LoRA factors beside
-frozen ones.
+"""The policy that is trained, sharded over the ranks: all of its weights, or the LoRA factors of
+its layers (vlarl/learning/factors.py).
 
-    W x  becomes  W0 x + (alpha / rank) * B (A x)      A gaussian, B zero, W0 never changes
-
-Only layers that the forward pass uses are adapted. With the factors switched off the same model is
-the critic's backbone, at no further copy of the weights.
+Only layers that the forward pass uses are adapted. With W0 in the layers the same model is the
+critic's backbone.
 """
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-import peft
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vlarl.config import LoraConfig
+from vlarl.learning.factors import MergedLayers
 from vlarl.learning.ranks import Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.models.network import ObservationBatch
@@ -62,6 +58,7 @@ class TrainablePolicy(ABC):
         """Logits [B, K, 256] over the action ids, given action tokens (int64 [B, K]); or, with
         `answer_ids`, over these A answers after each of 0 to K of them [B, K + 1, A].
         """
+        self._hold_weights()
         output = self._model(
             observations.pixel_values,
             observations.prompt_ids,
@@ -76,6 +73,7 @@ class TrainablePolicy(ABC):
         """The likeliest action tokens (int64 [B, K]), each after the ones before it; see
         `OpenVLA.greedy`.
         """
+        self._hold_weights()
         chosen: Tensor = self._model.greedy(
             observations.pixel_values,
             observations.prompt_ids,
@@ -87,6 +85,10 @@ class TrainablePolicy(ABC):
     def synchronise_gradients(self, on: bool) -> None:
         """Whether the next backward pass adds gradients up over the ranks, or only locally."""
         synchronise_gradients(self._model, on)
+
+    @abstractmethod
+    def _hold_weights(self) -> None:
+        """Makes the weights of the next pass those that the trained parameters stand for."""
 
 
 class LoraPolicy(TrainablePolicy):
@@ -108,14 +110,15 @@ class LoraPolicy(TrainablePolicy):
         self.scaling = lora.alpha / lora.rank
         self._first_action_id = family.spec.action_ids.start
         model = family.network(dtype, ranks.device).requires_grad_(False)
-        self._layers = add_factors(model, lora, seed, list(family.lora_layers()))
+        self._layers = MergedLayers(model, lora, seed, list(family.lora_layers()))
         super().__init__(
             model, dtype=dtype, ranks=ranks, activation_checkpointing=activation_checkpointing
         )
+        self._layers.keep_base()
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The factors, "LAYER.A" and "LAYER.B"."""
-        return named_factors(self._layers)
+        return self._layers.named_factors()
 
     def logprobs(
         self, observations: ObservationBatch, token_ids: Tensor, temperature: float
@@ -126,60 +129,30 @@ class LoraPolicy(TrainablePolicy):
 
     @torch.no_grad()
     def base_states(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
-        """What the base policy, its factors off, makes of B observations: the hidden states
+        """What the base policy, W0 in its layers, makes of B observations: the hidden states
         [B, d] where the first action token is predicted, float32, and the image's tokens
         [B, patches, d], in the model's type.
         """
-        with self._factors_off():
-            output = self._model(
-                observations.pixel_values, observations.prompt_ids, observations.prompt_lengths
-            )
+        self._layers.hold_base(self._model)
+        output = self._model(
+            observations.pixel_values, observations.prompt_ids, observations.prompt_lengths
+        )
         return output.feature.float(), output.image_tokens
 
-    @contextlib.contextmanager
-    def _factors_off(self) -> Iterator[None]:
-        # peft's own switch also toggles requires_grad, which a sharded model reads only once.
-        for layer in self._layers.values():
-            layer._disable_adapters = True
-        try:
-            yield
-        finally:
-            for layer in self._layers.values():
-                layer._disable_adapters = False
+    @property
+    def layers(self) -> list[str]:
+        """The adapted layers, by their keys without ``.weight``."""
+        return self._layers.names
 
+    def checksums(self, layers: Iterable[str]) -> dict[str, int]:
+        """Of the weights that passes compute with, see `vlarl.weights.merge.checksum`; the same on
+        every rank.
+        """
+        self._hold_weights()
+        return self._layers.checksums(layers)
 
-def named_factors(layers: dict[str, LoraLayer]) -> dict[str, nn.Parameter]:
-    """The factors of what `add_factors` returned: "LAYER.A", "LAYER.B"."""
-    named = {}
-    for name, layer in layers.items():
-        named[f"{name}.A"] = layer.lora_A["default"].weight
-        named[f"{name}.B"] = layer.lora_B["default"].weight
-    return named
-
-
-def add_factors(
-    model: nn.Module, lora: LoraConfig, seed: int, wanted: list[str]
-) -> dict[str, LoraLayer]:
-    """Puts factors, float32 and drawn with the seed, beside these layers of a model, by name."""
-    settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        init_lora_weights="gaussian",
-        target_modules=wanted,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        peft.inject_adapter_in_model(settings, model)
-    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-    if wrong := found.keys() ^ set(wanted):
-        raise ValueError(f"LoRA landed on other layers than asked: {', '.join(sorted(wrong)[:8])}")
-    for layer in found.values():
-        # The optimizer's copy stays in float32, whatever the passes compute in.
-        layer.lora_A.float()
-        layer.lora_B.float()
-    return {name: found[name] for name in wanted}
+    def _hold_weights(self) -> None:
+        self._layers.hold_merged(self._model)
 
 
 def token_logprobs(logits: Tensor, choices: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -222,6 +195,9 @@ class FullPolicy(TrainablePolicy):
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters by their keys in the checkpoint."""
         return trained_parameters(self._model)
+
+    def _hold_weights(self) -> None:
+        pass  # they are the parameters
 
 
 def trainable_model(checkpoint: Path, device: torch.device) -> OpenVLA:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from vlarl.policy.v1 import policy_pb2 as pb
+from vlarl.weights.merge import RECIPE
 
 CHUNK_BYTES = 1 << 20
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,6 +59,7 @@ class Adapter:
         scaling: LoRA's alpha / rank.
         factors: layer (its key in the original checkpoint, without ".weight") to
             (A [rank, in], B [out, rank]), all of one data type, float32 or bfloat16.
+        checked_layers: those of whose merged weights the receiver is asked for checksums.
     """
 
     run_id: str
@@ -65,6 +67,7 @@ class Adapter:
     base_digest: str
     scaling: float
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    checked_layers: Sequence[str] = ()
 
     def tensors(self) -> Iterator[tuple[str, pb.LoraFactor.ValueType, torch.Tensor]]:
         """Every factor in the order of the wire."""
@@ -85,6 +88,7 @@ def adapter_header(adapter: Adapter, *, takeover: bool = False) -> pb.AdapterHea
         scaling=adapter.scaling,
         dtype=_DTYPE_NAMES[dtypes.pop()],
         takeover=takeover,
+        checked_layers=adapter.checked_layers,
         tensors=[
             pb.AdapterTensor(
                 layer=layer,
@@ -95,6 +99,20 @@ def adapter_header(adapter: Adapter, *, takeover: bool = False) -> pb.AdapterHea
             for layer, factor, tensor in adapter.tensors()
         ],
     )
+
+
+def merged_digest(header: pb.AdapterHeader, dtype: str) -> str:
+    """SHA-256 (hex) of all that merged weights are made from, equal for equal weights; empty where
+    nothing is merged.
+
+    dtype: of the merged weights.
+    """
+    if not header.tensors:
+        return ""
+    digest = hashlib.sha256(repr((RECIPE, header.base_digest, header.scaling, dtype)).encode())
+    for tensor in sorted(header.tensors, key=lambda one: (one.layer, one.factor)):
+        digest.update(repr((tensor.layer, tensor.factor, tensor.sha256)).encode())
+    return digest.hexdigest()
 
 
 def adapter_chunks(adapter: Adapter) -> Iterator[pb.AdapterChunk]:
@@ -212,6 +230,7 @@ class AdapterReceiver:
             version=self._header.version,
             base_digest=self._header.base_digest,
             scaling=self._header.scaling,
+            checked_layers=list(self._header.checked_layers),
             factors={
                 layer: (pair[pb.LORA_FACTOR_A], pair[pb.LORA_FACTOR_B])
                 for layer, pair in pairs.items()
@@ -239,6 +258,8 @@ def _check_header(header: pb.AdapterHeader, base_digest: str) -> None:
 
 
 def _check_tensors(header: pb.AdapterHeader, layers: Mapping[str, tuple[int, int]]) -> None:
+    if unknown := set(header.checked_layers) - layers.keys():
+        raise AdapterError("layer", f"unknown layer {min(unknown)!r} to be checked")
     ranks: dict[str, dict[int, int]] = {}
     for tensor in header.tensors:
         if tensor.layer not in layers:

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from vlarl.config import RunConfig, load_saved
 from vlarl.config.resuming import UNITS, check_terms, terms
 from vlarl.learning.checkpoints import ResumeError
-from vlarl.learning.sharding import compute_dtype
 from vlarl.models.meaning import chosen_unnorm_key, units_of
 from vlarl.models.registry import policy_spec
 from vlarl.models.spec import PolicySpec
@@ -41,13 +39,15 @@ class EvaluatedPolicy:
         """What the policy servers are sent, as the run sent it; None: nothing."""
         if not self.tensors:
             return None
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         lora = config.trainer.lora
+        factors = factors_in(self.tensors)
+        check = config.trainer.merged_check
+        step = {"off": len(factors), "sampled": 8, "full": 1}[check]
         return published_adapter(
             self.progress,
-            factors_in(self.tensors),
+            factors,
             scaling=lora.alpha / lora.rank,
-            dtype=compute_dtype(config.trainer.dtype, device),
+            checked_layers=list(factors)[::step] if check != "off" else [],
         )
 
 

@@ -15,9 +15,9 @@ from vlarl.data.pixels import Pixels
 from vlarl.files import durable_folder
 from vlarl.images import Frame, decode_image, prepare_image
 from vlarl.learning.export import checkpoint_bytes, copy_but_weights
+from vlarl.learning.factors import add_factors, named_factors
 from vlarl.learning.ranks import Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
-from vlarl.learning.trainable import add_factors, named_factors
 from vlarl.models.network import ObservationBatch
 from vlarl.models.process_reward.image_text import (
     ImageTextNetwork,

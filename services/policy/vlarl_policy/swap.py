@@ -1,13 +1,14 @@
 """Which weights serve, and how others take their place.
 
-    stream ──▶ receive, check ──▶ memory file ──▶ pause ──▶ merge, reload ──▶ resume
-                    │                                            │
-                 refused: the old version                failed: the old factors
-                 never noticed                           are merged again
+    stream ──▶ receive, check ──▶ memory file ──▶ merge ──▶ pause ──▶ exchange ──▶ resume
+                    │                               │                     │
+                 refused: the old version        failed: the        failed: the old factors
+                 never noticed                   same               are merged again
 
 An update is refused before its chunks arrive where the header says enough. Nothing of it touches
-the engine before the whole adapter is here and checked. Once the pause has begun the swap runs to
-its end, whether or not the client still listens.
+the engine before the whole adapter is here and checked. Actions go on while it is merged; the pause
+is for the exchange alone. Once merging has begun the swap runs to its end, whether or not the
+client still listens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlarl.policy.v1 import policy_pb2 as pb
-from vlarl.weights.adapter import Adapter, AdapterError, AdapterReceiver, write_adapter
+from vlarl.weights.adapter import (
+    Adapter,
+    AdapterError,
+    AdapterReceiver,
+    merged_digest,
+    write_adapter,
+)
 from vlarl_policy.metrics import PolicyMetrics
 from vlarl_policy.vllm_engine import EngineDeadError, PolicyEngine
 
@@ -65,9 +72,10 @@ class ServingWeights:
     Attributes:
         run_id: run that trained them; empty: the base checkpoint's own.
         version: policy version, 0 for the base checkpoint.
-        merged_digest: SHA-256 (hex) of the merged tensors; empty at version 0.
+        merged_digest: SHA-256 (hex) of what the weights were made from; empty at version 0.
         content: identity of the adapter's numbers.
         file: the factors, kept to bring them back after a failed swap.
+        checksums: of merged weights, by layer, as far as they were asked for.
     """
 
     run_id: str = ""
@@ -75,6 +83,7 @@ class ServingWeights:
     merged_digest: str = ""
     content: bytes = b""
     file: AdapterFile | None = field(default=None, repr=False)
+    checksums: Mapping[str, int] = field(default_factory=dict, repr=False)
 
 
 def content_of(header: pb.AdapterHeader) -> bytes:
@@ -166,7 +175,7 @@ class WeightSwapper:
             # Another stream may have been faster.
             if serves_already(header, self.serving):
                 return self._answer(started, already_applied=True)
-            pause_seconds = await self.swap(adapter, content_of(header))
+            pause_seconds = await self.swap(adapter, header)
         self._metrics.swaps.inc()
         self._metrics.swap_bytes.inc(received_bytes)
         self._metrics.swap_seconds.observe(time.perf_counter() - started)
@@ -189,9 +198,10 @@ class WeightSwapper:
             merged_digest=self.serving.merged_digest,
             seconds=time.perf_counter() - started,
             already_applied=already_applied,
+            checksums=self.serving.checksums,
         )
 
-    async def swap(self, adapter: Adapter, content: bytes) -> float:
+    async def swap(self, adapter: Adapter, header: pb.AdapterHeader) -> float:
         """Puts an adapter in the place of what serves, between two actions.
 
         Returns:
@@ -202,18 +212,31 @@ class WeightSwapper:
         """
         file = await asyncio.to_thread(AdapterFile, adapter) if adapter.factors else None
         old = self.serving
+        try:
+            checksums = await self._engine.prepare(
+                file.path if file else None, adapter.checked_layers
+            )
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            if file:
+                file.close()
+            raise SwapFailedError(
+                f"version {adapter.version} couldn't be merged: {error}"
+            ) from error
         started = time.perf_counter()
         await self._engine.pause()
         try:
-            merged_digest = await self._merge_or_restore(file, adapter.version)
+            await self._exchange_or_restore(file, adapter.version)
         except SwapFailedError:
             await self._engine.resume()
             raise
         self.serving = ServingWeights(
             run_id=adapter.run_id if file else "",
             version=adapter.version,
-            merged_digest=merged_digest,
-            content=content if file else b"",
+            merged_digest=merged_digest(header, self._engine.dtype),
+            checksums=checksums,
+            content=content_of(header) if file else b"",
             file=file,
         )
         await self._engine.resume()
@@ -224,24 +247,27 @@ class WeightSwapper:
         self._metrics.pause_seconds.observe(pause_seconds)
         return pause_seconds
 
-    async def _merge_or_restore(self, file: AdapterFile | None, version: int) -> str:
+    async def _exchange_or_restore(self, file: AdapterFile | None, version: int) -> None:
         try:
-            return await self._engine.merge(file.path if file else None, version)
+            await self._engine.exchange(version)
         except EngineDeadError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever stopped the reload, the old must serve
-            _LOG.exception("version %d couldn't be merged", version)
+        except Exception as error:  # noqa: BLE001 - whatever stopped it, the old must serve
+            _LOG.exception("version %d couldn't be put into place", version)
             if file:
                 file.close()
             cause = str(error)
+        else:
+            return
         old = self.serving
         try:
-            await self._engine.merge(old.file.path if old.file else None, old.version)
+            await self._engine.prepare(old.file.path if old.file else None, ())
+            await self._engine.exchange(old.version)
         except EngineDeadError:
             raise
         except Exception as error:
             raise WeightsLostError(
-                f"version {version} couldn't be merged ({cause}), nor version {old.version} "
-                f"brought back ({error})"
+                f"version {version} couldn't be put into place ({cause}), nor version "
+                f"{old.version} brought back ({error})"
             ) from error
-        raise SwapFailedError(f"version {version} couldn't be merged: {cause}")
+        raise SwapFailedError(f"version {version} couldn't be put into place: {cause}")

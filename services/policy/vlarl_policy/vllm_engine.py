@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from vlarl.weights.folder import INDEX, read_json, weight_files
 from vlarl_policy.metrics import PolicyMetrics
 
 _SHUTDOWN_SECONDS = 1.0
+_POLL_SECONDS = 0.02
 
 _EXACT_FLOAT32 = {
     "TRITON_F32_DEFAULT": "ieee",  # products in Triton's kernels: attention
@@ -52,7 +53,7 @@ def engine_args(config: PolicyConfig, serving: Serving) -> AsyncEngineArgs:
     on_gpu = torch.cuda.is_available()
     dtype = config.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if on_gpu else "float32"
+        dtype = "float16" if on_gpu else "float32"
     return AsyncEngineArgs(
         model=str(config.checkpoint),
         load_format="safetensors",
@@ -215,16 +216,26 @@ class PolicyEngine:
         await self._engine.resume_generation()
         self._paused = False
 
-    async def merge(self, adapter_path: str | None, version: int) -> str:
-        """Replaces the weights while paused. See `MergeWorker.merge_adapter`.
+    async def prepare(
+        self, adapter_path: str | None, checked_layers: Sequence[str]
+    ) -> dict[str, int]:
+        """Merges an adapter beside the actions that go on; see `MergeWorker.prepare_adapter`.
 
         Returns:
-            SHA-256 (hex) of the merged tensors.
+            Checksums of the merged weights of these layers.
         """
-        arguments = (adapter_path, self._merge_threads)
-        digests = await self._engine.collective_rpc("merge_adapter", args=arguments)
+        arguments = (adapter_path, list(checked_layers), self._merge_threads)
+        await self._engine.collective_rpc("prepare_adapter", args=arguments)
+        while True:
+            (checksums,) = await self._engine.collective_rpc("prepared_adapter")
+            if checksums is not None:
+                return dict(checksums)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def exchange(self, version: int) -> None:
+        """Puts what was prepared in the place of what serves, while paused."""
+        await self._engine.collective_rpc("exchange_weights")
         await self._engine.update_weight_version(str(version))
-        return str(digests[0])
 
     @property
     def alive(self) -> bool:

@@ -1,32 +1,31 @@
-"""The weight swap's half inside vLLM's workers: merge the adapter, reload the layers it moves.
+"""The weight swap's half inside vLLM's workers.
+
+    prepare   while actions go on, on a thread of its own: merge the adapter, layer by layer, into
+              new memory in the engine's form
+    exchange  while the engine is paused: put it in the place of what serves
 
 Every worker reads the factors from the path it is given and W0 from its own checkpoint, so nothing
-but a path crosses the engine's process boundary, and no second copy of the weights is kept.
+but a path crosses the engine's process boundary.
 """
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import nn
-from vllm.model_executor.model_loader.reload import (
-    finalize_layerwise_reload,
-    initialize_layerwise_reload,
-)
+from torch import Tensor, nn
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
 from vlarl.models.registry import lora_layers
 from vlarl.weights.adapter import read_adapter
-from vlarl.weights.checkpoint import tensors_digest
-from vlarl.weights.merge import merged_tensors
+from vlarl.weights.merge import checksum, merged_tensors
 
-_LANGUAGE_MODEL = "language_model."
-"""Where all models that vLLM serves here have their language model."""
+_GPU_BYTES_LEFT = 2 << 30
+"""What others may want of a GPU's free memory meanwhile."""
 
 
 class _ServedModel(Protocol):
@@ -36,141 +35,177 @@ class _ServedModel(Protocol):
     """A module of vLLM's to the checkpoint's layers that it fuses."""
 
     def get_submodule(self, target: str) -> nn.Module: ...
-    def get_parameter(self, target: str) -> nn.Parameter: ...
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]: ...
 
 
 class MergeWorker:
     """Methods that vLLM adds to its worker (`worker_extension_cls`)."""
 
-    def merge_adapter(self, path: str | None, threads: int) -> str:
-        """Makes the weights W0 + s * B @ A of the adapter at `path`, or W0 where it is none.
+    def prepare_adapter(self, path: str | None, checked: Collection[str], threads: int) -> None:
+        """Begins to make the weights W0 + s * B @ A of the adapter at `path`, or W0 where it is
+        none, and returns at once; see `prepared_adapter`. What was prepared before is forgotten.
 
-        Layers that the adapter before had changed, and this one leaves alone, go back to W0. If it
-        fails half way, a further call with an adapter that works makes the weights whole.
+        Layers that the adapter before had changed, and this one leaves alone, go back to W0.
 
         Args:
             path: an adapter's file; none: W0.
-            threads: of torch, where it has fewer, for as long as the merge takes.
-
-        Returns:
-            SHA-256 (hex) of the merged tensors in the engine's data type; empty for W0.
+            checked: layers of whose merged weights checksums are wanted.
+            threads: of torch, on a CPU.
         """
-        adapter = read_adapter(Path(path)) if path else None
-        factors = adapter.factors if adapter else {}
-        # Stays too large if this call fails: the next one then rewrites all that may be broken.
-        moved: set[str] = getattr(self, "_moved_layers", set()) | factors.keys()
-        self._moved_layers = moved
         config = self.model_config  # type: ignore[attr-defined]
         model = self.get_model()  # type: ignore[attr-defined]
-        weights = merged_tensors(
-            config.model,
-            lora_layers(config.model),
+        moved: set[str] = getattr(self, "_moved_layers", set())
+        self._prepared: _Prepared | None = None
+        thread = ThreadPoolExecutor(1, "merge", torch.set_num_threads, (threads,))
+        self._preparing: Future[_Prepared] = thread.submit(
+            _prepare, model, config.model, config.dtype, path, moved, set(checked)
+        )
+        thread.shutdown(wait=False)
+
+    def prepared_adapter(self) -> dict[str, int] | None:
+        """The checksums, by layer, once all is prepared; none before that.
+
+        Raises:
+            Exception: what stopped it. Nothing has changed.
+        """
+        if not self._preparing.done():
+            return None
+        self._prepared = self._preparing.result()
+        return self._prepared.checksums
+
+    def exchange_weights(self) -> None:
+        """Puts what was prepared in the place of what serves, while the engine is paused.
+
+        If it fails half way, weights are broken until another adapter is prepared and exchanged.
+        """
+        prepared = self._prepared
+        assert prepared is not None, "nothing is prepared"  # noqa: S101 - the swapper's order
+        # Stays too large if this fails: the next one then rewrites all that may be broken.
+        self._moved_layers = getattr(self, "_moved_layers", set()) | prepared.moved
+        with torch.no_grad():
+            for module, weight in prepared.weights:
+                weight.put(module)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._moved_layers = prepared.moved
+        del self._prepared, self._preparing
+
+
+class _Weight:
+    """A module's new weight, in the form that the engine computes with."""
+
+    def __init__(self, module: nn.Module, weight: Tensor) -> None:
+        self._weight = weight
+        self._product = None
+        if hasattr(module, "cpu_linear"):
+            # vLLM packs a CPU's weights, and keeps the packed form in a function. The same here
+            # makes the new one beside it.
+            packed = nn.Module()
+            packed.weight = nn.Parameter(weight, requires_grad=False)
+            dispatch_cpu_unquantized_gemm(packed, remove_weight=True)
+            self._weight = packed.weight.data  # empty where it was packed
+            self._product = packed.cpu_linear
+
+    def put(self, module: nn.Module) -> None:
+        """Makes it the module's."""
+        if self._product is not None:
+            module.cpu_linear = self._product
+        if not self._weight.numel():
+            return
+        old = module.weight
+        assert isinstance(old, Tensor)  # noqa: S101 - a linear layer's
+        if old.is_cuda:
+            # Captured graphs know where it lies.
+            old.copy_(self._weight, non_blocking=True)
+        else:
+            old.data = self._weight
+
+
+class _Prepared:
+    """All that an exchange puts into place."""
+
+    def __init__(self, moved: set[str]) -> None:
+        self.moved = moved
+        self.weights: list[tuple[nn.Module, _Weight]] = []
+        self.checksums: dict[str, int] = {}
+
+
+@torch.no_grad()
+def _prepare(
+    model: _ServedModel,
+    checkpoint: str,
+    dtype: torch.dtype,
+    path: str | None,
+    moved: set[str],
+    checked: set[str],
+) -> _Prepared:
+    adapter = read_adapter(Path(path)) if path else None
+    factors = adapter.factors if adapter else {}
+    prepared = _Prepared(set(factors))
+    modules = dict(_modules(model, moved | factors.keys()))
+    layers = lora_layers(checkpoint)
+    wanted = [layer for parts in modules.values() for layer in parts]
+    device = _device(next(iter(modules))) if modules else torch.device("cpu")
+    with _beside_the_actions(device):
+        weights = dict.fromkeys(wanted)
+        merged = merged_tensors(
+            checkpoint,
+            # In the modules' order, so that no more than one of them is half done.
+            {layer: layers[layer] for layer in weights},
             factors,
             adapter.scaling if adapter else 1.0,
-            config.dtype,
-            restore=_whole_modules(model, moved),
+            dtype,
+            restore=wanted,
+            device=device,
         )
-        with torch.no_grad(), _at_least(threads), _digesting() as digest:
-            tapped = _tap(weights, {f"{layer}.weight" for layer in factors}, digest)
-            _load(model, tapped, moved, config)
-        self._moved_layers = set(factors)
-        return digest.result() if factors else ""
+        size = sum(layers[layer][0] * layers[layer][1] for layer in wanted) * dtype.itemsize
+        target = _room(device, size)
+        for module, parts in modules.items():
+            rows = sum(layers[layer][0] for layer in parts)
+            whole = torch.empty(
+                (rows, layers[parts[0]][1]), dtype=dtype, device=target, pin_memory=target != device
+            )
+            first = 0
+            for layer in parts:
+                _, weight = next(merged)
+                if layer in checked:
+                    prepared.checksums[layer] = checksum(weight)
+                whole[first : first + len(weight)] = weight
+                first += len(weight)
+            prepared.weights.append((module, _Weight(module, whole)))
+    return prepared
 
 
-@contextmanager
-def _at_least(threads: int) -> Iterator[None]:
-    # On CUDA vLLM goes down to one thread once the weights are loaded: enough to act, but nobody
-    # acts while one core of many merges 7B's weights.
-    before = torch.get_num_threads()
-    if threads <= before:
+def _modules(model: _ServedModel, layers: Iterable[str]) -> Iterator[tuple[nn.Module, list[str]]]:
+    """The engine's modules that have these layers, each with all of the layers that it fuses."""
+    seen = set()
+    for layer in sorted(layers):
+        parent, _, name = layer.rpartition(".")
+        fused = [one for one in model.packed_modules_mapping.items() if name in one[1]]
+        module, parts = fused[0] if fused else (name, [name])
+        if (parent, module) not in seen:
+            seen.add((parent, module))
+            found = model.get_submodule(f"{parent}.{module}")
+            yield found, [f"{parent}.{part}" for part in parts]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _room(device: torch.device, size: int) -> torch.device:
+    """Where so many bytes may wait: on the device, or where it is too full, in pinned memory."""
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < size + _GPU_BYTES_LEFT:
+        return torch.device("cpu")
+    return device
+
+
+@contextlib.contextmanager
+def _beside_the_actions(device: torch.device) -> Iterator[None]:
+    """On a GPU: in a queue of its own."""
+    if device.type != "cuda":
         yield
         return
-    torch.set_num_threads(threads)
-    try:
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device), torch.cuda.stream(stream):
         yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _whole_modules(model: _ServedModel, layers: Iterable[str]) -> set[str]:
-    """The layers, and those that vLLM fuses with them: a fused module reloads as a whole."""
-    whole: set[str] = set()
-    for layer in layers:
-        parent, _, name = layer.rpartition(".")
-        parts = next((p for p in model.packed_modules_mapping.values() if name in p), [name])
-        whole.update(f"{parent}.{part}" for part in parts)
-    return whole
-
-
-def _module_of(model: _ServedModel, layer: str) -> nn.Module:
-    parent, _, name = layer.rpartition(".")
-    fused = next((f for f, p in model.packed_modules_mapping.items() if name in p), name)
-    return model.get_submodule(f"{parent}.{fused}")
-
-
-def _load(
-    model: _ServedModel,
-    weights: Iterable[tuple[str, torch.Tensor]],
-    layers: Iterable[str],
-    config: object,
-) -> None:
-    # The language model's layers may lie in memory in another form than the checkpoint's (packed
-    # for the CPU, captured in CUDA graphs), so they go through vLLM's own reload, module by
-    # module. The towers and the projector are plain torch.
-    modules = {_module_of(model, layer) for layer in layers if layer.startswith(_LANGUAGE_MODEL)}
-
-    def language_weights() -> Iterator[tuple[str, torch.Tensor]]:
-        for key, tensor in weights:
-            if key.startswith(_LANGUAGE_MODEL):
-                yield key, tensor
-            else:
-                model.get_parameter(key).copy_(tensor)
-
-    try:
-        for module in modules:
-            initialize_layerwise_reload(module)
-        model.load_weights(language_weights())
-    finally:
-        for module in modules:
-            finalize_layerwise_reload(module, config)
-
-
-class _Digest:
-    """The digest of tensors that pass by, computed beside the loading."""
-
-    def __init__(self, threads: ThreadPoolExecutor) -> None:
-        self._tensors: queue.Queue[tuple[str, torch.Tensor] | None] = queue.Queue(maxsize=2)
-        self._future = threads.submit(tensors_digest, iter(self._tensors.get, None))
-
-    def put(self, item: tuple[str, torch.Tensor] | None) -> None:
-        """Takes the next tensor; none ends the digest."""
-        while not self._future.done():
-            try:
-                self._tensors.put(item, timeout=1.0)
-            except queue.Full:  # slow, or dead: then `result` has its error
-                continue
-            return
-
-    def result(self) -> str:
-        """The SHA-256 (hex), once all tensors are in."""
-        return self._future.result()
-
-
-@contextmanager
-def _digesting() -> Iterator[_Digest]:
-    with ThreadPoolExecutor(max_workers=1) as threads:
-        digest = _Digest(threads)
-        try:
-            yield digest
-        finally:
-            digest.put(None)
-
-
-def _tap(
-    weights: Iterable[tuple[str, torch.Tensor]], keys: set[str], digest: _Digest
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for key, tensor in weights:
-        if key in keys:
-            digest.put((key, tensor))
-        yield key, tensor
+    stream.synchronize()

@@ -14,16 +14,22 @@ from torch import Tensor
 from vlarl.config import TrainerConfig
 from vlarl.errors import FatalError
 from vlarl.learning.checkpoints import gathered, take_over
+from vlarl.learning.optimizer import LossScale
 from vlarl.learning.ranks import Ranks
 from vlarl.learning.seeds import Stream, generator_for
 from vlarl.learning.sharding import compute_dtype
 from vlarl.learning.trainable import LoraPolicy
 from vlarl.models.registry import policy_family
+from vlarl.weights.merge import Checksums
 from vlarl_trainer.algorithms.critic import Critic
 from vlarl_trainer.algorithms.ppo import Floats, batch_advantages, whiten
 from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
+from vlarl_trainer.parity import GAP_BOUNDS, Parity
 from vlarl_trainer.policy_update import PolicySamples, PolicyUpdate
 from vlarl_trainer.record.progress import factors_in
+
+_SAMPLED = 8
+"""Of so many layers one is checked at a publication, where merged_check = "sampled"."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Snapshot:
 
     tensors: dict[str, Tensor]
     """Factors, critic and both optimizers under flat names, as checkpoints hold them."""
+    checksums: Checksums
+    """Of merged weights that the passes compute with, of the layers that are to be checked."""
 
     @property
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -66,7 +74,7 @@ class Learner:
             ranks: which learn together.
             success_reward: the scale by which advantages are large or small.
         """
-        self.dtype = compute_dtype(config.dtype, ranks.device)
+        self.dtype = compute_dtype(config.dtype, ranks.device, on_gpu=torch.float16)
         self.policy = LoraPolicy(
             checkpoint,
             config.lora,
@@ -83,12 +91,19 @@ class Learner:
             seed=seed,
             device=ranks.device,
         )
-        self._update = PolicyUpdate(self.policy, config.ppo, config.temperature, ranks)
+        self._update = PolicyUpdate(
+            self.policy,
+            config.ppo,
+            config.temperature,
+            ranks,
+            loss_scale=LossScale() if self.dtype == torch.float16 else None,
+        )
         self._processor = policy_family(checkpoint).processor(center_crop)
         self._config = config
         self._whiten_floor = config.ppo.whiten_floor * abs(success_reward)
         self._seed = seed
         self._ranks = ranks
+        self._snapshots = 0
 
     def learn(self, experience: Experience) -> dict[str, float]:
         """Learns from one iteration's trajectories.
@@ -108,19 +123,18 @@ class Learner:
         )
         features = self._features(observations)
         logprobs, entropy = self._logprobs(observations, batch)
-        gap = self._check_parity(batch, logprobs)
+        parity = self._check_parity(batch, logprobs)
         values = self._ranks.broadcast(self.critic.values(features))
         ppo = self._config.ppo
         advantages, returns = self._advantages(batch, values, ppo.gae_lambda)
         if (critic_lambda := self._config.critic.gae_lambda) is not None:
             _, returns = self._advantages(batch, values, critic_lambda)
         metrics = {
-            "logprob_gap": gap,
             "stale_actions": 1.0 - float(batch.fresh.mean()),
             "entropy": float(entropy.mean()),
             "advantage_deviation": float(advantages.std()),
             "seconds_inference": time.monotonic() - started,
-        }
+        } | vars(parity)
         warming_up = experience.iteration < self._config.critic.warmup_iterations
         if not warming_up:
             fresh = torch.from_numpy(batch.fresh)[:, None]
@@ -185,25 +199,21 @@ class Learner:
 
     @property
     def logprob_gap_bound(self) -> float:
-        """Largest difference of a token's log-prob between server and trainer that is no error."""
-        return self._config.logprob_gap_bound or (1e-4 if self.dtype == torch.float32 else 0.3)
+        """The `Parity.bound` that is no error yet."""
+        return self._config.logprob_gap_bound or GAP_BOUNDS[self.dtype]
 
-    def _check_parity(self, batch: Batch, logprobs: Tensor) -> float:
-        """Largest difference of a token's log-prob between server and trainer, over the actions
-        that the trainer's own version took.
-        """
+    def _check_parity(self, batch: Batch, logprobs: Tensor) -> Parity:
+        """Server against trainer, over the actions that the trainer's own version took."""
         if not batch.fresh.any():
-            return 0.0
-        difference = np.abs(batch.server_logprobs - logprobs.numpy())[batch.fresh]
-        gap = float(difference.max())
-        bound = self.logprob_gap_bound
-        if not gap <= bound:
+            return Parity(0.0, 0.0, 0.0, 0.0)
+        parity = Parity.of((batch.server_logprobs - logprobs.numpy())[batch.fresh])
+        if excess := parity.excess(self.logprob_gap_bound):
             raise ParityError(
-                f"policy server and trainer disagree about the log-prob of a token by {gap:.3g}, "
-                f"more than {bound:.3g}: the PPO ratio would mean nothing. Do both use the same "
-                "checkpoint, data type, centre crop and temperature? (trainer.logprob_gap_bound)"
+                f"policy server and trainer disagree about the log-probs of tokens: {excess}, and "
+                "the PPO ratio would mean nothing. Do both use the same checkpoint, data type, "
+                "centre crop and temperature? (trainer.logprob_gap_bound)"
             )
-        return gap
+        return parity
 
     def _fit_critic(
         self, iteration: int, features: Tensor, returns: np.ndarray, warming_up: bool
@@ -224,15 +234,28 @@ class Learner:
 
     def snapshot(self) -> Snapshot:
         """Gathers all that was learned."""
+        checksums = self._checksums()
         tensors = gathered(self.policy.named_parameters(), "policy")
         tensors |= self._update.optimizer.tensors("policy_optimizer")
         if not self._ranks.first:
-            return Snapshot({})
+            return Snapshot({}, checksums)
         tensors |= gathered(self.critic.head.state_dict(), "critic")
         tensors |= self.critic.optimizer.tensors("critic_optimizer")
         # For 0.1.0, which reads it; here AdamW's own count is.
         tensors["policy_steps"] = torch.tensor(self._update.optimizer.steps_taken)
-        return Snapshot(tensors)
+        return Snapshot(tensors, checksums)
+
+    def _checksums(self) -> Checksums:
+        layers = self.policy.layers
+        check = self._config.merged_check
+        if check == "off":
+            layers = []
+        elif check == "sampled":
+            # Others each time, until all have been.
+            layers = layers[self._snapshots % _SAMPLED :: _SAMPLED]
+            self._snapshots += 1
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Checksums(dtype, self.policy.checksums(layers))
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Takes a snapshot's tensors over; every rank holds all of them.

@@ -21,7 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from vlarl.config import RunConfig
 from vlarl.data.recording import RolloutRecorder
@@ -54,7 +53,6 @@ class TrainingLoop:
         expectation: TrajectoryCheck,
         unnorm_key: str,
         scaling: float,
-        dtype: torch.dtype,
         learner: LeadingRank,
         collector: Collector,
         publisher: Publisher,
@@ -67,7 +65,6 @@ class TrainingLoop:
         self._expectation = expectation
         self._unnorm_key = unnorm_key
         self._scaling = scaling
-        self._dtype = dtype
         self._learner = learner
         self._collector = collector
         self._publisher = publisher
@@ -190,10 +187,11 @@ class TrainingLoop:
         published = self._status.adapter
         if published is not None and published.version == progress.version:
             return 0.0
-        adapter = published_adapter(progress, snapshot.factors, self._scaling, self._dtype)
+        checksums = snapshot.checksums
+        adapter = published_adapter(progress, snapshot.factors, self._scaling, checksums.layers)
         # First, so that a replica that starts meanwhile fetches this version and not the last one.
         self._status.adapter = adapter
-        report = await self._publisher.publish(adapter, takeover=takeover)
+        report = await self._publisher.publish(adapter, takeover=takeover, expected=checksums)
         return report.pause_seconds
 
     async def _report(self, progress: Progress, further: dict[str, float]) -> None:

@@ -139,7 +139,6 @@ async def _train(
             ),
             unnorm_key=chosen_unnorm_key(config, model),
             scaling=learner.policy.scaling,
-            dtype=learner.dtype,
             learner=leading,
             collector=Collector(
                 queue,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlarl.config import PpoConfig
-from vlarl.learning.optimizer import StepOptimizer, mini_batches, warmed_up
+from vlarl.learning.optimizer import LossScale, StepOptimizer, mini_batches, warmed_up
 from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.trainable import LoraPolicy
 from vlarl_trainer.algorithms.ppo import PolicyTerms, clipped_policy_terms
@@ -45,6 +45,8 @@ class PolicyReport:
     grad_norm: float
     """Mean norm before clipping, over the steps taken."""
     policy_steps: int
+    overflowed_steps: int
+    """Steps that were left out, because a gradient overflowed in float16."""
     kl_stopped: bool
     """Whether the KL bound ended the update early."""
 
@@ -53,9 +55,23 @@ class PolicyUpdate:
     """PPO's optimizer and its schedule."""
 
     def __init__(
-        self, policy: LoraPolicy, config: PpoConfig, temperature: float, ranks: Ranks
+        self,
+        policy: LoraPolicy,
+        config: PpoConfig,
+        temperature: float,
+        ranks: Ranks,
+        *,
+        loss_scale: LossScale | None = None,
     ) -> None:
-        """temperature: the rollout's."""
+        """Takes no step yet.
+
+        Args:
+            policy: what learns.
+            config: how.
+            temperature: the rollout's.
+            ranks: which learn together.
+            loss_scale: where the policy computes in float16.
+        """
         self.optimizer = StepOptimizer(
             policy.named_parameters(),
             ranks,
@@ -65,6 +81,7 @@ class PolicyUpdate:
             synchronise_gradients=policy.synchronise_gradients,
             name="the policy",
             rate_key="trainer.ppo.learning_rate",
+            loss_scale=loss_scale,
         )
         self._policy = policy
         self._config = config
@@ -85,6 +102,7 @@ class PolicyUpdate:
         seen: list[Tensor] = []
         grad_norms: list[float] = []
         stopped = False
+        overflows = 0
         for chosen in self._mini_batches(len(samples.advantages), generator):
             seen.append(self._accumulate(samples, chosen))
             _, kl, _ = seen[-1]
@@ -92,12 +110,18 @@ class PolicyUpdate:
                 self.optimizer.discard()
                 stopped = True
                 break
-            grad_norms.append(self.optimizer.step())
+            norm = self.optimizer.step()
+            if norm is None:
+                overflows += 1
+            else:
+                grad_norms.append(norm)
         means = torch.stack(seen)
         loss, kl, clipped = means.mean(dim=0).tolist()
-        norm = float(np.mean(grad_norms)) if grad_norms else 0.0
+        mean_norm = float(np.mean(grad_norms)) if grad_norms else 0.0
         largest = float(means[:, 1].max())
-        return PolicyReport(loss, kl, largest, clipped, norm, len(grad_norms), stopped)
+        return PolicyReport(
+            loss, kl, largest, clipped, mean_norm, len(grad_norms), overflows, stopped
+        )
 
     def _mini_batches(self, count: int, generator: np.random.Generator) -> Iterator[Indices]:
         for _ in range(self._config.epochs):

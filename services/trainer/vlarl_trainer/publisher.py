@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -21,9 +21,8 @@ from vlarl.models.spec import PolicySpec
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, replica_addresses
 from vlarl.rpc.errors import describe
-from vlarl.weights.adapter import Adapter, adapter_chunks, adapter_header
-from vlarl.weights.checkpoint import tensors_digest
-from vlarl.weights.merge import merged_tensors
+from vlarl.weights.adapter import Adapter, adapter_chunks, adapter_header, merged_digest
+from vlarl.weights.merge import Checksums, checksum, merged_tensors
 from vlarl_trainer.record.progress import Progress
 
 if TYPE_CHECKING:
@@ -34,7 +33,11 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED}
 _RETRY_SECONDS = 1.0
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class PublishError(FatalError):
@@ -54,18 +57,19 @@ def published_adapter(
     progress: Progress,
     factors: Mapping[str, tuple[Tensor, Tensor]],
     scaling: float,
-    dtype: torch.dtype,
+    checked_layers: Collection[str],
 ) -> Adapter:
-    """What the replicas are sent at this point of a run.
+    """What the replicas are sent at this point of a run: the factors as the optimizer has them.
 
-    The trainer's passes compute with factors of this type, and bfloat16 halves what is sent.
+    checked_layers: those of whose merged weights the replicas are asked for checksums.
     """
     return Adapter(
         run_id=progress.run_id,
         version=progress.version,
         base_digest=progress.base_digest,
         scaling=scaling,
-        factors={layer: (a.to(dtype), b.to(dtype)) for layer, (a, b) in factors.items()},
+        factors=factors,
+        checked_layers=sorted(checked_layers),
     )
 
 
@@ -112,54 +116,87 @@ class Publisher:
             )
         return list(answers.values())
 
-    async def publish(self, adapter: Adapter, *, takeover: bool) -> PublishReport:
+    async def publish(
+        self, adapter: Adapter, *, takeover: bool, expected: Checksums | None = None
+    ) -> PublishReport:
         """Returns when every replica serves the adapter, also those that came in the meantime;
         those that left the name behind `policy.addresses` are no longer waited for.
 
         Args:
             adapter: the factors and their version.
             takeover: whether they may replace another run's, or a newer version of this run.
+            expected: checksums of the layers that the adapter says are to be checked; none: they
+                are made from the checkpoint.
 
         Raises:
             PublishError: a replica refuses, can't be reached in time, or merged other weights.
         """
         header = await asyncio.to_thread(adapter_header, adapter, takeover=takeover)
         dtype = (await self.describe())[0].dtype
-        expecting = asyncio.create_task(asyncio.to_thread(self._own_digest, adapter, dtype))
+        expecting = asyncio.create_task(asyncio.to_thread(self._expected, adapter, dtype, expected))
         answers: dict[str, policy_pb2.UpdateWeightsResponse] = {}
         while new := [address for address in await self._replicas() if address not in answers]:
             answers |= await self._ask_all(
                 lambda stub: stub.UpdateWeights(_requests(header, adapter), timeout=self._timeout),
                 new,
             )
-        digest = await expecting
+        checksums = await expecting
         for address, answer in answers.items():
-            self._verify(address, answer, adapter.version, digest)
+            self._verify(address, answer, header, dtype, checksums)
         return PublishReport(
             replicas=len(answers),
             pause_seconds=max(answer.pause_seconds for answer in answers.values()),
         )
 
-    def _own_digest(self, adapter: Adapter, dtype: str) -> str:
+    def _expected(self, adapter: Adapter, dtype: str, known: Checksums | None) -> Mapping[str, int]:
+        """The checksums that replicas of this data type should have."""
+        if known is not None:
+            if known.layers and known.dtype != dtype:
+                _LOG.warning(
+                    "the policy servers hold %s and the trainer %s, so their merged weights aren't "
+                    "compared; the log-probs are",
+                    dtype,
+                    known.dtype,
+                )
+            return known.layers if known.dtype == dtype else {}
+        checked = {layer: adapter.factors[layer] for layer in adapter.checked_layers}
         layers = lora_layers(self._checkpoint)
-        tensors = merged_tensors(
-            self._checkpoint, layers, adapter.factors, adapter.scaling, _DTYPES[dtype]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        merged = merged_tensors(
+            self._checkpoint, layers, checked, adapter.scaling, _DTYPES[dtype], device=device
         )
-        return tensors_digest(tensors)
+        return {key.removesuffix(".weight"): checksum(weight) for key, weight in merged}
 
     def _verify(
-        self, address: str, answer: policy_pb2.UpdateWeightsResponse, version: int, digest: str
+        self,
+        address: str,
+        answer: policy_pb2.UpdateWeightsResponse,
+        header: policy_pb2.AdapterHeader,
+        dtype: str,
+        checksums: Mapping[str, int],
     ) -> None:
+        version = header.version
         if answer.policy_version != version:
             raise PublishError(
                 f"policy server {address} serves version {answer.policy_version} after version "
                 f"{version} was sent"
             )
-        if answer.merged_digest == digest:
+        if answer.merged_digest != merged_digest(header, dtype):
+            raise PublishError(
+                f"policy server {address} made version {version} of other weights, or in another "
+                "way, than the trainer: run the same release with the same policy.dtype on all of "
+                "them"
+            )
+        wrong = [
+            layer
+            for layer, own in checksums.items()
+            if answer.checksums.get(layer, own if answer.already_applied else None) != own
+        ]
+        if not wrong:
             return
         difference = (
             f"policy server {address} merged version {version} into other weights than the "
-            f"trainer ({answer.merged_digest[:12] or 'none'} instead of {digest[:12]})"
+            f"trainer, in {len(wrong)} of {len(checksums)} layers ({wrong[0]})"
         )
         if self._digests == "require":
             raise PublishError(

@@ -28,9 +28,9 @@ from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import OpenVLA, load_model
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
-from vlarl.weights.adapter import Adapter
-from vlarl.weights.checkpoint import base_digest, tensors_digest
-from vlarl.weights.merge import merged_tensors
+from vlarl.weights.adapter import Adapter, adapter_header, merged_digest
+from vlarl.weights.checkpoint import base_digest
+from vlarl.weights.merge import checksum, merged_tensors
 
 KEY = "libero_goal"
 INSTRUCTIONS = (
@@ -136,6 +136,7 @@ class Reference:
         self.model: OpenVLA = load_model(checkpoint)
         self.config = self.model.config
         self.merged_digest = ""
+        self.checksums: dict[str, int] = {}
         if adapter and adapter.factors:
             merged = dict(
                 merged_tensors(
@@ -146,7 +147,10 @@ class Reference:
                     torch.float32,
                 )
             )
-            self.merged_digest = tensors_digest(iter(merged.items()))
+            self.merged_digest = merged_digest(adapter_header(adapter), "float32")
+            self.checksums = {
+                key.removesuffix(".weight"): checksum(weight) for key, weight in merged.items()
+            }
             self.model.load_state_dict({**self.model.state_dict(), **merged}, assign=True)
         self._normalizer = PixelNormalizer.from_directory(checkpoint)
         self._prompts = PromptBuilder(checkpoint)

@@ -65,7 +65,9 @@ def test_greedy_tokens_and_logits_are_the_originals() -> None:
     assert worst < 1e-4
 
 
-async def test_a_merge_that_fails_half_way_can_be_undone(checkpoint: Path, tmp_path: Path) -> None:
+async def test_a_merge_that_fails_half_way_changes_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     from vlarl_policy.metrics import PolicyMetrics
     from vlarl_policy.vllm_engine import PolicyEngine
 
@@ -74,6 +76,7 @@ async def test_a_merge_that_fails_half_way_can_be_undone(checkpoint: Path, tmp_p
     family = policy_family(directory)
     config = PolicyConfig(checkpoint=directory, kv_cache_mib=64, dtype="float32", cpu_threads=1)
     files = {}
+    checked = list(random_adapter(directory, 1).factors)
     for version in (1, 2):
         files[version] = tmp_path / f"{version}.safetensors"
         write_adapter(random_adapter(directory, version), files[version])
@@ -85,30 +88,31 @@ async def test_a_merge_that_fails_half_way_can_be_undone(checkpoint: Path, tmp_p
         pixels = np.full((56, 56, 3), 100, np.uint8)
         return (await engine.act(Encoded(prompt_ids, pixels), 1.0, seed=3)).logprobs
 
-    async def merge(version: int) -> str:
+    async def merge(version: int) -> dict[str, int]:
+        checksums = await engine.prepare(str(files[version]), checked)
         await engine.pause()
-        try:
-            return await engine.merge(str(files[version]), version)
-        finally:
-            await engine.resume()
+        await engine.exchange(version)
+        await engine.resume()
+        return checksums
 
     try:
         base = await logprobs()
-        digest = await merge(1)
+        checksums = await merge(1)
         first = await logprobs()
         assert first != base
 
-        # W0 of a layer in the middle is missing: half of the layers have been replaced by then.
+        # W0 of a layer in the middle is missing: half of the layers have been merged by then.
         whole = (directory / "model.safetensors").read_bytes()
         reader = CheckpointReader(directory)
         left_out = "language_model.model.layers.1.self_attn.k_proj.weight"
         save_tensors(directory, [(key, reader.tensor(key)) for key in reader if key != left_out])
         with pytest.raises(Exception, match="k_proj"):
             await merge(2)
-        # As the server does, nothing is asked of the broken weights: they may hold NaN, which the
-        # key-value cache would keep.
+        assert await logprobs() == first
         (directory / "model.safetensors").write_bytes(whole)
-        assert await merge(1) == digest
+        await merge(2)
+        assert await logprobs() not in (base, first)
+        assert await merge(1) == checksums
         assert await logprobs() == first
     finally:
         engine.shutdown()

@@ -189,24 +189,26 @@ async def test_a_late_replica_asks_the_trainer_refuses_until_it_can_answer_and_f
         await trainer_server.stop(0)
 
 
-async def test_weights_that_cannot_be_brought_back_end_the_server(
+async def test_without_its_base_a_server_keeps_the_weights_that_it_has(
     replica: Lives, own_checkpoint: Path
 ) -> None:
     process = await replica.serving()
     adapter = random_adapter(own_checkpoint, 20)
     weights = own_checkpoint / "model.safetensors"
-    weights.rename(aside := own_checkpoint / "aside")
-    try:
-        async with open_channel(process.address) as channel:
-            stub = policy_pb2_grpc.PolicyServiceStub(channel)
-            with pytest.raises(grpc.aio.AioRpcError) as lost:
-                await stub.UpdateWeights(wire.update_requests(adapter))
-        assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
-        code = await asyncio.to_thread(process.process.wait, 60)
-    finally:
-        aside.rename(weights)
-    assert code not in (0, -signal.SIGKILL)
-    assert "couldn't be merged" in process.fatal_sentence
+    async with open_channel(process.address) as channel:
+        stub = policy_pb2_grpc.PolicyServiceStub(channel)
+        before = await stub.GetPolicy(pb.GetPolicyRequest())
+        weights.rename(aside := own_checkpoint / "aside")
+        try:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.UpdateWeights(wire.update_requests(adapter, takeover=True))
+        finally:
+            aside.rename(weights)
+        assert refused.value.code() is grpc.StatusCode.INTERNAL
+        assert "version 20 couldn't be merged" in str(refused.value.details())
+        assert await stub.GetPolicy(pb.GetPolicyRequest()) == before
+        answer = await stub.UpdateWeights(wire.update_requests(adapter, takeover=True))
+        assert answer.policy_version == 20
 
 
 async def test_without_its_trainer_it_serves_the_base_and_dies_with_its_engine(

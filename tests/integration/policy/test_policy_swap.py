@@ -66,11 +66,15 @@ async def test_swapped_weights_serve_and_both_sides_agree(
         bf16, factors={k: (a.bfloat16(), b.bfloat16()) for k, (a, b) in bf16.factors.items()}
     )
     adapters = [random_adapter(checkpoint, 1), random_adapter(checkpoint, 2), narrow, bf16]
+    adapters = [replace(one, checked_layers=list(one.factors)[::2]) for one in adapters]
     for adapter in adapters:
         answer = await publish(stub, adapter, takeover=adapter.version == 1)
         reference = Reference(checkpoint, adapter)
         assert answer.policy_version == adapter.version
         assert answer.merged_digest == reference.merged_digest
+        # The same numbers as here, to the bit.
+        checked = {layer: reference.checksums[layer] for layer in adapter.checked_layers}
+        assert dict(answer.checksums) == checked
         assert answer.bytes == sum(t.nbytes for _, _, t in adapter.tensors())
         assert 0 < answer.pause_seconds <= answer.seconds
         assert not answer.already_applied
@@ -93,10 +97,13 @@ async def test_versions_of_a_run_only_rise(stub: Stub, checkpoint: Path) -> None
         return str(error.value.details())
 
     seventh = random_adapter(checkpoint, 7)
+    seventh = replace(seventh, checked_layers=list(seventh.factors)[:2])
     first = await publish(stub, seventh, takeover=True)
     again = await publish(stub, seventh)
     assert again.already_applied
     assert again.merged_digest == first.merged_digest
+    assert len(first.checksums) == 2
+    assert again.checksums == first.checksums
     assert "already" in await refused(random_adapter(checkpoint, 7, seed=8))
     assert "older" in await refused(random_adapter(checkpoint, 6))
     assert "takeover" in await refused(random_adapter(checkpoint, 8, run="other"))
@@ -124,6 +131,7 @@ BAD_STREAMS = {
     "two headers": grpc.StatusCode.INVALID_ARGUMENT,
     "checksum": grpc.StatusCode.INVALID_ARGUMENT,
     "unknown layer": grpc.StatusCode.INVALID_ARGUMENT,
+    "unknown checked layer": grpc.StatusCode.INVALID_ARGUMENT,
     "wrong shape": grpc.StatusCode.INVALID_ARGUMENT,
     "missing factor": grpc.StatusCode.INVALID_ARGUMENT,
     "not finite": grpc.StatusCode.INVALID_ARGUMENT,
@@ -151,6 +159,8 @@ def bad_stream(case: str, checkpoint: Path) -> Iterator[pb.UpdateWeightsRequest]
         header.tensors[-1].sha256 = bytes(32)
     elif case == "unknown layer":
         header.tensors[0].layer += "x"
+    elif case == "unknown checked layer":
+        header.checked_layers.append(layer + "x")
     elif case == "wrong shape":
         header.tensors[0].shape[1] += 1
     elif case == "missing factor":

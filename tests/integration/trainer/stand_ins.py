@@ -21,9 +21,9 @@ from vlarl.models.openvla.processor import Processor
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl.weights.adapter import AdapterReceiver
-from vlarl.weights.checkpoint import base_digest, tensors_digest
-from vlarl.weights.merge import merged_tensors
+from vlarl.weights.adapter import AdapterReceiver, merged_digest
+from vlarl.weights.checkpoint import base_digest
+from vlarl.weights.merge import checksum, merged_tensors
 from vlarl_reward.models.outcome import OutcomeReward
 
 
@@ -35,6 +35,7 @@ class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
         self.version = 0
         self.updates: list[int] = []
         self.wrong_digest = False
+        self.wrong_weights = False
         self._checkpoint = checkpoint
         self._model = load_model(checkpoint)
         self._processor = Processor(checkpoint, self.config, center_crop=False)
@@ -66,13 +67,17 @@ class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
                 torch.float32,
             )
         )
-        self._digest = tensors_digest(iter(merged.items()))
+        self._digest = merged_digest(header, "float32")
+        checked = {layer: checksum(merged[f"{layer}.weight"]) for layer in header.checked_layers}
+        if self.wrong_weights:
+            checked = {layer: one ^ 1 for layer, one in checked.items()}
         self._model.load_state_dict(merged, strict=False)
         self.version = adapter.version
         self.updates.append(adapter.version)
         return policy_pb2.UpdateWeightsResponse(
             policy_version=self.version,
             merged_digest="0" * 64 if self.wrong_digest else self._digest,
+            checksums=checked,
             bytes=receiver.received_bytes,
             pause_seconds=0.001,
         )

@@ -363,7 +363,7 @@ async def test_a_policy_with_other_weights_stops_the_run_with_one_sentence(
 ) -> None:
     run_dir = tmp_path / "refused"
     policy = StandInPolicy(checkpoint)
-    policy.wrong_digest = True
+    policy.wrong_weights = True
     async with serving(policy) as address:
         write_config(run_dir, checkpoint, valkey.url, address)
         trainer = start_trainer(run_dir)

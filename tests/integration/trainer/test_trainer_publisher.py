@@ -1,6 +1,7 @@
 """Every replica serves what was published, or the run stops and says which doesn't."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
 from vlarl.weights.adapter import Adapter  # noqa: E402
 from vlarl.weights.checkpoint import base_digest  # noqa: E402
+from vlarl.weights.merge import Checksums, checksum, merged_tensors  # noqa: E402
 from vlarl_trainer.publisher import Publisher, PublishError  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -72,11 +74,45 @@ async def test_a_replica_that_has_left_the_name_is_not_waited_for(
     assert policy.version == 1
 
 
-async def test_other_merged_weights_stop_the_run(checkpoint: Path) -> None:
+def checked(checkpoint: Path, version: int) -> tuple[Adapter, Checksums]:
+    """An adapter of which every layer is checked, and what is expected."""
+    made = adapter(checkpoint, version)
+    layers = lora_layers(OpenVLAConfig.from_directory(checkpoint))
+    merged = merged_tensors(checkpoint, layers, made.factors, made.scaling, torch.float32)
+    sums = {key.removesuffix(".weight"): checksum(weight) for key, weight in merged}
+    return replace(made, checked_layers=list(sums)), Checksums("float32", sums)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["the trainer's", "from the checkpoint"])
+async def test_other_merged_weights_stop_the_run(checkpoint: Path, known: bool) -> None:
+    policy = StandInPolicy(checkpoint)
+    made, expected = checked(checkpoint, 1)
+    later, later_expected = checked(checkpoint, 2)
+    async with serving(policy) as address:
+        strict = publisher(checkpoint, address)
+        await strict.publish(made, takeover=False, expected=expected if known else None)
+        policy.wrong_weights = True
+        with pytest.raises(PublishError, match=f"{address} merged version 2 into other weights"):
+            await strict.publish(later, takeover=False, expected=later_expected if known else None)
+        lenient = publisher(checkpoint, address, digests="report")
+        assert (await lenient.publish(later, takeover=False)).replicas == 1
+
+
+async def test_weights_made_of_something_else_stop_the_run(checkpoint: Path) -> None:
     policy = StandInPolicy(checkpoint)
     policy.wrong_digest = True
     async with serving(policy) as address:
-        with pytest.raises(PublishError, match=f"{address} merged version 1 into other weights"):
-            await publisher(checkpoint, address).publish(adapter(checkpoint, 1), takeover=False)
         lenient = publisher(checkpoint, address, digests="report")
-        assert (await lenient.publish(adapter(checkpoint, 2), takeover=False)).replicas == 1
+        with pytest.raises(PublishError, match=f"{address} made version 1 of other weights"):
+            await lenient.publish(adapter(checkpoint, 1), takeover=False)
+
+
+async def test_weights_of_another_type_are_not_compared(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, _ = checked(checkpoint, 1)
+    other = Checksums("float16", dict.fromkeys(made.checked_layers, 1))
+    async with serving(StandInPolicy(checkpoint)) as address:
+        strict = publisher(checkpoint, address)
+        await strict.publish(made, takeover=False, expected=other)
+    assert "hold float32 and the trainer float16" in caplog.text

@@ -43,7 +43,9 @@ def run_two_ranks(main: Callable[..., None], folder: Path, *arguments: object) -
     assert code == 0, (folder / "log.txt").read_text()[-4000:]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03), ("float16", 0.01)]
+)
 def test_two_ranks_learn_what_one_learns(
     checkpoint: Path, tmp_path: Path, dtype: str, tolerance: float
 ) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,12 @@ torch = pytest.importorskip("torch")
 from prometheus_client import CollectorRegistry  # noqa: E402
 
 from vlarl.policy.v1 import policy_pb2 as pb  # noqa: E402
-from vlarl.weights.adapter import Adapter, adapter_header, read_adapter  # noqa: E402
+from vlarl.weights.adapter import (  # noqa: E402
+    Adapter,
+    adapter_header,
+    merged_digest,
+    read_adapter,
+)
 from vlarl_policy.metrics import PolicyMetrics  # noqa: E402
 from vlarl_policy.swap import (  # noqa: E402
     ServingWeights,
@@ -91,11 +97,14 @@ def test_content_tells_numbers_apart_but_not_their_order() -> None:
 
 @dataclass
 class ScriptedEngine:
-    """An engine whose merges fail when the script says so."""
+    """An engine whose exchanges, or merges, fail when the script says so."""
 
     outcomes: list[bool]
     merged: list[tuple[float | None, int]] = field(default_factory=list)
     paused: bool = False
+    dtype: str = "float16"
+    broken_adapter: bool = False
+    _prepared: float | None = None
 
     async def pause(self) -> None:
         self.paused = True
@@ -103,13 +112,19 @@ class ScriptedEngine:
     async def resume(self) -> None:
         self.paused = False
 
-    async def merge(self, path: str | None, version: int) -> str:
+    async def prepare(self, path: str | None, checked_layers: Sequence[str]) -> dict[str, int]:
+        if self.broken_adapter:
+            assert not self.paused
+            raise RuntimeError("no memory")
+        factors = read_adapter(Path(path)).factors if path else None
+        self._prepared = None if factors is None else float(factors["layer"][0][0, 0])
+        return dict.fromkeys(checked_layers, 7)
+
+    async def exchange(self, version: int) -> None:
         assert self.paused
-        value = None if path is None else float(read_adapter(Path(path)).factors["layer"][0][0, 0])
-        self.merged.append((value, version))
+        self.merged.append((self._prepared, version))
         if not self.outcomes.pop(0):
             raise RuntimeError("half way")
-        return f"digest {version}"
 
 
 def swapper_on(engine: ScriptedEngine) -> WeightSwapper:
@@ -121,24 +136,59 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - descriptors, not files
 
 
-async def test_a_failed_merge_brings_the_old_factors_back() -> None:
+async def swap(swapper: WeightSwapper, adapter: Adapter) -> None:
+    await swapper.swap(adapter, adapter_header(adapter))
+
+
+async def test_a_failed_exchange_brings_the_old_factors_back() -> None:
     engine = ScriptedEngine([True, False, True, True])
     swapper = swapper_on(engine)
-    await swapper.swap(make_adapter(1, 1.0), b"one")
-    files = open_files()
+    first = replace(make_adapter(1, 1.0), checked_layers=["layer"])
+    await swap(swapper, first)
+    assert swapper.serving.checksums == {"layer": 7}
+    files, served = open_files(), swapper.serving
     with pytest.raises(SwapFailedError, match="half way"):
-        await swapper.swap(make_adapter(2, 2.0), b"two")
+        await swap(swapper, make_adapter(2, 2.0))
     assert engine.merged == [(1.0, 1), (2.0, 2), (1.0, 1)]
-    assert (swapper.serving.version, swapper.serving.content) == (1, b"one")
+    assert swapper.serving is served
     assert not engine.paused
     assert open_files() == files
-    await swapper.swap(make_adapter(3, 3.0), b"three")
-    assert swapper.serving.merged_digest == "digest 3"
+    third = make_adapter(3, 3.0)
+    await swap(swapper, third)
+    assert swapper.serving.merged_digest == merged_digest(adapter_header(third), "float16")
     assert open_files() == files  # the old factors' memory is freed
+
+
+async def test_an_adapter_that_cannot_be_merged_never_pauses_the_engine() -> None:
+    engine = ScriptedEngine([True])
+    swapper = swapper_on(engine)
+    await swap(swapper, make_adapter(1, 1.0))
+    files, served = open_files(), swapper.serving
+    engine.broken_adapter = True
+    with pytest.raises(SwapFailedError, match="no memory"):
+        await swap(swapper, make_adapter(2, 2.0))
+    assert swapper.serving is served
+    assert engine.merged == [(1.0, 1)]
+    assert open_files() == files
 
 
 async def test_weights_that_nothing_brings_back_are_lost() -> None:
     engine = ScriptedEngine([False, False])
     with pytest.raises(WeightsLostError, match="version 0"):
-        await swapper_on(engine).swap(make_adapter(1), b"one")
+        await swap(swapper_on(engine), make_adapter(1))
     assert engine.paused  # an engine with broken weights must not answer
+
+
+def test_a_digest_is_of_all_that_weights_are_made_from() -> None:
+    adapter = make_adapter(4, 4.0)
+    digest = merged_digest(adapter_header(adapter), "float32")
+    others = [
+        (replace(adapter, scaling=0.25), "float32"),
+        (replace(adapter, base_digest="c" * 64), "float32"),
+        (make_adapter(4, 5.0), "float32"),
+        (adapter, "bfloat16"),
+    ]
+    digests = {merged_digest(adapter_header(one), dtype) for one, dtype in others}
+    assert len(digests | {digest}) == 5
+    later = replace(adapter, version=9, run_id="another", checked_layers=["layer"])
+    assert merged_digest(adapter_header(later), "float32") == digest

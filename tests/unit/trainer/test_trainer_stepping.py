@@ -17,7 +17,7 @@ from tests.integration.trainer.demonstrated import sft_config, write_dataset  # 
 from vlarl.config import CriticConfig, FitConfig  # noqa: E402
 from vlarl.data.samples import SampleBatch  # noqa: E402
 from vlarl.learning.fit import Fit, Stage  # noqa: E402
-from vlarl.learning.optimizer import DivergedError, StepOptimizer  # noqa: E402
+from vlarl.learning.optimizer import DivergedError, LossScale, StepOptimizer  # noqa: E402
 from vlarl.learning.ranks import MicroBatch, Ranks  # noqa: E402
 from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
 from vlarl_trainer.algorithms.critic import Critic  # noqa: E402
@@ -31,7 +31,7 @@ def steep(parameter: Tensor) -> Tensor:
     return (parameter - parameter.detach()).sum().sqrt()
 
 
-def optimizer_of(parameter: nn.Parameter) -> StepOptimizer:
+def optimizer_of(parameter: nn.Parameter, loss_scale: LossScale | None = None) -> StepOptimizer:
     return StepOptimizer(
         {"one": parameter},
         Ranks.alone(torch.device("cpu")),
@@ -39,7 +39,52 @@ def optimizer_of(parameter: nn.Parameter) -> StepOptimizer:
         max_grad_norm=1.0,
         name="the thing",
         rate_key="thing.rate",
+        loss_scale=loss_scale,
     )
+
+
+def test_a_scaled_loss_takes_the_same_steps() -> None:
+    """A power of two changes no digit."""
+    plain, scaled = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    for parameter, scale in ((plain, None), (scaled, LossScale())):
+        optimizer = optimizer_of(parameter, scale)
+        for step in range(3):
+            accumulate(optimizer, (parameter * (step + 0.3)).square().sum())
+            optimizer.means()
+            assert optimizer.step() is not None
+    assert torch.equal(plain, scaled)
+
+
+def test_a_gradient_that_overflows_by_the_scale_is_left_out_and_the_scale_halved() -> None:
+    parameter, scale = nn.Parameter(torch.ones(3)), LossScale()
+    scale.value = 2.0**70
+    optimizer = optimizer_of(parameter, scale)
+    for value in (2.0**69, 2.0**68):
+        accumulate(optimizer, parameter[0] * 1e18)
+        optimizer.means()
+        assert optimizer.step() is None
+        assert scale.value == value
+    assert torch.equal(parameter, torch.ones(3))
+    assert optimizer.steps_taken == 0
+    accumulate(optimizer, parameter[0] * 1e18)
+    optimizer.means()
+    assert optimizer.step() == pytest.approx(1e18)
+    scale.value = 1.0
+    accumulate(optimizer, steep(parameter))
+    optimizer.means()
+    with pytest.raises(DivergedError, match="gradient is not finite"):
+        optimizer.step()
+
+
+def test_a_scale_rises_in_peace_and_is_kept_with_the_moments() -> None:
+    parameter, scale = nn.Parameter(torch.ones(3)), LossScale()
+    optimizer = optimizer_of(parameter, scale)
+    for _ in range(1003):
+        scale.stepped()
+    assert scale.value == 2.0**17
+    resumed = LossScale()
+    optimizer_of(parameter, resumed).restore(optimizer.tensors("it"), "it")
+    assert (resumed.value, resumed.state().tolist()) == (2.0**17, [2.0**17, 3.0])
 
 
 def accumulate(optimizer: StepOptimizer, *losses: Tensor, rest: int = 0) -> None:

@@ -248,7 +248,7 @@ class GetPolicyResponse(_message.Message):
     base_digest: _builtins.str
     """SHA-256 of the base checkpoint's weights."""
     merged_digest: _builtins.str
-    """SHA-256 of the merged tensors that serve; empty at version 0."""
+    """As in UpdateWeightsResponse; empty at version 0."""
     @_builtins.property
     def unnorm_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys of the dataset statistics, sorted."""
@@ -325,6 +325,7 @@ class AdapterHeader(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     TAKEOVER_FIELD_NUMBER: _builtins.int
+    CHECKED_LAYERS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Run that trained the adapter. Versions are ordered within a run."""
     version: _builtins.int
@@ -334,7 +335,7 @@ class AdapterHeader(_message.Message):
     scaling: _builtins.float
     """The s of W = W0 + s * B @ A (LoRA's alpha / rank)."""
     dtype: _builtins.str
-    """Data type of the factors on the wire: float32 or bfloat16."""
+    """Data type of the factors on the wire: float32, or bfloat16."""
     takeover: _builtins.bool
     """Whether this run may take the server over from another run, or go back to an older version
     of its own (a resumed trainer's first update).
@@ -342,6 +343,10 @@ class AdapterHeader(_message.Message):
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterTensor]:
         """The tensors, in the order in which their chunks follow."""
+
+    @_builtins.property
+    def checked_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Layers whose merged weights the answer shall have checksums of."""
 
     def __init__(
         self,
@@ -353,10 +358,11 @@ class AdapterHeader(_message.Message):
         dtype: _builtins.str = ...,
         tensors: _abc.Iterable[Global___AdapterTensor] | None = ...,
         takeover: _builtins.bool = ...,
+        checked_layers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "dtype", b"dtype", "run_id", b"run_id", "scaling", b"scaling", "takeover", b"takeover", "tensors", b"tensors", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "checked_layers", b"checked_layers", "dtype", b"dtype", "run_id", b"run_id", "scaling", b"scaling", "takeover", b"takeover", "tensors", b"tensors", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,16 +436,39 @@ class UpdateWeightsResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ChecksumsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     MERGED_DIGEST_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     PAUSE_SECONDS_FIELD_NUMBER: _builtins.int
     ALREADY_APPLIED_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
     policy_version: _builtins.int
     """Version that serves."""
     merged_digest: _builtins.str
-    """SHA-256 of the merged tensors, as the engine holds them (see docs/parity.md)."""
+    """SHA-256 of all that the merged weights were made from: base checkpoint, factors, data type and
+    the way of merging (see docs/parity.md). Equal for equal weights. Empty at version 0.
+    """
     bytes: _builtins.int
     """Bytes of factors received."""
     seconds: _builtins.float
@@ -448,6 +477,12 @@ class UpdateWeightsResponse(_message.Message):
     """Seconds during which no action could start."""
     already_applied: _builtins.bool
     """True where this version served already and nothing was done."""
+    @_builtins.property
+    def checksums(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Checksums of the merged weights of the layers that the header named, by layer. A repeat has
+        those that the first answer had.
+        """
+
     def __init__(
         self,
         *,
@@ -457,10 +492,11 @@ class UpdateWeightsResponse(_message.Message):
         seconds: _builtins.float = ...,
         pause_seconds: _builtins.float = ...,
         already_applied: _builtins.bool = ...,
+        checksums: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_applied", b"already_applied", "bytes", b"bytes", "merged_digest", b"merged_digest", "pause_seconds", b"pause_seconds", "policy_version", b"policy_version", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_applied", b"already_applied", "bytes", b"bytes", "checksums", b"checksums", "merged_digest", b"merged_digest", "pause_seconds", b"pause_seconds", "policy_version", b"policy_version", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
