@@ -20,7 +20,7 @@ from rich.table import Table
 
 from vlarl.config import RunConfig, TrainerConfig, load_config
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.limits import MAX_BATCHED_TOKENS, kv_cache_bytes
+from vlarl.models.openvla.limits import kv_cache_bytes, max_batched_tokens
 from vlarl.models.openvla.lora import lora_layers
 from vlarl.models.openvla.network import OpenVLA
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
@@ -74,7 +74,7 @@ def policy_budget(config: RunConfig, model: OpenVLAConfig) -> Budget:
     return {
         "weights": 2 * sum(parameter_counts(model).values()),
         "KV cache": kv_cache_bytes(config.policy, model, itemsize=2),
-        "activations of a pass": 2 * MAX_BATCHED_TOKENS * widths,
+        "activations of a pass": 2 * max_batched_tokens(config.policy, model) * widths,
         # A swap builds one fused layer anew at a time.
         "largest layer, anew": 2 * 2 * text.hidden_size * text.intermediate_size,
         "CUDA graphs": GRAPHS_BYTES,

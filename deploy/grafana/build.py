@@ -162,10 +162,12 @@ TRAINING = Board(
                 "Log-prob gap",
                 {
                     "largest": "vlarl_trainer_logprob_gap",
+                    "99.9 %": "vlarl_trainer_logprob_gap_p999",
+                    "mean": "vlarl_trainer_logprob_gap_mean",
                     "bound": "vlarl_trainer_logprob_gap_bound",
                 },
                 "sci",
-                says="Nats.",
+                says="Nats. The bound is that of 99.9 %.",
                 logarithmic=True,
             ),
             Graph(

@@ -230,8 +230,9 @@ def _health(groups: Sequence[Group]) -> Section:
         "health",
         "Parity and health",
         "The gap is the largest difference between the log-prob that the policy server reported "
-        "for a token and the trainer's own: near 1e-6 in float32 both compute the same policy, and "
-        "a run stops above 1e-4 (0.3 in bfloat16). The pause is how long a swap of weights kept a "
+        "for a token and the trainer's own: near 1e-6 in float32 both compute the same policy. A "
+        "run stops where one token in a thousand exceeds the bound (1e-4, or 0.05 in float16). The "
+        "pause is how long a swap of weights kept a "
         "policy server from acting.",
         panels=health_panels(groups),
         tables=[Table(head, rows)],

@@ -12,13 +12,23 @@ from vlarl.models.openvla.config import OpenVLAConfig, TextConfig
 
 MAX_PROMPT_TOKENS = 240
 """Most tokens of an instruction's whole prompt, image tokens aside."""
-MAX_BATCHED_TOKENS = 8192
-"""Most tokens in one pass."""
+_MOST_BATCHED_TOKENS = 8192
 
 
 def longest_sequence(model: OpenVLAConfig) -> int:
     """Tokens of a request with the longest prompt."""
     return model.num_patches + MAX_PROMPT_TOKENS + model.spec.action_dim
+
+
+def max_batched_tokens(config: PolicyConfig, model: OpenVLAConfig) -> int:
+    """Most tokens in one pass: of `max_batch` of the longest requests, if they aren't too many.
+
+    When it starts, the engine computes so many to see what memory a pass takes. On a CPU 8,192
+    tokens of a 7B model take longer than eight minutes.
+    """
+    longest = longest_sequence(model)
+    # The engine also counts each of its requests as a token.
+    return max(longest, min(config.max_batch * longest, _MOST_BATCHED_TOKENS), config.max_batch)
 
 
 def token_bytes(text: TextConfig, itemsize: int) -> int:

@@ -12,7 +12,11 @@ from vllm.sampling_params import RequestOutputKind
 
 from vlarl.config import PolicyConfig
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.limits import MAX_BATCHED_TOKENS, kv_cache_bytes, longest_sequence
+from vlarl.models.openvla.limits import (
+    kv_cache_bytes,
+    longest_sequence,
+    max_batched_tokens,
+)
 from vlarl.models.openvla.vllm_inputs import engine_input
 from vlarl.models.serving import Encoded, SampledAction
 from vlarl.models.statistics import STATISTICS
@@ -40,7 +44,7 @@ class Serving:
             "kv_cache_memory_bytes": kv_cache_bytes(config, self._model, itemsize),
             # A request's own seed together with chunked prefill kills the engine on a CPU.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": MAX_BATCHED_TOKENS,
+            "max_num_batched_tokens": max_batched_tokens(config, self._model),
             "limit_mm_per_prompt": {"image": 1},
             # The default, raw_logprobs, is taken before temperature and allowed ids.
             "logprobs_mode": "processed_logprobs",
