@@ -11,11 +11,15 @@ from typing import Annotated
 import typer
 
 from vlarl.config import RunConfig
+from vlarl.config.checkpoints import with_checkpoints
+from vlarl.weights.hub import folder_of
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
 from vlarl_cli.runs import Resume, RunDirectory, check_reward, chosen_run, first_rank
 
 _LOG = logging.getLogger(__name__)
+_TRAINERS = ("policy.checkpoint",)
+"""The reward model is loaded by the reward servers alone."""
 
 ConfigArgument = Annotated[
     Path | None, typer.Argument(help="The run's TOML file, e.g. configs/embedded.toml.")
@@ -57,10 +61,12 @@ def train(
             run_dir,
             overrides,
             partial(_check_trainer, places),
+            _TRAINERS,
         )
         with chosen as (settings, directory):
             if places:
                 settings = read_section(RunConfig, directory / "config.toml", places)
+                settings = with_checkpoints(settings, folder_of, _TRAINERS)
             elif first_rank():
                 _LOG.info("%s", _usage(settings))
             from vlarl_trainer.main import run
