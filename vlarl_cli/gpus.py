@@ -66,7 +66,7 @@ def _gpus() -> list[Gpu]:
     from vlarl.launch.gpus import Gpu
 
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         told = str(error).splitlines()[0]
         raise ConfigError(
