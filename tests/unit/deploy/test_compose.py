@@ -334,7 +334,7 @@ def test_images_hold_what_their_profile_needs(stack: Stack) -> None:
         service = stack.services[name]
         arguments = service["build"]["args"]
         on_gpu = build == "cuda" and name in ("policy", "trainer")
-        tag = "reward" if name == "reward" else "cuda" if on_gpu else "cpu"
+        tag = "cuda" if on_gpu else "cpu"
         assert service["image"] == f"vlarl-{name}:{tag}"
         if on_gpu:
             assert arguments["LOCK"] == "torch-cuda"
