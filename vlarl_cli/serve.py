@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vlarl.config import ConfigError, ProcessRewardConfig, RunConfig
 from vlarl.config.checkpoints import with_checkpoints
 from vlarl.weights.hub import folder_of
 from vlarl_cli.groups import command_group
@@ -122,8 +124,23 @@ def reward(
     configure_logging(verbose)
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
+        _check_torch(run)
         run = with_checkpoints(run, folder_of, ["reward.checkpoint"])
         check_reward(run)
         from vlarl_reward.server import serve
 
         asyncio.run(serve(run.reward, run.trainer.ppo, run.queue, server))
+
+
+def _check_torch(run: RunConfig) -> None:
+    """A process reward model needs torch, which the smaller of the reward server's images lacks.
+
+    Raises:
+        ConfigError: it isn't here.
+    """
+    if isinstance(run.reward, ProcessRewardConfig) and find_spec("torch") is None:
+        raise ConfigError(
+            f'reward.model = "{run.reward.model}" needs torch, which isn\'t installed here: with '
+            "docker compose, REWARD_LOCK=torch-cuda (without a GPU torch-cpu) builds an image that "
+            "has it; elsewhere, `pip install 'vlarl[reward]'`"
+        )

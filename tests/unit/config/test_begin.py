@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_a_run_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert done.exit_code == 1
     assert done.output.startswith("error: CUDA can't be used here (")
     assert "driver for CUDA 13 (580 or later)" in done.output
+
+
+def test_a_reward_server_without_torch_says_what_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    model = ["--set", "reward.model=rprm", "--set", "reward.checkpoint=openvla/judge"]
+    done = CliRunner().invoke(app, ["serve", "reward", *model])
+    assert done.exit_code == 1
+    assert done.output.startswith('error: reward.model = "rprm" needs torch')
+    assert "REWARD_LOCK=torch-cuda" in done.output
 
 
 def test_weights_fit_or_a_sentence_says_what_would() -> None:

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("huggingface_hub", reason="runs in the torch environment (.venv)")
 
 from huggingface_hub import constants
+from typer.testing import CliRunner
 
 from tests.checkpoint_layouts import lay_out
 from tests.local_hub import TOKEN, LocalHub, local_hub
@@ -21,6 +22,7 @@ from vlarl.disk import DiskFullError
 from vlarl.models.registry import check_policy_checkpoint
 from vlarl.weights.hub import folder_of, pinned
 from vlarl.weights.hub_names import HubName, hub_name
+from vlarl_cli import app
 from vlarl_cli.runs import chosen_run
 
 pytestmark = pytest.mark.torch
@@ -146,6 +148,26 @@ def test_a_run_keeps_the_commit_with_which_it_began(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ConfigError, match=f"must all have the same weights: write {NAME}@{second}"):
         choose(None, tmp_path / "run", f"policy.checkpoint={NAME}")
+
+
+def test_a_stack_that_starts_again_keeps_its_commit(hub: LocalHub, tmp_path: Path) -> None:
+    def begin(name: str) -> tuple[int, str]:
+        command = ["begin", str(REACH), "--run-dir", str(tmp_path / "run")]
+        command += ["--set", "unnorm_key=bridge_orig", "--set", f"policy.checkpoint={name}"]
+        done = CliRunner().invoke(app, command)
+        return done.exit_code, done.output
+
+    assert begin(NAME)[0] == 0
+    saved = (tmp_path / "run/config.toml").read_text()
+    assert f'"{NAME}@{hub.revisions[NAME]["main"]}"' in saved
+    hub.commit(NAME, GOLDEN)
+    hub.asked.clear()
+    assert begin(NAME)[0] == begin(f"{NAME}@main")[0] == 0
+    assert (tmp_path / "run/config.toml").read_text() == saved
+    assert hub.asked == []
+    for other in ("openvla/other", f"{NAME}@{COMMIT}"):
+        code, said = begin(other)
+        assert (code, f"and now policy.checkpoint is {other}: leave it so" in said) == (1, True)
 
 
 def absent(hub: LocalHub) -> str:

@@ -267,6 +267,11 @@ def test_a_laptop_gets_a_tiny_checkpoint(programs: Path, tmp_path: Path) -> None
         said = run_script(command, programs, **environment)
         assert said.split()[-3:] == ["/etc/vlarl/run.toml", "--run-dir", "/runs/compose"]
     assert (tmp_path / "runs/tiny").is_dir()
+    # What fails ends the script; nothing begins without a checkpoint.
+    (tmp_path / "runs/tiny").rmdir()
+    write_program(programs / "vlarl", 'echo "$@"; exit 3')
+    assert run_script(command, programs, **environment).split()[0] == "checkpoint"
+    assert len(run_script(command, programs, **environment).splitlines()) == 1
     assert str(load_config(RUNS["cpu"]).policy.checkpoint) == "/runs/tiny"
 
 
