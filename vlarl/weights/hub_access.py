@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import glob
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,11 @@ from vlarl.weights.hub_names import HubName, chosen_files
 from vlarl.weights.hub_progress import shown_growth
 from vlarl.weights.whereabouts import OFT_HEADS, is_oft
 
+_LOG = logging.getLogger(__name__)
+_ANSWER_SECONDS = 10.0
+_SERVERS_FAULT = 500
+"""The lowest status of an answer that isn't the request's fault."""
+
 
 def commit_of(name: HubName) -> str:
     """The commit that a name's revision is now; without the hub, what the cache says it was.
@@ -38,8 +44,22 @@ def commit_of(name: HubName) -> str:
     Raises:
         ConfigError: there is no such model or revision, or nobody can tell.
     """
+    api = HfApi()
     with _explained(name):
-        return str(HfApi().resolve_revision(name.model, revision=name.revision).resolved)
+        try:
+            _ask(name)
+        except (HTTPError, OfflineModeIsEnabled) as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < _SERVERS_FAULT:
+                raise
+            try:
+                known = api.resolve_revision(
+                    name.model, revision=name.revision, local_files_only=True
+                )
+            except RevisionResolutionError as unknown:
+                raise unknown from error
+            _LOG.warning("%s can't be reached: %s is as the cache has it", constants.ENDPOINT, name)
+            return str(known.resolved)
+        return str(api.resolve_revision(name.model, revision=name.revision).resolved)
 
 
 def cached_folder(name: HubName) -> Path | None:
@@ -68,8 +88,7 @@ def download(name: HubName, *, show: bool) -> Path:
         DiskFullError: the cache's disk has no room.
     """
     with _explained(name):
-        # Asked once: for the list of files the library would try for half a minute.
-        HfApi().model_info(name.model, revision=name.revision)
+        _ask(name)
         tree = HfApi().list_repo_tree(name.model, recursive=True, revision=name.revision)
         sizes = {one.path: one.size for one in tree if isinstance(one, RepoFile)}
         _check_listing(name, list(sizes))
@@ -90,6 +109,13 @@ def download(name: HubName, *, show: bool) -> Path:
         ):
             exact = [glob.escape(one) for one in wanted]
             return Path(snapshot_download(name.model, revision=name.revision, allow_patterns=exact))
+
+
+def _ask(name: HubName) -> None:
+    """Looks whether the hub has it and answers: in all that follows the library would wait for
+    ever, or try for half a minute.
+    """
+    HfApi().model_info(name.model, revision=name.revision, timeout=_ANSWER_SECONDS)
 
 
 def _check_listing(name: HubName, names: list[str]) -> None:

@@ -107,12 +107,20 @@ def test_only_what_is_needed_is_downloaded_once(hub: LocalHub, tmp_path: Path) -
     assert hub.downloaded == ["tokenizer.json"]
 
 
-def test_progress_is_told(hub: LocalHub, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_told(
+    hub: LocalHub, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder_of(Path(NAME), show=False)
     assert "downloading" not in capfd.readouterr().err
     hub.commit("openvla/other", GOLDEN)
     folder_of(Path("openvla/other"))
     assert "downloading openvla/other: 5.25 MiB" in capfd.readouterr().err
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, for rich
+    hub.commit("openvla/third", GOLDEN)
+    folder_of(Path("openvla/third"))
+    shown = capfd.readouterr().err
+    assert "downloading openvla/third" in shown
+    assert "5.3/5.3 MiB" in shown
 
 
 def test_a_run_keeps_the_commit_with_which_it_began(
