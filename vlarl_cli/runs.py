@@ -95,7 +95,8 @@ def chosen_run(
         else:
             named = read_section(root, directory / CONFIG, overrides)
         named = _at_commits(named)
-        settings = with_checkpoints(named, partial(folder_of, show=first_rank()), needed)
+        show = os.environ.get("LOCAL_RANK", "0") == "0"  # a machine's other ranks wait for it
+        settings = with_checkpoints(named, partial(folder_of, show=show), needed)
         check_learned(directory, settings)
         check_contents(directory, settings)
         check(settings)
