@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +30,9 @@ class LocalHub:
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes that files of these names are said to have, whatever they have."""
     asked: list[str] = field(default_factory=list)
+    pause_at: str = ""
+    """The file whose second half waits for `go_on`."""
+    go_on: threading.Event = field(default_factory=threading.Event)
 
     def commit(self, model: str, folder: Path, branch: str = "main") -> str:
         """A new commit with a folder's files, as they are now; returns its name."""
@@ -112,7 +115,13 @@ def _handler(hub: LocalHub) -> type[BaseHTTPRequestHandler]:
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body)
+                half = len(body) // 2
+                self.wfile.write(body[:half])
+                if hub.pause_at and self.path.endswith(hub.pause_at):
+                    self.wfile.flush()
+                    hub.go_on.wait()
+                with suppress(ConnectionError):
+                    self.wfile.write(body[half:])
 
         def log_message(self, *_: object) -> None:
             pass
@@ -135,6 +144,7 @@ def local_hub() -> Iterator[LocalHub]:
     try:
         yield hub
     finally:
+        hub.go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()

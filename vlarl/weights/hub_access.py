@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import glob
 import logging
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,12 +32,14 @@ from huggingface_hub.utils import disable_progress_bars, get_token
 from vlarl.disk import room_for
 from vlarl.errors import ConfigError
 from vlarl.invocation import invocation
+from vlarl.terminal import PlainConsole, say
 from vlarl.weights.hub_names import HubName, chosen_files
 from vlarl.weights.hub_progress import shown_growth
 from vlarl.weights.whereabouts import OFT_HEADS, is_oft
 
 _LOG = logging.getLogger(__name__)
 _ANSWER_SECONDS = 10.0
+_INTERRUPTED = 130
 _SERVERS_FAULT = 500
 """The lowest status of an answer that isn't the request's fault."""
 
@@ -104,11 +110,33 @@ def download(name: HubName, *, show: bool) -> Path:
         begun = sum(one.stat().st_size for one in blobs.glob("*.incomplete"))
         disable_progress_bars()
         with (
+            _ended_at_once(),
             room_for(f"the download of {name.model}", blobs, max(0, missing - begun)),
             shown_growth(name.model, max(0, missing - begun), lambda: _size(blobs) - there, show),
         ):
             exact = [glob.escape(one) for one in wanted]
             return Path(snapshot_download(name.model, revision=name.revision, allow_patterns=exact))
+
+
+@contextlib.contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """Lets Ctrl-C end the process: the library would first finish all files that it has begun,
+    which takes minutes. They are gone on with the next time.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        PlainConsole(stderr=True).show_cursor()
+        say(("interrupted", "yellow"), stderr=True)
+        os._exit(_INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ask(name: HubName) -> None:
@@ -183,7 +211,9 @@ def _explained(name: HubName) -> Iterator[None]:
         raise ConfigError(_unreachable(name, error)) from error
     except HFValidationError as error:
         raise ConfigError(f"{name} can't be a name on the hub: {error}") from error
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise ConfigError(
             f"{error.filename} can't be written ({error.strerror}): set HF_HOME to a folder that "
             "this user may write"

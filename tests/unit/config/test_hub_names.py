@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -105,6 +107,29 @@ def test_only_what_is_needed_is_downloaded_once(hub: LocalHub, tmp_path: Path) -
     (folder / "tokenizer.json").resolve().unlink()
     assert folder_of(Path(f"{NAME}@{commit}")) == folder
     assert hub.downloaded == ["tokenizer.json"]
+
+
+def test_interrupted_it_ends_at_once_and_goes_on(hub: LocalHub, tmp_path: Path) -> None:
+    commit = hub.revisions[NAME]["main"]
+    program = (
+        "from pathlib import Path; from vlarl.weights.hub import folder_of; "
+        f"print(folder_of(Path('{NAME}@{commit}')))"
+    )
+    command = [sys.executable, "-c", program]
+    places = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "own")}
+    environment = {**os.environ, **places, "PYTHONPATH": str(ROOT)}
+    hub.pause_at = "model.safetensors"
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as begun:
+        while "model.safetensors" not in hub.downloaded:
+            assert begun.poll() is None
+            time.sleep(0.05)
+        begun.send_signal(signal.SIGINT)
+        assert "interrupted" in begun.communicate(timeout=60)[1]
+        assert begun.returncode == 130
+    hub.go_on.set()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip().endswith(commit), done.stderr
+    assert check_policy_checkpoint(Path(done.stdout.strip())).action_dim == 7
 
 
 def test_progress_is_told(
