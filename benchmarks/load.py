@@ -22,6 +22,7 @@ from benchmarks.policy_load import KEY, Load, observations, served
 from benchmarks.report import Report
 from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
+from vlarl.weights.hub import folder_of
 
 SCRIPT = Path(__file__).parent / "k6" / "predict.js"
 CLIENTS = (1, 8, 32)
@@ -32,10 +33,12 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--checkpoint", type=Path, help="default: an untrained one of 224 px")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a folder or a name; default: an untrained one of 224 px"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vlarl-bench-") as directory:
-        checkpoint = arguments.checkpoint
+        checkpoint = arguments.checkpoint and folder_of(arguments.checkpoint)
         if checkpoint is None:
             checkpoint = Path(directory) / "tiny"
             make_tiny_checkpoint(checkpoint, image_size=224)

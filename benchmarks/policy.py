@@ -43,6 +43,7 @@ from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.registry import policy_family
+from vlarl.weights.hub import folder_of
 
 UNIT = "actions/s"
 BATCHES = (1, 8, 32)
@@ -52,7 +53,9 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--checkpoint", type=Path, help="default: an untrained one of 224 px")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a folder or a name; default: an untrained one of 224 px"
+    )
     parser.add_argument("--baseline", choices=sorted(BASELINES), help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -61,7 +64,7 @@ def main() -> None:
         print(BASELINES[arguments.baseline](arguments.checkpoint, arguments.batch, seconds))
         return
     with tempfile.TemporaryDirectory(prefix="vlarl-bench-") as directory:
-        checkpoint = arguments.checkpoint
+        checkpoint = arguments.checkpoint and folder_of(arguments.checkpoint)
         if checkpoint is None:
             checkpoint = Path(directory) / "tiny"
             make_tiny_checkpoint(checkpoint, image_size=224)

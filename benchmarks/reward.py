@@ -37,6 +37,7 @@ from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.process_reward.model import ProcessRewardModel
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl.weights.hub import folder_of
 from vlarl_reward.models.process import ProcessReward
 
 INSTRUCTION = "pick up the black bowl on the cookie box and place it on the plate"
@@ -50,10 +51,12 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few episodes: does it run at all?")
-    parser.add_argument("--checkpoint", type=Path, help="default: an untrained tiny one, 84 px")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a folder or a name; default: an untrained tiny one, 84 px"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vlarl-bench-") as directory:
-        checkpoint = arguments.checkpoint
+        checkpoint = arguments.checkpoint and folder_of(arguments.checkpoint)
         if checkpoint is None:
             checkpoint = Path(directory) / "tiny"
             make_tiny_checkpoint(checkpoint)

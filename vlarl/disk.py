@@ -71,19 +71,19 @@ def explained(folder: Path | None = None, what: str = "", needed: int = 0) -> It
 
 
 def _sentence(what: str, folder: Path | None, needed: int) -> str:
-    wanted = f" ({_size(needed)})" if needed else ""
+    wanted = f" ({size_text(needed)})" if needed else ""
     room = f"has no room for {what or 'what has to be written'}{wanted}"
     if folder is None:
         found = f"a disk {room}"
     else:
-        found = f"{folder}: its disk {room}, {_size(shutil.disk_usage(folder).free)} are free"
+        found = f"{folder}: its disk {room}, {size_text(shutil.disk_usage(folder).free)} are free"
     return (
         f"{found}. What was there is untouched: make room on that disk and give the command again, "
         "a run's with --resume"
     )
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     """Bytes for people: 23 KiB, 1.5 GiB."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if count >= 2**power:

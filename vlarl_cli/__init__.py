@@ -18,6 +18,7 @@ from vlarl_cli import (
     client,
     demos,
     evaluate,
+    gpus,
     report,
     reward,
     run,
@@ -57,7 +58,9 @@ app.add_typer(demos.app, name="demos")
 app.add_typer(reward.app, name="reward")
 app.add_typer(settings.app, name="config")
 app.command("train")(run.train)
+app.command("begin")(run.begin)
 app.command("up")(run.up)
+app.command("gpus")(gpus.gpus)
 app.command("ablate")(ablate.ablate)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)

@@ -104,7 +104,9 @@ def _check_variants(ablation: Ablation) -> None:
     Raises:
         ConfigError: something is missing, or can't be used; the message names the variant.
     """
+    from vlarl.config.checkpoints import with_checkpoints
     from vlarl.launch import tasks
+    from vlarl.weights.hub import folder_of
     from vlarl_cli.run import check_checkpoints
 
     # A process of the simulator's environment lists a suite, which takes seconds.
@@ -116,7 +118,7 @@ def _check_variants(ablation: Ablation) -> None:
             if suite not in listed:
                 listed[suite] = tasks.suite_tasks(config.env, config.tasks.suite)
             tasks.choose_tasks(listed[suite], config.tasks.indices, config.evaluation.states_needed)
-            check_checkpoints(config)
+            check_checkpoints(with_checkpoints(config, folder_of))
         except FatalError as error:
             raise ConfigError(f"variants.{planned.variant}: {error}") from error
 

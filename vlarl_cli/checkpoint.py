@@ -31,12 +31,16 @@ def tiny(
 
 @app.command()
 def show(
-    directory: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    directory: Annotated[
+        Path, typer.Argument(help="Checkpoint folder, or OWNER/NAME[@REVISION] on the hub.")
+    ],
 ) -> None:
     """Show what a checkpoint holds, as the policy server reads it."""
     with one_sentence_errors():
         from vlarl.models.registry import check_policy_checkpoint
+        from vlarl.weights.hub import folder_of
 
+        directory = folder_of(directory)
         config = check_policy_checkpoint(directory)
         say(f"parameters    {_size(directory):,}")
         say(f"image size    {config.image_size}")
@@ -69,8 +73,9 @@ def adopt(
 
         from vlarl.files import durable_folder
         from vlarl.models.openvla.adoption import find_adoption
+        from vlarl.weights.hub import folder_of
 
-        found = find_adoption(source, base)
+        found = find_adoption(folder_of(source), base and folder_of(base))
         columns = (text_column("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         console = PlainConsole(stderr=True)
         bar = Progress(*columns, console=console, disable=not console.is_terminal)

@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from vlarl.config import ConfigError, RunConfig
+from vlarl.config.checkpoints import with_checkpoints
 from vlarl.config.files import toml_value
 from vlarl.config.libero import LIBERO_SUITES
 from vlarl.ownership import owned
+from vlarl.weights.hub import folder_of
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Overrides, Verbose, one_sentence_errors, read_config, read_saved
 from vlarl_cli.runs import check_reward
@@ -26,7 +28,11 @@ ConfigArgument = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="OpenVLA checkpoint folder to evaluate as it is."),
+    typer.Option(
+        "--checkpoint",
+        help="OpenVLA checkpoint to evaluate as it is: a folder, or OWNER/NAME[@REVISION] on the "
+        "Hugging Face hub.",
+    ),
 ]
 Trained = Annotated[
     Path | None,
@@ -97,6 +103,7 @@ def evaluate(
             )
             from vlarl.models.registry import check_policy_checkpoint
 
+            settings = with_checkpoints(settings, folder_of, _loaded(videos))
             check_policy_checkpoint(settings.policy.checkpoint)  # before torch is loaded
             if videos:
                 check_reward(settings)
@@ -106,6 +113,11 @@ def evaluate(
                 settings, run, chosen, folder, videos=videos, record=record, protocol=protocol
             )
     raise typer.Exit(code)
+
+
+def _loaded(videos: int) -> list[str]:
+    """Keys of the checkpoints that an evaluation loads: films show the reward, too."""
+    return ["policy.checkpoint", "reward.checkpoint"] if videos else ["policy.checkpoint"]
 
 
 def evaluation_config(

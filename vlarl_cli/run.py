@@ -10,12 +10,17 @@ from typing import Annotated
 
 import typer
 
-from vlarl.config import RunConfig
+from vlarl.config import ConfigError, RunConfig
+from vlarl.config.checkpoints import with_checkpoints
+from vlarl.weights.hub import folder_of
+from vlarl.weights.hub_names import hub_name
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
-from vlarl_cli.runs import Resume, RunDirectory, check_reward, chosen_run, first_rank
+from vlarl_cli.runs import CONFIG, Resume, RunDirectory, check_reward, chosen_run, first_rank
 
 _LOG = logging.getLogger(__name__)
+_TRAINERS = ("policy.checkpoint",)
+"""The reward model is loaded by the reward servers alone."""
 
 ConfigArgument = Annotated[
     Path | None, typer.Argument(help="The run's TOML file, e.g. configs/embedded.toml.")
@@ -57,15 +62,73 @@ def train(
             run_dir,
             overrides,
             partial(_check_trainer, places),
+            _TRAINERS,
         )
         with chosen as (settings, directory):
             if places:
                 settings = read_section(RunConfig, directory / "config.toml", places)
+                settings = with_checkpoints(settings, folder_of, _TRAINERS)
             elif first_rank():
                 _LOG.info("%s", _usage(settings))
             from vlarl_trainer.main import run
 
             run(settings, directory, metrics_listen=metrics_listen)
+
+
+def begin(
+    config: Annotated[Path, typer.Argument(help="The run's TOML file.")],
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="Folder of the run.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Begin a run and start nothing: look at all it needs, download its checkpoints, write its
+    folder.
+
+    Services that start apart from one another then have one configuration, RUN/config.toml, and
+    `vlarl train --resume RUN` is the trainer. A run that has begun goes on as it is.
+    """
+    configure_logging(verbose)
+    with one_sentence_errors():
+        if (run_dir / CONFIG).exists():
+            # Without its lock: its trainer may be at work.
+            settings = with_checkpoints(_going_on(run_dir, config, overrides), folder_of)
+            _check_begun(settings)
+            _LOG.info("%s goes on; %s", run_dir, _usage(settings))
+            return
+        chosen = chosen_run(
+            RunConfig, "vlarl begin", config, None, run_dir, overrides, _check_begun
+        )
+        with chosen as (settings, directory):
+            _LOG.info("%s begins; %s", directory, _usage(settings))
+
+
+def _going_on(run_dir: Path, config: Path, overrides: list[str] | None) -> RunConfig:
+    """The configuration of a run that has begun.
+
+    Raises:
+        ConfigError: now another checkpoint is asked for than the one with which it began.
+    """
+    saved = read_section(RunConfig, run_dir / CONFIG, [])
+    asked = read_section(RunConfig, config, overrides).policy.checkpoint
+    began = saved.policy.checkpoint
+    names = hub_name(asked), hub_name(began)
+    same = asked == began
+    if names[0] is not None and names[1] is not None and not names[0].fixed:
+        same = names[0].model == names[1].model  # the branch may have moved since
+    if not same:
+        raise ConfigError(
+            f"{run_dir} began with {began}, and now policy.checkpoint is {asked}: leave it so, or "
+            "begin another run in another folder (VLARL_RUN_NAME in docker-compose.yml)"
+        )
+    return saved
+
+
+def _check_begun(settings: RunConfig) -> None:
+    """Looks at the suite's name, the policy and the reward model."""
+    from vlarl.config.suites import check_suite
+
+    check_suite(settings.env, settings.tasks.suite)
+    check_checkpoints(settings)
 
 
 def up(

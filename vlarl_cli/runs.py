@@ -9,7 +9,8 @@ import re
 import shlex
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -24,14 +25,18 @@ from vlarl.config import (
     save_config,
 )
 from vlarl.config.base import NAME_PATTERN
+from vlarl.config.checkpoints import CHECKPOINTS, with_checkpoints
 from vlarl.config.files import runs_inside
 from vlarl.ownership import owned
+from vlarl.weights.hub import folder_of, pinned, require_commit
 from vlarl_cli.learned import Configuration, check_contents, check_learned
 from vlarl_cli.options import read_section
 
 CONFIG = "config.toml"
 EVALUATION = "evaluation.json"
 _LONGEST_NAME = 128
+_UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""A variable of the environment that its processes have."""
 
 R = TypeVar("R", RunConfig, SftConfig, RewardModelConfig)
 
@@ -58,9 +63,13 @@ def chosen_run(
     run_dir: Path | None,
     overrides: list[str] | None,
     check: Callable[[R], object] = lambda _: None,
+    needed: Iterable[str] = CHECKPOINTS,
 ) -> Iterator[tuple[R, Path]]:
     """The configuration and folder of a new run, or of the one to go on with, which nobody else may
     write until the end of the block. Nothing is written where anything is refused.
+
+    What is saved with the run has the names of its checkpoints, each at a commit; what the block
+    gets has their folders.
 
     Args:
         root: what kind of run.
@@ -70,6 +79,7 @@ def chosen_run(
         run_dir: folder of the new one.
         overrides: of --set.
         check: raises what else is wrong with the configuration.
+        needed: keys of the checkpoints that the command loads.
 
     Raises:
         ConfigError: there is no such run, or there is one already where a new one should begin, or
@@ -80,17 +90,32 @@ def chosen_run(
     with owned(directory, what) if first_rank() else contextlib.nullcontext():
         if resume is None:
             _check_vacant(directory)  # nobody has come in between
-            settings = read_section(root, config, overrides)
-            settings = settings.model_copy(update={"name": run_id_of(directory)})
+            named = read_section(root, config, overrides)
+            named = named.model_copy(update={"name": run_id_of(directory)})
         else:
-            settings = read_section(root, directory / CONFIG, overrides)
+            named = read_section(root, directory / CONFIG, overrides)
+        named = _at_commits(named)
+        show = os.environ.get("LOCAL_RANK", "0") == "0"  # a machine's other ranks wait for it
+        settings = with_checkpoints(named, partial(folder_of, show=show), needed)
         check_learned(directory, settings)
         check_contents(directory, settings)
         check(settings)
         if first_rank() and (resume is None or overrides):
             # The run's processes, and whoever reads it later, know the configuration from there.
-            save_config(settings, directory)
+            save_config(named, directory)
         yield settings, directory
+
+
+def _at_commits(settings: R) -> R:
+    """The configuration with the commits that its checkpoints' names mean now."""
+
+    def at_commit(checkpoint: Path) -> Path:
+        if _UNDER_TORCHRUN in os.environ:
+            # Each rank would ask by itself, and a branch may move between two questions.
+            require_commit(checkpoint, "torchrun's ranks must all have the same weights")
+        return pinned(checkpoint)
+
+    return with_checkpoints(settings, at_commit)
 
 
 def _chosen_folder(
@@ -125,7 +150,7 @@ def run_id_of(directory: Path) -> str:
 
 
 def _new_folder(settings: Configuration) -> Path:
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if _UNDER_TORCHRUN in os.environ:
         raise ConfigError("under torchrun, name the run's folder with --run-dir")
     return Path("runs") / f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 

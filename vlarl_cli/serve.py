@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vlarl.config import ConfigError, ProcessRewardConfig, RunConfig
+from vlarl.config.checkpoints import with_checkpoints
+from vlarl.weights.hub import folder_of
 from vlarl_cli.groups import command_group
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import (
@@ -32,7 +36,10 @@ app = command_group("Serve one service in this process, until SIGTERM.")
 def policy(
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="OpenVLA checkpoint folder; default: the configuration's."),
+        typer.Option(
+            help="OpenVLA checkpoint: a folder, or OWNER/NAME[@REVISION] on the Hugging Face hub; "
+            "default: the configuration's."
+        ),
     ] = None,
     center_crop: Annotated[
         bool | None,
@@ -70,6 +77,7 @@ def policy(
     with one_sentence_errors():
         from vlarl.models.registry import check_policy_checkpoint
 
+        section = with_checkpoints(section, folder_of)
         check_policy_checkpoint(section.checkpoint)  # before vLLM is loaded, which takes a while
         from vlarl_policy.server import serve
 
@@ -116,7 +124,23 @@ def reward(
     configure_logging(verbose)
     server = server_config(run, listen, metrics_listen, address_file, reflection, drain_seconds)
     with one_sentence_errors():
+        _check_torch(run)
+        run = with_checkpoints(run, folder_of, ["reward.checkpoint"])
         check_reward(run)
         from vlarl_reward.server import serve
 
         asyncio.run(serve(run.reward, run.trainer.ppo, run.queue, server))
+
+
+def _check_torch(run: RunConfig) -> None:
+    """A process reward model needs torch, which the smaller of the reward server's images lacks.
+
+    Raises:
+        ConfigError: it isn't here.
+    """
+    if isinstance(run.reward, ProcessRewardConfig) and find_spec("torch") is None:
+        raise ConfigError(
+            f'reward.model = "{run.reward.model}" needs torch, which isn\'t installed here: with '
+            "docker compose, REWARD_LOCK=torch-cuda (without a GPU torch-cpu) builds an image that "
+            "has it; elsewhere, `pip install 'vlarl[reward]'`"
+        )

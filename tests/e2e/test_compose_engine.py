@@ -27,34 +27,25 @@ SERVICES = ("redis", "policy", "env", "reward", "trainer", "prometheus")
 
 
 class Compose:
-    """The stack of docker-compose.yml under another name, with files of its own."""
+    """The stack of docker-compose.yml under another name, with a run of its own."""
 
-    def __init__(self, folder: Path, checkpoint: Path) -> None:
-        secrets = folder / "secrets"
-        secrets.mkdir()
-        for name in ("service-token", "client-token", "queue-password", "grafana-password"):
-            (secrets / name).write_text(f"secret-of-{name}")
+    def __init__(self, folder: Path) -> None:
         run = (ROOT / "deploy/compose/run.toml").read_text()
         run = run.replace("iterations = 6", "iterations = 1000")
         run = run.replace("[queue]", "[queue]\nclaim_after_seconds = 8.0")
         (folder / "run.toml").write_text(run)
-        mounted = [f"{checkpoint.parent}:/checkpoints:ro"]
-        override = {
-            "services": {name: {"volumes": mounted} for name in ("policy", "reward", "trainer")},
-            "secrets": {one.name: {"file": str(one)} for one in secrets.iterdir()},
-        }
-        self._override = folder / "override.json"
-        self._override.write_text(json.dumps(override))
-        self._environment = {**os.environ, "VLARL_RUN": str(folder / "run.toml")}
+        self.run = folder / "run.toml"
 
-    def __call__(self, *arguments: str, seconds: float = 600) -> str:
-        """Runs docker-compose; returns what it printed."""
-        command = [tool("docker-compose"), "-p", PROJECT, "--profile", "cpu"]
-        command += ["-f", str(ROOT / "docker-compose.yml"), "-f", str(self._override), *arguments]
+    def _environment(self, variables: dict[str, str]) -> dict[str, str]:
+        return {**os.environ, "COMPOSE_PROFILES": "cpu", "VLARL_RUN": str(self.run), **variables}
+
+    def __call__(self, *arguments: str, seconds: float = 600, **variables: str) -> str:
+        """Runs docker-compose, with further variables; returns what it printed."""
+        command = [tool("docker-compose"), "-p", PROJECT, *arguments]
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=self._environment,
+            env=self._environment(variables),
             capture_output=True,
             text=True,
             timeout=seconds,
@@ -62,7 +53,7 @@ class Compose:
         if done.returncode:
             logs = ["logs", "--tail", "15"]
             last = subprocess.run(
-                [*command[: -len(arguments)], *logs], cwd=ROOT, env=self._environment,
+                [*command[: -len(arguments)], *logs], cwd=ROOT, env=self._environment(variables),
                 capture_output=True, text=True,
             )  # fmt: skip
             raise AssertionError(f"{arguments}: {done.stderr[-3000:]}\n{last.stdout[-5000:]}")
@@ -97,16 +88,14 @@ def wait(condition: Callable[[], object], seconds: float = 300) -> None:
 
 
 @pytest.fixture
-def compose(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Compose]:
+def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     """A stack whose images are built, and which is gone afterwards."""
     if shutil.which("docker") is None:
         pytest.skip("no docker command")
     info = subprocess.run(["docker", "info"], capture_output=True, text=True)
     if info.returncode:
         pytest.skip(f"no Docker engine answers: {info.stderr.strip().splitlines()[-1]}")
-    compose = Compose(tmp_path_factory.mktemp("compose"), checkpoint)
-    for folder in (checkpoint.parent, *checkpoint.parent.parents[:2]):
-        folder.chmod(0o755)
+    compose = Compose(tmp_path_factory.mktemp("compose"))
     compose("build", "--quiet", seconds=3600)
     yield compose
     compose("down", "--volumes", "--timeout", "60")
@@ -117,8 +106,21 @@ def compose(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Itera
 
 
 def test_the_stack_comes_up_trains_and_survives(compose: Compose) -> None:
+    # A checkpoint that isn't there: a sentence in the log of a container that ends, and no other.
+    run = compose.run.read_text()
+    compose.run.write_text(run.replace("/runs/tiny", "/checkpoints/absent"))
+    with pytest.raises(AssertionError, match='"prepare" didn\'t complete successfully: exit 1'):
+        compose("up", "--detach", *SERVICES)
+    assert "error: there is no checkpoint folder /checkpoints/absent" in compose("logs", "prepare")
+    assert not any(compose.containers(service) for service in ("policy", "env", "trainer"))
+    compose.run.write_text(run)
+
     compose("up", "--detach", "--wait", "--wait-timeout", "500", *SERVICES)
     wait(lambda: compose.iterations())
+    for service in ("secrets", "prepare"):
+        (state,) = json.loads(docker("inspect", compose("ps", "-aq", service).strip()))
+        assert (state["State"]["Status"], state["State"]["ExitCode"]) == ("exited", 0)
+    token = compose("exec", "-T", "policy", "cat", "/run/secrets/client-token")
     for service in SERVICES:
         (container,) = compose.containers(service)
         (state,) = json.loads(docker("inspect", container))
@@ -136,7 +138,9 @@ def test_the_stack_comes_up_trains_and_survives(compose: Compose) -> None:
     wait(lambda: json.loads(docker("inspect", env))[0]["RestartCount"] == 1)
     compose.further_iteration()
 
+    # The run goes on under a trainer that is at work, and no secret is made anew.
     compose("up", "--detach", "--wait", "--no-recreate", "--scale", "env=3", *SERVICES)
+    assert compose("exec", "-T", "policy", "cat", "/run/secrets/client-token") == token
     several = compose.containers("env")
     assert len(several) == 3
     compose.further_iteration()

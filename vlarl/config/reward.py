@@ -51,8 +51,8 @@ class ProcessRewardConfig(RewardSection):
     """What outcome gives, and the process reward model's probability that a step leads somewhere
     (docs/reward.md)."""
     checkpoint: Path
-    """The process reward model, a folder that `vlarl reward train` wrote. Another one put in its
-    place is taken up between two batches."""
+    """The process reward model, a folder that `vlarl reward train` wrote, or its name on the hub.
+    Another one put in a folder's place is taken up between two batches."""
     coefficient: float = Field(default=0.1, ge=0)
     """c of r = sparse + c * dense."""
     form: Literal["additive", "potential"] = "additive"

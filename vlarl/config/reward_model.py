@@ -41,9 +41,9 @@ class RewardModelConfig(Section):
     seed: int = Field(default=7, ge=0)
     """Seed of the held-out placements, the order of samples and what is drawn for them."""
     checkpoint: Path
-    """What to start from: an OpenVLA checkpoint, best the policy that has imitated the
-    demonstrations; or any image-text-to-text model of the Hugging Face library, as it saves them,
-    of which `mode` lora trains the language model."""
+    """What to start from, a folder or a name on the hub: an OpenVLA checkpoint, best the policy
+    that has imitated the demonstrations; or any image-text-to-text model of the Hugging Face
+    library, as it saves them, of which `mode` lora trains the language model."""
     policy: Path | None = None
     """OpenVLA checkpoint whose frames and action tokens are scored, where `checkpoint` is a model
     of another kind; what is served must be its policy, or one that was trained from it."""

@@ -10,10 +10,16 @@ from pathlib import Path
 from vlarl.invocation import invocation
 
 ADAPTER_CONFIG = "adapter_config.json"
+OFT_HEADS = (
+    "action_head--*",
+    "proprio_projector--*",
+    "noisy_action_projector--*",
+    "vision_backbone--*",
+)
+"""What OpenVLA-OFT's fine-tuning writes beside the weights."""
 _POINTER = b"version https://git-lfs.github.com/"
-_HUB_NAME = re.compile(r"(?:https?:/+huggingface\.co/)?([\w-][\w.-]*/[\w.-]+?)(?:/tree/\w+)?/?")
-_OWN_FOLDERS = {"checkpoints", "policies", "rewards", "runs"}
-"""Where the documentation puts checkpoints: a name below them is no hub's."""
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""Of what looks like a name on the hub and is a path, as its first part is a folder here."""
 
 
 def folder_fault(directory: Path) -> str:
@@ -33,20 +39,12 @@ def missing_folder(directory: Path) -> str:
     """Of a path that is no folder."""
     if directory.is_file():
         return f"{directory} is a file: name the folder that holds the checkpoint's files"
-    if name := _hub_name(directory):
-        if cached := _cached_snapshot(name):
-            return (
-                f"there is no folder {directory}; {name} lies in the hub's cache, and nothing is "
-                f"looked up there by itself: name {cached}"
-            )
-        return (
-            f"there is no folder {directory} (seen from {Path.cwd()}), and nothing is downloaded "
-            f"by itself: if that is a name on the hub, `hf download {name} --local-dir DIR`, and "
-            "name DIR"
-        )
+    hub = (
+        f"; {directory}@main would be a name on the hub" if _NAME.fullmatch(str(directory)) else ""
+    )
     return (
         f"there is no checkpoint folder {directory} (seen from {Path.cwd()}); "
-        f"`{invocation()} checkpoint tiny DIR` makes an untrained one"
+        f"`{invocation()} checkpoint tiny DIR` makes an untrained one{hub}"
     )
 
 
@@ -104,6 +102,20 @@ def no_weights(directory: Path) -> str:
     return missing
 
 
+def is_oft(checkpoint: object, sign: str) -> str:
+    """Of OpenVLA-OFT.
+
+    Args:
+        checkpoint: its folder or its name.
+        sign: what shows it.
+    """
+    return (
+        f"{checkpoint} is OpenVLA-OFT ({sign}), which isn't supported yet: it answers whole chunks "
+        "of actions in one pass that sees all tokens, and run as plain OpenVLA, which has the same "
+        "weights' names, it would succeed in about 0 % of its episodes"
+    )
+
+
 def pickled_weights(directory: Path) -> list[Path]:
     """Files of a model's weights as torch.save writes them, sorted."""
     return sorted(directory.glob("pytorch_model*.bin"))
@@ -119,27 +131,3 @@ def pointer_sentence(path: Path) -> str:
     return is_pointer * (
         f"{path} is a Git LFS pointer, not the file: run `git lfs pull` in {path.parent}"
     )
-
-
-def _hub_name(directory: Path) -> str:
-    """OWNER/NAME where a path can be meant as that; else empty."""
-    found = _HUB_NAME.fullmatch(str(directory))
-    if found is None:
-        return ""
-    owner = Path(found[1]).parts[0]
-    return "" if owner in _OWN_FOLDERS or Path(owner).exists() else found[1]
-
-
-def _cached_snapshot(name: str) -> Path | None:
-    """Where the hub's cache holds a model: its main branch's snapshot, else the newest."""
-    home = os.environ.get("HF_HOME", os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
-    model = cache / f"models--{name.replace('/', '--')}"
-    try:
-        main = model / "snapshots" / (model / "refs/main").read_text(encoding="utf-8").strip()
-        if (main / "config.json").exists():
-            return main
-    except OSError:
-        pass
-    whole = (path.parent for path in model.glob("snapshots/*/config.json"))
-    return max(whole, key=lambda path: path.stat().st_mtime, default=None)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vlarl.config import AblationConfig, ConfigError, RunConfig, as_section, load_config, load_saved
 from vlarl.config.base import merge
+from vlarl.config.checkpoints import with_checkpoints
 from vlarl.config.files import read_toml
 from vlarl.json_lines import read_lines
+from vlarl.weights.hub import require_commit
+from vlarl.weights.hub_names import hub_name
 from vlarl.weights.whereabouts import folder_fault
 from vlarl_jobs.report.groups import differing_keys
 from vlarl_jobs.report.run_folder import Run, read_run
@@ -147,7 +151,11 @@ def _planned(
 ) -> PlannedRun:
     folder = out / f"{variant}-{seed}"
     config = as_section(RunConfig, {**values, "name": folder.name, "seed": seed}, source)
-    if fault := folder_fault(config.policy.checkpoint):
+    with_checkpoints(
+        config, partial(require_commit, why="all runs of a table must have the same weights")
+    )
+    checkpoint = config.policy.checkpoint
+    if hub_name(checkpoint) is None and (fault := folder_fault(checkpoint)):
         raise ConfigError(f"{source}: {fault}")
     return PlannedRun(variant, config, folder)
 

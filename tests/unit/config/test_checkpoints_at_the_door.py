@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 pytest.importorskip("transformers", reason="runs in the torch environment (.venv)")
 
+from huggingface_hub import constants
+
 from tests.checkpoint_layouts import BROKEN, WHOLE, lay_out
 from tests.integration.trainer.demonstrated import write_dataset
 from vlarl.config import EnvConfig
@@ -130,12 +132,14 @@ def test_a_broken_checkpoint_is_refused_by_every_command(layout: str, here: Path
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_hub_name_is_told_how_to_become_a_folder(
+def test_every_command_asks_the_hub_for_a_name(
     command: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(here))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(here / "cache"))
     said = refusal(here, command, Path(HUB_NAME))
-    assert f"`hf download {HUB_NAME} --local-dir DIR`" in said
+    assert "http://127.0.0.1:1 can't be reached (ConnectError: [Errno 111]" in said
+    assert f"{HUB_NAME}@main isn't whole in the cache" in said
 
 
 @pytest.mark.parametrize("command", ["serve policy", "serve reward", "eval", "reward judge"])

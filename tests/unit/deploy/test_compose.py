@@ -5,6 +5,7 @@ is started.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -24,21 +25,29 @@ SERVERS = {"policy": 50051, "env": 50052, "reward": 50053, "trainer": 50054}
 
 
 PROFILES = {
-    "cpu": {name: name for name in SERVERS},
-    "gpu": {name: f"{name}-gpu" for name in SERVERS},
-    "gpu2": {name: f"{name}-gpu" for name in SERVERS} | {"trainer": "trainer-gpu2"},
+    "cpu": {name: name for name in (*SERVERS, "prepare")},
+    "gpu": {name: f"{name}-gpu" for name in (*SERVERS, "prepare")},
 }
 """Each profile's containers of the services."""
-RUNS = {
-    "cpu": ROOT / "deploy/compose/run.toml",
-    "gpu": ROOT / "deploy/compose/run-7b.toml",
-    "gpu2": ROOT / "deploy/compose/run-7b.toml",
-}
+RUNS = {"cpu": ROOT / "deploy/compose/run.toml", "gpu": ROOT / "deploy/compose/run-7b.toml"}
+FOLDERS = {"cpu": "/runs/compose", "gpu": "/runs/compose-7b"}
+ENDING = {"cpu": {"secrets", "prepare"}, "gpu": {"secrets", "prepare", "gpus"}}
+"""What prepares a start, and ends."""
 
 
-def compose(file: Path, *arguments: str, profile: str = "cpu") -> subprocess.CompletedProcess[str]:
+def compose(
+    file: Path, *arguments: str, profile: str = "cpu", **variables: str
+) -> subprocess.CompletedProcess[str]:
     command = [tool("docker-compose"), "-f", str(file), "--profile", profile, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    ours = {"COMPOSE_PROFILES", "HF_TOKEN", "REWARD_LOCK"}
+    others = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ours and not key.startswith("VLARL_")
+    }
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**others, **variables}
+    )
 
 
 @dataclass(frozen=True)
@@ -82,37 +91,198 @@ def test_a_compose_file_with_a_wrong_key_is_not(tmp_path: Path) -> None:
     assert "stop_grace_perod" in compose(wrong, "config", "-q").stderr
 
 
+def test_up_alone_is_the_gpu_stack_and_one_word_the_other() -> None:
+    for variables, profile in (({}, "gpu"), ({"COMPOSE_PROFILES": "cpu"}, "cpu")):
+        done = subprocess.run(
+            [tool("docker-compose"), "config", "--services"],
+            cwd=ROOT, capture_output=True, text=True,
+            env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **variables},
+        )  # fmt: skip
+        assert set(PROFILES[profile].values()) <= set(done.stdout.split()), done.stderr
+
+
 def test_every_container_is_confined(stack: Stack) -> None:
-    assert set(stack.services) == {"redis", "prometheus", "grafana", *SERVERS}
+    others = {"redis", "prometheus", "grafana", *ENDING[stack.profile]}
+    assert set(stack.services) == {*others, *SERVERS}
     for name, service in stack.services.items():
         assert not service.get("privileged"), name
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert "no-new-privileges:true" in service["security_opt"], name
-        assert service.get("user", "nobody") not in ("root", "0", "0:0"), name
-        assert service["restart"] in ("on-failure", "unless-stopped"), name
+        if name == "secrets":
+            # Root without a capability and without a network, because the volumes are root's.
+            assert (service["user"], service["network_mode"]) == ("0:0", "none")
+        else:
+            assert service.get("user", "nobody") not in ("root", "0", "0:0"), name
+        if name in SERVERS:
+            # What fails again and again ends.
+            assert service["restart"] == "on-failure:5"
+        else:
+            expected = "no" if name in ENDING[stack.profile] else "unless-stopped"
+            assert service["restart"] == expected, name
         for port in service.get("ports", []):
             assert port["host_ip"] == "127.0.0.1", name
 
 
 def test_servers_start_when_what_they_need_is_healthy(stack: Stack) -> None:
+    ending = ENDING[stack.profile]
     for name, service in stack.services.items():
-        assert service["healthcheck"]["test"], name
+        assert name in ending or service["healthcheck"]["test"], name
         for needed, how in service.get("depends_on", {}).items():
-            assert how["condition"] == "service_healthy", (name, needed)
+            ends = needed.removesuffix("-gpu") in ending
+            condition = "service_completed_successfully" if ends else "service_healthy"
+            assert how["condition"] == condition, (name, needed)
     assert stack.needs("trainer") == {"redis", "policy", "env", "reward"}
     assert stack.needs("env") == {"redis", "policy"}
+    last = "gpus" if stack.profile == "gpu" else "prepare"
+    assert stack.needs("policy") == {"secrets", last}
+    assert stack.needs("reward") == {"redis", last}
+    assert stack.needs("redis") == {"secrets"}
+    assert stack.needs("grafana") == {"secrets", "prometheus"}
+    if stack.profile == "gpu":
+        assert stack.needs("gpus") == {"prepare"}
 
 
-def test_secrets_are_files_and_nothing_else(stack: Stack) -> None:
-    for name in SERVERS:
-        service = stack.services[name]
-        mounted = {secret["source"] for secret in service["secrets"]}
-        assert mounted == {"service-token", "client-token", "queue-password"}
-        assert not any(
-            re.search("PASS|TOKEN|SECRET", key) for key in service.get("environment", {})
-        )
-    assert all("file" in secret for secret in stack.resolved["secrets"].values())
+def mounts(service: dict[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Of each mounted folder, the volume and whether it may be written."""
+    return {
+        one["target"]: (one["source"], not one.get("read_only", False))
+        for one in service.get("volumes", [])
+    }
+
+
+def test_each_kind_of_container_reads_its_own_secrets(stack: Stack) -> None:
+    readers = dict.fromkeys(SERVERS, "secrets")
+    readers |= {"redis": "redis-secrets", "grafana": "grafana-secrets"}
+    for name, service in stack.services.items():
+        if name == "secrets":
+            continue
+        held = mounts(service).get("/run/secrets")
+        assert held == ((readers[name], False) if name in readers else None), name
+        if name != "prepare":
+            # A token of the hub is asked for by what downloads alone.
+            variables = service.get("environment", {})
+            assert not any(re.search("PASSWORD$|TOKEN|SECRET", key) for key in variables), name
+
+
+def script(service: dict[str, Any], **places: object) -> list[str]:
+    """What a container runs by a shell, with other places."""
+    text = service["command"][0].replace("$$", "$")
+    for place, other in places.items():
+        text = text.replace(f"/{place.replace('__', '/')}", str(other))
+    return [*service["entrypoint"], text]
+
+
+def test_secrets_are_made_once(stack: Stack, tmp_path: Path) -> None:
+    volumes = mounts(stack.services["secrets"])
+    for folder in volumes:
+        (tmp_path / folder.strip("/")).mkdir(parents=True)
+    command = script(stack.services["secrets"], secrets=tmp_path / "secrets")
+
+    def make() -> dict[str, str]:
+        subprocess.run(command, check=True, capture_output=True)
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert all(path.stat().st_mode & 0o777 == 0o444 for path in files)
+        return {
+            path.relative_to(tmp_path / "secrets").as_posix(): path.read_text() for path in files
+        }
+
+    made = make()
+    services = ("service-token", "client-token", "queue-password")
+    assert set(made) == {
+        *(f"services/{name}" for name in services),
+        "redis/queue-password", "grafana/grafana-password",
+    }  # fmt: skip
+    assert made["redis/queue-password"] == made["services/queue-password"]
+    assert len(set(made.values())) == 4
+    assert all(re.fullmatch("[0-9a-f]{64}", secret) for secret in made.values())
+    (tmp_path / "secrets/services/client-token").unlink()
+    again = make()
+    assert {key for key in made if made[key] != again[key]} == {"services/client-token"}
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder in front of PATH, whose `vlarl` tells what it was given."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    tells = 'echo "$CUDA_VISIBLE_DEVICES" "$@"; [ "$1" != checkpoint ] || mkdir "$3"'
+    write_program(folder / "vlarl", tells)
+    return folder
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def run_script(command: list[str], programs: Path, **variables: str) -> str:
+    """What a container's script says, where `programs` lie first in its PATH."""
+    path = f"{programs}:{os.environ['PATH']}"
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": path, **variables})
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "chosen", "expected"), [(1, "", "0"), (2, "", "1"), (8, "", "7"), (2, "0", "0")]
+)
+def test_the_trainer_takes_the_last_gpu(
+    gpus: int, chosen: str, expected: str, programs: Path
+) -> None:
+    trainer = resolved("gpu")["trainer-gpu"]
+    write_program(programs / "nvidia-smi", f"seq {gpus}")
+    variables = trainer["environment"] | {"TRAINER_GPU": chosen}
+    said = run_script(script(trainer), programs, **variables)
+    assert said.split()[:4] == [expected, "train", "--resume", "/runs/compose-7b"]
+
+
+def test_a_machine_without_a_driver_is_told_so(programs: Path, tmp_path: Path) -> None:
+    prepare = resolved("gpu")["prepare-gpu"]
+    version = tmp_path / "version"
+    version.write_text("Linux version 6.12 (gcc)")
+    places = {"proc__driver": tmp_path / "driver", "proc__version": version}
+    said = run_script(script(prepare, **places), programs, **prepare["environment"])
+    assert said.startswith("error: this machine has no NVIDIA driver: install one")
+    assert said.endswith("COMPOSE_PROFILES=cpu docker compose up\n")
+    (tmp_path / "driver/nvidia").mkdir(parents=True)
+    (tmp_path / "driver/nvidia/version").touch()
+    said = run_script(script(prepare, **places), programs, **prepare["environment"])
+    assert said.split()[-2:] == [
+        "--set", "policy.checkpoint=openvla/openvla-7b-finetuned-libero-spatial"
+    ]  # fmt: skip
+    said = run_script(
+        script(prepare, **places), programs, **prepare["environment"] | {"CHECKPOINT": ""}
+    )
+    assert said.split() == [
+        "begin", "/etc/vlarl/run.toml", "--run-dir", "/runs/compose-7b"
+    ]  # fmt: skip
+
+
+def test_a_laptop_gets_a_tiny_checkpoint(programs: Path, tmp_path: Path) -> None:
+    prepare = resolved("cpu")["prepare"]
+    (tmp_path / "runs/.tiny").mkdir(parents=True)
+    command = script(prepare, runs=tmp_path / "runs")
+    environment = prepare["environment"] | {"RUN": "/runs/compose"}
+    for _ in range(2):
+        said = run_script(command, programs, **environment)
+        assert said.split()[-3:] == ["/etc/vlarl/run.toml", "--run-dir", "/runs/compose"]
+    assert (tmp_path / "runs/tiny").is_dir()
+    # What fails ends the script; nothing begins without a checkpoint.
+    (tmp_path / "runs/tiny").rmdir()
+    write_program(programs / "vlarl", 'echo "$@"; exit 3')
+    assert run_script(command, programs, **environment).split()[0] == "checkpoint"
+    assert len(run_script(command, programs, **environment).splitlines()) == 1
+    assert str(load_config(RUNS["cpu"]).policy.checkpoint) == "/runs/tiny"
+
+
+def resolved(profile: str, **variables: str) -> dict[str, Any]:
+    """All services of a profile."""
+    done = compose(
+        ROOT / "docker-compose.yml", "config", "--format", "json", profile=profile, **variables
+    )
+    assert done.returncode == 0, done.stderr
+    services: dict[str, Any] = json.loads(done.stdout)["services"]
+    return services
 
 
 def test_the_run_finds_what_the_stack_offers(stack: Stack) -> None:
@@ -121,23 +291,22 @@ def test_the_run_finds_what_the_stack_offers(stack: Stack) -> None:
     assert run.queue.url == "redis://redis:6379/0"
     assert run.policy.addresses == f"dns:///policy:{SERVERS['policy']}"
     assert run.trainer.address == run.policy.trainer_address == f"trainer:{SERVERS['trainer']}"
-    secrets = {f"/run/secrets/{name}" for name in stack.resolved["secrets"]}
     security = run.security
-    ours = {security.token_file, security.client_token_file, run.queue.password_file}
-    assert secrets == {str(file) for file in ours} | {"/run/secrets/grafana-password"}
-    targets = {volume["target"] for volume in stack.services["policy"]["volumes"]}
-    assert str(run.policy.checkpoint.parent) in targets
+    for secret in (security.token_file, security.client_token_file, run.queue.password_file):
+        assert secret is not None
+        assert secret.parent == Path("/run/secrets")
+        assert f"/secrets/services/{secret.name}" in stack.services["secrets"]["command"][0]
+    (mounted,) = stack.services["prepare"]["configs"]
+    assert mounted["target"] == "/etc/vlarl/run.toml"
+    assert Path(stack.resolved["configs"][mounted["source"]]["file"]) == file
     for name in SERVERS:
-        (mounted,) = stack.services[name]["configs"]
-        assert mounted["target"] == "/etc/vlarl/run.toml"
-        assert Path(stack.resolved["configs"][mounted["source"]]["file"]) == file
         # Profiles name their containers apart, and yet all find each other by one name.
         container = PROFILES[stack.profile][name]
         aliases = (stack.services[name]["networks"]["stack"] or {}).get("aliases", [])
         assert name in (container, *aliases)
     for name in ("policy", "env", "reward"):
         command = stack.services[name]["command"]
-        assert command[:2] == ["serve", name]
+        assert command[:3] == ["serve", name, f"--config={FOLDERS[stack.profile]}/config.toml"]
         assert f"--listen=0.0.0.0:{SERVERS[name]}" in command
 
 
@@ -154,11 +323,12 @@ def test_gpus_are_given_to_what_computes_and_draws_on_them(stack: Stack) -> None
             assert "gpu" in device["capabilities"]
             # The driver's EGL comes with "graphics", its CUDA with "compute".
             assert ("graphics" if name == "env" else "compute") in device["capabilities"]
-            given[name] = device["device_ids"]
+            given[name] = device.get("device_ids", device.get("count"))
+    everywhere = -1  # all
     expected = {
         "cpu": {},
-        "gpu": {"policy": ["0"], "env": ["0"], "trainer": ["0"]},
-        "gpu2": {"policy": ["0"], "env": ["0"], "trainer": ["1"]},
+        "gpu": {"policy": ["0"], "env": ["0"], "reward": ["0"]}
+        | {"trainer": everywhere, "gpus": everywhere},
     }
     assert given == expected[stack.profile]
 
@@ -169,7 +339,8 @@ def test_images_hold_what_their_profile_needs(stack: Stack) -> None:
         service = stack.services[name]
         arguments = service["build"]["args"]
         on_gpu = build == "cuda" and name in ("policy", "trainer")
-        assert service["image"] == f"vlarl-{name}:{'cuda' if on_gpu else 'cpu'}"
+        tag = "cuda" if on_gpu else "cpu"
+        assert service["image"] == f"vlarl-{name}:{tag}"
         if on_gpu:
             assert arguments["LOCK"] == "torch-cuda"
             # pip would find a CPU build there, and take it.
@@ -180,23 +351,27 @@ def test_images_hold_what_their_profile_needs(stack: Stack) -> None:
         assert set(arguments) <= known, name
 
 
+def test_a_reward_model_brings_torch() -> None:
+    reward = resolved("gpu", REWARD_LOCK="torch-cuda")["reward-gpu"]
+    assert reward["image"] == "vlarl-reward:torch-cuda"
+    assert reward["build"]["args"]["LOCK"] == "torch-cuda"
+
+
 def test_what_is_kept_lies_in_volumes(stack: Stack) -> None:
-    mounts = {
-        name: {
-            volume["target"]: (volume["type"], volume.get("read_only", False))
-            for volume in stack.services[name].get("volumes", [])
-        }
-        for name in SERVERS
-    }
-    for name in ("policy", "trainer"):
-        assert mounts[name]["/checkpoints"] == ("bind", True)
-        if stack.profile != "cpu":
-            assert mounts[name]["/huggingface"] == ("volume", False)
-    assert mounts["trainer"]["/runs"] == ("volume", False)
-    if stack.profile != "cpu":
+    held = {name: mounts(service) for name, service in stack.services.items()}
+    loading = {"policy", "reward", "trainer", *ENDING[stack.profile]} - {"secrets"}
+    for name in loading:
+        assert held[name]["/checkpoints"] == (str(ROOT / "checkpoints"), False)
+        assert held[name]["/huggingface"] == ("huggingface", name != "reward")
+        # A folder is the same by the name that it has beside docker-compose.yml.
+        assert stack.services[name]["working_dir"] == "/"
+    for name in (*SERVERS, *loading):
+        writes = name in ("trainer", "prepare", "gpus")
+        assert held[name]["/runs"] == ("runs", writes), name
+    if stack.profile == "gpu":
         # /tmp is mounted noexec, and Triton loads what it has compiled from the home directory.
         home = stack.services["policy"]["environment"]["HOME"]
-        assert mounts["policy"][home] == ("volume", False)
+        assert held["policy"][home] == ("kernels", True)
 
 
 def test_the_run_on_gpus_learns_as_the_papers_configuration() -> None:
@@ -209,14 +384,22 @@ def test_the_run_on_gpus_learns_as_the_papers_configuration() -> None:
     assert ours.policy.max_batch == papers.policy.max_batch
 
 
+def test_the_papers_configuration_says_of_each_value_whose_it_is() -> None:
+    for name in ("libero-7b", "libero-7b-paper"):
+        load_config(ROOT / f"configs/{name}.toml")
+        lines = (ROOT / f"configs/{name}.toml").read_text().splitlines()
+        values = [line for line in lines if re.match(r"\w+ = ", line)][1:]  # but its name
+        assert len(values) >= 20
+        for line in values:
+            assert re.search(r"  # (ours|code|paper, code|paper)\b", line), line
+
+
 def test_profiles_keep_their_runs_apart() -> None:
-    folders = set()
-    for profile in ("cpu", "gpu"):
-        done = compose(ROOT / "docker-compose.yml", "config", "--format", "json", profile=profile)
-        trainer = json.loads(done.stdout)["services"][PROFILES[profile]["trainer"]]
-        folders.add(trainer["environment"]["RUN"])
-        assert "/runs/$$RUN" in trainer["command"][0]
-    assert len(folders) == 2
+    mine = resolved("cpu", VLARL_RUN_NAME="mine")
+    assert "--config=/runs/mine/config.toml" in mine["policy"]["command"]
+    assert mine["trainer"]["command"][:3] == ["train", "--resume", "/runs/mine"]
+    assert mine["prepare"]["environment"]["RUN"] == "/runs/mine"
+    assert resolved("gpu")["trainer-gpu"]["environment"]["RUN"] == FOLDERS["gpu"]
 
 
 def test_commands_are_ones_that_the_command_line_knows(stack: Stack) -> None:
@@ -224,9 +407,13 @@ def test_commands_are_ones_that_the_command_line_knows(stack: Stack) -> None:
 
     from vlarl_cli import app
 
-    for name in ("policy", "env", "reward"):
-        shown = CliRunner().invoke(app, ["serve", name, "--help"], env={"COLUMNS": "200"}).output
-        for option in stack.services[name]["command"][2:]:
+    commands = {name: ["serve", name] for name in ("policy", "env", "reward")}
+    if stack.profile == "gpu":
+        commands["gpus"] = ["gpus"]
+    for name, command in commands.items():
+        shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output
+        options = [one for one in stack.services[name]["command"] if one.startswith("--")]
+        for option in options:
             assert option.partition("=")[0] in shown, (name, option)
 
 
@@ -277,4 +464,4 @@ def test_prometheus_scrapes_every_server(stack: Stack) -> None:
     assert set(found["names"]) == set(SERVERS)
     for name in ("policy", "env", "reward"):
         assert f"--metrics-listen=0.0.0.0:{found['port']}" in stack.services[name]["command"]
-    assert f"0.0.0.0:{found['port']}" in stack.services["trainer"]["command"][0]
+    assert f"0.0.0.0:{found['port']}" in " ".join(stack.services["trainer"]["command"])

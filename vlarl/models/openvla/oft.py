@@ -9,14 +9,8 @@ from typing import Any
 
 from vlarl.errors import ConfigError
 from vlarl.weights.folder import read_json
+from vlarl.weights.whereabouts import OFT_HEADS
 
-_FILES = (
-    "action_head--*",
-    "proprio_projector--*",
-    "noisy_action_projector--*",
-    "vision_backbone--*",
-)
-"""What its fine-tuning writes beside the weights."""
 _CHUNK = re.compile(r"""\bNUM_ACTIONS_CHUNK\b["']?(?:\s*(?::\s*int\s*)?[:=]\s*(\d+))?""")
 _COMMENT = re.compile(r"#.*")
 
@@ -50,7 +44,7 @@ def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
 
 def oft_heads(directory: Path) -> str:
     """A file of its heads that lies in a folder; empty: there is none."""
-    for pattern in _FILES:
+    for pattern in OFT_HEADS:
         if found := sorted(directory.glob(pattern)):
             return found[0].name
     return ""

@@ -15,6 +15,7 @@ from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.tensors import stored_tensors
 from vlarl.weights.folder import CheckpointError, read_json
 from vlarl.weights.headers import StoredTensor
+from vlarl.weights.whereabouts import is_oft
 from vlarl.weights.wholeness import check_types, check_weights, some_of
 
 _TOKENIZER = "tokenizer.json"
@@ -41,11 +42,7 @@ def check_settings(directory: Path) -> OpenVLAConfig:
     """
     config = OpenVLAConfig.from_directory(directory)
     if sign := oft_sign(directory, read_json(directory / "config.json")):
-        raise ConfigError(
-            f"{directory} is OpenVLA-OFT ({sign}), which isn't supported yet: it answers whole "
-            "chunks of actions in one pass that sees all tokens, and run as plain OpenVLA, which "
-            "has the same weights' names, it would succeed in about 0 % of its episodes"
-        )
+        raise ConfigError(is_oft(directory, sign))
     normalizer = PixelNormalizer.from_directory(directory)
     if len(normalizer.mean) != len(config.towers):
         raise ConfigError(
