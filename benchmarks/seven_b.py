@@ -243,7 +243,7 @@ def learn(table: Report, config: RunConfig, experience: Experience) -> None:
         "TFLOP/s",
         against="matrix product",
     )
-    publish(table, learner, checkpoint)
+    publish(table, learner)
     ranks.leave()
 
 
@@ -271,7 +271,7 @@ def operations(
     return int(looking.get_total_flops() * scale), int(learning.get_total_flops() * scale)
 
 
-def publish(table: Report, learner: Learner, checkpoint: Path) -> None:
+def publish(table: Report, learner: Learner) -> None:
     """What happens between learning and the policy server's next action, on the trainer's side."""
     progress("gathering and merging")
     began = now()
