@@ -38,7 +38,9 @@ def test_every_stage_but_up_finds_what_is_wanted(tmp_path: Path) -> None:
     gap = rows[f"{small}: greedy log-probs, largest difference from the original's"]
     assert gap["value"] < 1e-4
     assert rows[f"{small}: swap, versions after it"]["value"] == [1]
-    assert rows[f"{small}: layers merged as the trainer does"]["value"] is True
+    merged = rows[f"{small}: layers merged as the trainer does"]
+    assert merged["ok"] is True
+    assert merged["note"] == f"of {merged['value']}"
     assert rows[f"{small}: processes that outlive a killed server"]["value"] == 0
     assert rows[f"{large}: 4 clients"]["value"] > 0
     assert rows[f"{large}: swap 2, versions after it"]["value"] == [2]
