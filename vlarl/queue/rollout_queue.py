@@ -172,10 +172,12 @@ class RolloutQueue:
             "store": self._config.blobs,
             "failures": 0,
         }
-        target = TRAJECTORIES
         if spec.unscored:
             target = scored_stream(spec.run_id)
             fields["scores"] = b""
+        else:
+            target = TRAJECTORIES
+            fields["outline"] = _outline(trajectory).SerializeToString()
         moved = await self._entries.move(
             delivery,
             spec,
@@ -211,13 +213,19 @@ class RolloutQueue:
     # ---- reward servers ----------------------------------------------------------------------
 
     async def next_trajectories(
-        self, worker: str, count: int, block_seconds: float = 5.0
+        self, worker: str, count: int, block_seconds: float = 5.0, *, frames: bool = True
     ) -> list[Delivery[rollout_pb2.Trajectory]]:
-        """Up to `count` trajectories that wait for their rewards."""
+        """Up to `count` trajectories that wait for their rewards.
+
+        frames: whether they are looked at. Where they aren't, they stay where they lie, and the
+            trajectories come without.
+        """
         read = await self._entries.read(TRAJECTORIES, REWARD_GROUP, worker, count, block_seconds)
         found = []
         for entry in read:
-            trajectory = await self._load(entry)
+            # Version 0.1.0 sent no outline.
+            outlined = not frames and b"outline" in entry.fields
+            trajectory = await (self._read_outline(entry) if outlined else self._load(entry))
             if trajectory is None:
                 continue
             if not await self._worn_out(entry, "reward", trajectory.spec):
@@ -364,6 +372,14 @@ class RolloutQueue:
 
     # ---- entries -----------------------------------------------------------------------------
 
+    async def _read_outline(self, entry: Delivery[Message]) -> rollout_pb2.Trajectory | None:
+        """The entry's trajectory without its frames; None where nobody wants it any more. Whether
+        its blob is still there, the trainer finds out.
+        """
+        trajectory = rollout_pb2.Trajectory.FromString(entry.fields[b"outline"])
+        spec = trajectory.spec
+        return trajectory if await self._wanted(entry, spec.run_id, spec.episode_id) else None
+
     async def _load(self, entry: Delivery[Message]) -> rollout_pb2.Trajectory | None:
         """The entry's trajectory; None where it goes no further.
 
@@ -447,6 +463,16 @@ class RolloutQueue:
     async def _clear(self, run_id: str, blobs: Sequence[str] = ()) -> None:
         """Removes these blobs and those that no outstanding episode has."""
         await self._blobs.clear(run_id, blobs, lambda: self.outstanding(run_id))
+
+
+def _outline(trajectory: rollout_pb2.Trajectory) -> rollout_pb2.Trajectory:
+    """The same without its frames: some hundred bytes a step."""
+    outline = rollout_pb2.Trajectory()
+    outline.CopyFrom(trajectory)
+    outline.ClearField("final_image")
+    for step in outline.steps:
+        step.ClearField("image")
+    return outline
 
 
 def _letter(
