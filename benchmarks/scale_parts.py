@@ -7,6 +7,7 @@ learner no model. Each tells the benchmark over its pipe when a part is done, an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -40,6 +41,8 @@ STEPS = 220
 """The step limit of LIBERO-Spatial."""
 FRAME_BYTES = 23_000
 """A JPEG of 256 px, quality 95."""
+SIMULATORS = 16
+"""Of each env server, which has its own connections to the queue."""
 TIMEOUT_SECONDS = 120.0
 ACTION_IDS = range(31744, 32000)
 ACTION_DIM = 7
@@ -108,15 +111,21 @@ def work(config: QueueConfig, episodes: int, pipe: Connection) -> None:
 
 async def _work(config: QueueConfig, episodes: int, pipe: Connection) -> None:
     made = Frames()
-    async with RolloutQueue(config) as queue:
-        orders = [await queue.next_episode("worker", 10.0) for _ in range(episodes)]
+    async with contextlib.AsyncExitStack() as stack:
+        orders = []
+        for index in range(episodes):
+            if index % SIMULATORS == 0:
+                queue = await stack.enter_async_context(RolloutQueue(config))
+            order = await queue.next_episode(f"worker {index // SIMULATORS}", 10.0)
+            if order is None:
+                raise RuntimeError("the queue has too few orders")
+            orders.append((queue, order))
 
         async def push() -> None:
             await asyncio.gather(
                 *(
                     queue.finish_episode(order, made.trajectory(order.message))
-                    for order in orders
-                    if order is not None
+                    for queue, order in orders
                 )
             )
 
@@ -133,17 +142,17 @@ def score(config: QueueConfig, pipe: Connection) -> None:
 async def _score(config: QueueConfig, pipe: Connection) -> None:
     batcher = RewardBatcher(OutcomeReward(1.0), RewardMetrics(CollectorRegistry()))
     async with RolloutQueue(config) as queue:
+        worker = RewardWorker(queue, batcher, "reward", 8)
 
         async def score_all() -> None:
-            worker = RewardWorker(queue, batcher, "reward", 8)
-            working = asyncio.create_task(worker.run())
             while await queue._redis.xlen(TRAJECTORIES):
                 await asyncio.sleep(0.01)
-            worker.stop()
-            await working
 
         await _part(pipe, "ready")
+        working = asyncio.create_task(worker.run())
         await _timed(pipe, score_all)
+        worker.stop()
+        await working
 
 
 class Reader:
@@ -198,8 +207,9 @@ async def _lead(config: QueueConfig, episodes: int, pipe: Connection, ranks: Ran
         await _part(pipe, "issued")
         collected = await _timed(pipe, lambda: collector.collect(orders, learned=0, oldest=0))
         check = TrajectoryCheck(1, 0, 1.5, ACTION_IDS, ACTION_DIM)
-        await _timed(pipe, lambda: asyncio.to_thread(check.check, collected.trajectories))
-        experience = Experience(0, 1, collected.trajectories)
+        frames = collected.frames()
+        await _timed(pipe, lambda: asyncio.to_thread(check.check, collected.trajectories, frames))
+        experience = Experience(0, 1, collected.trajectories, frames)
         metrics, _ = await _timed(pipe, lambda: leading.learn(experience))
         await _timed(pipe, lambda: collector.settle(collected))
         await leading.dismiss()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +39,9 @@ EPISODES = f"{PREFIX}episodes"
 TRAJECTORIES = f"{PREFIX}trajectories"
 DEAD = f"{PREFIX}dead"
 ENV_GROUP, REWARD_GROUP, TRAINER_GROUP = "env", "reward", "trainer"
+
+
+Keep = Callable[[Delivery[rollout_pb2.Trajectory]], Delivery[rollout_pb2.Trajectory]]
 
 
 class QueueError(FatalError):
@@ -277,12 +280,14 @@ class RolloutQueue:
         return sum([await self._entries.issue(spec, EPISODES) for spec in specs])
 
     async def next_scored(
-        self, run_id: str, count: int, block_seconds: float = 5.0
+        self, run_id: str, count: int, block_seconds: float = 5.0, keep: Keep | None = None
     ) -> list[Delivery[rollout_pb2.Trajectory]]:
         """Scored trajectories of this run. A trainer that comes back is first given again what it
         had received and not acknowledged.
 
         They stay pending until `acknowledge`.
+
+        keep: makes of each what is to be kept of it, before the next one is read; none: all is.
         """
         reader = scored_stream(run_id), TRAINER_GROUP, "trainer"
         entries = []
@@ -299,7 +304,8 @@ class RolloutQueue:
                 trajectory.scores.ParseFromString(entry.fields[b"scores"])
                 # Not held: one consumer reads this stream, and it acknowledges after a whole
                 # iteration.
-                found.append(entry.carrying(trajectory))
+                delivery = entry.carrying(trajectory)
+                found.append(delivery if keep is None else keep(delivery))
         return found
 
     async def acknowledge(

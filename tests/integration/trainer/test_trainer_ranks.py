@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from tests.integration.trainer import rank_program, refusing_program  # noqa: E402
+from tests.integration.trainer import rank_program, refusing_program, sharing_program  # noqa: E402
 from tests.integration.trainer.forked import Program  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
@@ -34,12 +34,12 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 
 
-def run_two_ranks(main: Callable[..., None], folder: Path, *arguments: object) -> None:
-    ranks = Program(main, *arguments, log=folder / "log.txt", ranks=2)
+def run_ranks(main: Callable[..., None], folder: Path, *arguments: object, ranks: int = 2) -> None:
+    program = Program(main, *arguments, log=folder / "log.txt", ranks=ranks)
     try:
-        code = ranks.join(240)
+        code = program.join(240)
     finally:
-        ranks.kill()
+        program.kill()
     assert code == 0, (folder / "log.txt").read_text()[-4000:]
 
 
@@ -55,7 +55,7 @@ def test_two_ranks_learn_what_one_learns(
         experience = Experience(iteration, iteration + 1, made_up_trajectories(acting, 3))
         (tmp_path / f"{iteration}.bin").write_bytes(experience.to_bytes())
     rank_program.main(checkpoint, tmp_path, 7, dtype)
-    run_two_ranks(rank_program.main, tmp_path, checkpoint, tmp_path, 2, dtype)
+    run_ranks(rank_program.main, tmp_path, checkpoint, tmp_path, 2, dtype)
     one_rank, two_ranks = (
         json.loads((tmp_path / f"metrics-{ranks}.json").read_text()) for ranks in (1, 2)
     )
@@ -79,13 +79,25 @@ def test_no_rank_steps_where_the_gradient_is_infinite(checkpoint: Path, tmp_path
     (tmp_path / "good.bin").write_bytes(Experience(0, 1, trajectories).to_bytes())
     spoiled = Experience(1, 2, overflowing(trajectories))
     (tmp_path / "overflowing.bin").write_bytes(spoiled.to_bytes())
-    run_two_ranks(refusing_program.main, tmp_path, checkpoint, tmp_path)
+    run_ranks(refusing_program.main, tmp_path, checkpoint, tmp_path)
     said = [(tmp_path / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
     assert "the policy: the gradient is not finite" in said[0]
     assert said[0] == said[1]
     before, after = (load_file(tmp_path / f"{name}.safetensors") for name in ("before", "after"))
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+
+
+def test_frames_are_once_in_the_memory_of_each_machine(tmp_path: Path) -> None:
+    """Four ranks, two by two; in one chunk, in several, and none at all."""
+    sizes = (1000, 2500, 0)
+    run_ranks(sharing_program.main, tmp_path, tmp_path, sizes, 1000, ranks=4)
+    for rank in range(4):
+        for number, size in enumerate(sizes):
+            expected = bytes(index % 251 for index in range(size))
+            assert (tmp_path / f"{rank}-{number}.bin").read_bytes() == expected, (rank, number)
+        first = 0 if rank < 2 else 2
+        assert (tmp_path / f"{rank}-written.bin").read_bytes() == b"written%d" % first
 
 
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
