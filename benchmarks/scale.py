@@ -158,19 +158,20 @@ def _measure(
     scorer = Part(scale_parts.score, config, Connection)
     for one in (worker, scorer):
         one.said()
-    before, files = _traffic(redis), {}
+    before, in_files = _traffic(redis), 0
     for name, part in (("push", worker), ("score", scorer)):
-        started = file_bytes(part.pid)
+        started = sum(file_bytes(part.pid))
         result.seconds[name] = part.next()
-        files[name] = file_bytes(part.pid) - started
+        in_files += sum(file_bytes(part.pid)) - started
         part.end()
-    started = file_bytes(leader.pid)
+    read, _ = file_bytes(leader.pid)
     named = {f"rank {rank}": one.pid for rank, one in enumerate((leader, *followers))}
     watch = MemoryWatch(named)
     for name in ("collect", "check", "learn"):
         result.seconds[name] = leader.next()
         if name == "collect":
-            files[name] = file_bytes(leader.pid) - started
+            # Not what it writes: its own memory is a file, too.
+            in_files += file_bytes(leader.pid)[0] - read
     result.seconds["settle"] = leader.next()
     metrics = leader.next()
     watch.stop()
@@ -182,7 +183,7 @@ def _measure(
     result.valkey_bytes = int(redis.info("memory")["used_memory_peak"])
     result.wire_bytes = _traffic(redis) - before
     if config.blobs != "redis":
-        result.wire_bytes += sum(files.values())
+        result.wire_bytes += in_files
     result.rank_0, result.shared, result.node = watch.grown("rank 0"), watch.shared, watch.together
     result.follower = max([watch.grown(name) for name in named if name != "rank 0"], default=0)
 

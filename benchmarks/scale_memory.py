@@ -78,8 +78,8 @@ def in_memory_files(pids: Iterable[int]) -> int:
     return sum(found.values())
 
 
-def file_bytes(pid: int) -> int:
-    """Bytes that a process has read from files and written to them."""
+def file_bytes(pid: int) -> tuple[int, int]:
+    """Bytes that a process has read from files, and written to them."""
     lines = Path(f"/proc/{pid}/io").read_text(encoding="utf-8").splitlines()
     counts = dict(line.split(": ") for line in lines)
-    return int(counts["rchar"]) + int(counts["wchar"])
+    return int(counts["rchar"]), int(counts["wchar"])

@@ -168,6 +168,7 @@ class RolloutQueue:
         payload = trajectory.SerializeToString()
         blob = await self._blobs.new_name(spec)
         await self._blobs.put(blob, payload)
+        keys = self._keys([blob])
         fields = {
             "id": spec.episode_id,
             "run": spec.run_id,
@@ -186,9 +187,9 @@ class RolloutQueue:
             spec,
             target,
             fields,
-            blobs=self._keys([blob]),
+            blobs=keys,
             then="set",
-            payload=payload,
+            payload=payload if keys else b"",  # or else the store has it already
         )
         if not moved:
             # Not the blob by its name: the script may be answering a second time, after a first

@@ -271,6 +271,26 @@ async def test_blobs_may_lie_in_files(valkey: Valkey, tmp_path: Path) -> None:
         assert list((tmp_path / "blobs").iterdir()) == []
 
 
+async def test_frames_in_files_do_not_cross_redis(valkey: Valkey, tmp_path: Path) -> None:
+    config = QueueConfig(url=valkey.url, blobs=f"file://{tmp_path}/blobs")
+    async with RolloutQueue(config) as queue:
+
+        async def traffic() -> int:
+            stats = await queue._redis.info("stats")
+            return int(stats["total_net_input_bytes"] + stats["total_net_output_bytes"])
+
+        await queue.issue([spec("a")])
+        delivery = await take(queue)
+        large = trajectory(delivery.message)
+        large.steps[0].image = bytes(1 << 20)
+        before = await traffic()
+        assert await queue.finish_episode(delivery, large)
+        await score(queue, frames=False)
+        (scored,) = await queue.next_scored(RUN, 8)
+        assert len(scored.message.steps[0].image) == 1 << 20
+        assert await traffic() - before < 32 << 10
+
+
 async def test_a_blob_whose_store_was_lost_is_ordered_again(valkey: Valkey, tmp_path: Path) -> None:
     config = QueueConfig(url=valkey.url, blobs=f"file://{tmp_path}/blobs")
     async with RolloutQueue(config) as queue:
