@@ -21,6 +21,7 @@ import torch
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
+from vlarl.allocator import keep_freed_memory
 from vlarl.config import QueueConfig
 from vlarl.learning.ranks import Ranks
 from vlarl.parent_death import end_with_parent
@@ -197,6 +198,7 @@ def train(
 
 
 async def _lead(config: QueueConfig, episodes: int, pipe: Connection, ranks: Ranks) -> None:
+    keep_freed_memory()  # as the trainer does
     orders = specs(episodes)
     async with RolloutQueue(config) as queue:
         collector = Collector(queue, RUN, TIMEOUT_SECONDS)
