@@ -40,15 +40,6 @@ FRAGMENTS_BYTES = 2 * GIB
 SIMULATOR_BYTES = 300 << 20
 """Allowance for a simulator that draws with EGL. Not measured."""
 
-MATRIX_FLOPS = 764.2e12
-"""Operations a second of an H100 in a bfloat16 matrix product, measured (docs/benchmarks.md)."""
-READ_BYTES = 3.35e12
-"""Bytes a second that an H100 reads of its memory, by its data sheet."""
-PASS_SECONDS = 0.005
-"""Allowance for what a pass costs beside its operations: scheduling, launching, sampling. Not
-measured.
-"""
-
 Budget = dict[str, int]
 """Bytes of each part."""
 
@@ -89,23 +80,6 @@ def policy_budget(config: RunConfig, model: OpenVLAConfig) -> Budget:
         "CUDA graphs": GRAPHS_BYTES,
         "CUDA context": CONTEXT_BYTES,
     }
-
-
-def actions_a_second(model: OpenVLAConfig, sequences: int) -> float:
-    """Most actions a second of an engine that has so many actions in work, always.
-
-    An action takes as many passes as it has tokens. In the first its prompt is read, which is
-    nearly all of its operations. So in each pass a share of the actions begins, and the others add
-    a token each. A pass reads all weights once.
-    """
-    parameters, passes = parameter_counts(model), model.spec.action_dim
-    prompt = model.num_patches + PROMPT_TOKENS - passes
-    begin = min(sequences / passes, MAX_BATCHED_TOKENS / prompt)
-    vision = sum(count for part, count in parameters.items() if part != "language model")
-    language = begin * (prompt + passes - 1) * parameters["language model"]
-    operations = 2 * (language + begin * model.num_patches * vision)
-    reading = 2 * sum(parameters.values()) / READ_BYTES
-    return begin / (max(operations / MATRIX_FLOPS, reading) + PASS_SECONDS)
 
 
 def trainer_tensors(config: TrainerConfig, model: OpenVLAConfig) -> Budget:
@@ -191,13 +165,6 @@ def main() -> None:
     config = load_config(parser.parse_args().config)
     there = config.policy.checkpoint.is_dir()
     model = OpenVLAConfig.from_directory(config.policy.checkpoint) if there else openvla_7b()
-    rates = Table("policy.max_batch", "actions/s", "KV cache, GiB", title="H100, at most")
-    for sequences in (1, 8, 16, 32, 64, 128, 256):
-        policy = config.policy.model_copy(update={"max_batch": sequences})
-        cache = kv_cache_bytes(policy, model, itemsize=2) / GIB
-        rate = actions_a_second(model, sequences)
-        rates.add_row(str(sequences), f"{rate:.0f}", f"{cache:.2f}")
-    show(rates)
     for layout, budgets in layouts(config, model).items():
         table = Table("service", "part", "GiB", title=layout)
         for service, budget in budgets.items():

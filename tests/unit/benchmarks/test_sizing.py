@@ -63,19 +63,6 @@ def test_a_token_in_the_kv_cache_takes_half_a_mebibyte(
     assert cache == 32 * 640 * (2 * 32 * 4096 * 2)
 
 
-def test_max_batch_is_as_large_as_its_comment_says(model: OpenVLAConfig) -> None:
-    most = sizing.actions_a_second(model, 256)
-    shares = [sizing.actions_a_second(model, number) / most for number in (16, 32, 64)]
-    assert shares == pytest.approx([0.76, 0.88, 0.95], abs=0.005)
-    # Bound by operations, not by the bytes of the weights: about 160 an H100.
-    assert 140 < most < 170
-
-
-def test_a_policy_pod_of_kubernetes_fits_its_gpu(model: OpenVLAConfig) -> None:
-    config = load_config(Path("deploy/kubernetes/overlays/gpu/run.toml"))
-    assert sum(sizing.policy_budget(config, model).values()) < 0.9 * GPU_BYTES
-
-
 @pytest.mark.parametrize("run", ["configs/libero-7b.toml", "deploy/compose/run-7b.toml"])
 def test_every_layout_fits_even_where_learning_takes_the_most_ever_measured(
     run: str, model: OpenVLAConfig
