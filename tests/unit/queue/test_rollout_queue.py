@@ -195,6 +195,13 @@ async def test_failures_are_retried_then_buried_with_their_cause(queue: RolloutQ
     assert await queue.outstanding(RUN) == set()
 
 
+async def test_hundreds_of_simulators_may_wait_at_once(queue: RolloutQueue) -> None:
+    await queue.issue([spec("a")])
+    waiting = [queue.next_episode(f"w{number}", block_seconds=0.5) for number in range(256)]
+    found = [delivery for delivery in await asyncio.gather(*waiting) if delivery is not None]
+    assert [delivery.message.episode_id for delivery in found] == ["a"]
+
+
 async def test_handing_back_costs_no_try(queue: RolloutQueue) -> None:
     await queue.issue([spec("a")])
     for _ in range(5):
