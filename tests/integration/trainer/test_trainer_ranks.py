@@ -34,12 +34,12 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 
 
-def run_ranks(main: Callable[..., None], folder: Path, *arguments: object, ranks: int = 2) -> None:
-    program = Program(main, *arguments, log=folder / "log.txt", ranks=ranks)
+def run_two_ranks(main: Callable[..., None], folder: Path, *arguments: object) -> None:
+    ranks = Program(main, *arguments, log=folder / "log.txt", ranks=2)
     try:
-        code = program.join(240)
+        code = ranks.join(240)
     finally:
-        program.kill()
+        ranks.kill()
     assert code == 0, (folder / "log.txt").read_text()[-4000:]
 
 
@@ -55,7 +55,7 @@ def test_two_ranks_learn_what_one_learns(
         experience = Experience(iteration, iteration + 1, made_up_trajectories(acting, 3))
         (tmp_path / f"{iteration}.bin").write_bytes(experience.to_bytes())
     rank_program.main(checkpoint, tmp_path, 7, dtype)
-    run_ranks(rank_program.main, tmp_path, checkpoint, tmp_path, 2, dtype)
+    run_two_ranks(rank_program.main, tmp_path, checkpoint, tmp_path, 2, dtype)
     one_rank, two_ranks = (
         json.loads((tmp_path / f"metrics-{ranks}.json").read_text()) for ranks in (1, 2)
     )
@@ -79,7 +79,7 @@ def test_no_rank_steps_where_the_gradient_is_infinite(checkpoint: Path, tmp_path
     (tmp_path / "good.bin").write_bytes(Experience(0, 1, trajectories).to_bytes())
     spoiled = Experience(1, 2, overflowing(trajectories))
     (tmp_path / "overflowing.bin").write_bytes(spoiled.to_bytes())
-    run_ranks(refusing_program.main, tmp_path, checkpoint, tmp_path)
+    run_two_ranks(refusing_program.main, tmp_path, checkpoint, tmp_path)
     said = [(tmp_path / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
     assert "the policy: the gradient is not finite" in said[0]
     assert said[0] == said[1]
@@ -91,7 +91,12 @@ def test_no_rank_steps_where_the_gradient_is_infinite(checkpoint: Path, tmp_path
 def test_frames_are_once_in_the_memory_of_each_machine(tmp_path: Path) -> None:
     """Four ranks, two by two; in one chunk, in several, and none at all."""
     sizes = (1000, 2500, 0)
-    run_ranks(sharing_program.main, tmp_path, tmp_path, sizes, 1000, ranks=4)
+    arguments = (tmp_path, sizes, 1000)
+    ranks = Program(sharing_program.main, *arguments, log=tmp_path / "log.txt", ranks=4)
+    try:
+        assert ranks.join(240) == 0, (tmp_path / "log.txt").read_text()[-4000:]
+    finally:
+        ranks.kill()
     for rank in range(4):
         for number, size in enumerate(sizes):
             expected = bytes(index % 251 for index in range(size))
