@@ -83,7 +83,7 @@ class Collector:
         self._run_id = run_id
         self._timeout = timeout_seconds
         self._arrived: dict[str, Delivery[rollout_pb2.Trajectory]] = {}
-        self._files: dict[int, FrameFile] = {}
+        self._files: defaultdict[int, FrameFile] = defaultdict(FrameFile)
 
     async def issue(self, specs: Sequence[rollout_pb2.EpisodeSpec]) -> None:
         """Orders episodes, but for those that are in the queue, arrived, or given up already."""
@@ -243,7 +243,7 @@ class Collector:
         spec = delivery.message.spec
         if not _to_be_learned(spec, learned):
             return delivery
-        return self._files.setdefault(spec.iteration, FrameFile()).move(delivery)
+        return self._files[spec.iteration].move(delivery)
 
     async def _given_up(self) -> dict[str, DeadLetter]:
         letters = await self._queue.dead_letters(self._run_id)
