@@ -5,7 +5,7 @@
 The bare loop gets prepared frames, prompts and tokens, and does nothing but pass them through the
 model, in batches of `reward.batch_steps`. `ProcessReward`, the table's scorer, gets trajectories as
 they come from the queue: it decodes, resizes, looks prompts up, passes, and answers rewards. It
-also tells the allocator to keep memory (`vlarl_reward.allocator`), which speeds up any pass on a
+also tells the allocator to keep memory (`vlarl.allocator`), which speeds up any pass on a
 CPU; so there are two bare loops, one as anybody would write it, in a process of its own, and one in
 the scorer's process.
 """

@@ -4,7 +4,7 @@ import sys
 PROGRAM = """
 import resource, sys
 import numpy as np
-from vlarl_reward.allocator import keep_freed_memory
+from vlarl.allocator import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()

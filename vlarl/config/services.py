@@ -81,7 +81,7 @@ class EnvConfig(Section):
     recycle_episodes: int = Field(default=200, ge=1)
     """Episodes after which a simulator process is replaced."""
     cached_tasks: int = Field(default=1, ge=1)
-    """Tasks whose scenes a simulator process keeps loaded, at 0.3 to 0.75 GB each."""
+    """Tasks whose scenes a simulator process keeps loaded, at 0.3 to 0.9 GB each."""
     step_timeout_seconds: float = Field(default=60.0, gt=0)
     """Time without an answer after which a simulator counts as hung."""
     construct_timeout_seconds: float = Field(default=300.0, gt=0)

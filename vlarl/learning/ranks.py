@@ -1,7 +1,8 @@
 """The ranks: the processes that learn together, and the few things they say to each other.
 
-PPO's rank 0 talks to queue and policy servers. It broadcasts each batch's encoded bytes, every
-rank computes on its share of the samples, and rows are gathered everywhere. Only tensors travel.
+PPO's rank 0 talks to queue and policy servers. Each batch's frames are shared with the other ranks
+(node.py), every rank computes on its share of the samples, and rows are gathered everywhere. Only
+tensors travel.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vlarl.parent_death import end_with_parent
 Indices = NDArray[np.int64]
 
 # Ranks wait for rank 0 while it collects episodes; a dead rank is noticed by its launcher.
-_PATIENCE = timedelta(days=7)
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class Ranks:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         if size == 1:
             store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=_PATIENCE)
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=PATIENCE)
         else:
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            dist.init_process_group(backend, timeout=PATIENCE)
         return cls(rank, size, device, init_device_mesh(device.type, (size,)))
 
     @classmethod
@@ -124,9 +125,10 @@ class Ranks:
         dist.broadcast(length, src=0)
         if not length:
             return b""
-        buffer = torch.empty(int(length), dtype=torch.uint8)
         if self.first:
-            buffer = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+            dist.broadcast(torch.frombuffer(bytearray(payload), dtype=torch.uint8), src=0)
+            return payload
+        buffer = torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(buffer, src=0)
         return buffer.numpy().tobytes()
 

@@ -16,6 +16,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from vlarl.config import ConfigError, QueueConfig
 
 T = TypeVar("T")
+_CONNECTIONS = 10_000
+"""Most of one client. Each simulator of an env server has one, and redis-py's own bound is 100."""
 _TRY_SECONDS = 30.0
 """For one try of a command, its waiting for entries included."""
 
@@ -38,6 +40,7 @@ def open_redis(config: QueueConfig, retries: int) -> Any:  # noqa: ANN401
         config.url,
         password=password,
         **tls,
+        max_connections=_CONNECTIONS,
         # Without it a command is sent by asyncio.wait_for, which until Python 3.12 swallows a
         # cancellation that comes as it ends: a trainer that was told to stop went on.
         socket_timeout=None,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +39,9 @@ EPISODES = f"{PREFIX}episodes"
 TRAJECTORIES = f"{PREFIX}trajectories"
 DEAD = f"{PREFIX}dead"
 ENV_GROUP, REWARD_GROUP, TRAINER_GROUP = "env", "reward", "trainer"
+
+
+Keep = Callable[[Delivery[rollout_pb2.Trajectory]], Delivery[rollout_pb2.Trajectory]]
 
 
 class QueueError(FatalError):
@@ -165,6 +168,7 @@ class RolloutQueue:
         payload = trajectory.SerializeToString()
         blob = await self._blobs.new_name(spec)
         await self._blobs.put(blob, payload)
+        keys = self._keys([blob])
         fields = {
             "id": spec.episode_id,
             "run": spec.run_id,
@@ -172,18 +176,20 @@ class RolloutQueue:
             "store": self._config.blobs,
             "failures": 0,
         }
-        target = TRAJECTORIES
         if spec.unscored:
             target = scored_stream(spec.run_id)
             fields["scores"] = b""
+        else:
+            target = TRAJECTORIES
+            fields["outline"] = _outline(trajectory).SerializeToString()
         moved = await self._entries.move(
             delivery,
             spec,
             target,
             fields,
-            blobs=self._keys([blob]),
+            blobs=keys,
             then="set",
-            payload=payload,
+            payload=payload if keys else b"",  # or else the store has it already
         )
         if not moved:
             # Not the blob by its name: the script may be answering a second time, after a first
@@ -211,13 +217,19 @@ class RolloutQueue:
     # ---- reward servers ----------------------------------------------------------------------
 
     async def next_trajectories(
-        self, worker: str, count: int, block_seconds: float = 5.0
+        self, worker: str, count: int, block_seconds: float = 5.0, *, frames: bool = True
     ) -> list[Delivery[rollout_pb2.Trajectory]]:
-        """Up to `count` trajectories that wait for their rewards."""
+        """Up to `count` trajectories that wait for their rewards.
+
+        frames: whether they are looked at. Where they aren't, they stay where they lie, and the
+            trajectories come without.
+        """
         read = await self._entries.read(TRAJECTORIES, REWARD_GROUP, worker, count, block_seconds)
         found = []
         for entry in read:
-            trajectory = await self._load(entry)
+            # Version 0.1.0 sent no outline.
+            outlined = not frames and b"outline" in entry.fields
+            trajectory = await (self._read_outline(entry) if outlined else self._load(entry))
             if trajectory is None:
                 continue
             if not await self._worn_out(entry, "reward", trajectory.spec):
@@ -269,12 +281,14 @@ class RolloutQueue:
         return sum([await self._entries.issue(spec, EPISODES) for spec in specs])
 
     async def next_scored(
-        self, run_id: str, count: int, block_seconds: float = 5.0
+        self, run_id: str, count: int, block_seconds: float = 5.0, keep: Keep | None = None
     ) -> list[Delivery[rollout_pb2.Trajectory]]:
         """Scored trajectories of this run. A trainer that comes back is first given again what it
         had received and not acknowledged.
 
         They stay pending until `acknowledge`.
+
+        keep: makes of each what is to be kept of it, before the next one is read; none: all is.
         """
         reader = scored_stream(run_id), TRAINER_GROUP, "trainer"
         entries = []
@@ -291,7 +305,8 @@ class RolloutQueue:
                 trajectory.scores.ParseFromString(entry.fields[b"scores"])
                 # Not held: one consumer reads this stream, and it acknowledges after a whole
                 # iteration.
-                found.append(entry.carrying(trajectory))
+                delivery = entry.carrying(trajectory)
+                found.append(delivery if keep is None else keep(delivery))
         return found
 
     async def acknowledge(
@@ -363,6 +378,14 @@ class RolloutQueue:
         return states
 
     # ---- entries -----------------------------------------------------------------------------
+
+    async def _read_outline(self, entry: Delivery[Message]) -> rollout_pb2.Trajectory | None:
+        """The entry's trajectory without its frames; None where nobody wants it any more. Whether
+        its blob is still there, the trainer finds out.
+        """
+        trajectory = rollout_pb2.Trajectory.FromString(entry.fields[b"outline"])
+        spec = trajectory.spec
+        return trajectory if await self._wanted(entry, spec.run_id, spec.episode_id) else None
 
     async def _load(self, entry: Delivery[Message]) -> rollout_pb2.Trajectory | None:
         """The entry's trajectory; None where it goes no further.
@@ -447,6 +470,16 @@ class RolloutQueue:
     async def _clear(self, run_id: str, blobs: Sequence[str] = ()) -> None:
         """Removes these blobs and those that no outstanding episode has."""
         await self._blobs.clear(run_id, blobs, lambda: self.outstanding(run_id))
+
+
+def _outline(trajectory: rollout_pb2.Trajectory) -> rollout_pb2.Trajectory:
+    """The same without its frames: some hundred bytes a step."""
+    outline = rollout_pb2.Trajectory()
+    outline.CopyFrom(trajectory)
+    outline.ClearField("final_image")
+    for step in outline.steps:
+        step.ClearField("image")
+    return outline
 
 
 def _letter(

@@ -104,8 +104,11 @@ class RewardWorker:
 
     async def run(self) -> None:
         """Scores until `stop`."""
+        frames = self._batcher.model.needs_frames
         while not self._stopping:
-            deliveries = await self._queue.next_trajectories(self._name, self._batch, 1.0)
+            deliveries = await self._queue.next_trajectories(
+                self._name, self._batch, 1.0, frames=frames
+            )
             if self._stopping:
                 for delivery in deliveries:
                     await self._queue.release_trajectory(delivery)

@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from vlarl.images import Frame, ImageError
+from vlarl.learning.memory_file import Bytes
 from vlarl.learning.ranks import Indices
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.processor import Processor
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_trainer.rollouts.frames import SharedFrames
 from vlarl_trainer.rollouts.trajectory_check import TrajectoryError
 
 _HEADER = struct.Struct("<qqI")
@@ -35,18 +37,26 @@ class Experience:
     version: int
     """Policy version that the trainer holds: the newest that may have acted."""
     trajectories: Sequence[rollout_pb2.Trajectory]
+    frames: SharedFrames | None = None
+    """One trajectory's after another's, each with its final frame, or an empty one, at its end;
+    none: the trajectories carry their frames.
+    """
 
     def to_bytes(self) -> bytes:
-        """Length-prefixed messages after a header."""
+        """Length-prefixed messages after a header; and where frames lie that they don't carry."""
         parts = [_HEADER.pack(self.iteration, self.version, len(self.trajectories))]
         for trajectory in self.trajectories:
             encoded = trajectory.SerializeToString()
             parts += [_LENGTH.pack(len(encoded)), encoded]
+        if self.frames is not None:
+            parts.append(self.frames.places.tobytes())
         return b"".join(parts)
 
     @classmethod
-    def from_bytes(cls, encoded: bytes) -> Experience:
-        """Reads what `to_bytes` wrote."""
+    def from_bytes(cls, encoded: bytes, shared: Bytes | None = None) -> Experience:
+        """Reads what `to_bytes` wrote; shared: the bytes of frames that the trajectories don't
+        carry.
+        """
         iteration, version, count = _HEADER.unpack_from(encoded)
         trajectories, offset = [], _HEADER.size
         for _ in range(count):
@@ -56,7 +66,21 @@ class Experience:
                 rollout_pb2.Trajectory.FromString(encoded[offset : offset + length])
             )
             offset += length
-        return cls(iteration, version, trajectories)
+        if shared is None:
+            return cls(iteration, version, trajectories)
+        places = np.frombuffer(encoded, np.int64, offset=offset).reshape(-1, 2)
+        return cls(iteration, version, trajectories, SharedFrames(shared, places))
+
+    def chosen(self, places: Sequence[int]) -> Sequence[bytes]:
+        """Frames by their places in the order that `frames` has."""
+        if self.frames is not None:
+            return self.frames.chosen(places)
+        carried = [
+            frame
+            for one in self.trajectories
+            for frame in (*(step.image for step in one.steps), one.final_image)
+        ]
+        return [carried[place] for place in places]
 
 
 @dataclass(frozen=True)
@@ -74,7 +98,7 @@ class Episode:
 class Batch:
     """S states and N samples; sample i was taken in state i."""
 
-    frames: list[bytes]
+    frames: Sequence[bytes]
     """[S] encoded images."""
     instructions: list[str]
     """[S]."""
@@ -93,21 +117,25 @@ def build_batch(experience: Experience) -> Batch:
     """Lays out the trajectories' states and samples."""
     trajectories = experience.trajectories
     steps = [step for trajectory in trajectories for step in trajectory.steps]
-    frames = [step.image for step in steps]
     instructions = [t.instruction for t in trajectories for _ in t.steps]
-    episodes, start = [], 0
-    for trajectory in trajectories:
+    episodes: list[Episode] = []
+    finals: list[int] = []
+    start = 0
+    # In the order of `experience.frames`, which has final frames between the steps.
+    places: list[int] = []
+    for number, trajectory in enumerate(trajectories):
         stop = start + len(trajectory.steps)
+        places += range(start + number, stop + number)
         terminal = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
         final_state = None
         if not terminal:
-            final_state = len(frames)
-            frames.append(trajectory.final_image)
+            final_state = len(steps) + len(finals)
+            finals.append(stop + number)
             instructions.append(trajectory.instruction)
         episodes.append(Episode(start, stop, terminal, final_state))
         start = stop
     return Batch(
-        frames=frames,
+        frames=experience.chosen(places + finals),
         instructions=instructions,
         token_ids=np.array([step.action.token_ids for step in steps], dtype=np.int64),
         server_logprobs=np.array([step.action.logprobs for step in steps], dtype=np.float32),

@@ -10,6 +10,7 @@ from typing import TypeVar, TypeVarTuple
 from safetensors.torch import load, save
 from torch import Tensor
 
+from vlarl.learning.node import NodeMemory
 from vlarl.learning.ranks import Ranks
 from vlarl_trainer.batch import Experience
 from vlarl_trainer.learner import Learner, Snapshot
@@ -24,20 +25,33 @@ class LeadingRank:
     def __init__(self, learner: Learner, ranks: Ranks) -> None:
         self._learner = learner
         self._ranks = ranks
+        self._memory: NodeMemory | None = None
         self._thread = ThreadPoolExecutor(1, "learner")
 
     async def learn(self, experience: Experience) -> tuple[dict[str, float], Snapshot]:
-        """Has all ranks learn; returns the metrics and all that has been learned so far."""
+        """Has all ranks learn; returns the metrics and all that has been learned so far.
+
+        experience: of several ranks, with frames in a file of this process.
+        """
         return await self._in_thread(self._learn, experience)
 
     def _learn(self, experience: Experience) -> tuple[dict[str, float], Snapshot]:
-        if self._ranks.size > 1:
+        if self._memory is not None:
+            if experience.frames is None:
+                raise ValueError("several ranks need frames in a file of rank 0, not in messages")
             self._ranks.broadcast_bytes(experience.to_bytes())
+            self._memory.share(experience.frames.file)
         return self._learner.learn(experience), self._learner.snapshot()
 
     async def start(self, tensors: dict[str, Tensor] | None) -> Snapshot:
         """Has all ranks take a checkpoint's tensors over, if there is one."""
-        return await self._in_thread(_restore, self._learner, self._ranks, tensors)
+        return await self._in_thread(self._start, tensors)
+
+    def _start(self, tensors: dict[str, Tensor] | None) -> Snapshot:
+        snapshot = _restore(self._learner, self._ranks, tensors)
+        if self._ranks.size > 1:
+            self._memory = NodeMemory(self._ranks)
+        return snapshot
 
     async def dismiss(self) -> None:
         """Ends the followers' work."""
@@ -52,8 +66,9 @@ class LeadingRank:
 def follow(learner: Learner, ranks: Ranks) -> None:
     """What every other rank does, until rank 0 ends it."""
     _restore(learner, ranks, None)
+    memory = NodeMemory(ranks)
     while encoded := ranks.broadcast_bytes():
-        learner.learn(Experience.from_bytes(encoded))
+        learner.learn(Experience.from_bytes(encoded, memory.share(None)))
         learner.snapshot()
 
 

@@ -107,12 +107,17 @@ class TrainingLoop:
             collected = await self._collector.collect(
                 specs, learned=progress.iteration, oldest=oldest
             )
-            replace(self._expectation, version=progress.version).check(collected.trajectories)
+            frames = collected.frames()
+            replace(self._expectation, version=progress.version).check(
+                collected.trajectories, frames
+            )
             watched = self._watch.record(collected.trajectories)
 
         with self._phase("learning"):
             await self._status.enter(trainer_pb2.RUN_STATE_LEARNING)
-            experience = Experience(progress.iteration, progress.version, collected.trajectories)
+            experience = Experience(
+                progress.iteration, progress.version, collected.trajectories, frames
+            )
             learned, snapshot = await self._learner.learn(experience)
             learned |= watched
 
@@ -120,7 +125,8 @@ class TrainingLoop:
             self._actions.write(progress.iteration, collected.trajectories)
             if self._recorder is not None:
                 part = f"{progress.iteration:05d}"
-                await asyncio.to_thread(self._recorder.write, part, collected.trajectories)
+                for members in collected.by_task():
+                    await asyncio.to_thread(self._recorder.write, part, members)
             progress = self._advance(progress, collected, learned)
             await self._save(progress, snapshot)
 

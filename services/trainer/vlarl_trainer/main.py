@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from vlarl.allocator import keep_freed_memory
 from vlarl.config import RunConfig, ServerConfig
 from vlarl.config.resuming import check_terms, terms
 from vlarl.config.reward_terms import reward_terms
@@ -84,6 +85,7 @@ async def _lead(
     metrics_listen: str | None,
 ) -> None:
     """Rank 0: serves TrainerService while the loop runs."""
+    keep_freed_memory()  # in which trajectories are received, one after another
     rpc = RpcServer(_server_config(config, metrics_listen), [SERVICE])
     status = RunStatus(config.name, config.trainer.iterations)
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerServicer(status), rpc.grpc)

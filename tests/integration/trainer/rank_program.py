@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from tests.integration.trainer.trainer_samples import trainer_config
+from vlarl.learning.node import NodeMemory
 from vlarl.learning.ranks import Ranks
+from vlarl.queue.entries import Delivery
 from vlarl_trainer.batch import Experience
 from vlarl_trainer.learner import Learner
+from vlarl_trainer.rollouts.frames import FrameFile
 
 
 def main(checkpoint: Path, folder: Path, micro_batch: int, dtype: str) -> None:
@@ -25,8 +28,7 @@ def main(checkpoint: Path, folder: Path, micro_batch: int, dtype: str) -> None:
     metrics = []
     for iteration in range(2):
         encoded = (folder / f"{iteration}.bin").read_bytes() if ranks.first else b""
-        experience = Experience.from_bytes(ranks.broadcast_bytes(encoded))
-        metrics.append(learner.learn(experience))
+        metrics.append(learner.learn(_dealt(ranks, encoded)))
     snapshot = learner.snapshot()
     # Taken over again, sharded, what was gathered must not change.
     learner.restore(_broadcast(ranks, snapshot.tensors))
@@ -36,6 +38,26 @@ def main(checkpoint: Path, folder: Path, micro_batch: int, dtype: str) -> None:
         (folder / f"metrics-{ranks.size}.json").write_text(json.dumps(metrics))
         save_file(snapshot.tensors, folder / f"tensors-{ranks.size}.safetensors")
     ranks.leave()
+
+
+def _dealt(ranks: Ranks, encoded: bytes) -> Experience:
+    """Rank 0's experience, on every rank; where there are two, with frames in shared memory."""
+    if ranks.size == 1:
+        return Experience.from_bytes(encoded)
+    memory = NodeMemory(ranks)
+    if not ranks.first:
+        return Experience.from_bytes(ranks.broadcast_bytes(), memory.share(None))
+    whole, file = Experience.from_bytes(encoded), FrameFile()
+    moved = [
+        file.move(Delivery(str(number), "scored", "trainer", "trainer", one, 1, {}))
+        for number, one in enumerate(whole.trajectories)
+    ]
+    frames = file.frames(moved)
+    rest = [delivery.message for delivery in moved]
+    experience = Experience(whole.iteration, whole.version, rest, frames)
+    ranks.broadcast_bytes(experience.to_bytes())
+    memory.share(frames.file)
+    return experience
 
 
 def _broadcast(ranks: Ranks, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -25,14 +25,24 @@ def order(iteration: int, count: int = 2) -> list[rollout_pb2.EpisodeSpec]:
 
 
 async def run_episodes(
-    queue: RolloutQueue, count: int, versions: tuple[int, ...] = (), terms: str = ""
+    queue: RolloutQueue,
+    count: int,
+    versions: tuple[int, ...] = (),
+    terms: str = "",
+    frames: tuple[str, ...] = (),
 ) -> None:
-    """`versions`: policy version of each action; `terms`: of the rewards."""
+    """`versions`: policy version of each action; `terms`: of the rewards; `frames`: of each step,
+    and the final one; the episode's id is written on each.
+    """
     for _ in range(count):
         delivery = await queue.next_episode("worker", block_seconds=5)
         trajectory = rollout_pb2.Trajectory(spec=delivery.message)
         for version in versions:
             trajectory.steps.add().action.policy_version = version
+        for step, frame in zip(trajectory.steps, frames[:-1], strict=bool(frames)):
+            step.image = f"{delivery.message.episode_id} {frame}".encode()
+        if frames:
+            trajectory.final_image = f"{delivery.message.episode_id} {frames[-1]}".encode()
         await queue.finish_episode(delivery, trajectory)
         (trajectory,) = await queue.next_trajectories("worker", 1, block_seconds=5)
         scores = rollout_pb2.RewardScores(model="outcome", terms=terms)
@@ -55,6 +65,43 @@ async def test_an_interrupted_trainer_gets_everything_again(valkey: Valkey) -> N
         await again.issue(order(0))
         assert await queue.next_episode("worker", block_seconds=0.05) is None, "ordered twice"
         assert ids(await again.collect(order(0), learned=0, oldest=0)) == ids(first)
+
+
+async def test_frames_lie_apart_from_their_trajectories(valkey: Valkey) -> None:
+    """Those of an iteration that has come early, too; and again for a trainer that comes back."""
+    config = QueueConfig(url=valkey.url)
+    shown = ("first", "second", "final")
+    for comes in ("first", "again"):
+        async with RolloutQueue(config) as queue:
+            collector = Collector(queue, "run", 5.0)
+            await collector.issue(order(1))
+            await collector.issue(order(0))
+            if comes == "first":
+                await run_episodes(queue, 4, (0, 0), frames=shown)
+            for iteration in (0, 1):
+                collected = await collector.collect(order(iteration), learned=0, oldest=0)
+                assert not any(t.final_image for t in collected.trajectories)
+                assert not any(step.image for t in collected.trajectories for step in t.steps)
+                expected = [f"{one} {name}".encode() for one in ids(collected) for name in shown]
+                assert list(collected.frames()) == expected
+                (whole,) = collected.by_task()
+                assert [t.final_image for t in whole] == expected[2::3]
+                assert [step.image for t in whole for step in t.steps] == [
+                    frame for place, frame in enumerate(expected) if place % 3 != 2
+                ]
+    await collector_settles(config)
+
+
+async def collector_settles(config: QueueConfig) -> None:
+    """What was mapped stays when the queue and the file are forgotten."""
+    async with RolloutQueue(config) as queue:
+        collector = Collector(queue, "run", 5.0)
+        collected = await collector.collect(order(0), learned=0, oldest=0)
+        frames = collected.frames()
+        assert frames is not None
+        await collector.settle(collected)
+        assert frames[0] == b"run:0:0 first"
+        assert await queue.outstanding("run") == {"run:1:0", "run:1:1"}
 
 
 async def test_killed_between_checkpoint_and_acknowledgement(valkey: Valkey) -> None:

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from tests.integration.trainer import rank_program, refusing_program  # noqa: E402
+from tests.integration.trainer import rank_program, refusing_program, sharing_program  # noqa: E402
 from tests.integration.trainer.forked import Program  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
@@ -88,6 +88,23 @@ def test_no_rank_steps_where_the_gradient_is_infinite(checkpoint: Path, tmp_path
     before, after = (load_file(tmp_path / f"{name}.safetensors") for name in ("before", "after"))
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+
+
+def test_frames_are_once_in_the_memory_of_each_machine(tmp_path: Path) -> None:
+    """Four ranks, two by two; in one chunk, in several, and none at all."""
+    sizes = (1000, 2500, 0)
+    arguments = (tmp_path, sizes, 1000)
+    ranks = Program(sharing_program.main, *arguments, log=tmp_path / "log.txt", ranks=4)
+    try:
+        assert ranks.join(240) == 0, (tmp_path / "log.txt").read_text()[-4000:]
+    finally:
+        ranks.kill()
+    for rank in range(4):
+        for number, size in enumerate(sizes):
+            expected = bytes(index % 251 for index in range(size))
+            assert (tmp_path / f"{rank}-{number}.bin").read_bytes() == expected, (rank, number)
+        first = 0 if rank < 2 else 2
+        assert (tmp_path / f"{rank}-written.bin").read_bytes() == b"written%d" % first
 
 
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:

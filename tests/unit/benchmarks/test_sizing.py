@@ -58,9 +58,9 @@ def test_the_trainers_tensors_are_those_measured(config: RunConfig, model: OpenV
 def test_a_token_in_the_kv_cache_takes_half_a_mebibyte(
     config: RunConfig, model: OpenVLAConfig
 ) -> None:
-    # 2 (keys, values) x 32 layers x 4096 x 2 bytes; 16 actions of 640 tokens.
+    # 2 (keys, values) x 32 layers x 4096 x 2 bytes; 32 actions of 640 tokens.
     cache = sizing.policy_budget(config, model)["KV cache"]
-    assert cache == 16 * 640 * (2 * 32 * 4096 * 2)
+    assert cache == 32 * 640 * (2 * 32 * 4096 * 2)
 
 
 @pytest.mark.parametrize("run", ["configs/libero-7b.toml", "deploy/compose/run-7b.toml"])

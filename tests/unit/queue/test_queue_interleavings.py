@@ -224,14 +224,21 @@ class QueueMachine(RuleBasedStateMachine):
 
     # ---- reward servers ----------------------------------------------------------------------
 
-    @rule(target=trajectories, worker=workers, count=st.integers(1, 3), others_silent=st.booleans())
+    @rule(
+        target=trajectories,
+        worker=workers,
+        count=st.integers(1, 3),
+        others_silent=st.booleans(),
+        frames=st.booleans(),
+    )
     def take_trajectories(
-        self, worker: str, count: int, others_silent: bool
+        self, worker: str, count: int, others_silent: bool, frames: bool
     ) -> MultipleResults[Ready]:
+        """With their frames, or as a scorer takes them that looks at none."""
         if others_silent:
             self.fall_silent()
         queue = self.actors[worker].queue
-        return multiple(*self.run(queue.next_trajectories(worker, count, 0.001)))
+        return multiple(*self.run(queue.next_trajectories(worker, count, 0.001, frames=frames)))
 
     @rule(trajectory=trajectories, mishap=mishaps)
     def score(self, trajectory: Ready, mishap: str) -> None:

@@ -42,8 +42,8 @@ async def roll_out(queue: RolloutQueue) -> None:
     assert await queue.finish_episode(delivery, trajectory(delivery.message))
 
 
-async def score(queue: RolloutQueue) -> None:
-    for delivery in await queue.next_trajectories("r", 8, block_seconds=2):
+async def score(queue: RolloutQueue, *, frames: bool = True) -> None:
+    for delivery in await queue.next_trajectories("r", 8, block_seconds=2, frames=frames):
         total = rollout_pb2.RewardScores(model="outcome", total=[1.0])
         assert await queue.finish_scoring(delivery, total)
 
@@ -195,11 +195,57 @@ async def test_failures_are_retried_then_buried_with_their_cause(queue: RolloutQ
     assert await queue.outstanding(RUN) == set()
 
 
+async def test_hundreds_of_simulators_may_wait_at_once(queue: RolloutQueue) -> None:
+    await queue.issue([spec("a")])
+    waiting = [queue.next_episode(f"w{number}", block_seconds=0.5) for number in range(256)]
+    found = [delivery for delivery in await asyncio.gather(*waiting) if delivery is not None]
+    assert [delivery.message.episode_id for delivery in found] == ["a"]
+
+
 async def test_handing_back_costs_no_try(queue: RolloutQueue) -> None:
     await queue.issue([spec("a")])
     for _ in range(5):
         await queue.release_episode(await take(queue))
     assert (await take(queue)).deliveries == 1
+
+
+async def fetched(queue: RolloutQueue) -> int:
+    """How many blobs have been read from the server since it started."""
+    stats = await queue._redis.info("commandstats")
+    return stats.get("cmdstat_get", {"calls": 0})["calls"]
+
+
+async def test_frames_go_past_a_scorer_that_looks_at_none(queue: RolloutQueue) -> None:
+    await queue.issue([spec("a")])
+    await roll_out(queue)
+    (delivery,) = await queue.next_trajectories("r", 8, block_seconds=2, frames=False)
+    expected = trajectory(delivery.message.spec)
+    expected.steps[0].ClearField("image")
+    assert delivery.message == expected
+    # Handed back and failed, it goes on as it was.
+    await queue.release_trajectory(delivery)
+    (delivery,) = await queue.next_trajectories("r", 8, block_seconds=2, frames=False)
+    await queue.fail_scoring(delivery, "no reward")
+    (delivery,) = await queue.next_trajectories("r", 8, block_seconds=2, frames=False)
+    assert (delivery.message, delivery.deliveries) == (expected, 2)
+    assert await queue.finish_scoring(delivery, rollout_pb2.RewardScores(total=[1.0]))
+    assert await fetched(queue) == 0
+    (scored,) = await queue.next_scored(RUN, 8)
+    assert await fetched(queue) == 1
+    assert scored.message.steps[0].image == b"\xff\xd8frame"
+    assert scored.fields.keys().isdisjoint({b"outline"}), "nobody needs it any more"
+    await queue.acknowledge(RUN, [scored])
+    assert await blob_keys(queue) == []
+
+
+async def test_an_outline_whose_frames_were_lost_is_ordered_again(queue: RolloutQueue) -> None:
+    await queue.issue([spec("a")])
+    await roll_out(queue)
+    await queue._redis.delete(*await blob_keys(queue))
+    (delivery,) = await queue.next_trajectories("r", 8, block_seconds=2, frames=False)
+    assert await queue.finish_scoring(delivery, rollout_pb2.RewardScores(total=[1.0]))
+    assert await queue.next_scored(RUN, 8, block_seconds=0.05) == []
+    assert await queue.outstanding(RUN) == set(), "a collector orders it again"
 
 
 async def test_an_entry_that_is_no_episode_is_buried(queue: RolloutQueue) -> None:
@@ -230,6 +276,26 @@ async def test_blobs_may_lie_in_files(valkey: Valkey, tmp_path: Path) -> None:
         await score(queue)
         await queue.acknowledge(RUN, await queue.next_scored(RUN, 8))
         assert list((tmp_path / "blobs").iterdir()) == []
+
+
+async def test_frames_in_files_do_not_cross_redis(valkey: Valkey, tmp_path: Path) -> None:
+    config = QueueConfig(url=valkey.url, blobs=f"file://{tmp_path}/blobs")
+    async with RolloutQueue(config) as queue:
+
+        async def traffic() -> int:
+            stats = await queue._redis.info("stats")
+            return int(stats["total_net_input_bytes"] + stats["total_net_output_bytes"])
+
+        await queue.issue([spec("a")])
+        delivery = await take(queue)
+        large = trajectory(delivery.message)
+        large.steps[0].image = bytes(1 << 20)
+        before = await traffic()
+        assert await queue.finish_episode(delivery, large)
+        await score(queue, frames=False)
+        (scored,) = await queue.next_scored(RUN, 8)
+        assert len(scored.message.steps[0].image) == 1 << 20
+        assert await traffic() - before < 32 << 10
 
 
 async def test_a_blob_whose_store_was_lost_is_ordered_again(valkey: Valkey, tmp_path: Path) -> None:
@@ -376,13 +442,14 @@ async def test_two_queues_may_share_a_folder(tmp_path: Path) -> None:
         assert scored.message.spec == spec("a")
 
 
-async def test_entries_of_version_0_1_0_are_read(queue: RolloutQueue) -> None:
-    """They name no blob: it lay under the episode's id."""
+@pytest.mark.parametrize("frames", [True, False])
+async def test_entries_of_version_0_1_0_are_read(queue: RolloutQueue, frames: bool) -> None:
+    """They name no blob: it lay under the episode's id. Nor have they an outline."""
     await queue.issue([spec("a")])
     order = await take(queue)
     await queue._redis.set("{vlarl}:blob:a", trajectory(order.message).SerializeToString())
     await queue._entries.move(order, order.message, TRAJECTORIES, {"id": "a", "failures": 0})
-    await score(queue)
+    await score(queue, frames=frames)
     (scored,) = await queue.next_scored(RUN, 8)
     assert scored.message.steps[0].image == b"\xff\xd8frame"
     await queue.acknowledge(RUN, [scored])

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from vlarl.policy.v1 import policy_pb2
+from vlarl.queue.entries import Delivery
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_trainer.batch import Experience, build_batch
+from vlarl_trainer.rollouts.frames import FrameFile, SharedFrames
 from vlarl_trainer.rollouts.trajectory_check import TrajectoryCheck, TrajectoryError
 
 EXPECTED = TrajectoryCheck(
@@ -76,6 +78,61 @@ def test_experience_comes_back_equal_from_its_bytes() -> None:
     got = Experience.from_bytes(sent.to_bytes())
     assert (got.iteration, got.version) == (4, 3)
     assert list(got.trajectories) == list(sent.trajectories)
+
+
+def apart(
+    trajectories: list[rollout_pb2.Trajectory],
+) -> tuple[list[rollout_pb2.Trajectory], SharedFrames]:
+    """Trajectories without their frames, and the frames."""
+    file = FrameFile()
+    moved = [
+        file.move(Delivery(f"{number}-0", "scored", "trainer", "trainer", copy(one), 1, {}))
+        for number, one in enumerate(trajectories)
+    ]
+    return [delivery.message for delivery in moved], file.frames(moved)
+
+
+def copy(one: rollout_pb2.Trajectory) -> rollout_pb2.Trajectory:
+    return rollout_pb2.Trajectory.FromString(one.SerializeToString())
+
+
+def numbered(steps: int, outcome: rollout_pb2.Outcome) -> rollout_pb2.Trajectory:
+    """Every frame another."""
+    one = trajectory(steps=steps)
+    one.outcome = outcome
+    for number, step in enumerate(one.steps):
+        step.image = f"{steps} {number}".encode()
+    one.final_image = f"{steps} final".encode()
+    return one
+
+
+def test_frames_that_lie_apart_make_the_same_batch() -> None:
+    whole = [
+        numbered(2, rollout_pb2.OUTCOME_TIME_LIMIT),
+        numbered(3, rollout_pb2.OUTCOME_SUCCESS),
+        numbered(4, rollout_pb2.OUTCOME_TIME_LIMIT),
+    ]
+    whole[1].ClearField("final_image")  # which a terminal state needn't have
+    rest, frames = apart(whole)
+    assert sum(one.ByteSize() for one in rest) < sum(one.ByteSize() for one in whole)
+    expected = build_batch(Experience(0, 3, whole))
+    sent = Experience(0, 3, rest, frames)
+    for got in (sent, Experience.from_bytes(sent.to_bytes(), frames.shared)):
+        batch = build_batch(got)
+        assert list(batch.frames) == list(expected.frames)
+        assert batch.instructions == expected.instructions
+        assert batch.episodes == expected.episodes
+
+
+def test_a_frame_that_is_missing_is_noticed_where_they_lie_apart() -> None:
+    good, wrong, cut = trajectory(), trajectory(), trajectory()
+    wrong.steps[1].ClearField("image")
+    cut.ClearField("final_image")
+    EXPECTED.check(*apart([good, good]))
+    with pytest.raises(TrajectoryError, match="step 1: it has no frame"):
+        EXPECTED.check(*apart([good, wrong]))
+    with pytest.raises(TrajectoryError, match="lacks the frame of its final state"):
+        EXPECTED.check(*apart([good, cut, wrong]))
 
 
 def test_a_batch_keeps_states_samples_and_episodes_apart() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlarl.allocator import keep_freed_memory
 from vlarl.config import PpoConfig, ProcessRewardConfig
 from vlarl.errors import FatalError
 from vlarl.images import Frame, ImageError
@@ -20,7 +21,6 @@ from vlarl.models.process_reward.model import ProcessRewardModel
 from vlarl.models.registry import check_reward_model
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.weights.folder import REWARD_CARD
-from vlarl_reward.allocator import keep_freed_memory
 from vlarl_reward.models.base import Unscorable
 from vlarl_reward.models.outcome import OutcomeReward
 

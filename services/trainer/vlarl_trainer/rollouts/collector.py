@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from vlarl.errors import FatalError
@@ -13,6 +14,7 @@ from vlarl.invocation import invocation
 from vlarl.queue.entries import Delivery
 from vlarl.queue.rollout_queue import DeadLetter, RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_trainer.rollouts.frames import FrameFile, SharedFrames
 
 _LOG = logging.getLogger(__name__)
 _BLOCK_SECONDS = 1.0
@@ -30,11 +32,29 @@ class Collected:
     """In the order of the episodes, whatever order they arrived in."""
     missing: list[DeadLetter]
     """Those that were given up, with their causes."""
+    file: FrameFile | None = None
+    """Has the trajectories' frames; none: they carry them."""
 
     @property
     def trajectories(self) -> list[rollout_pb2.Trajectory]:
         """The trajectories alone."""
         return [delivery.message for delivery in self.deliveries]
+
+    def frames(self) -> SharedFrames | None:
+        """Those that the trajectories don't carry, in the order that an `Experience` has."""
+        if self.file is None:
+            return None
+        return self.file.frames(self.deliveries)
+
+    def by_task(self) -> Iterator[list[rollout_pb2.Trajectory]]:
+        """The trajectories with their frames, one task's after another's."""
+        tasks: dict[tuple[str, int], list[Delivery[rollout_pb2.Trajectory]]] = defaultdict(list)
+        for delivery in self.deliveries:
+            task = delivery.message.spec.task
+            tasks[task.suite, task.index].append(delivery)
+        for members in tasks.values():
+            file = self.file
+            yield [one.message if file is None else file.whole(one) for one in members]
 
     @property
     def reward_seconds(self) -> float:
@@ -63,6 +83,7 @@ class Collector:
         self._run_id = run_id
         self._timeout = timeout_seconds
         self._arrived: dict[str, Delivery[rollout_pb2.Trajectory]] = {}
+        self._files: defaultdict[int, FrameFile] = defaultdict(FrameFile)
 
     async def issue(self, specs: Sequence[rollout_pb2.EpisodeSpec]) -> None:
         """Orders episodes, but for those that are in the queue, arrived, or given up already."""
@@ -80,7 +101,7 @@ class Collector:
         another reward, and one that the queue has lost.
 
         Args:
-            specs: the episodes.
+            specs: the episodes, of one iteration.
             learned: trajectories of iterations before this one are durable in a checkpoint; a
                 copy that the queue still holds is acknowledged.
             oldest: policy version that every action must have at least.
@@ -105,7 +126,10 @@ class Collector:
                 f"all {len(wanted)} episodes were given up, the first at the {missing[0].stage} "
                 f"stage: {missing[0].cause}"
             )
-        return Collected([self._arrived.pop(i) for i in wanted if i in self._arrived], missing)
+        found = [self._arrived.pop(one) for one in wanted if one in self._arrived]
+        trained = [spec for spec in specs[:1] if _to_be_learned(spec, learned)]
+        file = self._files.pop(trained[0].iteration, None) if trained else None
+        return Collected(found, missing, file)
 
     async def _order_again(
         self, orders: Mapping[str, rollout_pb2.EpisodeSpec], oldest: int
@@ -168,8 +192,12 @@ class Collector:
         """
         clock = asyncio.get_running_loop().time
         started = clock()
+
+        def keep(one: Delivery[rollout_pb2.Trajectory]) -> Delivery[rollout_pb2.Trajectory]:
+            return self._kept(one, learned)
+
         while clock() - started <= self._timeout:
-            found = await self._queue.next_scored(self._run_id, len(waiting), _BLOCK_SECONDS)
+            found = await self._queue.next_scored(self._run_id, len(waiting), _BLOCK_SECONDS, keep)
             if found:
                 await self._take(found, waiting.keys(), learned)
                 return {}
@@ -199,19 +227,32 @@ class Collector:
         done = []
         for delivery in found:
             spec = delivery.message.spec
-            early = spec.purpose == rollout_pb2.PURPOSE_TRAINING and spec.iteration >= learned
+            early = _to_be_learned(spec, learned)
             if (spec.episode_id in wanted or early) and spec.episode_id not in self._arrived:
                 self._arrived[spec.episode_id] = delivery
             else:
                 done.append(delivery)
         await self._queue.acknowledge(self._run_id, done)
 
+    def _kept(
+        self, delivery: Delivery[rollout_pb2.Trajectory], learned: int
+    ) -> Delivery[rollout_pb2.Trajectory]:
+        """What is kept of a trajectory until all have come: the frames of those to learn from go
+        into their iteration's file.
+        """
+        spec = delivery.message.spec
+        if not _to_be_learned(spec, learned):
+            return delivery
+        return self._files[spec.iteration].move(delivery)
+
     async def _given_up(self) -> dict[str, DeadLetter]:
         letters = await self._queue.dead_letters(self._run_id)
         return {letter.spec.episode_id: letter for letter in letters}
 
     async def settle(self, collected: Collected) -> None:
-        """Tells the queue to forget these episodes for good."""
+        """Tells the queue to forget these episodes for good, and forgets their frames."""
+        if collected.file is not None:
+            collected.file.close()
         await self._queue.acknowledge(self._run_id, collected.deliveries)
         await self._queue.abandon(
             self._run_id, [letter.spec.episode_id for letter in collected.missing]
@@ -235,6 +276,10 @@ def _unwanted(
 def _oldest_action(trajectory: rollout_pb2.Trajectory) -> float:
     """The oldest policy version that acted; infinite where none did."""
     return min((step.action.policy_version for step in trajectory.steps), default=math.inf)
+
+
+def _to_be_learned(spec: rollout_pb2.EpisodeSpec, learned: int) -> bool:
+    return spec.purpose == rollout_pb2.PURPOSE_TRAINING and spec.iteration >= learned
 
 
 def _log_missing(letter: DeadLetter) -> None:
