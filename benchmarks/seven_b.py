@@ -264,7 +264,7 @@ def operations(
     few = np.arange(8)
     tokens = torch.from_numpy(batch.token_ids[few]).to(ranks.device)
     with FlopCounterMode(display=False) as looking, torch.no_grad():
-        learner.policy.base_states(observations[few])
+        learner.policy.states(observations[few], factors=False)
         learner.policy.logprobs(observations[few], tokens, 1.5)
     with FlopCounterMode(display=False) as learning:
         logprobs, _ = learner.policy.logprobs(observations[few], tokens, 1.5)

@@ -51,6 +51,10 @@ class CriticConfig(Section):
 
     hidden: tuple[int, ...] = (256,)
     """Widths of the MLP's hidden layers."""
+    features: Literal["base", "policy"] = "base"
+    """Whose view of a state the critic sees. base: the policy's before it was trained, in a pass of
+    its own; policy: the policy's as it is, from the pass that computes log-probs. See
+    docs/decisions/0020."""
     patch_channels: int = Field(default=0, ge=0)
     """Numbers of each image patch, random projections of the projector's output, that the critic
     sees beside the hidden state; 0: the hidden state alone, the paper's. See
@@ -97,7 +101,10 @@ class PpoConfig(Section):
     mini_batch: int = Field(default=64, ge=1)
     """Actions behind one optimizer step, over all ranks."""
     micro_batch: int = Field(default=32, ge=1)
-    """Actions in one forward and backward pass of one rank."""
+    """Most actions in one pass of one rank."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens in one pass of one rank, of image, prompt and action, padding included; an action
+    is never cut. None: only `micro_batch` bounds a pass."""
     kl_stop: float = Field(default=0.1, ge=0)
     """Approximate KL from where the update began above which it ends, without a further step; 0:
     never."""

@@ -13,7 +13,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import peft
 import torch
@@ -21,7 +21,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vlarl.config import LoraConfig
-from vlarl.learning.ranks import Ranks
+from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.network import OpenVLA
@@ -89,6 +89,15 @@ class TrainablePolicy(ABC):
         synchronise_gradients(self._model, on)
 
 
+class States(NamedTuple):
+    """What a policy makes of B observations: what a critic may look at."""
+
+    hidden: Tensor
+    """float32 [B, d], where the first action token is predicted; it sees no action token."""
+    image_tokens: Tensor
+    """[B, patches, d], in the model's type."""
+
+
 class LoraPolicy(TrainablePolicy):
     """OpenVLA with LoRA factors, which alone are trained."""
 
@@ -107,6 +116,7 @@ class LoraPolicy(TrainablePolicy):
         self.config = family.config
         self.scaling = lora.alpha / lora.rank
         self._first_action_id = family.spec.action_ids.start
+        self._action_dim = family.spec.action_dim
         model = family.network(dtype, ranks.device).requires_grad_(False)
         self._layers = add_factors(model, lora, seed, list(family.lora_layers()))
         super().__init__(
@@ -124,17 +134,36 @@ class LoraPolicy(TrainablePolicy):
         logits = self.logits(observations, token_ids)
         return token_logprobs(logits, token_ids - self._first_action_id, temperature)
 
-    @torch.no_grad()
-    def base_states(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
-        """What the base policy, its factors off, makes of B observations: the hidden states
-        [B, d] where the first action token is predicted, float32, and the image's tokens
-        [B, patches, d], in the model's type.
+    def sequence_lengths(self, prompt_lengths: Indices) -> Indices:
+        """Tokens [B] that the language model reads of samples: image, prompt, and all of the
+        action's but the last.
         """
-        with self._factors_off():
+        return self.patches + prompt_lengths + self._action_dim - 1
+
+    @torch.no_grad()
+    def states(self, observations: ObservationBatch, *, factors: bool) -> States:
+        """What the policy, or the base policy with its factors off, makes of B observations."""
+        with contextlib.nullcontext() if factors else self._factors_off():
             output = self._model(
                 observations.pixel_values, observations.prompt_ids, observations.prompt_lengths
             )
-        return output.feature.float(), output.image_tokens
+        return States(output.feature.float(), output.image_tokens)
+
+    @torch.no_grad()
+    def states_and_logprobs(
+        self, observations: ObservationBatch, token_ids: Tensor, temperature: float
+    ) -> tuple[States, Tensor, Tensor]:
+        """What the policy makes of B observations, and `logprobs`, in one pass."""
+        output = self._model(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            token_ids,
+        )
+        logprobs, entropy = token_logprobs(
+            output.logits, token_ids - self._first_action_id, temperature
+        )
+        return States(output.feature.float(), output.image_tokens), logprobs, entropy
 
     @contextlib.contextmanager
     def _factors_off(self) -> Iterator[None]:

@@ -110,7 +110,13 @@ class PolicyUpdate:
             Means of loss, approximate KL and clip fraction over the mini-batch's samples of all
             ranks, float64 [3].
         """
-        for micro_batch in self._ranks.share(chosen, self._config.micro_batch):
+        shares = self._ranks.share(
+            chosen,
+            self._config.micro_batch,
+            lengths=self._policy.sequence_lengths(samples.observations.prompt_lengths[chosen]),
+            most_tokens=self._config.micro_batch_tokens,
+        )
+        for micro_batch in shares:
             terms, entropy = self._terms(samples, micro_batch.samples)
             self.optimizer.accumulate(
                 terms.loss - self._config.entropy_coefficient * entropy,
