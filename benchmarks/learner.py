@@ -16,16 +16,22 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from benchmarks.operations import Operations, least
 from benchmarks.report import Report
+from benchmarks.sizing import openvla_7b
 from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig
 from vlarl.images import encode_jpeg
 from vlarl.learning.ranks import Ranks
+from vlarl.learning.sharding import distribute
+from vlarl.learning.trainable import add_factors
 from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla.lora import lora_layers
+from vlarl.models.openvla.network import OpenVLA
 from vlarl.models.openvla.processor import Processor
 from vlarl.models.openvla.tiny import libero_instructions, make_tiny_checkpoint
 from vlarl.policy.v1 import policy_pb2
@@ -36,6 +42,12 @@ from vlarl_trainer.learner import Learner
 ACTIONS = 8
 """Of an episode."""
 RANK = 8
+REPEATS = 3
+PROMPT = 40
+"""Tokens of a prompt with OpenVLA's own tokenizer; LIBERO's are between 25 and 45."""
+ENOUGH = 1 / 1.1
+"""At most a tenth more than the least possible."""
+PRODUCT = "matrix product"
 
 
 def main() -> None:
@@ -50,8 +62,27 @@ def main() -> None:
             checkpoint, tower_dim=128, tower_depth=5, text_dim=256, text_layers=4
         )
         experience = made_up(config, episodes=8 if quick else 48)
-        learn(report, checkpoint, config, experience)
+        product = matrix_product()
+        report.add(PRODUCT, product, "GFLOP/s", note="1024 x 1024 x 1024, float32")
+        for features in ("base", "policy"):
+            learn(report, checkpoint, config, experience, features)
+    seven_b(report)
     sys.exit(0 if report.finish() else 1)
+
+
+def add(
+    report: Report,
+    name: str,
+    done: float,
+    needed: float,
+    unit: str,
+    *,
+    at_least: float | None = None,
+    note: str = "",
+) -> None:
+    """Two rows: what is done, and the least possible against it."""
+    report.add(name, done, unit, note=note)
+    report.add(f"{name}: the least possible", needed, unit, against=name, at_least=at_least)
 
 
 def made_up(config: OpenVLAConfig, episodes: int) -> Experience:
@@ -91,64 +122,119 @@ def made_up(config: OpenVLAConfig, episodes: int) -> Experience:
     return Experience(0, 1, trajectories)
 
 
-def trainer_config() -> TrainerConfig:
+def trainer_config(features: Literal["base", "policy"]) -> TrainerConfig:
     """An update that isn't cut short, and a critic that takes no time."""
     return TrainerConfig(
         dtype="float32",
         ppo=PpoConfig(mini_batch=64, micro_batch=16, kl_stop=0.0),
         lora=LoraConfig(rank=RANK),
-        critic=CriticConfig(warmup_iterations=0),
+        critic=CriticConfig(features=features, warmup_iterations=0),
     )
 
 
-def learn(report: Report, checkpoint: Path, config: OpenVLAConfig, experience: Experience) -> None:
+def least_of(config: OpenVLAConfig, processor: Processor, experience: Experience) -> int:
+    """Operations of an iteration: a pass without gradient and one with it for each action, and one
+    for each final state that a return is bootstrapped from.
+    """
+    needed = 0
+    for trajectory in experience.trajectories:
+        prompt = len(processor.prompt(trajectory.instruction))
+        one = least(config, RANK, prompt, config.spec.action_dim)
+        needed += len(trajectory.steps) * (one.forward + one.update)
+        if trajectory.outcome == rollout_pb2.OUTCOME_TIME_LIMIT:
+            needed += least(config, RANK, prompt, 1).forward
+    return needed
+
+
+def learn(
+    report: Report,
+    checkpoint: Path,
+    config: OpenVLAConfig,
+    experience: Experience,
+    features: Literal["base", "policy"],
+) -> None:
     """A small policy on this machine."""
-    trainer = trainer_config()
-    processor = Processor(checkpoint, config, center_crop=False)
-    dim = config.spec.action_dim
-    steps = [(len(processor.prompt(t.instruction)), len(t.steps)) for t in experience.trajectories]
-    samples = sum(count for _, count in steps)
-    needed = sum(
-        count * (own.forward + trainer.ppo.epochs * own.update)
-        for own, count in ((least(config, RANK, length, dim), count) for length, count in steps)
-    )
+    needed = least_of(config, Processor(checkpoint, config, center_crop=False), experience)
+    samples = sum(len(trajectory.steps) for trajectory in experience.trajectories)
     learner = Learner(
-        checkpoint, trainer, center_crop=False, seed=7, ranks=Ranks.from_environment()
+        checkpoint,
+        trainer_config(features),
+        center_crop=False,
+        seed=7,
+        ranks=Ranks.from_environment(),
     )
     with Operations() as counted:
         learner.learn(experience)
-    done = "small policy, as configured"
-    report.add(
-        done, counted.of_the_policy / samples / 1e9, "GFLOP/action", note=f"{samples} actions"
-    )
-    report.add(
-        f"{done}: the least possible",
+    name = f"small policy, critic.features = {features}"
+    add(
+        report,
+        f"{name}: operations",
+        counted.of_the_policy / samples / 1e9,
         needed / samples / 1e9,
         "GFLOP/action",
-        against=done,
-        at_least=1 / 1.1,
+        at_least=ENOUGH if features == "policy" else None,
+        note=f"{samples} actions",
     )
-    product = matrix_product()
-    report.add("matrix product", product, "GFLOP/s", note="1024 x 1024 x 1024, float32")
     runs = []
-    for _ in range(3):
+    for _ in range(REPEATS):
         began = time.perf_counter()
-        inference = learner.learn(experience)["seconds_inference"]
-        runs.append((inference, time.perf_counter() - began - inference))
-    inference, update = np.median(runs, axis=0)
-    report.add(f"{done}: features and log-probs", samples / inference, "actions/s")
-    report.add(
-        f"{done}: update",
-        trainer.ppo.epochs * samples / update,
-        "actions/s",
-        note="critic included",
+        looking = learner.learn(experience)["seconds_inference"]
+        runs.append((looking, time.perf_counter() - began - looking))
+    looking, updating = np.median(runs, axis=0)
+    report.add(f"{name}: features and log-probs", samples / looking, "actions/s")
+    report.add(f"{name}: update", samples / updating, "actions/s", note="the critic's, too")
+    speed = needed / (looking + updating) / 1e9
+    report.add(f"{name}: least operations", speed, "GFLOP/s", against=PRODUCT)
+
+
+def seven_b(report: Report) -> None:
+    """OpenVLA-7B, on tensors without memory."""
+    config = openvla_7b()
+    rank, tokens, alone = (
+        LoraConfig().rank,
+        config.spec.action_dim,
+        Ranks.alone(torch.device("cpu")),
     )
-    report.add(
-        f"{done}: least operations",
-        needed / (inference + update) / 1e9,
-        "GFLOP/s",
-        against="matrix product",
-    )
+    one = least(config, rank, PROMPT, tokens)
+    needed = one.forward + one.update
+    updates = {}
+    for again in (False, True):
+        with torch.device("meta"):
+            model = OpenVLA(config).requires_grad_(False)
+            with torch.no_grad():
+                plain = passed(model, config, 1)
+            add_factors(model, LoraConfig(), 0, list(lora_layers(config)))
+            with torch.no_grad():
+                forward = passed(model, config, tokens)
+        distribute(model, alone, torch.bfloat16, activation_checkpointing=again)
+        with torch.device("meta"):
+            updates[again] = passed(model, config, tokens)
+    for features, looking in (("base", plain + forward), ("policy", forward)):
+        for again, how in ((True, "computed again"), (False, "kept")):
+            add(
+                report,
+                f"7B, critic.features = {features}, activations {how}",
+                (looking + updates[again]) / 1e12,
+                needed / 1e12,
+                "TFLOP/action",
+                at_least=ENOUGH if features == "policy" and not again else None,
+                note=f"prompts of {PROMPT} tokens",
+            )
+
+
+def passed(model: OpenVLA, config: OpenVLAConfig, action_tokens: int) -> int:
+    """Operations of one sample's pass on the device that is set, with gradient where that is on."""
+    size = config.spec.image_size
+    with Operations() as counted:
+        output = model(
+            torch.empty(1, 3 * len(config.towers), size, size),
+            torch.zeros(1, PROMPT, dtype=torch.int64),
+            torch.full((1,), PROMPT),
+            torch.zeros(1, action_tokens, dtype=torch.int64),
+        )
+        if output.logits.requires_grad:
+            output.logits.sum().backward()
+    return counted.of_the_policy
 
 
 def matrix_product(size: int = 1024, repeats: int = 10) -> float:

@@ -170,8 +170,17 @@ class TrainerConfig(Section):
     staleness: int = Field(default=0, ge=0, le=1)
     """Policy versions that an action may be behind the one that learns from it. 0: episodes are
     collected, then learned from; 1: the next batch is collected meanwhile."""
-    activation_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """GiB that a rank may take of its GPU; none: half of it, as policy server and simulators may be
+    there, too. On a CPU: of the machine's memory. The next two keys follow it, by arithmetic
+    (docs/sizing.md)."""
+    sharding: Literal["auto", "replicate", "shard"] = "auto"
+    """Where frozen weights lie. replicate: whole on each rank; shard: in parts, put together layer
+    by layer in every pass; auto: whole where they fit."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations again in the backward pass instead of keeping them: less memory, and a
+    third more operations in the update. auto: where keeping them doesn't fit, not even with smaller
+    micro-batches, down to 2,048 tokens."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
     record_rollouts: bool = False

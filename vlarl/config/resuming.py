@@ -140,8 +140,8 @@ _KINDS: Mapping[type[Section], _Keys] = {
     ),
     TrainerConfig: _Keys(
         free="address logprob_gap_bound merged_digest rollout_timeout_seconds "
-        "publish_timeout_seconds activation_checkpointing keep_checkpoints record_rollouts "
-        "threads ranks",
+        "publish_timeout_seconds memory_gib sharding activation_checkpointing keep_checkpoints "
+        "record_rollouts threads ranks",
         ahead="iterations episodes_per_iteration temperature dtype staleness",
     ),
     PpoConfig: _Keys(

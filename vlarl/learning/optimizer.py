@@ -90,6 +90,8 @@ class StepOptimizer:
         counted = losses[: micro_batch.counted].sum()
         # A micro-batch that counts for nothing still takes part in the ranks' common passes.
         torch.autograd.backward(counted / micro_batch.size + 0.0 * losses.sum())
+        if micro_batch.last:
+            self._ranks.sum_gradients(self._parameters.values())
         rows = losses[None] if watched is None else watched
         rows = rows[:, : micro_batch.counted].detach().to("cpu", torch.float64)
         self._sums = rows.sum(dim=1) + (0.0 if self._sums is None else self._sums)

@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -146,6 +146,17 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(total)
         return total
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Adds up over the ranks the gradients of parameters that each rank holds whole. Those of a
+        sharded model have been added up by the backward pass.
+        """
+        if self.size == 1:
+            return
+        gradients = [each.grad for each in parameters if not isinstance(each, DTensor)]
+        adding = [dist.all_reduce(each, async_op=True) for each in gradients if each is not None]
+        for each in adding:
+            each.wait()
 
     def share(
         self,

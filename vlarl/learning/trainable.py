@@ -1,5 +1,4 @@
-"""The policy that is trained, sharded over the ranks: all of its weights, or LoRA factors beside
-frozen ones.
+"""The policy that is trained, on all ranks: all of its weights, or LoRA factors beside frozen ones.
 
     W x  becomes  W0 x + (alpha / rank) * B (A x)      A gaussian, B zero, W0 never changes
 
@@ -34,11 +33,23 @@ class TrainablePolicy(ABC):
     """OpenVLA, sharded where there are several ranks, of which something learns."""
 
     def __init__(
-        self, model: OpenVLA, *, dtype: torch.dtype, ranks: Ranks, activation_checkpointing: bool
+        self,
+        model: OpenVLA,
+        *,
+        dtype: torch.dtype,
+        ranks: Ranks,
+        activation_checkpointing: bool,
+        sharded: bool = True,
     ) -> None:
-        """dtype: of the passes, where the model is sharded."""
+        """As `distribute` takes them; dtype: of the passes, where the model is sharded."""
         self._model = model
-        distribute(model, ranks, dtype, activation_checkpointing=activation_checkpointing)
+        distribute(
+            model,
+            ranks,
+            dtype,
+            activation_checkpointing=activation_checkpointing,
+            sharded=sharded,
+        )
 
     @property
     def feature_width(self) -> int:
@@ -110,8 +121,20 @@ class LoraPolicy(TrainablePolicy):
         seed: int,
         ranks: Ranks,
         activation_checkpointing: bool = False,
+        sharded: bool = True,
     ) -> None:
-        """Loads the checkpoint and adds factors drawn with the seed, the same on every rank."""
+        """Loads the checkpoint and adds factors drawn with the seed, the same on every rank.
+
+        Args:
+            checkpoint: the policy.
+            lora: the factors' size and scale.
+            dtype: of the frozen weights, and so of the passes.
+            seed: of the factors.
+            ranks: which learn together.
+            activation_checkpointing: whether blocks' activations are computed again.
+            sharded: whether each rank holds a part of the weights, where there are several or a
+                GPU, or all of them.
+        """
         family = policy_family(checkpoint)
         self.config = family.config
         self.scaling = lora.alpha / lora.rank
@@ -120,7 +143,11 @@ class LoraPolicy(TrainablePolicy):
         model = family.network(dtype, ranks.device).requires_grad_(False)
         self._layers = add_factors(model, lora, seed, list(family.lora_layers()))
         super().__init__(
-            model, dtype=dtype, ranks=ranks, activation_checkpointing=activation_checkpointing
+            model,
+            dtype=dtype,
+            ranks=ranks,
+            activation_checkpointing=activation_checkpointing,
+            sharded=sharded,
         )
 
     def named_parameters(self) -> dict[str, nn.Parameter]:

@@ -23,6 +23,7 @@ from vlarl.models.registry import policy_family
 from vlarl_trainer.algorithms.critic import Critic
 from vlarl_trainer.algorithms.ppo import Floats, batch_advantages, whiten
 from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
+from vlarl_trainer.memory import memory_bytes, place
 from vlarl_trainer.policy_update import PolicySamples, PolicyUpdate
 from vlarl_trainer.record.progress import factors_in
 
@@ -68,13 +69,22 @@ class Learner:
             success_reward: the scale by which advantages are large or small.
         """
         self.dtype = compute_dtype(config.dtype, ranks.device)
+        family = policy_family(checkpoint)
+        placement = place(
+            config,
+            family.config,
+            ranks=ranks.size,
+            itemsize=self.dtype.itemsize,
+            memory_bytes=memory_bytes(config, ranks),
+        )
         self.policy = LoraPolicy(
             checkpoint,
             config.lora,
             dtype=self.dtype,
             seed=seed,
             ranks=ranks,
-            activation_checkpointing=config.activation_checkpointing,
+            activation_checkpointing=placement.recomputed,
+            sharded=placement.sharded,
         )
         self.critic = Critic(
             config.critic,
@@ -84,8 +94,10 @@ class Learner:
             seed=seed,
             device=ranks.device,
         )
-        self._update = PolicyUpdate(self.policy, config.ppo, config.temperature, ranks)
-        self._processor = policy_family(checkpoint).processor(center_crop)
+        self._update = PolicyUpdate(
+            self.policy, config.ppo, config.temperature, ranks, most_tokens=placement.most_tokens
+        )
+        self._processor = family.processor(center_crop)
         self._config = config
         self._whiten_floor = config.ppo.whiten_floor * abs(success_reward)
         self._seed = seed

@@ -53,9 +53,23 @@ class PolicyUpdate:
     """PPO's optimizer and its schedule."""
 
     def __init__(
-        self, policy: LoraPolicy, config: PpoConfig, temperature: float, ranks: Ranks
+        self,
+        policy: LoraPolicy,
+        config: PpoConfig,
+        temperature: float,
+        ranks: Ranks,
+        *,
+        most_tokens: int | None,
     ) -> None:
-        """temperature: the rollout's."""
+        """Takes no step yet.
+
+        Args:
+            policy: what learns.
+            config: how.
+            temperature: the rollout's.
+            ranks: which learn together.
+            most_tokens: of a pass on one rank; None: only `config.micro_batch` is a bound.
+        """
         self.optimizer = StepOptimizer(
             policy.named_parameters(),
             ranks,
@@ -70,6 +84,7 @@ class PolicyUpdate:
         self._config = config
         self._temperature = temperature
         self._ranks = ranks
+        self._most_tokens = most_tokens
 
     def run(self, samples: PolicySamples, generator: np.random.Generator) -> PolicyReport:
         """Goes over the samples in mini-batches, one optimizer step each, until all epochs are
@@ -114,7 +129,7 @@ class PolicyUpdate:
             chosen,
             self._config.micro_batch,
             lengths=self._policy.sequence_lengths(samples.observations.prompt_lengths[chosen]),
-            most_tokens=self._config.micro_batch_tokens,
+            most_tokens=self._most_tokens,
         )
         for micro_batch in shares:
             terms, entropy = self._terms(samples, micro_batch.samples)
