@@ -18,7 +18,7 @@ from benchmarks.report import RESULTS
 
 PAGE = Path("docs/benchmarks.md")
 REMARKS = Path("docs/benchmarks-remarks.md")
-ORDER = ("env", "policy", "load", "swap", "loop", "reward", "blind", "seven_b")
+ORDER = ("env", "policy", "load", "swap", "loop", "reward", "learner", "blind", "seven_b")
 
 
 def main() -> None:

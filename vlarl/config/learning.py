@@ -180,7 +180,7 @@ class TrainerConfig(Section):
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Compute activations again in the backward pass instead of keeping them: less memory, and a
     third more operations in the update. auto: where keeping them doesn't fit, not even with smaller
-    micro-batches, down to 2,048 tokens."""
+    micro-batches, down to 4,096 tokens."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
     record_rollouts: bool = False

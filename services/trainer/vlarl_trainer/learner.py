@@ -70,7 +70,7 @@ class Learner:
         """
         self.dtype = compute_dtype(config.dtype, ranks.device)
         family = policy_family(checkpoint)
-        placement = place(
+        self.placement = place(
             config,
             family.config,
             ranks=ranks.size,
@@ -83,8 +83,8 @@ class Learner:
             dtype=self.dtype,
             seed=seed,
             ranks=ranks,
-            activation_checkpointing=placement.recomputed,
-            sharded=placement.sharded,
+            activation_checkpointing=self.placement.recomputed,
+            sharded=self.placement.sharded,
         )
         self.critic = Critic(
             config.critic,
@@ -95,7 +95,11 @@ class Learner:
             device=ranks.device,
         )
         self._update = PolicyUpdate(
-            self.policy, config.ppo, config.temperature, ranks, most_tokens=placement.most_tokens
+            self.policy,
+            config.ppo,
+            config.temperature,
+            ranks,
+            most_tokens=self.placement.most_tokens,
         )
         self._processor = family.processor(center_crop)
         self._config = config
@@ -236,8 +240,9 @@ class Learner:
         shares = self._ranks.share(
             np.arange(states), ppo.micro_batch, lengths=lengths, most_tokens=ppo.micro_batch_tokens
         )
-        parts = [row(observations[one.samples], one.samples).cpu()[: one.counted] for one in shares]
-        return self._ranks.gather(torch.cat(parts), states, lengths=lengths)
+        # Nothing is looked at before all passes are on their way to the device.
+        parts = [row(observations[one.samples], one.samples)[: one.counted] for one in shares]
+        return self._ranks.gather(torch.cat(parts).cpu(), states, lengths=lengths)
 
     @property
     def logprob_gap_bound(self) -> float:

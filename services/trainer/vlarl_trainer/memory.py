@@ -27,9 +27,10 @@ ASIDE_BYTES = 3 * GIB
 """What isn't tensors: a process's CUDA context, the libraries' workspaces, and what the allocator
 holds and can't give out. An allowance, not derived."""
 
-LEAST_TOKENS = 2048
-"""Micro-batches are made no smaller than this for activations to be kept: a GPU's products would be
-too small for it. Not measured."""
+LEAST_TOKENS = 4096
+"""Micro-batches are made no smaller than this for activations to be kept. On an H100 passes of 2,400
+tokens reached 0.16 of its speed and those of 4,800 reached 0.26 (docs/gpu.md): half of them costs
+more than a block computed again."""
 
 Budget = dict[str, int]
 """Bytes of each part."""
@@ -37,7 +38,7 @@ Budget = dict[str, int]
 
 @dataclass(frozen=True)
 class Placement:
-    """How a rank learns."""
+    """How a rank learns, as far as memory decides it."""
 
     sharded: bool
     """Whether each rank holds a part of the frozen weights, or all of them."""
@@ -45,6 +46,12 @@ class Placement:
     """Whether blocks' activations are computed again in the backward pass, or kept."""
     most_tokens: int | None = None
     """Most tokens in a pass with gradient; None: as many as the configuration says."""
+
+    def __str__(self) -> str:
+        weights = "in parts" if self.sharded else "whole on each rank"
+        activations = "computed again" if self.recomputed else "kept"
+        bound = "" if self.most_tokens is None else f", at most {self.most_tokens} tokens at once"
+        return f"frozen weights {weights}, activations {activations}{bound}"
 
 
 def parameter_counts(model: OpenVLAConfig) -> dict[str, int]:

@@ -83,5 +83,6 @@ def test_a_smaller_checkpoint_takes_less(
     from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     tiny = make_tiny_checkpoint(tmp_path)
-    for part, size in sizing.trainer_tensors(config.trainer, tiny).items():
-        assert 0 < size < sizing.trainer_tensors(config.trainer, model)[part], part
+    placement = Placement(sharded=True, recomputed=True)
+    for part, size in tensors(config.trainer, tiny, placement).items():
+        assert 0 < size < tensors(config.trainer, model, placement)[part], part
