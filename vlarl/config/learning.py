@@ -47,7 +47,7 @@ class LoraConfig(Section):
 
 
 class CriticConfig(Section):
-    """The value head on what the frozen base policy makes of a state."""
+    """The value head on what the policy makes of a state, as it was before training or as it is."""
 
     hidden: tuple[int, ...] = (256,)
     """Widths of the MLP's hidden layers."""

@@ -3,7 +3,7 @@
     W x  becomes  W0 x + (alpha / rank) * B (A x)      A gaussian, B zero, W0 never changes
 
 Only layers that the forward pass uses are adapted. With the factors switched off the same model is
-the critic's backbone, at no further copy of the weights.
+the policy before training, which a critic may look at, at no further copy of the weights.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ ASIDE_BYTES = 3 * GIB
 holds and can't give out. An allowance, not derived."""
 
 LEAST_TOKENS = 4096
-"""Micro-batches are made no smaller than this for activations to be kept. On an H100 passes of 2,400
-tokens reached 0.16 of its speed and those of 4,800 reached 0.26 (docs/gpu.md): half of them costs
+"""Micro-batches are made no smaller than this for activations to be kept. Passes of 2,400 tokens
+reached 0.16 of an H100, and those of 4,800 reached 0.26 (docs/gpu.md): to halve them costs
 more than a block computed again."""
 
 Budget = dict[str, int]
