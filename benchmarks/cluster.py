@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.sizing import openvla_7b, parameter_counts
 from vlarl.config import PolicyConfig
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.limits import MAX_BATCHED_TOKENS, kv_cache_bytes
+from vlarl.models.openvla.limits import MOST_BATCHED_TOKENS, kv_cache_bytes
 from vlarl.models.openvla.lora import lora_layers
 from vlarl.terminal import show
 
@@ -126,7 +126,7 @@ def actions_a_second(model: OpenVLAConfig, sequences: int) -> float:
     """
     parameters, passes = parameter_counts(model), model.spec.action_dim
     prompt = model.num_patches + PROMPT_TOKENS - passes
-    begin = min(sequences / passes, MAX_BATCHED_TOKENS / prompt)
+    begin = min(sequences / passes, MOST_BATCHED_TOKENS / prompt)
     vision = sum(count for part, count in parameters.items() if part != "language model")
     language = begin * (prompt + passes - 1) * parameters["language model"]
     operations = 2 * (language + begin * model.num_patches * vision)

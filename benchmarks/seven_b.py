@@ -206,7 +206,8 @@ def learn(table: Report, config: RunConfig, experience: Experience) -> None:
     samples = len(batch.token_ids)
     gap = first["logprob_gap"]
     table.add("largest log-prob gap", gap, "nats", note=f"{samples} actions, the bound is 0.3")
-    counts = operations(learner, checkpoint, ranks, experience)
+    base_features = trainer.critic.features == "base"
+    counts = operations(learner, checkpoint, ranks, experience, base_features=base_features)
     progress("learning again")
     # Other weights than those that acted by now, so the second call must not compare.
     began = now()
@@ -223,7 +224,8 @@ def learn(table: Report, config: RunConfig, experience: Experience) -> None:
         "features and log-probs",
         samples / report["seconds_inference"],
         "actions/s",
-        note=f"two passes without gradient, {counts[0] * 1e-12 / samples:.3g} TFLOP an action",
+        note=f"critic.features = {trainer.critic.features}, "
+        f"{counts[0] * 1e-12 / samples:.3g} TFLOP an action",
     )
     table.add(
         "features and log-probs in operations",
@@ -235,7 +237,7 @@ def learn(table: Report, config: RunConfig, experience: Experience) -> None:
         "policy update",
         passes / updating,
         "actions/s",
-        note=f"activations computed twice, {counts[1] * 1e-12 / samples:.3g} TFLOP an action",
+        note=f"{learner.placement}; {counts[1] * 1e-12 / samples:.3g} TFLOP an action",
     )
     table.add(
         "the policy update in operations",
@@ -253,16 +255,20 @@ def stale(experience: Experience) -> Experience:
 
 
 def operations(
-    learner: Learner, checkpoint: Path, ranks: Ranks, experience: Experience
+    learner: Learner, checkpoint: Path, ranks: Ranks, experience: Experience, *, base_features: bool
 ) -> tuple[int, int]:
-    """Floating-point operations of all samples: without gradient and, once, with one."""
+    """Floating-point operations of all samples: without gradient and, once, with one.
+
+    base_features: whether the critic sees the base policy's, in a pass of their own.
+    """
     batch = build_batch(experience)
     processor = Processor(checkpoint, learner.policy.config, center_crop=True)
     observations = Observations(batch.frames, batch.instructions, processor, ranks.device)
     few = np.arange(8)
     tokens = torch.from_numpy(batch.token_ids[few]).to(ranks.device)
     with FlopCounterMode(display=False) as looking, torch.no_grad():
-        learner.policy.base_states(observations[few])
+        if base_features:
+            learner.policy.states(observations[few], factors=False)
         learner.policy.logprobs(observations[few], tokens, 1.5)
     with FlopCounterMode(display=False) as learning:
         logprobs, _ = learner.policy.logprobs(observations[few], tokens, 1.5)

@@ -11,63 +11,29 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
 from vlarl.config import RunConfig, TrainerConfig, load_config
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.limits import kv_cache_bytes, max_batched_tokens
-from vlarl.models.openvla.lora import lora_layers
-from vlarl.models.openvla.network import OpenVLA
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.terminal import show
+from vlarl_trainer.memory import ASIDE_BYTES, GIB, Budget, parameter_counts, place, tensors
 
-GIB = 2**30
 GPU_BYTES = 80 * 10**9
 """What an 80 GB GPU has at least."""
-PROMPT_TOKENS = 64
-"""An instruction's prompt in training, and the action's tokens; LIBERO's are shorter."""
 CONTEXT_BYTES = GIB
 """Allowance for a process's CUDA context and the libraries' workspaces. Not derived."""
 GRAPHS_BYTES = 2 * GIB
 """Allowance for the engine's CUDA graphs and compiled kernels. Not derived."""
-FRAGMENTS_BYTES = 2 * GIB
-"""Allowance for what the trainer's allocator holds and can't give out. Not derived."""
 SIMULATOR_BYTES = 300 << 20
 """Allowance for a simulator that draws with EGL. Not measured."""
 
-Budget = dict[str, int]
-"""Bytes of each part."""
-
-
-def parameter_counts(model: OpenVLAConfig) -> dict[str, int]:
-    """Parameters of the checkpoint's parts."""
-    names = {
-        "vision_backbone.featurizer": "first tower",
-        "vision_backbone.fused_featurizer": "second tower",
-        "projector": "projector",
-        "language_model": "language model",
-    }
-    counts: Counter[str] = Counter()
-    with torch.device("meta"):
-        tensors = OpenVLA(model).state_dict()
-    for key, tensor in tensors.items():
-        (part,) = (name for prefix, name in names.items() if key.startswith(prefix + "."))
-        counts[part] += tensor.numel()
-    return dict(counts)
-
-
-def factor_count(model: OpenVLAConfig, rank: int) -> int:
-    """Parameters of LoRA's factors on all layers."""
-    return sum(rank * (out + into) for out, into in lora_layers(model).values())
-
 
 def policy_budget(config: RunConfig, model: OpenVLAConfig) -> Budget:
-    """The policy server's process, in bfloat16."""
+    """The policy server's process, in 16 bits."""
     text = model.text
     # The residual, the attention's inputs and outputs, and the MLP's, at one time in one layer.
     widths = 6 * text.hidden_size + 3 * text.intermediate_size
@@ -75,47 +41,23 @@ def policy_budget(config: RunConfig, model: OpenVLAConfig) -> Budget:
         "weights": 2 * sum(parameter_counts(model).values()),
         "KV cache": kv_cache_bytes(config.policy, model, itemsize=2),
         "activations of a pass": 2 * max_batched_tokens(config.policy, model) * widths,
-        # A swap builds one fused layer anew at a time.
-        "largest layer, anew": 2 * 2 * text.hidden_size * text.intermediate_size,
+        # Merged weights wait where there is room, else in the host's memory: no part of this.
         "CUDA graphs": GRAPHS_BYTES,
         "CUDA context": CONTEXT_BYTES,
     }
 
 
 def trainer_tensors(config: TrainerConfig, model: OpenVLAConfig) -> Budget:
-    """Tensors of a trainer that is one process, computing in bfloat16, while it learns."""
-    parameters, factors = parameter_counts(model), factor_count(model, config.lora.rank)
-    rows = config.ppo.micro_batch
-    tokens = rows * (model.num_patches + PROMPT_TOKENS)
-    dim, hidden = model.text.hidden_size, model.text.intermediate_size
-    layers = model.text.num_hidden_layers
-    inputs = 2 * tokens * dim * layers
-    block = tokens * (36 * dim + 10 * hidden)
-    for tower in model.towers:
-        patches = rows * (tower.num_patches + tower.class_token + tower.reg_tokens)
-        inputs += 2 * patches * tower.embed_dim * (tower.depth - 1)
-    vision = sum(tower.embed_dim for tower in model.towers)
-    # What FSDP puts together for use: the part outside all blocks (embedding, head, projector), and
-    # two language blocks, one of them ahead of time.
-    language = 4 * dim * dim + 3 * dim * hidden
-    outside = 2 * model.text.vocab_size * dim + parameters["projector"]
-    return {
-        "weights": 2 * sum(parameters.values()),
-        "LoRA factors, float32": 4 * factors,
-        "their gradients and Adam's moments": 12 * factors,
-        "critic, its gradients and moments": 16 * _critic_count(config, model),
-        "layers gathered for use": 2 * (outside + 2 * language),
-        "inputs of blocks": inputs,
-        "projector's activations": 2 * rows * model.num_patches * (9 * vision + 3 * dim),
-        "activations of blocks": block * (1 if config.activation_checkpointing else layers),
-        "gradients in a block": tokens * (6 * dim + 6 * hidden),
-    }
+    """Tensors of a trainer that is one process, computing in 16 bits, while it learns; where the
+    configuration leaves something open, as an 80 GB GPU decides it.
+    """
+    placement = place(config, model, ranks=1, itemsize=2, memory_bytes=GPU_BYTES // 2)
+    return tensors(config, model, placement)
 
 
 def trainer_budget(config: TrainerConfig, model: OpenVLAConfig) -> Budget:
     """The trainer's process: its tensors and what isn't tensors."""
-    rest = {"held by the allocator": FRAGMENTS_BYTES, "CUDA context": CONTEXT_BYTES}
-    return trainer_tensors(config, model) | rest
+    return trainer_tensors(config, model) | {"allocator, CUDA context": ASIDE_BYTES}
 
 
 def simulators_budget(config: RunConfig) -> Budget:
@@ -123,20 +65,14 @@ def simulators_budget(config: RunConfig) -> Budget:
     return {f"{config.env.processes} simulators": config.env.processes * SIMULATOR_BYTES}
 
 
-def _critic_count(config: TrainerConfig, model: OpenVLAConfig) -> int:
-    widths = [model.text.hidden_size + model.num_patches * config.critic.patch_channels]
-    widths += [*config.critic.hidden, 1]
-    return sum((a + 1) * b for a, b in pairwise(widths))
-
-
 def layouts(config: RunConfig, model: OpenVLAConfig) -> dict[str, dict[str, Budget]]:
-    """What lies on each GPU: docker-compose.yml's profiles."""
+    """What lies on each GPU of docker-compose.yml's stack."""
     policy, trainer = policy_budget(config, model), trainer_budget(config.trainer, model)
     acting = {"policy": policy, "env": simulators_budget(config)}
     return {
-        "gpu: all on one": acting | {"trainer": trainer},
-        "gpu2: GPU 0": acting,
-        "gpu2: GPU 1": {"trainer": trainer},
+        "one GPU": acting | {"trainer": trainer},
+        "two GPUs: the first": acting,
+        "two GPUs: the second": {"trainer": trainer},
     }
 
 

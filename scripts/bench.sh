@@ -15,6 +15,7 @@ missed=0
 .venv/bin/python -m benchmarks.loop "$@" || missed=1
 .venv/bin/python -m benchmarks.reward "$@" || missed=1
 .venv/bin/python -m benchmarks.scale "$@" || missed=1
+.venv/bin/python -m benchmarks.learner "$@" || missed=1
 if .venv/bin/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     .venv/bin/python -m benchmarks.seven_b "$@" || missed=1
 fi

@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def on_gpu() -> Iterator[Ranks]:
-    """The ranks of a single process with a GPU: its model is sharded, over nccl."""
+    """The ranks of a single process with a GPU, over nccl."""
     ranks = Ranks.from_environment()
     assert ranks.device.type == "cuda"
     assert ranks.mesh is not None

@@ -40,9 +40,13 @@ def experience(checkpoint: Path) -> Experience:
     return Experience(0, 1, made_up_trajectories(acting, 4))
 
 
-def test_an_update_is_the_cpus(checkpoint: Path, experience: Experience, on_gpu: Ranks) -> None:
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_an_update_is_the_cpus(
+    checkpoint: Path, experience: Experience, on_gpu: Ranks, sharding: str
+) -> None:
     """The GPU also finds the log-probs that the CPU acted with, or it would refuse to learn."""
-    there, here = learner(checkpoint, on_gpu), learner(checkpoint, ON_CPU)
+    there = learner(checkpoint, on_gpu, trainer_config(sharding=sharding))
+    here = learner(checkpoint, ON_CPU)
     report, expected = there.learn(experience), here.learn(experience)
     assert report["logprob_gap"] < 1e-4
     for name in ("policy_loss", "approximate_kl", "entropy", "value_loss", "grad_norm"):

@@ -47,10 +47,14 @@ class LoraConfig(Section):
 
 
 class CriticConfig(Section):
-    """The value head on what the frozen base policy makes of a state."""
+    """The value head on what the policy makes of a state, as it was before training or as it is."""
 
     hidden: tuple[int, ...] = (256,)
     """Widths of the MLP's hidden layers."""
+    features: Literal["base", "policy"] = "base"
+    """Whose view of a state the critic sees. base: the policy's before it was trained, in a pass of
+    its own; policy: the policy's as it is, from the pass that computes log-probs. See
+    docs/decisions/0020."""
     patch_channels: int = Field(default=0, ge=0)
     """Numbers of each image patch, random projections of the projector's output, that the critic
     sees beside the hidden state; 0: the hidden state alone, the paper's. See
@@ -97,7 +101,10 @@ class PpoConfig(Section):
     mini_batch: int = Field(default=64, ge=1)
     """Actions behind one optimizer step, over all ranks."""
     micro_batch: int = Field(default=32, ge=1)
-    """Actions in one forward and backward pass of one rank."""
+    """Most actions in one pass of one rank."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens in one pass of one rank, of image, prompt and action, padding included; an action
+    is never cut. None: only `micro_batch` bounds a pass."""
     kl_stop: float = Field(default=0.1, ge=0)
     """Approximate KL from where the update began above which it ends, without a further step; 0:
     never."""
@@ -168,8 +175,17 @@ class TrainerConfig(Section):
     staleness: int = Field(default=0, ge=0, le=1)
     """Policy versions that an action may be behind the one that learns from it. 0: episodes are
     collected, then learned from; 1: the next batch is collected meanwhile."""
-    activation_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """GiB that a rank may take of its GPU; none: half of it, as policy server and simulators may be
+    there, too. On a CPU: of the machine's memory. The next two keys follow it, by arithmetic
+    (docs/sizing.md)."""
+    sharding: Literal["auto", "replicate", "shard"] = "auto"
+    """Where frozen weights lie. replicate: whole on each rank; shard: in parts, put together layer
+    by layer in every pass; auto: whole where they fit."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations again in the backward pass instead of keeping them: less memory, and a
+    third more operations in the update. auto: where keeping them doesn't fit, not even with smaller
+    micro-batches, down to 4,096 tokens."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
     record_rollouts: bool = False

@@ -140,12 +140,12 @@ _KINDS: Mapping[type[Section], _Keys] = {
     ),
     TrainerConfig: _Keys(
         free="address logprob_gap_bound merged_check merged_digest rollout_timeout_seconds "
-        "publish_timeout_seconds activation_checkpointing keep_checkpoints record_rollouts "
-        "threads ranks",
+        "publish_timeout_seconds memory_gib sharding activation_checkpointing keep_checkpoints "
+        "record_rollouts threads ranks",
         ahead="iterations episodes_per_iteration temperature dtype staleness",
     ),
     PpoConfig: _Keys(
-        free="micro_batch",
+        free="micro_batch micro_batch_tokens",
         ahead="learning_rate warmup_steps ratio clip_low clip_high gamma gae_lambda time_limit "
         "epochs mini_batch kl_stop max_grad_norm entropy_coefficient whiten_advantages "
         "whiten_floor",
@@ -155,6 +155,7 @@ _KINDS: Mapping[type[Section], _Keys] = {
         ahead="learning_rate clip gae_lambda epochs warmup_iterations warmup_epochs",
         fixed={
             "hidden": "the critic's weights have these sizes",
+            "features": "the critic learned what these features mean",
             "patch_channels": "the critic's weights read so many numbers of a patch",
         },
     ),

@@ -131,8 +131,11 @@ class StepOptimizer:
         # A micro-batch that counts for nothing still takes part in the ranks' common passes.
         loss = counted / micro_batch.size + 0.0 * losses.sum()
         torch.autograd.backward(loss if self._loss_scale is None else loss * self._loss_scale.value)
+        if micro_batch.last:
+            self._ranks.sum_gradients(self._parameters.values())
         rows = losses[None] if watched is None else watched
-        rows = rows[:, : micro_batch.counted].detach().to("cpu", torch.float64)
+        # They stay on the device: to look at them would wait for the backward pass.
+        rows = rows[:, : micro_batch.counted].detach().to(torch.float64)
         self._sums = rows.sum(dim=1) + (0.0 if self._sums is None else self._sums)
         self._size = micro_batch.size
 

@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -149,7 +149,25 @@ class Ranks:
             dist.all_reduce(total)
         return total
 
-    def share(self, samples: Indices, micro_batch: int) -> Iterator[MicroBatch]:
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Adds up over the ranks the gradients of parameters that each rank holds whole. Those of a
+        sharded model have been added up by the backward pass.
+        """
+        if self.size == 1:
+            return
+        gradients = [each.grad for each in parameters if not isinstance(each, DTensor)]
+        adding = [dist.all_reduce(each, async_op=True) for each in gradients if each is not None]
+        for each in adding:
+            each.wait()
+
+    def share(
+        self,
+        samples: Indices,
+        micro_batch: int,
+        *,
+        lengths: Indices | None = None,
+        most_tokens: int | None = None,
+    ) -> Iterator[MicroBatch]:
         """The rank's share of a mini-batch, every size-th sample, in micro-batches.
 
         Every rank gets equally many, as a sharded model's passes must go in step. A rank whose
@@ -158,34 +176,57 @@ class Ranks:
         Args:
             samples: the mini-batch.
             micro_batch: most samples at once.
+            lengths: each one's tokens; the longest go first, so that a micro-batch is of samples
+                of like length, on all ranks. None: in the order given.
+            most_tokens: most tokens at once, padding included, but at least one sample; None:
+                as many as there are. Needs `lengths`.
         """
-        places = np.arange(self.rank, len(samples), self.size)
+        order = _longest_first(lengths, len(samples))
+        places = order[self.rank :: self.size]
         most = math.ceil(len(samples) / self.size)
-        for start in range(0, most, micro_batch):
-            own = places[start : start + micro_batch]
+        start = 0
+        while start < most:
+            rows = micro_batch
+            if lengths is not None and most_tokens is not None:
+                # The longest of all ranks', so that all cut at the same places.
+                rows = min(rows, max(1, most_tokens // int(lengths[order[start * self.size]])))
+            own = places[start : start + rows]
             counted = len(own)
-            own = own if counted else np.zeros(1, np.int64)
-            last = start + micro_batch >= most
-            yield MicroBatch(samples[own], own, counted, len(samples), last)
+            own = own if counted else order[:1]
+            start += rows
+            yield MicroBatch(samples[own], own, counted, len(samples), start >= most)
 
-    def gather(self, mine: Tensor, total: int) -> Tensor:
-        """Puts the rows that ranks computed on `share(arange(total))` back in order.
+    def gather(self, mine: Tensor, total: int, *, lengths: Indices | None = None) -> Tensor:
+        """Puts the rows that ranks computed on `share(arange(total), ...)` back in order.
 
         Args:
             mine: [this rank's samples, ...] on the CPU.
             total: samples of all ranks.
+            lengths: what was given to `share`.
 
         Returns:
             [total, ...], on every rank.
         """
-        if self.size == 1:
-            return mine
-        most = math.ceil(total / self.size)
-        padded = mine.new_zeros((most, *mine.shape[1:]))
-        padded[: len(mine)] = mine
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
-        return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+        dealt = mine
+        if self.size > 1:
+            most = math.ceil(total / self.size)
+            padded = mine.new_zeros((most, *mine.shape[1:]))
+            padded[: len(mine)] = mine
+            parts = [torch.empty_like(padded) for _ in range(self.size)]
+            dist.all_gather(parts, padded)
+            dealt = torch.stack(parts, dim=1).flatten(0, 1)[:total]
+        if lengths is None:
+            return dealt
+        rows = torch.empty_like(dealt)
+        rows[torch.from_numpy(_longest_first(lengths, total))] = dealt
+        return rows
+
+
+def _longest_first(lengths: Indices | None, count: int) -> Indices:
+    """The places 0 .. count - 1, by falling length; equal ones stay in order."""
+    if lengths is None:
+        return np.arange(count)
+    return np.argsort(-lengths, kind="stable")
 
 
 def whole(tensor: Tensor) -> Tensor:

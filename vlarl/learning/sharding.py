@@ -44,7 +44,12 @@ def _blocks(model: nn.Module) -> Iterator[tuple[nn.ModuleList, int, nn.Module]]:
 
 
 def distribute(
-    model: nn.Module, ranks: Ranks, dtype: torch.dtype, *, activation_checkpointing: bool
+    model: nn.Module,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    *,
+    activation_checkpointing: bool,
+    sharded: bool = True,
 ) -> None:
     """Prepares a model to learn on all ranks.
 
@@ -54,11 +59,13 @@ def distribute(
         dtype: of the passes, where the model is sharded.
         activation_checkpointing: whether every trained block computes its activations again in the
             backward pass.
+        sharded: whether each rank holds a part. Else each holds the whole model, in the types that
+            it has, and the optimizer adds gradients up over the ranks.
     """
     if activation_checkpointing:
         for stack, index, block in _blocks(model):
             stack[index] = checkpoint_wrapper(block)
-    if ranks.mesh is not None:
+    if sharded and ranks.mesh is not None:
         _shard(model, ranks.mesh, dtype)
 
 

@@ -1,8 +1,8 @@
-"""The policy that is trained, sharded over the ranks: all of its weights, or the LoRA factors of
-its layers (vlarl/learning/factors.py).
+"""The policy that is trained, on all ranks: all of its weights, or the LoRA factors of its layers
+(vlarl/learning/factors.py).
 
 Only layers that the forward pass uses are adapted. With W0 in the layers the same model is the
-critic's backbone.
+policy before training, which a critic may look at.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vlarl.config import LoraConfig
 from vlarl.learning.factors import MergedLayers
-from vlarl.learning.ranks import Ranks
+from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.network import OpenVLA
@@ -30,11 +30,23 @@ class TrainablePolicy(ABC):
     """OpenVLA, sharded where there are several ranks, of which something learns."""
 
     def __init__(
-        self, model: OpenVLA, *, dtype: torch.dtype, ranks: Ranks, activation_checkpointing: bool
+        self,
+        model: OpenVLA,
+        *,
+        dtype: torch.dtype,
+        ranks: Ranks,
+        activation_checkpointing: bool,
+        sharded: bool = True,
     ) -> None:
-        """dtype: of the passes, where the model is sharded."""
+        """As `distribute` takes them; dtype: of the passes, where the model is sharded."""
         self._model = model
-        distribute(model, ranks, dtype, activation_checkpointing=activation_checkpointing)
+        distribute(
+            model,
+            ranks,
+            dtype,
+            activation_checkpointing=activation_checkpointing,
+            sharded=sharded,
+        )
 
     @property
     def feature_width(self) -> int:
@@ -91,6 +103,15 @@ class TrainablePolicy(ABC):
         """Makes the weights of the next pass those that the trained parameters stand for."""
 
 
+class States(NamedTuple):
+    """What a policy makes of B observations: what a critic may look at."""
+
+    hidden: Tensor
+    """float32 [B, d], where the first action token is predicted; it sees no action token."""
+    image_tokens: Tensor
+    """[B, patches, d], in the model's type."""
+
+
 class LoraPolicy(TrainablePolicy):
     """OpenVLA with LoRA factors, which alone are trained."""
 
@@ -103,16 +124,33 @@ class LoraPolicy(TrainablePolicy):
         seed: int,
         ranks: Ranks,
         activation_checkpointing: bool = False,
+        sharded: bool = True,
     ) -> None:
-        """Loads the checkpoint and adds factors drawn with the seed, the same on every rank."""
+        """Loads the checkpoint and adds factors drawn with the seed, the same on every rank.
+
+        Args:
+            checkpoint: the policy.
+            lora: the factors' size and scale.
+            dtype: of the frozen weights, and so of the passes.
+            seed: of the factors.
+            ranks: which learn together.
+            activation_checkpointing: whether blocks' activations are computed again.
+            sharded: whether each rank holds a part of the weights, where there are several or a
+                GPU, or all of them.
+        """
         family = policy_family(checkpoint)
         self.config = family.config
         self.scaling = lora.alpha / lora.rank
         self._first_action_id = family.spec.action_ids.start
+        self._action_dim = family.spec.action_dim
         model = family.network(dtype, ranks.device).requires_grad_(False)
         self._layers = MergedLayers(model, lora, seed, list(family.lora_layers()))
         super().__init__(
-            model, dtype=dtype, ranks=ranks, activation_checkpointing=activation_checkpointing
+            model,
+            dtype=dtype,
+            ranks=ranks,
+            activation_checkpointing=activation_checkpointing,
+            sharded=sharded,
         )
         self._layers.keep_base()
 
@@ -127,17 +165,40 @@ class LoraPolicy(TrainablePolicy):
         logits = self.logits(observations, token_ids)
         return token_logprobs(logits, token_ids - self._first_action_id, temperature)
 
-    @torch.no_grad()
-    def base_states(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
-        """What the base policy, W0 in its layers, makes of B observations: the hidden states
-        [B, d] where the first action token is predicted, float32, and the image's tokens
-        [B, patches, d], in the model's type.
+    def sequence_lengths(self, prompt_lengths: Indices) -> Indices:
+        """Tokens [B] that the language model reads of samples: image, prompt, and all of the
+        action's but the last.
         """
-        self._layers.hold_base(self._model)
+        return self.patches + prompt_lengths + self._action_dim - 1
+
+    @torch.no_grad()
+    def states(self, observations: ObservationBatch, *, factors: bool) -> States:
+        """What the policy, or the base policy with W0 in its layers, makes of B observations."""
+        if factors:
+            self._hold_weights()
+        else:
+            self._layers.hold_base(self._model)
         output = self._model(
             observations.pixel_values, observations.prompt_ids, observations.prompt_lengths
         )
-        return output.feature.float(), output.image_tokens
+        return States(output.feature.float(), output.image_tokens)
+
+    @torch.no_grad()
+    def states_and_logprobs(
+        self, observations: ObservationBatch, token_ids: Tensor, temperature: float
+    ) -> tuple[States, Tensor, Tensor]:
+        """What the policy makes of B observations, and `logprobs`, in one pass."""
+        self._hold_weights()
+        output = self._model(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            token_ids,
+        )
+        logprobs, entropy = token_logprobs(
+            output.logits, token_ids - self._first_action_id, temperature
+        )
+        return States(output.feature.float(), output.image_tokens), logprobs, entropy
 
     @property
     def layers(self) -> list[str]:

@@ -164,6 +164,8 @@ class Observations:
         self._device = device
         known = {text: processor.prompt(text) for text in set(instructions)}
         self._prompts = [known[text] for text in instructions]
+        self.prompt_lengths: Indices = np.array([len(prompt) for prompt in self._prompts])
+        """[S], each prompt's tokens."""
 
     def __len__(self) -> int:
         return len(self._encoded)

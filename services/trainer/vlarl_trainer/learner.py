@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +15,17 @@ from vlarl.config import TrainerConfig
 from vlarl.errors import FatalError
 from vlarl.learning.checkpoints import gathered, take_over
 from vlarl.learning.optimizer import LossScale
-from vlarl.learning.ranks import Ranks
+from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.seeds import Stream, generator_for
 from vlarl.learning.sharding import compute_dtype
 from vlarl.learning.trainable import LoraPolicy
+from vlarl.models.network import ObservationBatch
 from vlarl.models.registry import policy_family
 from vlarl.weights.merge import Checksums
 from vlarl_trainer.algorithms.critic import Critic
 from vlarl_trainer.algorithms.ppo import Floats, batch_advantages, whiten
 from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
+from vlarl_trainer.memory import memory_bytes, place
 from vlarl_trainer.parity import GAP_BOUNDS, Parity
 from vlarl_trainer.policy_update import PolicySamples, PolicyUpdate
 from vlarl_trainer.record.progress import factors_in
@@ -75,13 +77,22 @@ class Learner:
             success_reward: the scale by which advantages are large or small.
         """
         self.dtype = compute_dtype(config.dtype, ranks.device, on_gpu=torch.float16)
+        family = policy_family(checkpoint)
+        self.placement = place(
+            config,
+            family.config,
+            ranks=ranks.size,
+            itemsize=self.dtype.itemsize,
+            memory_bytes=memory_bytes(config, ranks),
+        )
         self.policy = LoraPolicy(
             checkpoint,
             config.lora,
             dtype=self.dtype,
             seed=seed,
             ranks=ranks,
-            activation_checkpointing=config.activation_checkpointing,
+            activation_checkpointing=self.placement.recomputed,
+            sharded=self.placement.sharded,
         )
         self.critic = Critic(
             config.critic,
@@ -96,9 +107,10 @@ class Learner:
             config.ppo,
             config.temperature,
             ranks,
+            most_tokens=self.placement.most_tokens,
             loss_scale=LossScale() if self.dtype == torch.float16 else None,
         )
-        self._processor = policy_family(checkpoint).processor(center_crop)
+        self._processor = family.processor(center_crop)
         self._config = config
         self._whiten_floor = config.ppo.whiten_floor * abs(success_reward)
         self._seed = seed
@@ -121,8 +133,7 @@ class Learner:
         observations = Observations(
             batch.frames, batch.instructions, self._processor, self._ranks.device
         )
-        features = self._features(observations)
-        logprobs, entropy = self._logprobs(observations, batch)
+        features, logprobs, entropy = self._look(observations, batch)
         parity = self._check_parity(batch, logprobs)
         values = self._ranks.broadcast(self.critic.values(features))
         ppo = self._config.ppo
@@ -154,11 +165,13 @@ class Learner:
         return metrics | self._ranks.memory()
 
     def _advantages(self, batch: Batch, values: Tensor, gae_lambda: float) -> tuple[Floats, Floats]:
-        """Advantages [N] and returns [N] by the critic's values [S]."""
+        """Advantages [N] and returns [N] by the critic's values of the states looked at."""
         ppo = self._config.ppo
+        known = np.zeros(len(batch.frames))
+        known[: len(values)] = values.double().numpy()
         return batch_advantages(
             batch,
-            values.double().numpy(),
+            known,
             ppo.gamma,
             gae_lambda,
             limit_is_terminal=ppo.time_limit == "terminal",
@@ -172,30 +185,73 @@ class Learner:
         values: list[float] = self.critic.values(self._features(observations)).tolist()
         return values
 
-    def _features(self, observations: Observations) -> Tensor:
-        """The critic's features of all states [S, F]."""
-        states = np.arange(len(observations))
-        parts = [
-            self.critic.features(*self.policy.base_states(observations[one.samples])).cpu()[
-                : one.counted
-            ]
-            for one in self._ranks.share(states, self._config.ppo.micro_batch)
-        ]
-        return self._ranks.gather(torch.cat(parts), len(states))
+    def _look(self, observations: Observations, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """What the weights as they are make of the batch, without gradient.
+
+        Returns:
+            The critic's features of the states whose values count [S', F]: of the N samples, and
+            of final states where returns are bootstrapped. Log-probs and entropies [N, K] of the
+            actions taken.
+        """
+        samples = len(batch.token_ids)
+        bootstrapped = self._config.ppo.time_limit == "bootstrap"
+        states = len(batch.frames) if bootstrapped else samples
+        if self._config.critic.features == "base":
+            features = self._features(observations, states)
+            return features, *self._logprobs(observations, batch)
+        # Any token will do after a final state: what the critic sees comes before it.
+        any_token = np.full((states - samples, *batch.token_ids.shape[1:]), batch.token_ids.min())
+        tokens = torch.from_numpy(np.concatenate([batch.token_ids, any_token]))
+        width = batch.token_ids.shape[1]
+
+        def row(seen: ObservationBatch, which: Indices) -> Tensor:
+            own = tokens[torch.from_numpy(which)].to(self._ranks.device)
+            looked = self.policy.states_and_logprobs(seen, own, self._config.temperature)
+            return torch.cat([self.critic.features(*looked[0]), *looked[1:]], dim=1)
+
+        rows = self._rows(observations, states, row)
+        features, logprobs, entropy = rows.tensor_split((-2 * width, -width), dim=1)
+        return features.contiguous(), logprobs[:samples], entropy[:samples]
+
+    def _features(self, observations: Observations, states: int | None = None) -> Tensor:
+        """The critic's features of the first so many states, or of all [S, F]."""
+        factors = self._config.critic.features == "policy"
+        return self._rows(
+            observations,
+            len(observations) if states is None else states,
+            lambda seen, _: self.critic.features(*self.policy.states(seen, factors=factors)),
+        )
 
     @torch.no_grad()
     def _logprobs(self, observations: Observations, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies [N, K] of the actions taken, under the weights as they are."""
-        device = self._ranks.device
-        samples = np.arange(len(batch.token_ids))
-        parts = []
-        for one in self._ranks.share(samples, self._config.ppo.micro_batch):
-            tokens = torch.from_numpy(batch.token_ids[one.samples]).to(device)
-            seen = observations[one.samples]
+
+        def row(seen: ObservationBatch, which: Indices) -> Tensor:
+            tokens = torch.from_numpy(batch.token_ids[which]).to(self._ranks.device)
             both = self.policy.logprobs(seen, tokens, self._config.temperature)
-            parts.append(torch.stack(both, dim=-1).cpu()[: one.counted])
-        logprobs, entropy = self._ranks.gather(torch.cat(parts), len(samples)).unbind(dim=-1)
+            return torch.stack(both, dim=-1)
+
+        rows = self._rows(observations, len(batch.token_ids), row)
+        logprobs, entropy = rows.unbind(dim=-1)
         return logprobs, entropy
+
+    def _rows(
+        self,
+        observations: Observations,
+        states: int,
+        row: Callable[[ObservationBatch, Indices], Tensor],
+    ) -> Tensor:
+        """What `row` makes of the first so many states, given some and their numbers, each computed
+        on one rank: [states, ...] on the CPU.
+        """
+        ppo = self._config.ppo
+        lengths = self.policy.sequence_lengths(observations.prompt_lengths[:states])
+        shares = self._ranks.share(
+            np.arange(states), ppo.micro_batch, lengths=lengths, most_tokens=ppo.micro_batch_tokens
+        )
+        # Nothing is looked at before all passes are on their way to the device.
+        parts = [row(observations[one.samples], one.samples)[: one.counted] for one in shares]
+        return self._ranks.gather(torch.cat(parts).cpu(), states, lengths=lengths)
 
     @property
     def logprob_gap_bound(self) -> float:

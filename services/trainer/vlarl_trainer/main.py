@@ -71,6 +71,7 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
             success_reward=config.reward.success_reward,
         )
         if ranks.first:
+            _LOG.info("%s (trainer.memory_gib)", learner.placement)
             asyncio.run(_lead(config, run_dir, model, learner, ranks, metrics_listen))
         else:
             follow(learner, ranks)

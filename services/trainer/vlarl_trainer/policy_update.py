@@ -61,6 +61,7 @@ class PolicyUpdate:
         temperature: float,
         ranks: Ranks,
         *,
+        most_tokens: int | None,
         loss_scale: LossScale | None = None,
     ) -> None:
         """Takes no step yet.
@@ -70,6 +71,7 @@ class PolicyUpdate:
             config: how.
             temperature: the rollout's.
             ranks: which learn together.
+            most_tokens: of a pass on one rank; None: only `config.micro_batch` is a bound.
             loss_scale: where the policy computes in float16.
         """
         self.optimizer = StepOptimizer(
@@ -87,6 +89,7 @@ class PolicyUpdate:
         self._config = config
         self._temperature = temperature
         self._ranks = ranks
+        self._most_tokens = most_tokens
 
     def run(self, samples: PolicySamples, generator: np.random.Generator) -> PolicyReport:
         """Goes over the samples in mini-batches, one optimizer step each, until all epochs are
@@ -134,7 +137,13 @@ class PolicyUpdate:
             Means of loss, approximate KL and clip fraction over the mini-batch's samples of all
             ranks, float64 [3].
         """
-        for micro_batch in self._ranks.share(chosen, self._config.micro_batch):
+        shares = self._ranks.share(
+            chosen,
+            self._config.micro_batch,
+            lengths=self._policy.sequence_lengths(samples.observations.prompt_lengths[chosen]),
+            most_tokens=self._most_tokens,
+        )
+        for micro_batch in shares:
             terms, entropy = self._terms(samples, micro_batch.samples)
             self.optimizer.accumulate(
                 terms.loss - self._config.entropy_coefficient * entropy,

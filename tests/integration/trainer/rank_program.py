@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from tests.integration.trainer.trainer_samples import trainer_config
 from vlarl.learning.node import NodeMemory
@@ -17,14 +18,20 @@ from vlarl_trainer.batch import Experience
 from vlarl_trainer.learner import Learner
 from vlarl_trainer.rollouts.frames import FrameFile
 
+FEATURES = {"shard": "base", "replicate": "policy"}
+"""Either place of the weights meets either view of the critic's once."""
 
-def main(checkpoint: Path, folder: Path, micro_batch: int, dtype: str) -> None:
+
+def main(checkpoint: Path, folder: Path, micro_batch: int, dtype: str, sharding: str) -> None:
     ranks = Ranks.from_environment()
     base = trainer_config()
     ppo = base.ppo.model_copy(update={"micro_batch": micro_batch, "mini_batch": 7})
-    changes = {"ppo": ppo, "activation_checkpointing": ranks.size > 1, "dtype": dtype}
-    config = base.model_copy(update=changes)
+    critic = base.critic.model_copy(update={"features": FEATURES[sharding]})
+    changes = {"activation_checkpointing": ranks.size > 1, "dtype": dtype, "sharding": sharding}
+    config = base.model_copy(update={"ppo": ppo, "critic": critic, **changes})
     learner = Learner(checkpoint, config, center_crop=False, seed=3, ranks=ranks)
+    sharded = any(isinstance(one, DTensor) for one in learner.policy.named_parameters().values())
+    assert sharded == (ranks.size > 1 and sharding == "shard")
     metrics = []
     for iteration in range(2):
         encoded = (folder / f"{iteration}.bin").read_bytes() if ranks.first else b""

@@ -8,6 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from benchmarks.operations import Operations, least  # noqa: E402
 from tests.integration.trainer.trainer_samples import (  # noqa: E402
     ActingPolicy,
     made_up_trajectories,
@@ -110,11 +113,99 @@ def test_features_ignore_the_factors(checkpoint: Path, experience: Experience) -
     processor = Processor(checkpoint, one.policy.config, center_crop=False)
     observations = Observations(batch.frames, batch.instructions, processor, ALONE.device)
     states = np.arange(6)
-    before = one.policy.base_states(observations[states])
+    before = one.policy.states(observations[states], factors=False)
     one.learn(experience)
-    for early, late in zip(before, one.policy.base_states(observations[states]), strict=True):
+    for early, late in zip(
+        before, one.policy.states(observations[states], factors=False), strict=True
+    ):
         assert torch.equal(early, late)
         assert early.std(dim=0).max() > 1e-3, "the critic sees the same thing in every state"
+
+
+def test_the_policys_own_features_are_the_bases_until_it_has_learned(
+    checkpoint: Path, experience: Experience
+) -> None:
+    """B is zero at first. They come from the log-probs' pass, and final states are among them."""
+    own, base = (
+        learner(checkpoint, trainer_config(critic=critic_of(features)))
+        for features in ("policy", "base")
+    )
+    batch = build_batch(experience)
+    processor = Processor(checkpoint, own.policy.config, center_crop=False)
+    observations = Observations(batch.frames, batch.instructions, processor, ALONE.device)
+    looked, expected = (one._look(observations, batch) for one in (own, base))
+    assert len(looked[0]) == len(batch.frames) > len(batch.token_ids)
+    for ours, theirs in zip(looked, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    reports = [one.learn(experience) for one in (own, base)]
+    for name in ("advantage_deviation", "policy_loss", "entropy", "value_loss"):
+        assert reports[0][name] == pytest.approx(reports[1][name], abs=1e-4), name
+    learned = own._look(observations, batch)[0]
+    assert (learned - looked[0]).abs().max() > 1e-3
+    torch.testing.assert_close(own._features(observations), learned, atol=1e-5, rtol=0)
+
+
+def critic_of(features: str) -> CriticConfig:
+    return trainer_config().critic.model_copy(update={"features": features})
+
+
+@pytest.mark.parametrize(("features", "passes"), [("policy", 1), ("base", 2)])
+def test_no_pass_is_computed_twice(
+    checkpoint: Path, experience: Experience, features: str, passes: int
+) -> None:
+    """One pass without gradient for each action and one with gradient in each epoch, and at most a
+    tenth more operations than the least possible; the base policy's features are a pass more.
+    """
+    batches = {"epochs": 2, "mini_batch": 12, "micro_batch": 6, "time_limit": "terminal"}
+    config = trainer_config(ppo=ppo(**batches), critic=critic_of(features))
+    one = learner(checkpoint, config)
+    processor = Processor(checkpoint, one.policy.config, center_crop=False)
+    needed = before = 0
+    for trajectory in experience.trajectories:
+        prompt = len(processor.prompt(trajectory.instruction))
+        own = least(one.policy.config, config.lora.rank, prompt, action_tokens=7)
+        first = least(one.policy.config, config.lora.rank, prompt, action_tokens=1)
+        needed += len(trajectory.steps) * (own.forward + 2 * own.update)
+        before += len(trajectory.steps) * first.forward * (passes - 1)
+    with Operations() as counted:
+        one.learn(experience)
+    assert 1.0 <= counted.of_the_policy / (needed + before) < 1.1
+
+
+class Attention(TorchDispatchMode):
+    """Notes whether each attention was causal, and its mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[object, object]] = []
+
+    def __torch_dispatch__(
+        self,
+        func: "torch._ops.OpOverload",
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        aten, named = torch.ops.aten, kwargs or {}
+        if func.overloadpacket is aten._scaled_dot_product_flash_attention_for_cpu:
+            causal = args[4] if len(args) > 4 else False
+            self.seen.append((causal, named.get("attn_mask")))
+        return func(*args, **named)
+
+
+def test_attention_needs_no_mask(checkpoint: Path, experience: Experience) -> None:
+    """The kernels that never hold all scores take a flag; any mask would rule them out."""
+    one = learner(checkpoint)
+    batch = build_batch(experience)
+    processor = Processor(checkpoint, one.policy.config, center_crop=False)
+    observations = Observations(batch.frames, batch.instructions, processor, ALONE.device)
+    mixed = observations[np.arange(len(batch.token_ids))]
+    assert len(mixed.prompt_lengths.unique()) > 1
+    with Attention() as attention:
+        one.policy.logprobs(mixed, torch.from_numpy(batch.token_ids), 1.0)
+    towers = sum(tower.depth - 1 for tower in one.policy.config.towers)
+    layers = one.policy.config.text.num_hidden_layers
+    assert attention.seen == [(False, None)] * towers + [(True, None)] * layers
 
 
 def test_old_logprobs_stay_those_of_the_weights_that_acted(

@@ -44,10 +44,16 @@ def run_two_ranks(main: Callable[..., None], folder: Path, *arguments: object) -
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03), ("float16", 0.01)]
+    ("dtype", "sharding", "tolerance"),
+    [
+        ("float32", "shard", 1e-5),
+        ("bfloat16", "shard", 0.03),
+        ("float32", "replicate", 1e-5),
+        ("float16", "replicate", 0.01),
+    ],
 )
 def test_two_ranks_learn_what_one_learns(
-    checkpoint: Path, tmp_path: Path, dtype: str, tolerance: float
+    checkpoint: Path, tmp_path: Path, dtype: str, sharding: str, tolerance: float
 ) -> None:
     ranks = Ranks.from_environment()
     one = Learner(checkpoint, trainer_config(), center_crop=False, seed=3, ranks=ranks)
@@ -56,8 +62,8 @@ def test_two_ranks_learn_what_one_learns(
         # The second batch is stale, and odd in number: one rank's last pass counts for nothing.
         experience = Experience(iteration, iteration + 1, made_up_trajectories(acting, 3))
         (tmp_path / f"{iteration}.bin").write_bytes(experience.to_bytes())
-    rank_program.main(checkpoint, tmp_path, 7, dtype)
-    run_two_ranks(rank_program.main, tmp_path, checkpoint, tmp_path, 2, dtype)
+    rank_program.main(checkpoint, tmp_path, 7, dtype, sharding)
+    run_two_ranks(rank_program.main, tmp_path, checkpoint, tmp_path, 2, dtype, sharding)
     one_rank, two_ranks = (
         json.loads((tmp_path / f"metrics-{ranks}.json").read_text()) for ranks in (1, 2)
     )

@@ -95,6 +95,53 @@ def accumulate(optimizer: StepOptimizer, *losses: Tensor, rest: int = 0) -> None
         optimizer.accumulate(loss[None], MicroBatch(place, place, 1, size, number == len(losses)))
 
 
+def dealt(count: int, ranks: int, **settings: object) -> list[list[MicroBatch]]:
+    """Each rank's micro-batches of the samples 100, 101, ..."""
+    shares = []
+    for rank in range(ranks):
+        one = replace(Ranks.alone(torch.device("cpu")), rank=rank, size=ranks)
+        shares.append(list(one.share(np.arange(100, 100 + count), **settings)))
+    return shares
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("most_tokens", [None, 60, 1])
+def test_samples_of_like_length_go_together_in_step(ranks: int, most_tokens: int | None) -> None:
+    lengths = np.random.default_rng(1).integers(10, 40, size=23)
+    shares = dealt(23, ranks, micro_batch=4, lengths=lengths, most_tokens=most_tokens)
+    assert len({len(share) for share in shares}) == 1, "a sharded model's passes go in step"
+    placed = []
+    for share in shares:
+        counted = np.concatenate([one.places[: one.counted] for one in share])
+        assert (np.diff(lengths[counted]) <= 0).all()
+        placed += counted.tolist()
+        assert [one.last for one in share] == [False] * (len(share) - 1) + [True]
+        for one in share:
+            assert 1 <= len(one.samples) <= 4
+            assert (one.samples == one.places + 100).all()
+            tokens = len(one.samples) * lengths[one.places].max()
+            assert most_tokens is None or tokens <= most_tokens or len(one.samples) == 1
+    assert sorted(placed) == list(range(23)), "each sample counts once"
+
+
+def test_samples_of_one_length_stay_in_order() -> None:
+    """What was computed before lengths were looked at is computed now, to the bit."""
+    plain = dealt(7, 2, micro_batch=2)
+    alike = dealt(7, 2, micro_batch=2, lengths=np.full(7, 30), most_tokens=10**6)
+    for ours, theirs in zip(alike, plain, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.samples == other.samples).all()
+            assert (one.counted, one.last) == (other.counted, other.last)
+
+
+def test_rows_come_back_in_the_order_of_the_states() -> None:
+    alone = Ranks.alone(torch.device("cpu"))
+    lengths = np.array([3, 9, 5, 9, 1])
+    shares = alone.share(np.arange(5), 2, lengths=lengths)
+    rows = torch.cat([torch.from_numpy(one.samples)[:, None] for one in shares])
+    assert alone.gather(rows, 5, lengths=lengths).flatten().tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_step_is_adamws_on_the_scaled_gradient_of_the_mean() -> None:
     one, other = (nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2))
     ours = optimizer_of(one)

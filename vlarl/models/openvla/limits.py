@@ -12,7 +12,8 @@ from vlarl.models.openvla.config import OpenVLAConfig, TextConfig
 
 MAX_PROMPT_TOKENS = 240
 """Most tokens of an instruction's whole prompt, image tokens aside."""
-_MOST_BATCHED_TOKENS = 8192
+MOST_BATCHED_TOKENS = 8192
+"""Most tokens in one pass, however large a batch may be."""
 
 
 def longest_sequence(model: OpenVLAConfig) -> int:
@@ -28,7 +29,7 @@ def max_batched_tokens(config: PolicyConfig, model: OpenVLAConfig) -> int:
     """
     longest = longest_sequence(model)
     # The engine also counts each of its requests as a token.
-    return max(longest, min(config.max_batch * longest, _MOST_BATCHED_TOKENS), config.max_batch)
+    return max(longest, min(config.max_batch * longest, MOST_BATCHED_TOKENS), config.max_batch)
 
 
 def token_bytes(text: TextConfig, itemsize: int) -> int:

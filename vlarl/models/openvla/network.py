@@ -41,8 +41,8 @@ class ActionForward(NamedTuple):
     """
     feature: Tensor
     """Final-norm hidden state at "▁", where the first action token is predicted: [B, d]."""
-    image_tokens: Tensor | None
-    """The projector's output [B, patches, d]; only where no action was given."""
+    image_tokens: Tensor
+    """The projector's output [B, patches, d], without gradient."""
 
 
 class GeneratedActions(NamedTuple):
@@ -154,9 +154,7 @@ class OpenVLA(ImageEncoder):
             places = prompt_lengths[:, None] + torch.arange(tokens - 1, device=prompt_ids.device)
             text_ids = text_ids.scatter(1, places, action_ids[:, :-1])
         image = self.image_tokens(pixel_values)
-        hidden = self.language_model.model(
-            inputs_embeds=self.embed(image, text_ids), use_cache=False
-        ).last_hidden_state
+        hidden = self.read(self.embed(image, text_ids))
         first = self.config.num_patches + prompt_lengths[:, None] - 1
         places = first + torch.arange(tokens, device=prompt_ids.device)
         rows = torch.arange(len(prompt_ids), device=prompt_ids.device)[:, None]
@@ -167,11 +165,7 @@ class OpenVLA(ImageEncoder):
         else:
             logits = self.action_logits(predicting)
         # A copy: FSDP's hooks do not survive on a view that somebody changes in place.
-        return ActionForward(
-            logits,
-            predicting[:, 0].clone(),
-            image if action_ids is None else None,
-        )
+        return ActionForward(logits, predicting[:, 0].clone(), image.detach())
 
     @property
     def feature_width(self) -> int:
@@ -220,6 +214,23 @@ class OpenVLA(ImageEncoder):
         """
         text = self.language_model.model.embed_tokens(text_ids)
         return torch.cat([text[:, :1], image, text[:, 1:]], dim=1)
+
+    def read(self, inputs: Tensor) -> Tensor:
+        """The language model's final-norm hidden states [B, T, d] of inputs [B, T, d], of which
+        each sees itself and those before it.
+
+        Layer by layer without a mask: attention is causal by its flag, for which there are kernels
+        that never hold the scores. The library's own way looks into the positions' values before it
+        leaves the mask out, and a GPU is waited for.
+        """
+        text = self.language_model.model
+        positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
+        rotation = text.rotary_emb(inputs, position_ids=positions)
+        hidden = inputs
+        for layer in text.layers:
+            hidden = layer(hidden, position_ids=positions, position_embeddings=rotation)
+        normed: Tensor = text.norm(hidden)
+        return normed
 
     def action_logits(self, hidden: Tensor) -> Tensor:
         """Final-norm hidden states [..., d] -> float32[..., 256]: only the action ids' rows."""

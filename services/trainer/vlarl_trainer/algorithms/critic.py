@@ -1,9 +1,11 @@
-"""The critic: an MLP on what the frozen base policy makes of a state.
+"""The critic: an MLP on what the policy makes of a state: the frozen base policy, its adapter off,
+or the policy as it is (`trainer.critic.features`).
 
 That is its hidden state where the first action token is predicted and, if asked for, random
 projections of the image's tokens: a small policy's hidden state says which token comes next, and
-little of where things are. Features are computed once a state, with the adapter off, and kept for
-all epochs; the MLP is so small that rank 0 trains it alone and nothing needs to be synchronised.
+little of where things are. Features are computed once a state, and kept for all epochs; no gradient
+goes through them. The MLP is so small that rank 0 trains it alone and nothing needs to be
+synchronised.
 """
 
 from __future__ import annotations

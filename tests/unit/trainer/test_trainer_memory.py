@@ -1,0 +1,131 @@
+"""What a rank keeps in memory: the arithmetic against autograd's own account, and what follows."""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from torch import Tensor  # noqa: E402
+
+from benchmarks.sizing import openvla_7b  # noqa: E402
+from vlarl.config import LoraConfig, PpoConfig, TrainerConfig  # noqa: E402
+from vlarl.learning.ranks import Ranks  # noqa: E402
+from vlarl.learning.trainable import LoraPolicy  # noqa: E402
+from vlarl.models.network import ObservationBatch  # noqa: E402
+from vlarl.models.openvla.config import OpenVLAConfig  # noqa: E402
+from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl_trainer.memory import (  # noqa: E402
+    GIB,
+    PROMPT_TOKENS,
+    Placement,
+    memory_bytes,
+    place,
+    tensors,
+)
+
+pytestmark = pytest.mark.torch
+ALONE = Ranks.alone(torch.device("cpu"))
+KEPT = Placement(sharded=False, recomputed=False)
+AGAIN = Placement(sharded=False, recomputed=True)
+ROWS = 2
+
+
+@pytest.fixture(scope="module")
+def seven_b() -> OpenVLAConfig:
+    return openvla_7b()
+
+
+def config(**changes: object) -> TrainerConfig:
+    """As configs/libero-7b.toml, but for what is left open."""
+    return TrainerConfig.model_validate(
+        {"ppo": PpoConfig(mini_batch=128, micro_batch=16), "dtype": "bfloat16"} | changes
+    )
+
+
+def saved_bytes(policy: LoraPolicy) -> int:
+    """What autograd keeps of a pass, weights apart."""
+    own = {one.untyped_storage().data_ptr() for one in policy._model.parameters()}
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (where := tensor.untyped_storage().data_ptr()) not in own:
+            saved[where] = tensor
+        return tensor
+
+    model = policy.config
+    prompt = PROMPT_TOKENS - (model.spec.action_dim - 1)
+    size, first = model.spec.image_size, model.spec.action_ids.start
+    observations = ObservationBatch(
+        torch.randn(ROWS, 3 * len(model.towers), size, size),
+        torch.ones(ROWS, prompt, dtype=torch.int64),
+        torch.full((ROWS,), prompt),
+    )
+    tokens = torch.full((ROWS, model.spec.action_dim), first)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+        policy.logprobs(observations, tokens, 1.0)
+    return sum(one.untyped_storage().nbytes() for one in saved.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("again", [False, True])
+def test_the_arithmetic_bounds_what_autograd_keeps(
+    tmp_path: Path, dtype: torch.dtype, again: bool
+) -> None:
+    model = make_tiny_checkpoint(tmp_path, tower_depth=5, text_dim=256, text_layers=6)
+    policy = LoraPolicy(
+        tmp_path,
+        LoraConfig(rank=1),
+        dtype=dtype,
+        seed=0,
+        ranks=ALONE,
+        activation_checkpointing=again,
+    )
+    trainer = config(ppo=PpoConfig(mini_batch=ROWS, micro_batch=ROWS))
+    found = tensors(trainer, model, AGAIN if again else KEPT, itemsize=dtype.itemsize)
+    parts = ["projector's activations", "embedding and last norm"]
+    parts.append("inputs of blocks" if again else "activations of blocks")
+    # Reached: 0.88 and 0.997 in bfloat16, 0.71 and 0.84 in float32.
+    assert 0.7 < saved_bytes(policy) / sum(found[part] for part in parts) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("gib", "ranks", "expected"),
+    [
+        (20, 1, AGAIN),  # alone there is nobody to share with
+        (20, 8, Placement(sharded=True, recomputed=True)),
+        (37, 8, AGAIN),  # half of an 80 GB GPU
+        (50, 8, AGAIN),  # kept activations would ask for too small micro-batches
+        (66, 8, Placement(sharded=False, recomputed=False, most_tokens=4480)),
+        (80, 1, KEPT),
+    ],
+)
+def test_weights_lie_whole_and_activations_are_kept_where_they_fit(
+    seven_b: OpenVLAConfig, gib: float, ranks: int, expected: Placement
+) -> None:
+    trainer, memory = config(), int(gib * GIB)
+    found = place(trainer, seven_b, ranks=ranks, itemsize=2, memory_bytes=memory)
+    assert found == expected
+    if gib >= 37:
+        taken = tensors(trainer, seven_b, found, ranks=ranks)
+        assert sum(taken.values()) < memory
+
+
+def test_what_the_configuration_says_is_done(seven_b: OpenVLAConfig) -> None:
+    asked = config(
+        sharding="shard",
+        activation_checkpointing=False,
+        ppo=PpoConfig(mini_batch=128, micro_batch=16, micro_batch_tokens=3000),
+    )
+    found = place(asked, seven_b, ranks=2, itemsize=2, memory_bytes=GIB)
+    assert found == Placement(sharded=True, recomputed=False, most_tokens=3000)
+    whole = config(sharding="replicate", activation_checkpointing=True)
+    assert place(whole, seven_b, ranks=2, itemsize=2, memory_bytes=GIB) == AGAIN
+
+
+def test_the_budget_is_stated_or_half_of_the_machine() -> None:
+    assert memory_bytes(config(memory_gib=1.5), ALONE) == 3 * 2**29
+    whole = memory_bytes(config(), ALONE)
+    assert whole > GIB // 4
+    assert memory_bytes(config(), Ranks(0, 4, ALONE.device, None)) == whole // 4
