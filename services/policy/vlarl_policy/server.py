@@ -91,7 +91,13 @@ async def _warm_up(engine: PolicyEngine, config: PolicyConfig, processor: Proces
     try:
         action_of(sampled, statistics, processor)
     except UnsoundActionError as error:
-        raise PolicyServerError(f"{config.checkpoint}: {error}") from error
+        wider = ""
+        if engine.dtype == "float16":
+            wider = (
+                ". Numbers of float16 end at 65,504: if the checkpoint is sound, set policy.dtype "
+                'and trainer.dtype to "bfloat16"'
+            )
+        raise PolicyServerError(f"{config.checkpoint}: {error}{wider}") from error
 
 
 async def _until_lost(engine: PolicyEngine, lost: asyncio.Future[str]) -> None:

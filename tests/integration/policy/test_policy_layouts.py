@@ -45,9 +45,11 @@ async def test_an_odd_folder_is_served_as_the_plain_one(checkpoint: Path, tmp_pa
 
 def test_weights_of_nan_are_never_served(checkpoint: Path, tmp_path: Path) -> None:
     broken = tensor(NORM, torch.full((128,), float("nan")))
-    server = PolicyProcess(lay_out(checkpoint, tmp_path / "nan", broken), tmp_path)
+    folder = lay_out(checkpoint, tmp_path / "nan", broken)
+    server = PolicyProcess(folder, tmp_path, "--set", "policy.dtype=float16")
     try:
         assert server.process.wait(timeout=START_SECONDS) == 1
     finally:
         server.stop()
     assert "weights give probabilities that aren't finite numbers" in server.fatal_sentence
+    assert 'set policy.dtype and trainer.dtype to "bfloat16"' in server.fatal_sentence
