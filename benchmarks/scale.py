@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from benchmarks import scale_parts
 from benchmarks.report import Report
 from benchmarks.scale_memory import MemoryWatch, file_bytes
 from benchmarks.scale_parts import FRAME_BYTES, STEPS, TIMEOUT_SECONDS
+from vlarl import parent_death
 from vlarl.config import QueueConfig
 from vlarl.launch.supervisor import free_address
 from vlarl.launch.valkey import valkey_command
@@ -110,7 +112,9 @@ def valkey(directory: Path) -> Iterator[tuple[Redis, QueueConfig]]:
     """The server that `vlarl up` starts."""
     socket = directory / "s"
     with (directory / "log").open("wb") as log:
-        command = valkey_command(directory / "files", socket)
+        # However this program ends, the server ends with it.
+        tether = [sys.executable, parent_death.__file__, str(os.getpid())]
+        command = [*tether, *valkey_command(directory / "files", socket)]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         while not socket.exists():
