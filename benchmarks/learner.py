@@ -63,7 +63,8 @@ def main() -> None:
         )
         experience = made_up(config, episodes=8 if quick else 48)
         product = matrix_product()
-        report.add(PRODUCT, product, "GFLOP/s", note="1024 x 1024 x 1024, float32")
+        threads = f"{torch.get_num_threads()} threads"
+        report.add(PRODUCT, product, "GFLOP/s", note=f"1024 x 1024 x 1024, float32; {threads}")
         for features in ("base", "policy"):
             learn(report, checkpoint, config, experience, features)
     seven_b(report)
