@@ -120,17 +120,15 @@ def _activations(
     tokens = rows * length
     dim, hidden = model.text.hidden_size, model.text.intermediate_size
     layers = model.text.num_hidden_layers
-    # What autograd keeps of a block for each token, where the passes are in half precision: norms'
-    # inputs in float32, and what layers, attention and the gated MLP multiply. It was measured with
-    # inputs of factors in float32, too, which are no longer kept.
-    wider = (4 + itemsize) / 6
-    block = int(tokens * (40 * dim + 10 * hidden) * wider)
+    # What autograd keeps of a block for each token: norms' inputs in float32, and what layers,
+    # attention and the MLP multiply, in the passes' type.
+    block = tokens * ((9 + 6 * itemsize) * dim + 4 * itemsize * hidden)
     inputs, kept = itemsize * tokens * dim * layers, block * layers
     for tower in model.towers:
         patches = rows * (tower.num_patches + tower.class_token + tower.reg_tokens)
         inputs += itemsize * patches * tower.embed_dim * (tower.depth - 1)
-        each = patches * (24 * tower.embed_dim + 6 * tower.mlp_hidden) * wider
-        kept += int(each) * (tower.depth - 1)
+        each = (1 + 8 * itemsize) * tower.embed_dim + 2 * itemsize * tower.mlp_hidden
+        kept += patches * each * (tower.depth - 1)
     vision = sum(tower.embed_dim for tower in model.towers)
     projector = itemsize * rows * model.num_patches * (14 * vision + 3 * dim)
     gradients = itemsize * tokens * (3 * dim + 3 * hidden)

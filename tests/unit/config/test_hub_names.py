@@ -117,7 +117,8 @@ def test_interrupted_it_ends_at_once_and_goes_on(hub: LocalHub, tmp_path: Path) 
     )
     command = [sys.executable, "-c", program]
     places = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "own")}
-    environment = {**os.environ, **places, "PYTHONPATH": str(ROOT)}
+    online = {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **places, **online}
     hub.pause_at = "model.safetensors"
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as begun:
         while "model.safetensors" not in hub.downloaded:
@@ -304,6 +305,7 @@ def test_without_a_network_the_cache_is_enough(
 def test_a_command_finds_the_hub_by_its_variables(hub: LocalHub, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vlarl", "checkpoint", "show", NAME]
     places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    places["HF_HUB_OFFLINE"] = "0"
     shown = subprocess.run(
         command, env={**os.environ, **places}, capture_output=True, text=True, timeout=120
     )

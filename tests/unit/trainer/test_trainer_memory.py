@@ -86,7 +86,7 @@ def test_the_arithmetic_bounds_what_autograd_keeps(
     found = tensors(trainer, model, AGAIN if again else KEPT, itemsize=dtype.itemsize)
     parts = ["projector's activations", "embedding and last norm"]
     parts.append("inputs of blocks" if again else "activations of blocks")
-    # Reached: 0.88 and 0.997 in bfloat16, 0.71 and 0.84 in float32.
+    # Reached: 0.79 and 0.96 in bfloat16, 0.71 and 0.96 in float32.
     assert 0.7 < saved_bytes(policy) / sum(found[part] for part in parts) < 1.0
 
 
@@ -97,7 +97,7 @@ def test_the_arithmetic_bounds_what_autograd_keeps(
         (20, 8, Placement(sharded=True, recomputed=True)),
         (37, 8, AGAIN),  # half of an 80 GB GPU
         (50, 8, AGAIN),  # kept activations would ask for too small micro-batches
-        (66, 8, Placement(sharded=False, recomputed=False, most_tokens=4480)),
+        (66, 8, Placement(sharded=False, recomputed=False, most_tokens=4800)),
         (80, 1, KEPT),
     ],
 )
