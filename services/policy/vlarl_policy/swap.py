@@ -86,6 +86,16 @@ class ServingWeights:
     checksums: Mapping[str, int] = field(default_factory=dict, repr=False)
 
 
+@dataclass(frozen=True)
+class Pause:
+    """What a swap cost those who wanted an action."""
+
+    seconds: float
+    """In which no action could start."""
+    exchange_seconds: float
+    """Of these, after the last action in progress had ended."""
+
+
 def content_of(header: pb.AdapterHeader) -> bytes:
     """Equal for two headers whose adapters merge to the same weights."""
     digest = hashlib.sha256(repr((header.scaling, header.dtype)).encode())
@@ -175,20 +185,21 @@ class WeightSwapper:
             # Another stream may have been faster.
             if serves_already(header, self.serving):
                 return self._answer(started, already_applied=True)
-            pause_seconds = await self.swap(adapter, header)
+            pause = await self.swap(adapter, header)
         self._metrics.swaps.inc()
         self._metrics.swap_bytes.inc(received_bytes)
         self._metrics.swap_seconds.observe(time.perf_counter() - started)
         answer = self._answer(started)
         answer.bytes = received_bytes
-        answer.pause_seconds = pause_seconds
+        answer.pause_seconds = pause.seconds
+        answer.exchange_seconds = pause.exchange_seconds
         _LOG.info(
             "version %d of run %s serves: %d bytes, %.3f s, paused %.3f s",
             adapter.version,
             adapter.run_id,
             received_bytes,
             answer.seconds,
-            pause_seconds,
+            pause.seconds,
         )
         return answer
 
@@ -201,11 +212,8 @@ class WeightSwapper:
             checksums=self.serving.checksums,
         )
 
-    async def swap(self, adapter: Adapter, header: pb.AdapterHeader) -> float:
+    async def swap(self, adapter: Adapter, header: pb.AdapterHeader) -> Pause:
         """Puts an adapter in the place of what serves, between two actions.
-
-        Returns:
-            Seconds during which no action could start.
 
         Raises:
             SwapFailedError, WeightsLostError, EngineDeadError: see `update`.
@@ -226,6 +234,7 @@ class WeightSwapper:
             ) from error
         started = time.perf_counter()
         await self._engine.pause()
+        quiet = time.perf_counter()
         try:
             await self._exchange_or_restore(file, adapter.version)
         except SwapFailedError:
@@ -240,12 +249,12 @@ class WeightSwapper:
             file=file,
         )
         await self._engine.resume()
-        pause_seconds = time.perf_counter() - started
+        resumed = time.perf_counter()
         if old.file:
             old.file.close()
         self._metrics.weights_version.set(adapter.version)
-        self._metrics.pause_seconds.observe(pause_seconds)
-        return pause_seconds
+        self._metrics.pause_seconds.observe(resumed - started)
+        return Pause(resumed - started, resumed - quiet)
 
     async def _exchange_or_restore(self, file: AdapterFile | None, version: int) -> None:
         try:

@@ -463,6 +463,7 @@ class UpdateWeightsResponse(_message.Message):
     PAUSE_SECONDS_FIELD_NUMBER: _builtins.int
     ALREADY_APPLIED_FIELD_NUMBER: _builtins.int
     CHECKSUMS_FIELD_NUMBER: _builtins.int
+    EXCHANGE_SECONDS_FIELD_NUMBER: _builtins.int
     policy_version: _builtins.int
     """Version that serves."""
     merged_digest: _builtins.str
@@ -477,6 +478,8 @@ class UpdateWeightsResponse(_message.Message):
     """Seconds during which no action could start."""
     already_applied: _builtins.bool
     """True where this version served already and nothing was done."""
+    exchange_seconds: _builtins.float
+    """Of pause_seconds, those after the last action in progress had ended."""
     @_builtins.property
     def checksums(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Checksums of the merged weights of the layers that the header named, by layer. A repeat has
@@ -493,10 +496,11 @@ class UpdateWeightsResponse(_message.Message):
         pause_seconds: _builtins.float = ...,
         already_applied: _builtins.bool = ...,
         checksums: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        exchange_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_applied", b"already_applied", "bytes", b"bytes", "checksums", b"checksums", "merged_digest", b"merged_digest", "pause_seconds", b"pause_seconds", "policy_version", b"policy_version", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_applied", b"already_applied", "bytes", b"bytes", "checksums", b"checksums", "exchange_seconds", b"exchange_seconds", "merged_digest", b"merged_digest", "pause_seconds", b"pause_seconds", "policy_version", b"policy_version", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
