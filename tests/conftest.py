@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import subprocess
 import tempfile
@@ -28,7 +29,12 @@ from tests.skips import (  # noqa: F401 - pytest finds its hooks here
     pytest_testnodedown,
 )
 from vlarl.config import QueueConfig
+from vlarl.config.libero import steady_products
 from vlarl.queue.rollout_queue import RolloutQueue
+
+# Scenes of this process, as those of simulators' own processes; numpy isn't imported yet.
+for name, value in steady_products().items():
+    os.environ.setdefault(name, value)
 
 # A slow machine is no failure: time is measured in benchmarks/.
 hypothesis.settings.register_profile("vlarl", deadline=None)

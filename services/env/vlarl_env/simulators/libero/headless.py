@@ -19,7 +19,12 @@ from pathlib import Path
 
 import vlarl
 import vlarl_env
-from vlarl.config.libero import PYOPENGL_PLATFORM, SIMULATOR_PACKAGE, simulator_environment
+from vlarl.config.libero import (
+    PYOPENGL_PLATFORM,
+    SIMULATOR_PACKAGE,
+    simulator_environment,
+    steady_products,
+)
 
 _HOMES = {
     "libero": SIMULATOR_PACKAGE,
@@ -73,6 +78,7 @@ def headless_environment(base: Mapping[str, str], egl_device: int | None) -> dic
     environment = {
         "MUJOCO_GL": "osmesa" if egl_device is None else "egl",
         "OMP_NUM_THREADS": "1",
+        **steady_products(),
         "NUMBA_CACHE_DIR": str(cache / "numba"),
         "MPLCONFIGDIR": str(cache / "matplotlib"),
         **{name: value for name, value in base.items() if _PREPARED.get(name) != value},
