@@ -28,6 +28,7 @@ from vlarl.parent_death import end_with_parent
 from vlarl.policy.v1 import policy_pb2
 from vlarl.queue.rollout_queue import TRAJECTORIES, RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl.weights.merge import Checksums
 from vlarl_reward.metrics import RewardMetrics
 from vlarl_reward.models.outcome import OutcomeReward
 from vlarl_reward.worker import RewardBatcher, RewardWorker
@@ -171,7 +172,7 @@ class Reader:
 
     def snapshot(self) -> Snapshot:
         """Nothing was learned."""
-        return Snapshot({})
+        return Snapshot({}, Checksums("float32", {}))
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """There is nothing to restore."""
