@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from benchmarks.sizing import openvla_7b, parameter_counts
+from benchmarks.sizing import openvla_7b
 from vlarl.config import PolicyConfig
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.limits import MOST_BATCHED_TOKENS, kv_cache_bytes
 from vlarl.models.openvla.lora import lora_layers
 from vlarl.terminal import show
+from vlarl_trainer.memory import parameter_counts
 
 GB = 10**9
 

@@ -20,7 +20,7 @@ from benchmarks.policy_load import observations, random_adapter
 from vlarl.clients.policy import Action, AsyncPolicyClient
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
-from vlarl.weights.merge import checksum, merged_tensors
+from vlarl.weights.merge import checksums, merged_tensors
 
 BOUNDS = MappingProxyType(
     {"float32": 2e-2, "exact float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
@@ -144,7 +144,7 @@ class SmallServer:
             getattr(torch, self.server.dtype),
             device="cuda" if self._check.cuda else "cpu",
         )
-        own = {key.removesuffix(".weight"): checksum(weight) for key, weight in merged}
+        own = checksums(merged)
         swap = await swap_under_load(client, address, adapter, key, _SWAP_SECONDS)
         swap.add_to(self._check, f"{self.server.name}: swap")
         same = sum(swap.answer.checksums[layer] == one for layer, one in own.items())

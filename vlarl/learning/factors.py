@@ -161,7 +161,7 @@ class MergedLayers:
 
     def _versions(self) -> list[int]:
         """Torch counts every change of a tensor in place: an optimizer's step, a checkpoint's."""
-        return [factor._version for factor in self.named_factors().values()]
+        return [factor._version for pair in self._factors.values() for factor in pair]
 
 
 def add_factors(

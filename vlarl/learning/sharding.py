@@ -12,12 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from vlarl.learning.ranks import Ranks
-
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+from vlarl.weights.merge import DTYPES
 
 
 def compute_dtype(
@@ -28,7 +23,7 @@ def compute_dtype(
     """What the passes compute in; auto: `on_gpu` on a GPU, float32 otherwise."""
     if choice == "auto":
         return on_gpu if device.type == "cuda" else torch.float32
-    return _DTYPES[choice]
+    return DTYPES[choice]
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[nn.ModuleList, int, nn.Module]]:

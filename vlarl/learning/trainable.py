@@ -20,7 +20,7 @@ from vlarl.learning.factors import MergedLayers
 from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.network import OpenVLA
+from vlarl.models.openvla.network import ActionForward, OpenVLA
 from vlarl.models.registry import policy_family
 
 _WRAPPER = "_checkpoint_wrapped_module."
@@ -71,15 +71,7 @@ class TrainablePolicy(ABC):
         `answer_ids`, over these A answers after each of 0 to K of them [B, K + 1, A].
         """
         self._hold_weights()
-        output = self._model(
-            observations.pixel_values,
-            observations.prompt_ids,
-            observations.prompt_lengths,
-            token_ids,
-            answer_ids,
-        )
-        logits: Tensor = output.logits
-        return logits
+        return self._passed(observations, token_ids, answer_ids).logits
 
     def greedy(self, observations: ObservationBatch, likeliest: Tensor) -> Tensor:
         """The likeliest action tokens (int64 [B, K]), each after the ones before it; see
@@ -97,6 +89,22 @@ class TrainablePolicy(ABC):
     def synchronise_gradients(self, on: bool) -> None:
         """Whether the next backward pass adds gradients up over the ranks, or only locally."""
         synchronise_gradients(self._model, on)
+
+    def _passed(
+        self,
+        observations: ObservationBatch,
+        token_ids: Tensor | None = None,
+        answer_ids: Sequence[int] = (),
+    ) -> ActionForward:
+        """A pass with the weights that the layers hold; arguments as `OpenVLA` takes them."""
+        output: ActionForward = self._model(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            token_ids,
+            answer_ids,
+        )
+        return output
 
     @abstractmethod
     def _hold_weights(self) -> None:
@@ -178,9 +186,7 @@ class LoraPolicy(TrainablePolicy):
             self._hold_weights()
         else:
             self._layers.hold_base(self._model)
-        output = self._model(
-            observations.pixel_values, observations.prompt_ids, observations.prompt_lengths
-        )
+        output = self._passed(observations)
         return States(output.feature.float(), output.image_tokens)
 
     @torch.no_grad()
@@ -189,12 +195,7 @@ class LoraPolicy(TrainablePolicy):
     ) -> tuple[States, Tensor, Tensor]:
         """What the policy makes of B observations, and `logprobs`, in one pass."""
         self._hold_weights()
-        output = self._model(
-            observations.pixel_values,
-            observations.prompt_ids,
-            observations.prompt_lengths,
-            token_ids,
-        )
+        output = self._passed(observations, token_ids)
         logprobs, entropy = token_logprobs(
             output.logits, token_ids - self._first_action_id, temperature
         )

@@ -14,9 +14,10 @@ W0 itself is on the grid and stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +40,16 @@ class Checksums:
 
 RECIPE = "float32 product, thresholds 1"
 """How factors become weights. A change of a single bit of what comes out needs another name."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""What merged weights may be, by the names that configurations and servers have for them."""
+
+_SAMPLED = 8
+"""Of so many layers one is checked where a sample is."""
 
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 """Of float32's 23 bits of mantissa."""
@@ -134,6 +145,23 @@ def merged_tensors(
         for layer, key in ((layer, f"{layer}.weight") for layer in layers)
         if layer in changed
     )
+
+
+def checked_layers(
+    layers: Sequence[str], check: Literal["off", "sampled", "full"], turn: int = 0
+) -> list[str]:
+    """Those whose merged weights are compared.
+
+    turn: a sample has others at each, until all have been.
+    """
+    if check == "off":
+        return []
+    return list(layers) if check == "full" else list(layers[turn % _SAMPLED :: _SAMPLED])
+
+
+def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """Those of what `merged_tensors` gives, by layer."""
+    return {key.removesuffix(".weight"): checksum(weight) for key, weight in tensors}
 
 
 def checksum(weight: Tensor, first_row: int = 0) -> int:

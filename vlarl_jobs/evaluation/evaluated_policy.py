@@ -16,6 +16,7 @@ from vlarl.models.registry import policy_spec
 from vlarl.models.spec import PolicySpec
 from vlarl.weights.adapter import Adapter
 from vlarl.weights.checkpoint import base_digest
+from vlarl.weights.merge import checked_layers
 from vlarl_trainer.publisher import published_adapter
 from vlarl_trainer.record.progress import Progress, factors_in, run_checkpoints
 
@@ -41,13 +42,11 @@ class EvaluatedPolicy:
             return None
         lora = config.trainer.lora
         factors = factors_in(self.tensors)
-        check = config.trainer.merged_check
-        step = {"off": len(factors), "sampled": 8, "full": 1}[check]
         return published_adapter(
             self.progress,
             factors,
             scaling=lora.alpha / lora.rank,
-            checked_layers=list(factors)[::step] if check != "off" else [],
+            checked_layers=checked_layers(list(factors), config.trainer.merged_check),
         )
 
 

@@ -146,11 +146,10 @@ def _prepare(
     wanted = [layer for parts in modules.values() for layer in parts]
     device = _device(next(iter(modules))) if modules else torch.device("cpu")
     with _beside_the_actions(device):
-        weights = dict.fromkeys(wanted)
         merged = merged_tensors(
             checkpoint,
             # In the modules' order, so that no more than one of them is half done.
-            {layer: layers[layer] for layer in weights},
+            {layer: layers[layer] for layer in wanted},
             factors,
             adapter.scaling if adapter else 1.0,
             dtype,

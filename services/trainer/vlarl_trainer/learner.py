@@ -21,7 +21,7 @@ from vlarl.learning.sharding import compute_dtype
 from vlarl.learning.trainable import LoraPolicy
 from vlarl.models.network import ObservationBatch
 from vlarl.models.registry import policy_family
-from vlarl.weights.merge import Checksums
+from vlarl.weights.merge import Checksums, checked_layers
 from vlarl_trainer.algorithms.critic import Critic
 from vlarl_trainer.algorithms.ppo import Floats, batch_advantages, whiten
 from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
@@ -29,9 +29,6 @@ from vlarl_trainer.memory import memory_bytes, place
 from vlarl_trainer.parity import GAP_BOUNDS, Parity
 from vlarl_trainer.policy_update import PolicySamples, PolicyUpdate
 from vlarl_trainer.record.progress import factors_in
-
-_SAMPLED = 8
-"""Of so many layers one is checked at a publication, where merged_check = "sampled"."""
 
 
 @dataclass(frozen=True)
@@ -302,14 +299,8 @@ class Learner:
         return Snapshot(tensors, checksums)
 
     def _checksums(self) -> Checksums:
-        layers = self.policy.layers
-        check = self._config.merged_check
-        if check == "off":
-            layers = []
-        elif check == "sampled":
-            # Others each time, until all have been.
-            layers = layers[self._snapshots % _SAMPLED :: _SAMPLED]
-            self._snapshots += 1
+        layers = checked_layers(self.policy.layers, self._config.merged_check, self._snapshots)
+        self._snapshots += 1
         dtype = str(self.dtype).removeprefix("torch.")
         return Checksums(dtype, self.policy.checksums(layers))
 

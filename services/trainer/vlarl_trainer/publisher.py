@@ -22,7 +22,7 @@ from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.channel import open_channel, replica_addresses
 from vlarl.rpc.errors import describe
 from vlarl.weights.adapter import Adapter, adapter_chunks, adapter_header, merged_digest
-from vlarl.weights.merge import Checksums, checksum, merged_tensors
+from vlarl.weights.merge import DTYPES, Checksums, checksums, merged_tensors
 from vlarl_trainer.record.progress import Progress
 
 if TYPE_CHECKING:
@@ -33,11 +33,6 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED}
 _RETRY_SECONDS = 1.0
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 class PublishError(FatalError):
@@ -163,9 +158,9 @@ class Publisher:
         layers = lora_layers(self._checkpoint)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         merged = merged_tensors(
-            self._checkpoint, layers, checked, adapter.scaling, _DTYPES[dtype], device=device
+            self._checkpoint, layers, checked, adapter.scaling, DTYPES[dtype], device=device
         )
-        return {key.removesuffix(".weight"): checksum(weight) for key, weight in merged}
+        return checksums(merged)
 
     def _verify(
         self,
