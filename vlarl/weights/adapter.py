@@ -101,6 +101,14 @@ def adapter_header(adapter: Adapter, *, takeover: bool = False) -> pb.AdapterHea
     )
 
 
+def content_of(header: pb.AdapterHeader) -> bytes:
+    """Equal for two headers of one base whose adapters merge to the same weights."""
+    digest = hashlib.sha256(repr((header.scaling, header.dtype)).encode())
+    for tensor in sorted(header.tensors, key=lambda one: (one.layer, one.factor)):
+        digest.update(repr((tensor.layer, tensor.factor, tensor.sha256)).encode())
+    return digest.digest()
+
+
 def merged_digest(header: pb.AdapterHeader, dtype: str) -> str:
     """SHA-256 (hex) of all that merged weights are made from, equal for equal weights; empty where
     nothing is merged.
@@ -109,10 +117,8 @@ def merged_digest(header: pb.AdapterHeader, dtype: str) -> str:
     """
     if not header.tensors:
         return ""
-    digest = hashlib.sha256(repr((RECIPE, header.base_digest, header.scaling, dtype)).encode())
-    for tensor in sorted(header.tensors, key=lambda one: (one.layer, one.factor)):
-        digest.update(repr((tensor.layer, tensor.factor, tensor.sha256)).encode())
-    return digest.hexdigest()
+    made_from = (RECIPE, header.base_digest, dtype, content_of(header))
+    return hashlib.sha256(repr(made_from).encode()).hexdigest()
 
 
 def adapter_chunks(adapter: Adapter) -> Iterator[pb.AdapterChunk]:

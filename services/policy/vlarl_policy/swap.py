@@ -14,7 +14,6 @@ client still listens.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import time
@@ -27,6 +26,7 @@ from vlarl.weights.adapter import (
     Adapter,
     AdapterError,
     AdapterReceiver,
+    content_of,
     merged_digest,
     write_adapter,
 )
@@ -94,14 +94,6 @@ class Pause:
     """In which no action could start."""
     exchange_seconds: float
     """Of these, after the last action in progress had ended."""
-
-
-def content_of(header: pb.AdapterHeader) -> bytes:
-    """Equal for two headers whose adapters merge to the same weights."""
-    digest = hashlib.sha256(repr((header.scaling, header.dtype)).encode())
-    for tensor in sorted(header.tensors, key=lambda one: (one.layer, one.factor)):
-        digest.update(repr((tensor.layer, tensor.factor, tensor.sha256)).encode())
-    return digest.digest()
 
 
 def serves_already(header: pb.AdapterHeader, serving: ServingWeights) -> bool:
