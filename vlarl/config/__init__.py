@@ -18,11 +18,15 @@ from vlarl.config.base import NAME_PATTERN, Section
 from vlarl.config.files import as_section, dump_toml, load_saved, load_section, save_config
 from vlarl.config.labels import LabelConfig
 from vlarl.config.learning import (
+    AlgorithmConfig,
     CriticConfig,
     CurriculumConfig,
     EvaluationConfig,
+    GroupsConfig,
+    GrpoConfig,
     LoraConfig,
     PpoConfig,
+    RlooConfig,
     TasksConfig,
     TrainerConfig,
 )
@@ -48,6 +52,7 @@ from vlarl.errors import ConfigError
 
 __all__ = [
     "AblationConfig",
+    "AlgorithmConfig",
     "AugmentationConfig",
     "ChannelConfig",
     "ConfigError",
@@ -57,6 +62,8 @@ __all__ = [
     "EnvConfig",
     "EvaluationConfig",
     "FitConfig",
+    "GroupsConfig",
+    "GrpoConfig",
     "LabelConfig",
     "LoraConfig",
     "OutcomeRewardConfig",
@@ -69,6 +76,7 @@ __all__ = [
     "RewardDataConfig",
     "RewardModelConfig",
     "RewardSection",
+    "RlooConfig",
     "RunConfig",
     "Section",
     "SecurityConfig",
@@ -127,6 +135,19 @@ class RunConfig(Section):
             raise ValueError(
                 f"evaluation.episodes_per_task is {wanted}, but {self.tasks.suite} has "
                 f"{LIBERO_INIT_STATES} official initial states of each task"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fill_a_mini_batch(self) -> Self:
+        trainer, limit = self.trainer, self.tasks.max_actions
+        groups = trainer.groups
+        most = trainer.episodes_per_iteration * limit
+        if groups and limit and most < groups.mini_batch:
+            raise ValueError(
+                f"trainer.{trainer.algorithm}.mini_batch is {groups.mini_batch} actions, but "
+                f"{trainer.episodes_per_iteration} episodes (trainer.episodes_per_iteration) of at "
+                f"most {limit} (tasks.max_actions) are {most}: lower it, or order more episodes"
             )
         return self
 

@@ -75,11 +75,11 @@ class CriticConfig(Section):
     """Epochs of the critic in each of these."""
 
 
-class PpoConfig(Section):
-    """Proximal policy optimisation."""
+class AlgorithmConfig(Section):
+    """What every algorithm's section has."""
 
-    learning_rate: float = Field(default=2e-5, gt=0)
-    """AdamW's rate for the adapter."""
+    learning_rate: float = Field(default=2e-5, ge=0)
+    """AdamW's rate for the adapter. 0 changes nothing: a check of all that comes before a step."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the rate rises from near 0: the first ones have the largest KL."""
     ratio: Literal["action", "token"] = "action"
@@ -90,12 +90,6 @@ class PpoConfig(Section):
     """The ratio is clipped to 1 + clip_high from above."""
     gamma: float = Field(default=0.99, gt=0, le=1)
     """Discount of a policy action."""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """Lambda of generalised advantage estimation."""
-    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
-    """What an episode's end by its step limit means. bootstrap: it was only cut off, and the value
-    of its last state stands for what would have followed; terminal: it failed, as the benchmark
-    counts. See docs/decisions/0010."""
     epochs: int = Field(default=1, ge=1)
     """Passes over a batch."""
     mini_batch: int = Field(default=64, ge=1)
@@ -108,10 +102,37 @@ class PpoConfig(Section):
     kl_stop: float = Field(default=0.1, ge=0)
     """Approximate KL from where the update began above which it ends, without a further step; 0:
     never."""
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the KL from the policy that training began with, added to the loss of each action.
+    Above 0 its log-probs are computed for each batch."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the entropy bonus."""
+
+    @property
+    def limit_is_terminal(self) -> bool:
+        """Whether nothing follows an episode that ended by its step limit."""
+        return True
+
+    @model_validator(mode="after")
+    def _micro_batches_fit(self) -> Self:
+        if self.micro_batch > self.mini_batch:
+            raise ValueError(
+                f"micro_batch ({self.micro_batch}) must not exceed mini_batch ({self.mini_batch})"
+            )
+        return self
+
+
+class PpoConfig(AlgorithmConfig):
+    """Proximal policy optimisation, with a critic (`trainer.critic`)."""
+
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Lambda of generalised advantage estimation."""
+    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    """What an episode's end by its step limit means. bootstrap: it was only cut off, and the value
+    of its last state stands for what would have followed; terminal: it failed, as the benchmark
+    counts. See docs/decisions/0010."""
     whiten_advantages: bool = True
     """Advantages to mean 0 and deviation 1 over the whole batch of all ranks."""
     whiten_floor: float = Field(default=0.02, ge=0)
@@ -119,6 +140,62 @@ class PpoConfig(Section):
     `reward.success_reward`. A batch without a success has a deviation of some 0.003, the critic's
     noise, which would be learned from like successes; one success among 20,000 actions has more
     than 0.02."""
+
+    @property
+    def limit_is_terminal(self) -> bool:
+        """Whether nothing follows an episode that ended by its step limit."""
+        return self.time_limit == "terminal"
+
+
+class GroupsConfig(AlgorithmConfig):
+    """What algorithms have in common that compare episodes of one placement with each other, and
+    need no critic for it. An episode's end by its step limit is a failure to them.
+    """
+
+    group_size: int = Field(default=8, ge=2)
+    """Episodes that share task, placement and policy version, and differ in their sampling."""
+    keep_between: tuple[float, float] = (0.1, 0.9)
+    """Mean success of groups that are learned from, both bounds included. Of the others little is
+    to be learned: they are dropped and ordered anew, on other placements. [0, 1] keeps all."""
+    max_attempts: int = Field(default=4, ge=1)
+    """Orders of a group, the first included, after which a batch does without it."""
+    credit: Literal["episode", "to_go"] = "episode"
+    """What of an episode is compared within its group. episode: its return, for all its actions;
+    to_go: for each action the return from there on, which dense rewards are for."""
+    average: Literal["episodes", "actions"] = "episodes"
+    """Over what the loss is averaged. episodes: over each one's actions first, so that all weigh
+    the same, as SimpleVLA-RL and RLinf do; actions: over the batch's, so that long ones weigh
+    more."""
+    ratio: Literal["action", "token"] = "token"
+    """Probability ratio of whole actions or of tokens; the field's projects take tokens."""
+    clip_high: float = Field(default=0.28, gt=0)
+    """The ratio is clipped to 1 + clip_high from above."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount of a policy action."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        low, high = self.keep_between
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"keep_between [{low:g}, {high:g}] has to be two shares, the smaller first, such "
+                "as [0.1, 0.9]"
+            )
+        return self
+
+
+class GrpoConfig(GroupsConfig):
+    """Group relative policy optimisation (arXiv 2402.03300)."""
+
+    divide_by_deviation: bool = True
+    """Divide by the deviation of the group's returns; false: "Dr. GRPO" (arXiv 2503.20783)."""
+    deviation_floor: float = Field(default=0.02, ge=0)
+    """Least deviation that is divided by, as a share of `reward.success_reward`: what differs less
+    is noise of dense rewards, and isn't blown up to the size of a success."""
+
+
+class RlooConfig(GroupsConfig):
+    """REINFORCE, each episode against the mean of the others of its group (arXiv 2402.14740)."""
 
 
 class EvaluationConfig(Section):
@@ -148,10 +225,13 @@ class TrainerConfig(Section):
 
     address: str = "127.0.0.1:50054"
     """HOST:PORT on which the trainer's own service listens."""
+    algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
+    """How a batch is learned from; the section of the same name has its keys. ppo: against a
+    critic's values; grpo, rloo: episodes of a group against each other."""
     iterations: int = Field(default=100, ge=1)
     """Iterations of the whole run."""
     episodes_per_iteration: int = Field(default=10, ge=1)
-    """Episodes of one batch."""
+    """Episodes of one batch; of groups, a multiple of their size."""
     temperature: float = Field(default=1.5, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     """Sampling temperature, in rollout and learning alike, within what the policy server takes:
     0.01 to 2."""
@@ -172,9 +252,17 @@ class TrainerConfig(Section):
     """Time without a finished episode after which the run stops and says so."""
     publish_timeout_seconds: float = Field(default=900.0, gt=0)
     """Time within which every policy replica must serve a new version."""
-    staleness: int = Field(default=0, ge=0, le=1)
+    staleness: int = Field(default=0, ge=0)
     """Policy versions that an action may be behind the one that learns from it. 0: episodes are
-    collected, then learned from; 1: the next batch is collected meanwhile."""
+    collected, then learned from; N: the next N batches are ordered meanwhile. Episodes that are
+    older when they are due are dropped and ordered anew, groups as a whole."""
+    correction: Literal["server", "decoupled"] = "server"
+    """What an action that other weights sampled is compared with. server: the log-probs that the
+    policy server reported, where its weights are gone; decoupled: always those at the update's
+    start, each sample weighed by how much more likely these are than the server's
+    (docs/decisions/0022)."""
+    correction_cap: float = Field(default=2.0, gt=0)
+    """Most that the decoupled correction weighs a sample by."""
     memory_gib: float | None = Field(default=None, gt=0)
     """GiB that a rank may take of its GPU; none: half of it, as policy server and simulators may be
     there, too. On a CPU: of the machine's memory. The next two keys follow it, by arithmetic
@@ -195,17 +283,52 @@ class TrainerConfig(Section):
     ranks: int = Field(default=1, ge=1)
     """Processes of the trainer that `vlarl up` starts (with torchrun), one a GPU."""
     ppo: PpoConfig = PpoConfig()
-    """The policy's update."""
+    """PPO's."""
+    grpo: GrpoConfig = GrpoConfig()
+    """GRPO's."""
+    rloo: RlooConfig = RlooConfig()
+    """RLOO's."""
     lora: LoraConfig = LoraConfig()
     """The adapter."""
     critic: CriticConfig = CriticConfig()
-    """The critic."""
+    """PPO's critic."""
+
+    @property
+    def chosen(self) -> AlgorithmConfig:
+        """The section of the algorithm that learns."""
+        section = getattr(self, self.algorithm)
+        assert isinstance(section, AlgorithmConfig)  # noqa: S101 - a field is named after each
+        return section
+
+    @property
+    def groups(self) -> GroupsConfig | None:
+        """The chosen section, where its algorithm compares episodes of a group."""
+        chosen = self.chosen
+        return chosen if isinstance(chosen, GroupsConfig) else None
 
     @model_validator(mode="after")
-    def _batches_fit(self) -> Self:
-        if self.ppo.micro_batch > self.ppo.mini_batch:
+    def _keys_are_the_algorithms(self) -> Self:
+        """Keys that another algorithm reads would be set in vain."""
+        sections: dict[str, Section] = {"critic": self.critic} if self.algorithm != "ppo" else {}
+        for name in type(self).model_fields:
+            section = getattr(self, name)
+            if isinstance(section, AlgorithmConfig) and name != self.algorithm:
+                sections[name] = section
+        for name, section in sections.items():
+            for key, field in type(section).model_fields.items():
+                if getattr(section, key) != field.get_default(call_default_factory=True):
+                    raise ValueError(
+                        f"{name}.{key} is read by another algorithm than algorithm = "
+                        f'"{self.algorithm}", whose section is [trainer.{self.algorithm}]: move '
+                        "it there, or leave it out"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fill_a_batch(self) -> Self:
+        if (groups := self.groups) and self.episodes_per_iteration % groups.group_size:
             raise ValueError(
-                f"ppo.micro_batch ({self.ppo.micro_batch}) must not exceed ppo.mini_batch "
-                f"({self.ppo.mini_batch})"
+                f"episodes_per_iteration ({self.episodes_per_iteration}) has to be a multiple of "
+                f"{self.algorithm}.group_size ({groups.group_size}): a batch is of whole groups"
             )
         return self

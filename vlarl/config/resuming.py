@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vlarl.config import (
+    AlgorithmConfig,
     AugmentationConfig,
     CriticConfig,
     CurriculumConfig,
@@ -23,6 +24,8 @@ from vlarl.config import (
     EnvConfig,
     EvaluationConfig,
     FitConfig,
+    GroupsConfig,
+    GrpoConfig,
     LoraConfig,
     PolicyConfig,
     PpoConfig,
@@ -31,6 +34,7 @@ from vlarl.config import (
     RewardDataConfig,
     RewardModelConfig,
     RewardSection,
+    RlooConfig,
     RunConfig,
     SecurityConfig,
     SftConfig,
@@ -142,14 +146,22 @@ _KINDS: Mapping[type[Section], _Keys] = {
         free="address logprob_gap_bound merged_check merged_digest rollout_timeout_seconds "
         "publish_timeout_seconds memory_gib sharding activation_checkpointing keep_checkpoints "
         "record_rollouts threads ranks",
-        ahead="iterations episodes_per_iteration temperature dtype staleness",
+        ahead="iterations episodes_per_iteration temperature dtype staleness correction "
+        "correction_cap",
+        fixed={"algorithm": "its checkpoints hold what this algorithm learned"},
     ),
-    PpoConfig: _Keys(
+    AlgorithmConfig: _Keys(
         free="micro_batch micro_batch_tokens",
-        ahead="learning_rate warmup_steps ratio clip_low clip_high gamma gae_lambda time_limit "
-        "epochs mini_batch kl_stop max_grad_norm entropy_coefficient whiten_advantages "
-        "whiten_floor",
+        ahead="learning_rate warmup_steps ratio clip_low clip_high gamma epochs mini_batch kl_stop "
+        "kl_coefficient max_grad_norm entropy_coefficient",
     ),
+    PpoConfig: _Keys(ahead="gae_lambda time_limit whiten_advantages whiten_floor"),
+    GroupsConfig: _Keys(
+        ahead="keep_between max_attempts credit average",
+        fixed={"group_size": "episodes that are out belong to groups of this size"},
+    ),
+    GrpoConfig: _Keys(ahead="divide_by_deviation deviation_floor"),
+    RlooConfig: _Keys(),
     LoraConfig: _Keys(fixed={"rank": _SCALING, "alpha": _SCALING}),
     CriticConfig: _Keys(
         ahead="learning_rate clip gae_lambda epochs warmup_iterations warmup_epochs",
