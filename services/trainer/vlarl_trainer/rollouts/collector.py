@@ -157,7 +157,7 @@ class Collector:
         if episode in self._rescored:
             raise RolloutError(
                 f"the rewards of episode {episode} were made by another configuration than this "
-                "trainer's, twice: give the reward servers the same [reward] and [trainer.ppo]"
+                "trainer's, twice: give the reward servers the same [reward] and [trainer]"
             )
         self._rescored.add(episode)
         return "its rewards were made by another configuration"
