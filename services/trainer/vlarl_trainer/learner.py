@@ -156,6 +156,7 @@ class Learner:
                     whiten(advantages, self._whiten_floor) if ppo.whiten_advantages else advantages
                 ).float(),
             )
+            self._update.rate = experience.rate
             order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)
             metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
         metrics |= self._fit_critic(experience.iteration, features, returns, warming_up)
