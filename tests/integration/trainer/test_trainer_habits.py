@@ -183,6 +183,17 @@ async def test_a_run_that_falls_goes_back_to_its_best_and_only_once(
     assert halved.rows == rows
 
 
+async def test_nothing_is_learned_from_what_was_given_up(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    """Its episodes were ordered ahead, and wouldn't be too old for the bound."""
+    run = Long(tmp_path / "stale", checkpoint, valkey, {2})
+    await run.train(**FALLS, staleness=4)
+    stale = [row["stale_actions"] for row in run.rows]
+    assert max(stale[2:4]) > 0
+    assert (run.rows[4]["rolled_back_to"], stale[4]) == (2, 0)
+
+
 async def test_all_ranks_go_back_even_to_where_training_began(
     checkpoint: Path, tmp_path: Path, valkey: Valkey
 ) -> None:
