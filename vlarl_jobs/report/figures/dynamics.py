@@ -70,7 +70,7 @@ def _panel(scalar: Scalar, groups: Sequence[Group]) -> Panel:
 
 def _bound(axes: Axes, metric: str, groups: Sequence[Group]) -> None:
     """KL's bound, where all runs have the same."""
-    bounds = {run.config.trainer.ppo.kl_stop for group in groups for run in group.runs}
+    bounds = {run.config.trainer.chosen.kl_stop for group in groups for run in group.runs}
     if metric != "largest_kl" or len(bounds) > 1:
         return
     (bound,) = bounds
