@@ -235,8 +235,21 @@ def _health(groups: Sequence[Group]) -> Section:
         "pause is how long a swap of weights kept a "
         "policy server from acting.",
         panels=health_panels(groups),
-        tables=[Table(head, rows)],
+        tables=[Table(head, rows), *_returns(groups)],
     )
+
+
+def _returns(groups: Sequence[Group]) -> list[Table]:
+    """Where runs went back to their best checkpoint; nothing where none did."""
+    rows: list[list[Cell]] = []
+    for run in (run for group in groups for run in group.runs):
+        for one in run.returns:
+            ends = [run.evaluation_after(iterations) for iterations in (one.after, one.to)]
+            fallen, best = ("–" if end is None else Rate.of(end.total) for end in ends)
+            places = [after(number, number) for number in (one.after, one.to)]
+            rows.append([run.name, places[0], fallen, places[1], best, f"{one.rate_scale:g}"])
+    head = ["run", "went back", "from success", "to the policy", "of success", "rate from there on"]
+    return [Table(head, rows, title="Returns to the best checkpoint")] if rows else []
 
 
 def _count(value: float | None) -> str:
