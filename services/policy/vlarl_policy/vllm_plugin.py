@@ -6,6 +6,8 @@ would not be called: it takes over that its server was.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -28,6 +30,7 @@ def register() -> None:
         # one that hangs, too; the thread one whose server was gone before the kernel was asked.
         end_with_parent(signal.SIGKILL)
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        atexit.register(gc.freeze)  # as the command does: the memory goes with the process
 
 
 def _end_with(parent: BaseProcess) -> None:
