@@ -5,8 +5,7 @@ server nor its simulator is harmed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import grpc
 import numpy as np
@@ -37,17 +36,20 @@ SHORT = 8
 """Control steps of the episodes here: the door is what is tried."""
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    started = Server(tmp_path)
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # The same simulator to the end, so that a test sees whether a message cost it.
-    await started.start(settle_steps=0, step_timeout_seconds=60, recycle_episodes=1_000_000)
-    async with open_channel(started.address) as channel:
-        await wait_until_serving(channel, "vlarl.env.v1.EnvService", 60)
+    patient = {"settle_steps": 0, "step_timeout_seconds": 60, "recycle_episodes": 1_000_000}
+    started = Server(tmp_path_factory.mktemp("server"), **patient)
     yield started
-    if started.process.returncode is None:
-        started.process.kill()
-    await started.process.wait()
+    started.end()
+
+
+@pytest.fixture
+async def server(lasting: Server) -> Server:
+    async with open_channel(lasting.address) as channel:
+        await wait_until_serving(channel, "vlarl.env.v1.EnvService", 60)
+    return lasting
 
 
 async def episode(channel: grpc.aio.Channel) -> list[bytes]:

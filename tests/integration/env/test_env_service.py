@@ -8,9 +8,11 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
@@ -37,30 +39,48 @@ TOWARDS_THE_POINT = [1.0, 0.0, -0.7, 0.0, 0.0, 0.0, 1.0]
 class Server:
     """A served env in a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.metrics = free_address()
-        self.address = ""
-        self.process: asyncio.subprocess.Process
-        self.stub: env_pb2_grpc.EnvServiceAsyncStub
-
-    async def start(self, **changed: object) -> str:
+    def __init__(self, folder: Path, **changed: object) -> None:
         fields = {"profile": "fast", "render_size": 64, "action_repeat": 4, **changed}
         fields = {"processes": 1, "step_timeout_seconds": 5, **fields}
         config = RunConfig(env=EnvConfig.model_validate(fields))
-        (self.folder / "run.toml").write_text(dump_toml(config))
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "vlarl", "serve", "env", "--no-queue"),
-            *("--config", str(self.folder / "run.toml"), "--listen", "127.0.0.1:0"),
-            *("--address-file", str(self.folder / "address")),
-            *("--metrics-listen", self.metrics, "--drain-seconds", "1"),
+        (folder / "run.toml").write_text(dump_toml(config))
+        self.folder = folder
+        self.stub: env_pb2_grpc.EnvServiceAsyncStub
+        self.start()
+
+    def start(self) -> None:
+        """Returns when it listens."""
+        self.metrics = free_address()
+        file = self.folder / "address"
+        file.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vlarl", "serve", "env", "--no-queue"),
+                *("--config", str(self.folder / "run.toml"), "--listen", "127.0.0.1:0"),
+                *("--address-file", str(file), "--drain-seconds", "1"),
+                *("--metrics-listen", self.metrics),
+            ]
         )
+        deadline = time.monotonic() + 60
+        while not file.exists():
+            assert self.process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        self.address = file.read_text().strip()
+
+    async def until_whole(self) -> None:
+        """Waits until no simulator is lent out or being replaced."""
         async with asyncio.timeout(60):
-            while not (self.folder / "address").exists():
-                assert self.process.returncode is None
+            while True:
+                text = await asyncio.to_thread(scrape, self.metrics)
+                if "vlarl_env_active_envs 0.0" in text and "vlarl_env_simulators 1.0" in text:
+                    return
                 await asyncio.sleep(0.05)
-        self.address = (self.folder / "address").read_text().strip()
-        return self.address
+
+    def end(self) -> None:
+        """Kills it where it lives."""
+        self.process.kill()
+        self.process.wait()
 
     def simulators(self) -> list[int]:
         pids = []
@@ -72,17 +92,23 @@ class Server:
         return pids
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests; whoever finds it ended starts it again."""
+    started = Server(tmp_path_factory.mktemp("server"))
+    yield started
+    started.end()
+
+
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    started = Server(tmp_path)
-    address = await started.start()
-    async with open_channel(address, ChannelConfig(timeout_seconds=60)) as channel:
+async def server(lasting: Server) -> AsyncIterator[Server]:
+    if lasting.process.poll() is not None:
+        lasting.start()
+    async with open_channel(lasting.address, ChannelConfig(timeout_seconds=60)) as channel:
         await wait_until_serving(channel, "vlarl.env.v1.EnvService", 60)
-        started.stub = env_pb2_grpc.EnvServiceStub(channel)
-        yield started
-    if started.process.returncode is None:
-        started.process.kill()
-    await started.process.wait()
+        await lasting.until_whole()
+        lasting.stub = env_pb2_grpc.EnvServiceStub(channel)
+        yield lasting
 
 
 def reset(**changed: object) -> env_pb2.InteractRequest:
@@ -235,8 +261,7 @@ async def test_sigterm_ends_server_and_simulators(server: Server) -> None:
     pids = server.simulators()
     assert len(pids) == 1
     server.process.terminate()
-    async with asyncio.timeout(15):
-        assert await server.process.wait() == 0
+    assert await asyncio.to_thread(server.process.wait, 15) == 0
     for pid in pids:
         assert not Path(f"/proc/{pid}").exists()
 
