@@ -36,7 +36,10 @@ def serving(run_dir: Path) -> bool:
 
 @pytest.mark.parametrize("victim", ["queue", "reward", "trainer"])
 async def test_whoever_is_killed_all_end_and_no_temporary_file_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    victim: str,
 ) -> None:
     folder = Path(tempfile.mkdtemp(prefix="t-"))  # Short, for the queue's socket.
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -63,6 +66,8 @@ async def test_whoever_is_killed_all_end_and_no_temporary_file_stays(
         return 0
 
     assert await supervise(stack, work(), "again") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the {victim} service died (killed by SIGKILL)" in said
     assert set(pids) == {"queue", "reward", "trainer"}
     assert not any(alive(pid) for pid in pids.values())
     assert list(folder.iterdir()) == []
