@@ -159,8 +159,9 @@ def test_every_panel_has_something_to_show(whole: Whole) -> None:
     assert {rule["health"] for rule in rules} == {"ok"}, rules
 
 
-# Of the services, those with children of their own, an engine and simulators; the queue is none.
-@pytest.mark.parametrize("name", ["policy", "env", "queue"])
+# Those with children of their own, an engine and simulators. tests/unit/stack/test_stack_ends.py
+# kills the others, alone.
+@pytest.mark.parametrize("name", ["policy", "env"])
 def test_a_services_death_ends_the_run_and_is_named(
     tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]], name: str
 ) -> None:
@@ -186,7 +187,7 @@ def test_a_services_death_ends_the_run_and_is_named(
     [({}, 3), (of_groups(), 6)],
     ids=["ppo", "grpo"],
 )
-def test_a_killed_trainer_and_ctrl_c_cost_no_episode(
+def test_a_trainer_and_a_queue_that_are_killed_and_ctrl_c_cost_no_episode(
     tmp_path: Path,
     checkpoint: Path,
     started: list[subprocess.Popen[bytes]],
@@ -197,8 +198,11 @@ def test_a_killed_trainer_and_ctrl_c_cost_no_episode(
     process = run.start()
     started.append(process)
     wait_for(lambda: len(run.iterations()) >= 1, process, run)
-    os.kill(run.service("trainer"), signal.SIGKILL)
+    family = descendants(process.pid)
+    for pid in [run.service(name) for name in ("trainer", "queue")]:
+        os.kill(pid, signal.SIGKILL)
     assert process.wait(120) not in {0, 130}
+    assert survivors(family) == set()
 
     process = run.start(resume=True)
     started.append(process)
