@@ -85,12 +85,11 @@ class Server:
         command += ["--checkpoint", str(self.checkpoint), "--listen", "127.0.0.1:0"]
         command += ["--address-file", str(self._file("address"))]
         command += [part for setting in self._settings for part in ("--set", setting)]
-        caches = {
-            "VLLM_CACHE_ROOT": str(self._file("cache")),
-            "TORCHINDUCTOR_CACHE_DIR": str(self._file("inductor")),
-            "VLLM_LOGGING_LEVEL": "INFO",
-        }
-        variables = {"TORCHINDUCTOR_COMPILE_THREADS": "4", **os.environ, **caches, **environment}
+        variables = {"TORCHINDUCTOR_COMPILE_THREADS": "4", **os.environ, **environment}
+        variables["VLLM_LOGGING_LEVEL"] = "INFO"
+        if self._check.cuda:  # Without, nothing is compiled, and a start is nobody's figure.
+            variables["VLLM_CACHE_ROOT"] = str(self._file("cache"))
+            variables["TORCHINDUCTOR_CACHE_DIR"] = str(self._file("inductor"))
         self._began = time.perf_counter()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
