@@ -7,6 +7,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MUJOCO_GL=${MUJOCO_GL:-osmesa}
 unset VLLM_ENABLE_V1_MULTIPROCESSING
+unset PYTHONDONTWRITEBYTECODE  # or each of some hundred processes would compile the sources anew
 failed=0
 simulator_output=$(mktemp) VLARL_NOT_RUN=$(mktemp)
 export VLARL_NOT_RUN
