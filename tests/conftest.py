@@ -14,6 +14,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.embedded_valkey import start_valkey
 from tests.skips import (  # noqa: F401 - pytest finds its hooks here
@@ -51,6 +52,25 @@ TORCH_FOLDERS = (
     "e2e",
 )
 collect_ignore_glob = [] if HAS_TORCH else [*TORCH_FOLDERS]
+
+
+# Files whose tests look at the same server of tests/integration/policy/conftest.py.
+SERVED = tuple(
+    f"tests/integration/policy/test_policy_{name}.py" for name in ("fuzz", "server", "swap")
+)
+
+
+class Scheduling(LoadFileScheduling):
+    """A file is one process's work, and so are the files that share a server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return SERVED[0] if file in SERVED else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling | None:
+    """With --dist loadfile."""
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 # What is imported stays: to look through it again and again was a sixth of the collection.
