@@ -9,9 +9,10 @@ import pytest
 from vlarl_env.simulators.libero.suites import SHIPPED_SUITES
 
 
-@pytest.fixture
-def crowded(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A suite of one task: two bowls in a region of a centimetre."""
+    folder = tmp_path_factory.mktemp("crowded")
     (reach,) = SHIPPED_SUITES["reach"].glob("*.bddl")
     region = "main_table_bowl_region)"
     scene = (
@@ -20,5 +21,5 @@ def crowded(tmp_path: Path) -> Path:
         .replace(region, f"{region} (On akita_black_bowl_2 {region}")
         .replace("-0.065 -0.075 0.065 0.075", "0.0 0.0 0.01 0.01")
     )
-    (tmp_path / "crowd.bddl").write_text(scene, "utf-8")
-    return tmp_path
+    (folder / "crowd.bddl").write_text(scene, "utf-8")
+    return folder

@@ -7,15 +7,18 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
+from tests.conftest import Valkey
 from vlarl.clients.policy import AsyncPolicyClient
-from vlarl.config import EnvConfig
+from vlarl.config import EnvConfig, QueueConfig
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
@@ -25,7 +28,7 @@ from vlarl_env.rollout import action_seed
 from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_env.worker import EnvWorker
 
-pytestmark = pytest.mark.sim
+pytestmark = [pytest.mark.sim, pytest.mark.asyncio(loop_scope="module")]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -57,15 +60,34 @@ class ScriptedPolicy(policy_pb2_grpc.PolicyServiceServicer):
         return policy_pb2.PredictActionsResponse(actions=[action])
 
 
+@dataclass(frozen=True)
+class Simulators:
+    """What all tests share."""
+
+    config: EnvConfig
+    pool: SimulatorPool
+    registry: CollectorRegistry
+
+    def control_steps(self) -> float:
+        """How many were ever run."""
+        return self.registry.get_sample_value("vlarl_env_control_steps_total") or 0.0
+
+    async def whole(self) -> None:
+        """Waits until none is being replaced."""
+        async with asyncio.timeout(60):
+            while len(self.pool.pids) < self.config.processes:
+                await asyncio.sleep(0.05)
+
+
 class Bench:
     """Everything that a worker needs, and the worker."""
 
-    def __init__(self, queue: RolloutQueue, policy: ScriptedPolicy, worker: EnvWorker) -> None:
+    def __init__(self, queue: RolloutQueue, policy: ScriptedPolicy, simulators: Simulators) -> None:
         self.queue = queue
         self.policy = policy
-        self.worker = worker
+        self.pool = simulators.pool
         self.registry = CollectorRegistry()
-        self.pool: SimulatorPool
+        self.worker: EnvWorker
 
     async def trajectory(self) -> rollout_pb2.Trajectory:
         async with asyncio.timeout(60):
@@ -79,8 +101,9 @@ class Bench:
         return states["episodes"].length - states["episodes"].pending
 
 
-@pytest.fixture
-async def bench(queue: RolloutQueue, crowded: Path) -> AsyncIterator[Bench]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def simulators(crowded: Path) -> AsyncIterator[Simulators]:
+    """One simulator, replaced where a test has killed it."""
     config = EnvConfig(
         bddl_directories={"crowded": crowded},
         processes=1,
@@ -90,22 +113,30 @@ async def bench(queue: RolloutQueue, crowded: Path) -> AsyncIterator[Bench]:
         policy_patience_seconds=1.0,
         simulator_restarts=1,
     )
+    registry = CollectorRegistry()
+    async with SimulatorPool(config, [], EnvMetrics(registry)) as pool:
+        yield Simulators(config, pool, registry)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def bench(valkey: Valkey, simulators: Simulators) -> AsyncIterator[Bench]:
     policy = ScriptedPolicy()
     server = grpc.aio.server()
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    registry = CollectorRegistry()
-    metrics = EnvMetrics(registry)
+    await simulators.whole()
+    config = simulators.config
     async with (
+        RolloutQueue(QueueConfig(url=valkey.url)) as queue,
         AsyncPolicyClient(f"127.0.0.1:{port}", timeout_seconds=5) as client,
-        SimulatorPool(config, [], metrics) as pool,
     ):
-        catalog = TaskCatalog(config.bddl_directories)
-        worker = EnvWorker(queue, pool, client, catalog, config, metrics, "worker-1")
-        opened = Bench(queue, policy, worker)
-        opened.registry, opened.pool = registry, pool
-        running = asyncio.create_task(worker.run())
+        opened = Bench(queue, policy, simulators)
+        catalog, metrics = TaskCatalog(config.bddl_directories), EnvMetrics(opened.registry)
+        opened.worker = EnvWorker(
+            queue, simulators.pool, client, catalog, config, metrics, "worker-1"
+        )
+        running = asyncio.create_task(opened.worker.run())
         yield opened
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -127,8 +158,8 @@ def order(episode: str = "e1", **changed: object) -> rollout_pb2.EpisodeSpec:
     return rollout_pb2.EpisodeSpec(**{**fields, **changed})
 
 
-async def test_an_order_becomes_a_trajectory(bench: Bench) -> None:
-    spec = order()
+async def test_an_order_becomes_a_trajectory(bench: Bench, simulators: Simulators) -> None:
+    spec, before = order(), simulators.control_steps()
     await bench.queue.issue([spec])
     trajectory = await bench.trajectory()
     assert trajectory.spec == spec
@@ -156,7 +187,7 @@ async def test_an_order_becomes_a_trajectory(bench: Bench) -> None:
     executed = [step.control_steps for step in trajectory.steps]
     assert executed[:-1] == [4] * (len(executed) - 1)
     assert 1 <= executed[-1] <= 4
-    assert sum(executed) == bench.registry.get_sample_value("vlarl_env_control_steps_total")
+    assert sum(executed) == simulators.control_steps() - before
     ended = {"driver": "worker", "outcome": "success"}
     assert bench.registry.get_sample_value("vlarl_env_episodes_total", ended) == 1
 
