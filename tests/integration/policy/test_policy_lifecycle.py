@@ -98,9 +98,12 @@ def replica(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def opposed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
-    """A server whose caller's environment wants the opposite of what it needs."""
+    """A server whose trainer is away, and whose caller's environment wants the opposite of what it
+    needs.
+    """
     program = [str(Path(__file__).with_name("start_method_as_on_cuda.py"))]
-    options = ("-s", "policy.dtype=float32", "-s", "policy.exact_float32=true")
+    options = ("--trainer", "127.0.0.1:1", "-s", "policy.dtype=float32")
+    options += ("-s", "policy.exact_float32=true")
     opposite = {"TRITON_F32_DEFAULT": "tf32", "VLLM_FLOAT32_MATMUL_PRECISION": "medium"}
     fork = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
     # Or the process's title would take the place of what the kernel shows of its environment.
@@ -211,27 +214,23 @@ async def test_without_its_base_a_server_keeps_the_weights_that_it_has(
         assert answer.policy_version == 20
 
 
-async def test_without_its_trainer_it_serves_the_base_and_dies_with_its_engine(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    process = PolicyProcess(checkpoint, tmp_path, "--trainer", "127.0.0.1:1")
-    family: list[psutil.Process] = []
-    try:
-        address = await asyncio.to_thread(lambda: process.address)
-        async with open_channel(address) as channel:
-            await wait_until_serving(channel, SERVICE, START_SECONDS)
-            stub = policy_pb2_grpc.PolicyServiceStub(channel)
-            assert (await stub.GetPolicy(pb.GetPolicyRequest())).policy_version == 0
-            assert "no trainer" in process.log
-            family = process.family()
-            process.engine().kill()
-            code = await asyncio.to_thread(process.process.wait, 60)
-    finally:
-        process.process.kill()
+async def test_a_server_dies_with_its_engine(replica: Lives) -> None:
+    server = await replica.serving()
+    family = server.family()
+    server.engine().kill()
+    code = await asyncio.to_thread(server.process.wait, 60)
     assert code not in (0, -signal.SIGKILL)
-    assert process.fatal_sentence == "the engine's process died"
+    assert server.fatal_sentence == "the engine's process died"
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
+
+
+async def test_without_its_trainer_it_serves_the_base(opposed: Lives) -> None:
+    process = await opposed.serving()
+    async with open_channel(process.address) as channel:
+        stub = policy_pb2_grpc.PolicyServiceStub(channel)
+        assert (await stub.GetPolicy(pb.GetPolicyRequest())).policy_version == 0
+    assert "no trainer" in process.log
 
 
 async def test_exact_float32_reaches_the_engines_process(opposed: Lives) -> None:
