@@ -29,6 +29,7 @@ from vlarl.config.checkpoints import CHECKPOINTS, with_checkpoints
 from vlarl.config.files import runs_inside
 from vlarl.ownership import owned
 from vlarl.weights.hub import folder_of, pinned, require_commit
+from vlarl_cli.extras import check_logging
 from vlarl_cli.learned import Configuration, check_contents, check_learned
 from vlarl_cli.options import read_section
 
@@ -180,7 +181,7 @@ def saved_config(run: Path) -> Path:
 
 
 def check_sources(settings: SftConfig | RewardModelConfig) -> None:
-    """Looks whether there are datasets, and a checkpoint to start from where one is named.
+    """Looks for datasets, for a checkpoint to start from where one is named, and for wandb.
 
     Raises:
         FatalError: something is missing, or doesn't go together.
@@ -188,6 +189,7 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
     from vlarl.data.dataset import check_dataset
     from vlarl.models.registry import check_any, check_policy_checkpoint, is_openvla
 
+    check_logging(settings.logging)
     for folder in settings.data.datasets:
         check_dataset(folder)
     if isinstance(settings, SftConfig):

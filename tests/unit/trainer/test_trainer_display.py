@@ -19,11 +19,17 @@ def test_a_long_silence_is_announced(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == "a greedy evaluation begins, of 100 episodes\n"
 
 
-def test_the_last_line_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine/tensorboard").mkdir(parents=True)
     Display("run", iterations=3, done=3).finish(Path("runs/mine"))
     said = capsys.readouterr().out
     assert f"; {invocation('tensorboard')} --logdir runs/mine/tensorboard; " in said
     assert f"{invocation()} report runs/mine)" in said
+    Display("run", iterations=3, done=3).finish(Path("runs/without"))
+    assert "tensorboard" not in capsys.readouterr().out
 
 
 def test_a_score_names_what_was_given_up(capsys: pytest.CaptureFixture[str]) -> None:

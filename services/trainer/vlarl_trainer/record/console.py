@@ -87,10 +87,11 @@ class Display:
     def finish(self, run_dir: Path) -> None:
         """Says where to look."""
         self.close()
-        board, run = (shlex.quote(str(path)) for path in (run_dir / "tensorboard", run_dir))
+        board = run_dir / "tensorboard"
+        shown = f"{invocation('tensorboard')} --logdir {shlex.quote(str(board))}; "
         self._console.print(
-            f"run: {run_dir}  (metrics.jsonl, checkpoints/; {invocation('tensorboard')} --logdir "
-            f"{board}; {invocation()} report {run})"
+            f"run: {run_dir}  (metrics.jsonl, checkpoints/; {shown if board.exists() else ''}"
+            f"{invocation()} report {shlex.quote(str(run_dir))})"
         )
 
     def close(self) -> None:
