@@ -34,6 +34,7 @@ SCALARS = (
     Scalar("entropy", "Rollout entropy", "nats a token", zero=False),
     Scalar("approximate_kl", "KL(old || new)", "nats an action"),
     Scalar("largest_kl", "KL of the worst mini-batch", "nats an action"),
+    Scalar("reference_kl", "KL(start || policy)", "nats an action"),
     Scalar("clip_fraction", "Clip fraction", "share of ratios", share=True),
     Scalar("grad_norm", "Gradient norm", "before clipping"),
     Scalar("value_loss", "Value loss", "half squared error"),
@@ -70,7 +71,7 @@ def _panel(scalar: Scalar, groups: Sequence[Group]) -> Panel:
 
 def _bound(axes: Axes, metric: str, groups: Sequence[Group]) -> None:
     """KL's bound, where all runs have the same."""
-    bounds = {run.config.trainer.ppo.kl_stop for group in groups for run in group.runs}
+    bounds = {run.config.trainer.chosen.kl_stop for group in groups for run in group.runs}
     if metric != "largest_kl" or len(bounds) > 1:
         return
     (bound,) = bounds
