@@ -106,6 +106,7 @@ class WandbRun:
     def _begin(self, config: RunConfig | SftConfig | RewardModelConfig, mode: str) -> None:
         try:
             self._run = self._init(config, mode)
+            _LOG.info("wandb: %s", self._run.url or self._folder)
         except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
             if mode == "online":
                 _LOG.warning(

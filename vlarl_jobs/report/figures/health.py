@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from vlarl_jobs.report.figures.panel import Panel, decades_axis, draw, share_axis, steps_axis
 from vlarl_jobs.report.groups import Group
@@ -36,6 +37,8 @@ class Health:
     """Times that the trainer was started again; None where that wasn't recorded."""
 
 
+_LEAST_SHARE = 0.01
+"""Where the axis of what lies outside the clip band ends, or noise would fill it."""
 START_METRICS = ("start_outside_clip", "start_k3")
 """What should be next to nothing before an iteration's first step."""
 
@@ -98,7 +101,9 @@ def _gap(axes: Axes, groups: Sequence[Group]) -> None:
 def _outside(axes: Axes, groups: Sequence[Group]) -> None:
     _lines(axes, groups, "start_outside_clip")
     axes.set_ylabel("share of ratios")
-    share_axis(axes)
+    high = axes.dataLim.ymax
+    axes.set_ylim(0, max(_LEAST_SHARE, 1.1 * high if high < np.inf else 0))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
 def _pause(axes: Axes, groups: Sequence[Group]) -> None:

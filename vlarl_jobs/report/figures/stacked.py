@@ -11,6 +11,7 @@ from vlarl_jobs.report.figures.panel import iteration_axis, legend_below
 from vlarl_jobs.report.records import Floats
 
 _BARS = 60
+_FEW = 4
 
 
 def paint_stacked(
@@ -35,4 +36,4 @@ def paint_stacked(
         below += bars
     iteration_axis(axes)
     axes.set_xlim(0.4, length + 0.6)
-    legend_below(axes)
+    legend_below(axes, columns=2 if len(colours) <= _FEW else 3)
