@@ -206,7 +206,7 @@ def learn(table: Report, config: RunConfig, experience: Experience) -> None:
     samples = len(batch.token_ids)
     gap = first["logprob_gap"]
     table.add("largest log-prob gap", gap, "nats", note=f"{samples} actions, the bound is 0.3")
-    base_features = trainer.critic.features == "base"
+    base_features = learner.algorithm.view == "base"
     counts = operations(learner, checkpoint, ranks, experience, base_features=base_features)
     progress("learning again")
     # Other weights than those that acted by now, so the second call must not compare.
@@ -214,17 +214,17 @@ def learn(table: Report, config: RunConfig, experience: Experience) -> None:
     report = learner.learn(stale(experience))
     seconds = now() - began
     updating = seconds - report["seconds_inference"]
-    passes = trainer.ppo.epochs * samples
+    passes = trainer.chosen.epochs * samples
     # Of the first call: counting operations keeps more than learning does.
     peak = first["gpu_memory_bytes"] / GIB
     table.add(
-        "memory: learning, at most", peak, "GiB", note=f"micro-batch {trainer.ppo.micro_batch}"
+        "memory: learning, at most", peak, "GiB", note=f"micro-batch {trainer.chosen.micro_batch}"
     )
     table.add(
         "features and log-probs",
         samples / report["seconds_inference"],
         "actions/s",
-        note=f"critic.features = {trainer.critic.features}, "
+        note=f"critic.features = {learner.algorithm.view}, "
         f"{counts[0] * 1e-12 / samples:.3g} TFLOP an action",
     )
     table.add(
@@ -241,7 +241,7 @@ def learn(table: Report, config: RunConfig, experience: Experience) -> None:
     )
     table.add(
         "the policy update in operations",
-        trainer.ppo.epochs * counts[1] * 1e-12 / updating,
+        trainer.chosen.epochs * counts[1] * 1e-12 / updating,
         "TFLOP/s",
         against="matrix product",
     )
@@ -268,7 +268,7 @@ def operations(
     tokens = torch.from_numpy(batch.token_ids[few]).to(ranks.device)
     with FlopCounterMode(display=False) as looking, torch.no_grad():
         if base_features:
-            learner.policy.states(observations[few], factors=False)
+            learner.policy.look(observations[few], tokens, 1.5, factors=False)
         learner.policy.logprobs(observations[few], tokens, 1.5)
     with FlopCounterMode(display=False) as learning:
         logprobs, _ = learner.policy.logprobs(observations[few], tokens, 1.5)

@@ -26,7 +26,8 @@ from vlarl.config import (
 )
 from vlarl.config.base import NAME_PATTERN
 from vlarl.config.checkpoints import CHECKPOINTS, with_checkpoints
-from vlarl.config.files import runs_inside
+from vlarl.config.files import read_toml, runs_inside, with_overrides
+from vlarl.config.resuming import check_algorithm
 from vlarl.ownership import owned
 from vlarl.weights.hub import folder_of, pinned, require_commit
 from vlarl_cli.extras import check_logging
@@ -94,6 +95,8 @@ def chosen_run(
             named = read_section(root, config, overrides)
             named = named.model_copy(update={"name": run_id_of(directory)})
         else:
+            saved = read_toml(directory / CONFIG)
+            check_algorithm(directory, saved, with_overrides(saved, overrides or ()))
             named = read_section(root, directory / CONFIG, overrides)
         named = _at_commits(named)
         show = os.environ.get("LOCAL_RANK", "0") == "0"  # a machine's other ranks wait for it

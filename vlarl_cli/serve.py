@@ -129,7 +129,7 @@ def reward(
         check_reward(run)
         from vlarl_reward.server import serve
 
-        asyncio.run(serve(run.reward, run.trainer.ppo, run.queue, server))
+        asyncio.run(serve(run.reward, run.trainer.chosen, run.queue, server))
 
 
 def _check_torch(run: RunConfig) -> None:

@@ -145,7 +145,7 @@ TRAINING = Board(
             Graph(
                 "What became of them",
                 {
-                    "learned from": "vlarl_trainer_groups_kept",
+                    "kept": "vlarl_trainer_groups_kept",
                     "too many successes": "vlarl_trainer_groups_dropped_success",
                     "too few successes": "vlarl_trainer_groups_dropped_failure",
                     "void": "vlarl_trainer_groups_void",

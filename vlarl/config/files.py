@@ -38,9 +38,18 @@ def load_section(root: type[S], path: Path | None, overrides: Iterable[str] = ()
     """
     source = str(path) if path else "configuration"
     values = {} if path is None else read_toml(path)
+    return as_section(root, with_overrides(values, overrides), source)
+
+
+def with_overrides(values: dict[str, object], overrides: Iterable[str]) -> dict[str, object]:
+    """A file's tables with `section.key=value` pairs laid over them.
+
+    Raises:
+        ConfigError: one isn't such a pair.
+    """
     for override in overrides:
         values = merge(values, _parse_override(override))
-    return as_section(root, values, source)
+    return values
 
 
 def load_saved(root: type[S], path: Path, overrides: Iterable[str] = ()) -> S:
@@ -66,9 +75,7 @@ def load_saved(root: type[S], path: Path, overrides: Iterable[str] = ()) -> S:
     for key in unknown_keys(root, values):
         _taken(values, key)
         _tell(f"{path}: {key}, of another version, is left out")
-    for override in overrides:
-        values = merge(values, _parse_override(override))
-    return as_section(root, values, str(path))
+    return as_section(root, with_overrides(values, overrides), str(path))
 
 
 @cache

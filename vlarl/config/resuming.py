@@ -284,6 +284,23 @@ def terms(config: Section) -> dict[str, object]:
     return found
 
 
+def check_algorithm(where: object, before: object, now: object) -> None:
+    """`check_terms` of the one key under which others' names change, before these are looked at.
+
+    Args:
+        where: the run, for the error.
+        before: the tables of the file that was saved with it.
+        now: the same with what is asked for laid over them.
+
+    Raises:
+        ConfigError: it has another value.
+    """
+    key = "trainer.algorithm"
+    saved, asked = ({key: _at(tables, key)} for tables in (before, now))
+    if saved[key] is not None:
+        check_terms(RunConfig, where, saved, asked, "began")
+
+
 def _at(table: object, key: str) -> object:
     for part in key.split("."):
         table = table.get(part) if isinstance(table, Mapping) else None

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from vlarl.config.base import OneOf, Section
-from vlarl.config.learning import PpoConfig
+from vlarl.config.learning import AlgorithmConfig
 
 
 class RewardSection(Section):
@@ -22,14 +22,14 @@ class RewardSection(Section):
     batch_trajectories: int = Field(default=8, ge=1)
     """Most trajectories scored at once."""
 
-    def terms(self, ppo: PpoConfig) -> dict[str, object]:  # noqa: ARG002 - some models' need it
+    def terms(self, algorithm: AlgorithmConfig) -> dict[str, object]:  # noqa: ARG002 - some models' need it
         """All that a score depends on, beside its trajectory and the model's weights.
 
         A trainer that goes on refuses scores of other terms. So the terms of a model must not
         change between versions.
 
         Args:
-            ppo: how the trainer learns from the scores.
+            algorithm: how the trainer learns from the scores.
 
         Returns:
             Values that JSON can hold, by name.
@@ -92,12 +92,13 @@ class ProcessRewardConfig(RewardSection):
             )
         return self
 
-    def terms(self, ppo: PpoConfig) -> dict[str, object]:
+    def terms(self, algorithm: AlgorithmConfig) -> dict[str, object]:
         """The weights aren't among them: others may take their folder in the midst of a run."""
-        terms = super().terms(ppo) | {"coefficient": self.coefficient, "form": self.form}
+        terms = super().terms(algorithm) | {"coefficient": self.coefficient, "form": self.form}
         if self.form == "potential":
             # Its last state's potential depends on what the limit means (docs/decisions/0014).
-            terms |= {"gamma": ppo.gamma, "time_limit": ppo.time_limit}
+            limit = "terminal" if algorithm.limit_is_terminal else "bootstrap"
+            terms |= {"gamma": algorithm.gamma, "time_limit": limit}
         return terms
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 
-from vlarl.config import PpoConfig, RewardConfig
+from vlarl.config import AlgorithmConfig, RewardConfig
 
 
-def reward_terms(reward: RewardConfig, ppo: PpoConfig) -> str:
+def reward_terms(reward: RewardConfig, algorithm: AlgorithmConfig) -> str:
     """Digest of `reward.terms`, which scores carry: 16 hexadecimal digits."""
-    terms = json.dumps(reward.terms(ppo), sort_keys=True)
+    terms = json.dumps(reward.terms(algorithm), sort_keys=True)
     return hashlib.sha256(terms.encode()).hexdigest()[:16]

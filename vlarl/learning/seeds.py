@@ -20,10 +20,12 @@ class Stream(enum.IntEnum):
     CRITIC_ORDER = 3
     SFT_ORDER = 4
     SFT_AUGMENTATION = 5
+    GROUP = 6
+    MEMBER = 7
 
 
 def generator_for(seed: int, stream: Stream, *position: int) -> np.random.Generator:
-    """The stream's generator at a position: an iteration, an index within it; in fine-tuning on
-    demonstrations a stage, an epoch or a step within it.
+    """The stream's generator at a position: an iteration, an index within it, or an attempt, a
+    group and a member of it; in fine-tuning on demonstrations a stage, an epoch or a step.
     """
     return np.random.default_rng([seed, int(stream), *position])

@@ -180,21 +180,21 @@ class LoraPolicy(TrainablePolicy):
         return self.patches + prompt_lengths + self._action_dim - 1
 
     @torch.no_grad()
-    def states(self, observations: ObservationBatch, *, factors: bool) -> States:
-        """What the policy, or the base policy with W0 in its layers, makes of B observations."""
+    def look(
+        self,
+        observations: ObservationBatch,
+        token_ids: Tensor,
+        temperature: float,
+        *,
+        factors: bool = True,
+    ) -> tuple[States, Tensor, Tensor]:
+        """What the policy, or the base policy with W0 in its layers, makes of B observations, and
+        its `logprobs`, in one pass without gradient.
+        """
         if factors:
             self._hold_weights()
         else:
             self._layers.hold_base(self._model)
-        output = self._passed(observations)
-        return States(output.feature.float(), output.image_tokens)
-
-    @torch.no_grad()
-    def states_and_logprobs(
-        self, observations: ObservationBatch, token_ids: Tensor, temperature: float
-    ) -> tuple[States, Tensor, Tensor]:
-        """What the policy makes of B observations, and `logprobs`, in one pass."""
-        self._hold_weights()
         output = self._passed(observations, token_ids)
         logprobs, entropy = token_logprobs(
             output.logits, token_ids - self._first_action_id, temperature

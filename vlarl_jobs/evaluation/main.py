@@ -109,8 +109,8 @@ def _settled(config: RunConfig, tasks: Sequence[env_pb2.TaskDescription]) -> Run
 
 
 def critic_of(config: RunConfig, subject: EvaluatedPolicy) -> Values | None:
-    """The run's critic, on a model of its own."""
-    if not subject.tensors:
+    """The run's critic, on a model of its own; None: it has none."""
+    if not any(name.startswith("critic.") for name in subject.tensors):
         return None
     from vlarl.learning.ranks import Ranks
     from vlarl_trainer.learner import Learner

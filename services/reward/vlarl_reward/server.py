@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from vlarl.config import PpoConfig, QueueConfig, RewardConfig, ServerConfig
+from vlarl.config import AlgorithmConfig, QueueConfig, RewardConfig, ServerConfig
 from vlarl.config.reward_terms import reward_terms
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.reward.v1 import reward_pb2, reward_pb2_grpc
@@ -56,14 +56,19 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
 
 async def serve(
-    config: RewardConfig, ppo: PpoConfig, queue_config: QueueConfig, server: ServerConfig
+    config: RewardConfig,
+    algorithm: AlgorithmConfig,
+    queue_config: QueueConfig,
+    server: ServerConfig,
 ) -> None:
-    """Serves until SIGTERM; what is in work then is finished, the rest handed back. ppo: how
+    """Serves until SIGTERM; what is in work then is finished, the rest handed back. algorithm: how
     the trainer learns from its scores.
     """
     rpc = RpcServer(server, [SERVICE])
-    terms = reward_terms(config, ppo)
-    batcher = RewardBatcher(load_reward_model(config, ppo), RewardMetrics(rpc.registry), terms)
+    terms = reward_terms(config, algorithm)
+    batcher = RewardBatcher(
+        load_reward_model(config, algorithm), RewardMetrics(rpc.registry), terms
+    )
     reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(batcher), rpc.grpc)
     name = f"{socket.gethostname()}-{os.getpid()}"
     async with RolloutQueue(queue_config) as queue:

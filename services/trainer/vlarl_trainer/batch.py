@@ -92,6 +92,8 @@ class Episode:
     terminal: bool
     final_state: int | None
     """Index of the state that a truncated return is bootstrapped from."""
+    group: str = ""
+    """Whose episodes it is compared with; empty where there are no groups."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def build_batch(experience: Experience) -> Batch:
             final_state = len(steps) + len(finals)
             finals.append(stop + number)
             instructions.append(trajectory.instruction)
-        episodes.append(Episode(start, stop, terminal, final_state))
+        episodes.append(Episode(start, stop, terminal, final_state, trajectory.spec.group_id))
         start = stop
     return Batch(
         frames=experience.chosen(places + finals),

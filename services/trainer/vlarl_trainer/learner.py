@@ -1,4 +1,6 @@
-"""What every rank does with an iteration's trajectories: values, advantages, PPO, critic."""
+"""What every rank does with an iteration's trajectories: log-probs, advantages, the policy's
+update, and what else its algorithm learns.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ from vlarl.learning.trainable import LoraPolicy
 from vlarl.models.network import ObservationBatch
 from vlarl.models.registry import policy_family
 from vlarl.weights.merge import Checksums, checked_layers
-from vlarl_trainer.algorithms.critic import Critic
-from vlarl_trainer.algorithms.ppo import Floats, batch_advantages, whiten
+from vlarl_trainer.algorithms.base import Estimate, Setup
+from vlarl_trainer.algorithms.registry import build_algorithm
+from vlarl_trainer.algorithms.surrogate import before_a_step, corrected, reference_kl
 from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
 from vlarl_trainer.memory import memory_bytes, place
 from vlarl_trainer.parity import GAP_BOUNDS, Parity
@@ -36,7 +39,8 @@ class Snapshot:
     """All that was learned, whole and on the CPU; empty on ranks other than 0."""
 
     tensors: dict[str, Tensor]
-    """Factors, critic and both optimizers under flat names, as checkpoints hold them."""
+    """Factors, their optimizer and what the algorithm learns, under flat names, as checkpoints hold
+    them."""
     checksums: Checksums
     """Of merged weights that the passes compute with, of the layers that are to be checked."""
 
@@ -46,12 +50,27 @@ class Snapshot:
         return factors_in(self.tensors)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the weights at the update's start make of N samples."""
+
+    features: Tensor | None
+    """[S', F], what the algorithm keeps of the states that it is shown; none: it is shown none."""
+    logprobs: Tensor
+    """[N, K], of the actions taken."""
+    entropy: Tensor
+    """[N, K]."""
+    reference: Tensor | None
+    """[N, K], log-probs of the actions under the policy that training began with; none: they would
+    have taken a pass, and nothing depends on them."""
+
+
 class ParityError(FatalError):
     """Policy server and trainer disagree about the same action's probability."""
 
 
 class Learner:
-    """Policy, critic and optimizers of one rank. Methods are called on every rank alike."""
+    """Policy, algorithm and optimizers of one rank. Methods are called on every rank alike."""
 
     def __init__(
         self,
@@ -69,7 +88,7 @@ class Learner:
             checkpoint: the policy.
             config: how it learns.
             center_crop: whether it sees the centre of a frame.
-            seed: of factors, critic and the order of samples.
+            seed: of factors, the algorithm and the order of samples.
             ranks: which learn together.
             success_reward: the scale by which advantages are large or small.
         """
@@ -91,25 +110,18 @@ class Learner:
             activation_checkpointing=self.placement.recomputed,
             sharded=self.placement.sharded,
         )
-        self.critic = Critic(
-            config.critic,
-            feature_width=self.policy.feature_width,
-            patches=self.policy.patches,
-            max_grad_norm=config.ppo.max_grad_norm,
-            seed=seed,
-            device=ranks.device,
-        )
+        self.algorithm = build_algorithm(Setup(config, self.policy, ranks, seed, success_reward))
         self._update = PolicyUpdate(
             self.policy,
-            config.ppo,
+            self.algorithm,
             config.temperature,
             ranks,
+            rate_key=f"trainer.{config.algorithm}.learning_rate",
             most_tokens=self.placement.most_tokens,
             loss_scale=LossScale() if self.dtype == torch.float16 else None,
         )
         self._processor = family.processor(center_crop)
         self._config = config
-        self._whiten_floor = config.ppo.whiten_floor * abs(success_reward)
         self._seed = seed
         self._ranks = ranks
         self._snapshots = 0
@@ -130,107 +142,119 @@ class Learner:
         observations = Observations(
             batch.frames, batch.instructions, self._processor, self._ranks.device
         )
-        features, logprobs, entropy = self._look(observations, batch)
-        parity = self._check_parity(batch, logprobs)
-        values = self._ranks.broadcast(self.critic.values(features))
-        ppo = self._config.ppo
-        advantages, returns = self._advantages(batch, values, ppo.gae_lambda)
-        if (critic_lambda := self._config.critic.gae_lambda) is not None:
-            _, returns = self._advantages(batch, values, critic_lambda)
+        seen = self._look(observations, batch)
+        parity = self._check_parity(batch, seen.logprobs)
+        estimate = self.algorithm.estimate(batch, seen.features)
         metrics = {
             "stale_actions": 1.0 - float(batch.fresh.mean()),
-            "entropy": float(entropy.mean()),
-            "advantage_deviation": float(advantages.std()),
+            "entropy": float(seen.entropy.mean()),
+            "advantage_deviation": float(estimate.raw.std()),
             "seconds_inference": time.monotonic() - started,
         } | vars(parity)
-        warming_up = experience.iteration < self._config.critic.warmup_iterations
-        if not warming_up:
-            fresh = torch.from_numpy(batch.fresh)[:, None]
-            samples = PolicySamples(
-                observations=observations,
-                token_ids=torch.from_numpy(batch.token_ids),
-                # A stale action was taken by weights that are gone: the server's word counts.
-                logprobs=torch.where(fresh, logprobs, torch.from_numpy(batch.server_logprobs)),
-                start_logprobs=logprobs,
-                advantages=torch.from_numpy(
-                    whiten(advantages, self._whiten_floor) if ppo.whiten_advantages else advantages
-                ).float(),
-            )
+        metrics |= self._distances(batch, seen)
+        if self.algorithm.learns_policy(experience.iteration):
+            samples = self._samples(observations, batch, seen, estimate)
             order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)
             metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
-        metrics |= self._fit_critic(experience.iteration, features, returns, warming_up)
+        metrics |= self.algorithm.finish(experience.iteration, seen.features, estimate)
         return metrics | self._ranks.memory()
 
-    def _advantages(self, batch: Batch, values: Tensor, gae_lambda: float) -> tuple[Floats, Floats]:
-        """Advantages [N] and returns [N] by the critic's values of the states looked at."""
-        ppo = self._config.ppo
-        known = np.zeros(len(batch.frames))
-        known[: len(values)] = values.double().numpy()
-        return batch_advantages(
-            batch,
-            known,
-            ppo.gamma,
-            gae_lambda,
-            limit_is_terminal=ppo.time_limit == "terminal",
+    def _distances(self, batch: Batch, seen: Seen) -> dict[str, float]:
+        """How far the policy is from the weights that acted, and from where training began."""
+        config = self.algorithm.config
+        server = torch.from_numpy(batch.server_logprobs)
+        distances = before_a_step(
+            seen.logprobs,
+            server,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            ratio=config.ratio,
+        )
+        if seen.reference is not None:
+            distances["reference_kl"] = float(reference_kl(seen.logprobs, seen.reference).mean())
+        return distances
+
+    def _samples(
+        self, observations: Observations, batch: Batch, seen: Seen, estimate: Estimate
+    ) -> PolicySamples:
+        """What the policy's update learns from."""
+        logprobs, weights = corrected(
+            self._config.correction,
+            start=seen.logprobs,
+            server=torch.from_numpy(batch.server_logprobs),
+            fresh=torch.from_numpy(batch.fresh),
+            ratio=self.algorithm.config.ratio,
+            cap=self._config.correction_cap,
+        )
+        return PolicySamples(
+            observations=observations,
+            token_ids=torch.from_numpy(batch.token_ids),
+            logprobs=logprobs,
+            weights=weights,
+            start_logprobs=seen.logprobs,
+            reference_logprobs=seen.reference if self.algorithm.config.kl_coefficient else None,
+            advantages=torch.from_numpy(estimate.advantages).float(),
+            shares=torch.from_numpy(self.algorithm.shares(batch)).float(),
         )
 
     def values(self, frames: Sequence[bytes], instruction: str) -> list[float]:
-        """The critic's values of states, given as encoded frames, of one task."""
+        """What the algorithm's critic, if it has one, makes of states, given as encoded frames, of
+        one task.
+        """
         observations = Observations(
             frames, [instruction] * len(frames), self._processor, self._ranks.device
         )
-        values: list[float] = self.critic.values(self._features(observations)).tolist()
+        spec = self.policy.config.spec
+        any_action = np.full((len(frames), spec.action_dim), spec.action_ids.start)
+        features, *_ = self._pass(observations, any_action, factors=self.algorithm.view == "policy")
+        values: list[float] = self.algorithm.values(features).tolist()
         return values
 
-    def _look(self, observations: Observations, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """What the weights as they are make of the batch, without gradient.
+    def _look(self, observations: Observations, batch: Batch) -> Seen:
+        """What the weights as they are make of the batch, without gradient, in as few passes as
+        possible.
+        """
+        taken, view = batch.token_ids, self.algorithm.view
+        shown = taken
+        if view and self.algorithm.looks_at_ends:
+            # Any action will do after a final state: what the critic sees comes before it.
+            ends = len(batch.frames) - len(taken)
+            shown = np.concatenate([taken, np.full((ends, taken.shape[1]), taken.min())])
+        if view == "base":
+            features, reference, _ = self._pass(observations, shown, factors=False)
+            _, logprobs, entropy = self._pass(observations, taken)
+            return Seen(features, logprobs, entropy, reference[: len(taken)])
+        features, logprobs, entropy = self._pass(observations, shown)
+        held = self.algorithm.config.kl_coefficient > 0
+        return Seen(
+            features if view else None,
+            logprobs[: len(taken)],
+            entropy[: len(taken)],
+            self._pass(observations, taken, factors=False)[1] if held else None,
+        )
+
+    def _pass(
+        self, observations: Observations, actions: Indices, *, factors: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the policy, or the policy that training began with, makes of the first so many
+        states, and of an action's tokens [S, K] in each.
 
         Returns:
-            The critic's features of the states whose values count [S', F]: of the N samples, and
-            of final states where returns are bootstrapped. Log-probs and entropies [N, K] of the
-            actions taken.
+            What the algorithm keeps of the states [S, F], of none where it asks for no view;
+            log-probs and entropies [S, K] of the actions.
         """
-        samples = len(batch.token_ids)
-        bootstrapped = self._config.ppo.time_limit == "bootstrap"
-        states = len(batch.frames) if bootstrapped else samples
-        if self._config.critic.features == "base":
-            features = self._features(observations, states)
-            return features, *self._logprobs(observations, batch)
-        # Any token will do after a final state: what the critic sees comes before it.
-        any_token = np.full((states - samples, *batch.token_ids.shape[1:]), batch.token_ids.min())
-        tokens = torch.from_numpy(np.concatenate([batch.token_ids, any_token]))
-        width = batch.token_ids.shape[1]
+        tokens, width = torch.from_numpy(actions), actions.shape[1]
+        kept = self.algorithm.view == ("policy" if factors else "base")
 
         def row(seen: ObservationBatch, which: Indices) -> Tensor:
             own = tokens[torch.from_numpy(which)].to(self._ranks.device)
-            looked = self.policy.states_and_logprobs(seen, own, self._config.temperature)
-            return torch.cat([self.critic.features(*looked[0]), *looked[1:]], dim=1)
+            states, *both = self.policy.look(seen, own, self._config.temperature, factors=factors)
+            features = [self.algorithm.features(states)] if kept else []
+            return torch.cat([*features, *both], dim=1)
 
-        rows = self._rows(observations, states, row)
+        rows = self._rows(observations, len(actions), row)
         features, logprobs, entropy = rows.tensor_split((-2 * width, -width), dim=1)
-        return features.contiguous(), logprobs[:samples], entropy[:samples]
-
-    def _features(self, observations: Observations, states: int | None = None) -> Tensor:
-        """The critic's features of the first so many states, or of all [S, F]."""
-        factors = self._config.critic.features == "policy"
-        return self._rows(
-            observations,
-            len(observations) if states is None else states,
-            lambda seen, _: self.critic.features(*self.policy.states(seen, factors=factors)),
-        )
-
-    @torch.no_grad()
-    def _logprobs(self, observations: Observations, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies [N, K] of the actions taken, under the weights as they are."""
-
-        def row(seen: ObservationBatch, which: Indices) -> Tensor:
-            tokens = torch.from_numpy(batch.token_ids[which]).to(self._ranks.device)
-            both = self.policy.logprobs(seen, tokens, self._config.temperature)
-            return torch.stack(both, dim=-1)
-
-        rows = self._rows(observations, len(batch.token_ids), row)
-        logprobs, entropy = rows.unbind(dim=-1)
-        return logprobs, entropy
+        return features.contiguous(), logprobs, entropy
 
     def _rows(
         self,
@@ -241,10 +265,13 @@ class Learner:
         """What `row` makes of the first so many states, given some and their numbers, each computed
         on one rank: [states, ...] on the CPU.
         """
-        ppo = self._config.ppo
+        config = self.algorithm.config
         lengths = self.policy.sequence_lengths(observations.prompt_lengths[:states])
         shares = self._ranks.share(
-            np.arange(states), ppo.micro_batch, lengths=lengths, most_tokens=ppo.micro_batch_tokens
+            np.arange(states),
+            config.micro_batch,
+            lengths=lengths,
+            most_tokens=config.micro_batch_tokens,
         )
         # Nothing is looked at before all passes are on their way to the device.
         parts = [row(observations[one.samples], one.samples)[: one.counted] for one in shares]
@@ -268,23 +295,6 @@ class Learner:
             )
         return parity
 
-    def _fit_critic(
-        self, iteration: int, features: Tensor, returns: np.ndarray, warming_up: bool
-    ) -> dict[str, float]:
-        """Rank 0 trains the critic; the others get its values, not its weights."""
-        if not self._ranks.first:
-            return {}
-        critic, ppo = self._config.critic, self._config.ppo
-        epochs = critic.epochs or ppo.epochs
-        report = self.critic.fit(
-            features[: len(returns)],
-            torch.from_numpy(returns),
-            epochs=critic.warmup_epochs if warming_up else epochs,
-            mini_batch=ppo.mini_batch,
-            generator=generator_for(self._seed, Stream.CRITIC_ORDER, iteration),
-        )
-        return vars(report)
-
     def snapshot(self) -> Snapshot:
         """Gathers all that was learned."""
         checksums = self._checksums()
@@ -292,8 +302,7 @@ class Learner:
         tensors |= self._update.optimizer.tensors("policy_optimizer")
         if not self._ranks.first:
             return Snapshot({}, checksums)
-        tensors |= gathered(self.critic.head.state_dict(), "critic")
-        tensors |= self.critic.optimizer.tensors("critic_optimizer")
+        tensors |= self.algorithm.tensors()
         # For 0.1.0, which reads it; here AdamW's own count is.
         tensors["policy_steps"] = torch.tensor(self._update.optimizer.steps_taken)
         return Snapshot(tensors, checksums)
@@ -311,6 +320,5 @@ class Learner:
             ResumeError: the snapshot is of other layers, or of layers of another size.
         """
         take_over(self.policy.named_parameters(), tensors, "policy", section="trainer.lora")
-        take_over(self.critic.head.state_dict(), tensors, "critic", section="trainer.critic")
         self._update.optimizer.restore(tensors, "policy_optimizer")
-        self.critic.optimizer.restore(tensors, "critic_optimizer")
+        self.algorithm.restore(tensors)

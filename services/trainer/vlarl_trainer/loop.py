@@ -37,7 +37,10 @@ from vlarl_trainer.record.metrics import MetricsLog
 from vlarl_trainer.record.progress import Progress, run_checkpoints
 from vlarl_trainer.rollouts.collector import Collected, Collector
 from vlarl_trainer.rollouts.curriculum import Curriculum
-from vlarl_trainer.rollouts.plan import evaluation_episodes, training_episodes
+from vlarl_trainer.rollouts.episodes import EpisodePlan
+from vlarl_trainer.rollouts.groups import GroupPlan
+from vlarl_trainer.rollouts.orders import Ended
+from vlarl_trainer.rollouts.plan import RolloutPlan, evaluation_episodes
 from vlarl_trainer.rollouts.reward_hacking import RewardWatch
 from vlarl_trainer.rollouts.trajectory_check import TrajectoryCheck
 from vlarl_trainer.status import RunStatus
@@ -77,12 +80,15 @@ class TrainingLoop:
         if config.trainer.record_rollouts:
             self._recorder = RolloutRecorder(run_dir / "rollouts", config.env)
         self._curriculum = Curriculum(config.tasks.indices, config.curriculum)
+        plan = GroupPlan if config.trainer.groups else EpisodePlan
+        self._plan: RolloutPlan = plan(config, self._curriculum, unnorm_key)
         self._watch = RewardWatch(config.reward)
         self._seconds: dict[str, float] = defaultdict(float)
 
     async def run(self, progress: Progress, snapshot: Snapshot) -> None:
         """Goes on from there until all iterations are done and evaluated."""
         self._curriculum.restore(progress.success)
+        self._plan.restore(progress.tasks_ahead)
         await self._publish(progress, snapshot, takeover=True)
         while progress.iteration < self._config.trainer.iterations:
             # Before an iteration, not after the last: a crash may have come in between.
@@ -103,23 +109,18 @@ class TrainingLoop:
         with self._phase("rollout"):
             await self._status.enter(trainer_pb2.RUN_STATE_ROLLOUT)
             specs = await self._issue(progress.iteration)
-            oldest = progress.version - self._config.trainer.staleness
-            collected = await self._collector.collect(
-                specs, learned=progress.iteration, oldest=oldest
-            )
-            frames = collected.frames()
-            replace(self._expectation, version=progress.version).check(
-                collected.trajectories, frames
-            )
+            collected = await self._collect(progress, specs)
+            review = self._plan.review(progress.iteration, collected.ended)
+            chosen = collected.only(review.kept)
             watched = self._watch.record(collected.trajectories)
 
         with self._phase("learning"):
             await self._status.enter(trainer_pb2.RUN_STATE_LEARNING)
             experience = Experience(
-                progress.iteration, progress.version, collected.trajectories, frames
+                progress.iteration, progress.version, chosen.trajectories, chosen.frames()
             )
             learned, snapshot = await self._learner.learn(experience)
-            learned |= watched
+            learned |= watched | review.metrics
 
         with self._phase("checkpoint"):
             self._actions.write(progress.iteration, collected.trajectories)
@@ -127,11 +128,11 @@ class TrainingLoop:
                 part = f"{progress.iteration:05d}"
                 for members in collected.by_task():
                     await asyncio.to_thread(self._recorder.write, part, members)
-            progress = self._advance(progress, collected, learned)
+            progress = self._advance(progress, collected, chosen, learned)
             await self._save(progress, snapshot)
 
         await self._collector.settle(collected)
-        self._status.outstanding -= len(specs)
+        self._status.outstanding -= len(collected.deliveries) + len(collected.missing)
 
         with self._phase("publish"):
             await self._status.enter(trainer_pb2.RUN_STATE_PUBLISHING)
@@ -148,24 +149,53 @@ class TrainingLoop:
     async def _issue(self, iteration: int) -> Sequence[rollout_pb2.EpisodeSpec]:
         """Orders this iteration's episodes, and those that may be collected meanwhile."""
         last = min(iteration + self._config.trainer.staleness, self._config.trainer.iterations - 1)
-        batches = [
-            training_episodes(self._config, number, self._curriculum, self._unnorm_key)
-            for number in range(iteration, last + 1)
-        ]
+        batches = [self._plan.first(number) for number in range(iteration, last + 1)]
         for batch in batches:
             await self._collector.issue(batch)
         self._status.outstanding = sum(map(len, batches))
         return batches[0]
 
+    async def _collect(
+        self, progress: Progress, specs: Sequence[rollout_pb2.EpisodeSpec]
+    ) -> Collected:
+        """All episodes of the iteration, checked: those that it began with, and the further ones
+        that its plan orders as they end.
+        """
+        ordered = self._status.outstanding
+
+        def further(ended: Ended) -> Sequence[rollout_pb2.EpisodeSpec]:
+            more = self._plan.further(progress.iteration, ended)
+            self._status.outstanding = ordered + len(more)
+            return more
+
+        oldest = progress.version - self._config.trainer.staleness
+        collected = await self._collector.collect(
+            specs, learned=progress.iteration, oldest=oldest, further=further
+        )
+        check = replace(self._expectation, version=progress.version)
+        check.check(collected.trajectories, collected.frames())
+        return collected
+
     def _advance(
-        self, progress: Progress, collected: Collected, learned: dict[str, float]
+        self,
+        progress: Progress,
+        collected: Collected,
+        chosen: Collected,
+        learned: dict[str, float],
     ) -> Progress:
-        """The run's place after an iteration."""
+        """The run's place after an iteration.
+
+        Args:
+            progress: the place before.
+            collected: all its episodes, which the curriculum and the metrics count.
+            chosen: those of them that were learned from.
+            learned: the metrics of learning.
+        """
         trajectories = collected.trajectories
         for trajectory in trajectories:
             success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
             self._curriculum.record(trajectory.spec.task.index, success)
-        metrics = rollout_metrics(collected) | learned | self._curriculum.metrics()
+        metrics = rollout_metrics(collected, chosen) | learned | self._curriculum.metrics()
         steps = executed_steps(trajectories, self._config.env.action_repeat)
         return replace(
             progress,
@@ -173,8 +203,9 @@ class TrainingLoop:
             version=progress.version + bool(learned.get("policy_steps")),
             acted=progress.version,
             env_steps=progress.env_steps + steps,
-            learned=[trajectory.spec.episode_id for trajectory in trajectories],
+            learned=[trajectory.spec.episode_id for trajectory in chosen.trajectories],
             success=self._curriculum.state(),
+            tasks_ahead=self._plan.tasks_ahead(progress.iteration + 1),
             metrics=metrics,
         )
 
@@ -224,7 +255,7 @@ class TrainingLoop:
         results = [
             score_episode(trajectory, progress.version) for trajectory in collected.trajectories
         ]
-        evaluation = count(results, progress, [letter.spec for letter in collected.missing])
+        evaluation = count(results, progress, collected.ended.given_up)
         # Shown before it is written down: killed in between, it is only shown twice.
         self._log.evaluation(evaluation.metrics(), progress.env_steps)
         self._evaluations.write(evaluation, time.monotonic() - started)
@@ -247,8 +278,13 @@ def executed_steps(trajectories: Sequence[rollout_pb2.Trajectory], action_repeat
     return sum(step.control_steps or action_repeat for one in trajectories for step in one.steps)
 
 
-def rollout_metrics(collected: Collected) -> dict[str, float]:
-    """How the episodes went."""
+def rollout_metrics(collected: Collected, chosen: Collected) -> dict[str, float]:
+    """How the episodes went.
+
+    Args:
+        collected: all of the iteration.
+        chosen: those of them that were learned from.
+    """
     trajectories = collected.trajectories
     lengths = [len(trajectory.steps) for trajectory in trajectories]
     successes = defaultdict(list)
@@ -264,7 +300,7 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         "episodes": float(len(trajectories)),
         "missing_episodes": float(len(collected.missing)),
         "simulator_restarts": float(sum(t.simulator_restarts for t in trajectories)),
-        "samples": float(sum(lengths)),
+        "samples": float(sum(len(trajectory.steps) for trajectory in chosen.trajectories)),
         "seconds_in_episodes": sum(t.seconds for t in trajectories),
         "seconds_waiting_for_policy": sum(t.policy_seconds for t in trajectories),
         "seconds_waiting_for_reward": collected.reward_seconds,

@@ -148,7 +148,7 @@ async def _train(
                 queue,
                 config.name,
                 trainer.rollout_timeout_seconds,
-                reward_terms(config.reward, trainer.ppo),
+                reward_terms(config.reward, trainer.chosen),
             ),
             publisher=publisher,
             status=status,

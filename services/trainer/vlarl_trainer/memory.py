@@ -164,7 +164,7 @@ def place(
     if config.sharding == "auto":
         # Alone there is nobody to share with: gathering would only copy.
         sharded = ranks > 1 and not fits(Placement(sharded=False, recomputed=again is not False))
-    bound = config.ppo.micro_batch_tokens
+    bound = config.chosen.micro_batch_tokens
     if again != "auto":
         return Placement(sharded, again, bound)
     length = model.num_patches + PROMPT_TOKENS
@@ -192,8 +192,8 @@ def memory_bytes(config: TrainerConfig, ranks: Ranks) -> int:
 
 def _rows(config: TrainerConfig, length: int, most_tokens: int | None) -> int:
     """Samples of this length in a pass with gradient."""
-    rows = config.ppo.micro_batch
-    for bound in (config.ppo.micro_batch_tokens, most_tokens):
+    rows = config.chosen.micro_batch
+    for bound in (config.chosen.micro_batch_tokens, most_tokens):
         if bound is not None:
             rows = min(rows, max(1, bound // length))
     return rows

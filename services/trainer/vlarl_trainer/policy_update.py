@@ -1,4 +1,4 @@
-"""One PPO update of the policy's LoRA factors."""
+"""One update of the policy's LoRA factors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlarl.config import PpoConfig
 from vlarl.learning.optimizer import LossScale, StepOptimizer, mini_batches, warmed_up
 from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.trainable import LoraPolicy
-from vlarl_trainer.algorithms.ppo import PolicyTerms, clipped_policy_terms
+from vlarl_trainer.algorithms.base import Algorithm
+from vlarl_trainer.algorithms.surrogate import PolicyTerms, reference_kl
 from vlarl_trainer.batch import Observations
 
 
@@ -25,12 +25,18 @@ class PolicySamples:
     token_ids: Tensor
     """int64 [N, K]."""
     logprobs: Tensor
-    """[N, K], of the weights that acted, computed before the first step."""
+    """[N, K], what the ratio is against, see `corrected`."""
+    weights: Tensor | None
+    """[N, 1] or [N, K] of the surrogate, see `corrected`; none: 1."""
     start_logprobs: Tensor
     """[N, K], of the weights as they are before the first step: what the KL is measured from. A
     stale action's own were an update behind them, and that drift isn't this update's."""
+    reference_logprobs: Tensor | None
+    """[N, K], of the policy that training began with; none: it isn't held to."""
     advantages: Tensor
     """[N]."""
+    shares: Tensor
+    """[N], what each sample weighs in the mean of losses; 1 on average."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,16 @@ class PolicyReport:
 
 
 class PolicyUpdate:
-    """PPO's optimizer and its schedule."""
+    """The policy's optimizer, and its way through a batch."""
 
     def __init__(
         self,
         policy: LoraPolicy,
-        config: PpoConfig,
+        algorithm: Algorithm,
         temperature: float,
         ranks: Ranks,
         *,
+        rate_key: str,
         most_tokens: int | None,
         loss_scale: LossScale | None = None,
     ) -> None:
@@ -68,12 +75,14 @@ class PolicyUpdate:
 
         Args:
             policy: what learns.
-            config: how.
+            algorithm: how; its section says so, too.
             temperature: the rollout's.
             ranks: which learn together.
+            rate_key: the rate's key in the configuration, for errors.
             most_tokens: of a pass on one rank; None: only `config.micro_batch` is a bound.
             loss_scale: where the policy computes in float16.
         """
+        config = algorithm.config
         self.optimizer = StepOptimizer(
             policy.named_parameters(),
             ranks,
@@ -82,10 +91,11 @@ class PolicyUpdate:
             epsilon=1e-5,
             synchronise_gradients=policy.synchronise_gradients,
             name="the policy",
-            rate_key="trainer.ppo.learning_rate",
+            rate_key=rate_key,
             loss_scale=loss_scale,
         )
         self._policy = policy
+        self._algorithm = algorithm
         self._config = config
         self._temperature = temperature
         self._ranks = ranks
@@ -144,28 +154,34 @@ class PolicyUpdate:
             most_tokens=self._most_tokens,
         )
         for micro_batch in shares:
-            terms, entropy = self._terms(samples, micro_batch.samples)
+            loss, terms = self._terms(samples, micro_batch.samples)
             self.optimizer.accumulate(
-                terms.loss - self._config.entropy_coefficient * entropy,
+                loss,
                 micro_batch,
                 watched=torch.stack([terms.loss, terms.kl, terms.clipped]),
             )
         return self.optimizer.means()
 
-    def _terms(self, samples: PolicySamples, states: Indices) -> tuple[PolicyTerms, Tensor]:
-        """Loss terms and entropies [B] of some samples under the policy as it is now."""
+    def _terms(self, samples: PolicySamples, states: Indices) -> tuple[Tensor, PolicyTerms]:
+        """Losses [B] of some samples under the policy as it is now, and the surrogate's terms."""
         picked = torch.from_numpy(states)
         device = self._ranks.device
+
+        def rows(values: Tensor) -> Tensor:
+            return values[picked].to(device)
+
         logprobs, entropy = self._policy.logprobs(
-            samples.observations[states], samples.token_ids[picked].to(device), self._temperature
+            samples.observations[states], rows(samples.token_ids), self._temperature
         )
-        terms = clipped_policy_terms(
+        terms = self._algorithm.terms(
             logprobs,
-            samples.logprobs[picked].to(device),
-            samples.start_logprobs[picked].to(device),
-            samples.advantages[picked].to(device),
-            clip_low=self._config.clip_low,
-            clip_high=self._config.clip_high,
-            ratio=self._config.ratio,
+            rows(samples.logprobs),
+            rows(samples.start_logprobs),
+            rows(samples.advantages),
+            None if samples.weights is None else rows(samples.weights),
         )
-        return terms, entropy.mean(dim=-1)
+        loss = terms.loss - self._config.entropy_coefficient * entropy.mean(dim=-1)
+        if samples.reference_logprobs is not None:
+            held = reference_kl(logprobs, rows(samples.reference_logprobs))
+            loss = loss + self._config.kl_coefficient * held
+        return loss * rows(samples.shares), terms

@@ -87,6 +87,8 @@ class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
         generator = np.random.default_rng([spec.placement_seed, spec.init_state])
         steps = int(generator.integers(3, 8))
         success = bool(generator.integers(2))
+        if spec.group_id:  # Of one placement, they would all end alike.
+            success = bool(np.random.default_rng(spec.sampling_seed).integers(2))
         size = self.config.spec.image_size
         frames = [
             encode_jpeg(generator.integers(256, size=(size, size, 3), dtype=np.uint8))

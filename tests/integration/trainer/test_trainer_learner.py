@@ -22,10 +22,13 @@ from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig  # n
 from vlarl.learning.checkpoints import ResumeError  # noqa: E402
 from vlarl.learning.optimizer import DivergedError  # noqa: E402
 from vlarl.learning.ranks import Ranks  # noqa: E402
+from vlarl.learning.trainable import States  # noqa: E402
 from vlarl.models.openvla.lora import lora_layers  # noqa: E402
 from vlarl.models.openvla.processor import Processor  # noqa: E402
 from vlarl.rollout.v1 import rollout_pb2  # noqa: E402
-from vlarl_trainer.algorithms.ppo import approximate_kl, batch_advantages  # noqa: E402
+from vlarl_trainer.algorithms.critic import Critic  # noqa: E402
+from vlarl_trainer.algorithms.ppo import Ppo, batch_advantages  # noqa: E402
+from vlarl_trainer.algorithms.surrogate import approximate_kl  # noqa: E402
 from vlarl_trainer.batch import Experience, Observations, build_batch  # noqa: E402
 from vlarl_trainer.learner import Learner, ParityError  # noqa: E402
 
@@ -102,22 +105,36 @@ def test_base_weights_never_change(checkpoint: Path, experience: Experience) -> 
     one.policy._hold_weights()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"{layer}.weight" for layer in one.policy.layers}
-    frames = [step.image for step in experience.trajectories[0].steps]
-    one.values(frames, "what the critic sees is of W0")
+    seen(one, observations_of(one, checkpoint, experience), factors=False)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def observations_of(one: Learner, checkpoint: Path, experience: Experience) -> Observations:
+    batch = build_batch(experience)
+    processor = Processor(checkpoint, one.policy.config, center_crop=False)
+    return Observations(batch.frames, batch.instructions, processor, ALONE.device)
+
+
+def seen(one: Learner, observations: Observations, *, factors: bool, last: bool = False) -> States:
+    """What the policy makes of the first two states, or of the last two, in which episodes were cut
+    off, whatever is done in them.
+    """
+    any_action = torch.full((2, 7), one.policy.config.spec.action_ids.start)
+    states = np.arange(2) + (len(observations) - 2 if last else 0)
+    return one.policy.look(observations[states], any_action, 1.0, factors=factors)[0]
+
+
+def critic_of_ppo(one: Learner) -> Critic:
+    assert isinstance(one.algorithm, Ppo)
+    return one.algorithm.critic
 
 
 def test_features_ignore_the_factors(checkpoint: Path, experience: Experience) -> None:
     one = learner(checkpoint)
-    batch = build_batch(experience)
-    processor = Processor(checkpoint, one.policy.config, center_crop=False)
-    observations = Observations(batch.frames, batch.instructions, processor, ALONE.device)
-    states = np.arange(6)
-    before = one.policy.states(observations[states], factors=False)
+    observations = observations_of(one, checkpoint, experience)
+    before = seen(one, observations, factors=False)
     one.learn(experience)
-    for early, late in zip(
-        before, one.policy.states(observations[states], factors=False), strict=True
-    ):
+    for early, late in zip(before, seen(one, observations, factors=False), strict=True):
         assert torch.equal(early, late)
         assert early.std(dim=0).max() > 1e-3, "the critic sees the same thing in every state"
 
@@ -134,15 +151,18 @@ def test_the_policys_own_features_are_the_bases_until_it_has_learned(
     processor = Processor(checkpoint, own.policy.config, center_crop=False)
     observations = Observations(batch.frames, batch.instructions, processor, ALONE.device)
     looked, expected = (one._look(observations, batch) for one in (own, base))
-    assert len(looked[0]) == len(batch.frames) > len(batch.token_ids)
-    for ours, theirs in zip(looked, expected, strict=True):
+    assert len(looked.features) == len(batch.frames) > len(batch.token_ids)
+    for name in ("features", "logprobs", "entropy"):
+        ours, theirs = getattr(looked, name), getattr(expected, name)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(expected.reference, expected.logprobs, atol=1e-5, rtol=0)
     reports = [one.learn(experience) for one in (own, base)]
     for name in ("advantage_deviation", "policy_loss", "entropy", "value_loss"):
         assert reports[0][name] == pytest.approx(reports[1][name], abs=1e-4), name
-    learned = own._look(observations, batch)[0]
-    assert (learned - looked[0]).abs().max() > 1e-3
-    torch.testing.assert_close(own._features(observations), learned, atol=1e-5, rtol=0)
+    learned = own._look(observations, batch).features
+    assert (learned - looked.features).abs().max() > 1e-3
+    shown = own.algorithm.features(seen(own, observations, factors=True))
+    torch.testing.assert_close(shown, learned[:2], atol=1e-5, rtol=0)
 
 
 def critic_of(features: str) -> CriticConfig:
@@ -160,13 +180,12 @@ def test_no_pass_is_computed_twice(
     config = trainer_config(ppo=ppo(**batches), critic=critic_of(features))
     one = learner(checkpoint, config)
     processor = Processor(checkpoint, one.policy.config, center_crop=False)
-    needed = before = 0
+    needed = before = 0  # the base's pass gives log-probs, too, for the KL from where it began
     for trajectory in experience.trajectories:
         prompt = len(processor.prompt(trajectory.instruction))
         own = least(one.policy.config, config.lora.rank, prompt, action_tokens=7)
-        first = least(one.policy.config, config.lora.rank, prompt, action_tokens=1)
         needed += len(trajectory.steps) * (own.forward + 2 * own.update)
-        before += len(trajectory.steps) * first.forward * (passes - 1)
+        before += len(trajectory.steps) * own.forward * (passes - 1)
     with Operations() as counted:
         one.learn(experience)
     assert 1.0 <= counted.of_the_policy / (needed + before) < 1.1
@@ -312,7 +331,7 @@ def test_the_kl_bound_leaves_out_what_the_last_update_did(
     batch = build_batch(experience)
     processor = Processor(checkpoint, one.policy.config, center_crop=False)
     observations = Observations(batch.frames, batch.instructions, processor, ALONE.device)
-    now, _ = one._logprobs(observations, batch)
+    now = one._look(observations, batch).logprobs
     drift = approximate_kl((now - torch.from_numpy(batch.server_logprobs)).sum(dim=1)).mean()
     assert drift > 1e-5
     bounded = learner(checkpoint, trainer_config(ppo=ppo(mini_batch=10**6, kl_stop=drift / 2)))
@@ -368,17 +387,18 @@ def test_truncated_episodes_bootstrap_and_successes_do_not(experience: Experienc
 
 def test_the_step_limit_may_count_as_failure(checkpoint: Path, experience: Experience) -> None:
     critic = CriticConfig(hidden=(16,), learning_rate=1e-2, clip=0.0, epochs=20)
-    seen = {}
+    values = {}
     for time_limit in ("bootstrap", "terminal"):
         config = trainer_config(critic=critic, ppo=ppo(gamma=1.0, time_limit=time_limit))
         one = learner(checkpoint, config)
         # It begins by thinking well of every state; where an episode is cut off, nothing objects.
-        torch.nn.init.constant_(one.critic.head[-1].bias, 5.0)
+        torch.nn.init.constant_(critic_of_ppo(one).head[-1].bias, 5.0)
         for _ in range(3):
             one.learn(experience)
-        failed = [t for t in experience.trajectories if t.outcome != rollout_pb2.OUTCOME_SUCCESS]
-        seen[time_limit] = one.values([t.final_image for t in failed], failed[0].instruction)
-    assert np.mean(seen["terminal"]) < np.mean(seen["bootstrap"])
+        observations = observations_of(one, checkpoint, experience)
+        ends = one.algorithm.features(seen(one, observations, factors=False, last=True))
+        values[time_limit] = critic_of_ppo(one).values(ends).numpy()
+    assert np.mean(values["terminal"]) < np.mean(values["bootstrap"])
 
 
 def test_the_critics_own_lambda_leaves_the_advantages_alone(
@@ -394,7 +414,8 @@ def test_the_critics_own_lambda_leaves_the_advantages_alone(
     one, other = learners
     factors = [list(each.snapshot().factors.values()) for each in learners]
     torch.testing.assert_close(factors[0], factors[1], rtol=0, atol=0)
-    assert not torch.equal(one.critic.head[1].weight, other.critic.head[1].weight)
+    weights = [critic_of_ppo(each).head[1].weight for each in (one, other)]
+    assert not torch.equal(*weights)
 
 
 def test_a_snapshot_restores_everything(checkpoint: Path, experience: Experience) -> None:
@@ -443,9 +464,9 @@ def test_rewarded_actions_become_likelier_and_the_others_less(
     batch = build_batch(experience)
     processor = Processor(checkpoint, one.policy.config, center_crop=False)
     observations = Observations(batch.frames, batch.instructions, processor, ALONE.device)
-    before, _ = one._logprobs(observations, batch)
+    before = one._look(observations, batch).logprobs
     one.learn(Experience(0, 1, trajectories))
-    after, _ = one._logprobs(observations, batch)
+    after = one._look(observations, batch).logprobs
     change = (after - before).sum(dim=1).numpy()
     good = np.array(rewarded)
     assert change[good].mean() > 0.02
@@ -487,3 +508,99 @@ def test_sixteen_bits_learn_on_float32_factors(
     assert {p.dtype for n, p in one.policy._model.named_parameters() if "lora_" not in n} == {
         getattr(torch, dtype)
     }
+
+
+def grouped(experience: Experience) -> Experience:
+    """The same episodes in two groups of one success and one failure each."""
+    found = [copy.deepcopy(one) for one in experience.trajectories]
+    for number, one in enumerate(found):
+        one.spec.group_id = f"run:00000:0:{number // 2:04d}"
+    return Experience(experience.iteration, experience.version, found)
+
+
+def group_config(algorithm: str, **changes: object) -> TrainerConfig:
+    keys = {"learning_rate": 2e-3, "epochs": 2, "mini_batch": 8, "micro_batch": 3, "kl_stop": 0.0}
+    return trainer_config(
+        algorithm=algorithm,
+        episodes_per_iteration=4,
+        ppo=PpoConfig(),
+        critic=CriticConfig(),
+        **{algorithm: keys | {"group_size": 2} | changes},
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_groups_learn_without_a_critic(
+    checkpoint: Path, experience: Experience, algorithm: str
+) -> None:
+    """No pass for its features, none of its weights in the checkpoint; successes become likelier
+    and failures less likely.
+    """
+    config = group_config(algorithm, mini_batch=10**6, micro_batch=6, epochs=1)
+    one, groups = learner(checkpoint, config), grouped(experience)
+    batch = build_batch(groups)
+    processor = Processor(checkpoint, one.policy.config, center_crop=False)
+    needed = 0
+    for trajectory in groups.trajectories:
+        prompt = len(processor.prompt(trajectory.instruction))
+        own = least(one.policy.config, config.lora.rank, prompt, action_tokens=7)
+        needed += len(trajectory.steps) * (own.forward + own.update)
+    with Operations() as counted:
+        report = one.learn(groups)
+    assert 1.0 <= counted.of_the_policy / needed < 1.1
+    assert not {"value_loss", "reference_kl"} & report.keys()
+    assert report["policy_steps"] == 1
+    prefixes = {name.split(".")[0] for name in one.snapshot().tensors}
+    assert prefixes == {"policy", "policy_optimizer", "policy_steps"}
+    after = one._look(observations_of(one, checkpoint, groups), batch).logprobs
+    moved = (after.numpy() - batch.server_logprobs).sum(axis=1)
+    success = np.concatenate([[e.terminal] * (e.stop - e.start) for e in batch.episodes])
+    assert moved[success].mean() > 0 > moved[~success].mean()
+
+
+def test_a_rate_of_zero_changes_nothing(checkpoint: Path, experience: Experience) -> None:
+    """Whatever the KL and the clip fraction then show is a fault of what comes before a step."""
+    configs = [trainer_config(ppo=ppo(learning_rate=0.0)), group_config("grpo", learning_rate=0.0)]
+    for config in configs:
+        one = learner(checkpoint, config)
+        report = one.learn(grouped(experience))
+        assert report["policy_steps"] > 0
+        assert report["clip_fraction"] == report["start_outside_clip"] == 0.0
+        assert max(report["largest_kl"], report["start_k3"]) < 1e-6
+
+
+def test_the_policy_may_be_held_to_where_training_began(
+    checkpoint: Path, experience: Experience
+) -> None:
+    """The penalty counts from the second iteration on, when there is a distance."""
+    groups = grouped(experience)
+    distances = []
+    for coefficient in (1e-9, 10.0):
+        config = group_config("grpo", kl_coefficient=coefficient, learning_rate=2e-4)
+        one = learner(checkpoint, config)
+        reports = []
+        for _ in range(4):
+            reports.append(one.learn(stale(groups) if reports else groups))
+        assert reports[0]["reference_kl"] == pytest.approx(0.0, abs=1e-6)
+        distances.append(reports[-1]["reference_kl"])
+    assert distances[1] < 0.5 * distances[0]
+
+
+def stale(experience: Experience) -> Experience:
+    """For a trainer whose weights have moved on: the log-probs must not be compared."""
+    return Experience(experience.iteration, experience.version + 1, experience.trajectories)
+
+
+def test_the_decoupled_correction_goes_from_the_updates_start(
+    checkpoint: Path, experience: Experience
+) -> None:
+    """However old the actions are, nothing is clipped at the first step."""
+    clipped = {}
+    for kind in ("server", "decoupled"):
+        config = trainer_config(correction=kind, ppo=ppo(epochs=1, mini_batch=10**6))
+        one = learner(checkpoint, config)
+        one.learn(experience)
+        report = one.learn(stale(experience))
+        assert report["start_outside_clip"] > 0.1
+        clipped[kind] = report["clip_fraction"]
+    assert clipped["server"] > 0.0 == clipped["decoupled"]

@@ -119,13 +119,13 @@ def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
         ("trainer.ppo.epoch=2", r"trainer.ppo.epoch: unknown key; did you mean 'epochs'\?"),
         ("iterations=3", r"^configuration: iterations: unknown .* mean trainer.iterations\?$"),
         ("trainer.iteratons=3", r"unknown key; did you mean 'iterations'\?"),
-        ("env.gamma=1", r"env.gamma: unknown key; did you mean trainer.ppo.gamma\?"),
-        ("clip_lo=1", r"did you mean trainer.ppo.clip_low\?"),
+        ("env.gamma=1", r"env.gamma: unknown key; did you mean trainer.ppo.gamma or trainer.grpo"),
+        ("clip_lo=1", r"did you mean trainer.ppo.clip_low or trainer.grpo"),
         ("temprature=1", r"did you mean trainer.temperature\?"),
         ("gae_lambda=1", "trainer.ppo.gae_lambda or trainer.critic.gae_lambda"),
         ("xyzzy=1", "xyzzy: unknown key; known: name, seed"),
         ("trainer.temperature=0", r"trainer.temperature: .* equal to 0.01 \(got 0\)"),
-        ("trainer.ppo.micro_batch=100", "must not exceed ppo.mini_batch"),
+        ("trainer.ppo.micro_batch=100", "must not exceed mini_batch"),
         ("name=a/b", "name: "),
         ("temperature", "an override is written section.key=value"),
     ],
@@ -133,6 +133,31 @@ def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
 def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["ppo.gamma=0.9"], r"ppo.gamma is read by another algorithm .* \[trainer.grpo\]"),
+        (["critic.epochs=2"], r"critic.epochs is read by another algorithm"),
+        (["rloo.epochs=2"], r"rloo.epochs is read by another algorithm"),
+        (["algorithm=ppo", "grpo.epochs=2"], r"grpo.epochs is read by another .* \[trainer.ppo\]"),
+        (["grpo.group_size=1"], r"trainer.grpo.group_size: .* greater than or equal to 2"),
+        (["grpo.group_size=5"], r"episodes_per_iteration \(16\) has to be a multiple of grpo.gro"),
+        (["grpo.keep_between=[0.9, 0.1]"], r"keep_between \[0.9, 0.1\] has to be two shares, the"),
+        (["grpo.keep_between=[0.1, 1.1]"], r"keep_between \[0.1, 1.1\] has to be two shares, the"),
+        (
+            ["grpo.mini_batch=97"],
+            r"trainer.grpo.mini_batch is 97 actions, but 16 episodes .* 96",
+        ),
+        (["algorithm=dpo"], r"trainer.algorithm: .*'ppo', 'grpo' or 'rloo'"),
+    ],
+)
+def test_mistakes_with_algorithms_are_named(overrides: list[str], message: str) -> None:
+    base = ["trainer.algorithm=grpo", "trainer.episodes_per_iteration=16", "tasks.max_actions=6"]
+    load_config(None, [*base, "trainer.grpo.mini_batch=96"])
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [*base, *(f"trainer.{one}" for one in overrides)])
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ FIXED = {
     "env.render_size": 512,
     "env.crop": [1, 2, 3, 4],
     "env.action_repeat": 7,
+    "trainer.algorithm": "grpo",
+    "trainer.grpo.group_size": 4,
+    "trainer.rloo.group_size": 4,
     "trainer.lora.rank": 8,
     "trainer.lora.alpha": 64.0,
     "trainer.critic.hidden": [8, 8],
@@ -84,6 +87,9 @@ def test_the_fixed_keys_of_a_run_are_these() -> None:
 @pytest.mark.parametrize("key", FIXED)
 def test_what_was_learned_keeps_its_meaning(tmp_path: Path, key: str) -> None:
     run = begun(RunConfig, tmp_path / "run")
+    if (algorithm := key.split(".")[-2:][0]) in ("grpo", "rloo"):
+        size = "trainer.episodes_per_iteration=16"
+        save_config(load_section(RunConfig, None, [f"trainer.algorithm={algorithm}", size]), run)
     before = {path: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(ConfigError) as refused:
         go_on(RunConfig, run, f"{key}={json.dumps(FIXED[key])}")

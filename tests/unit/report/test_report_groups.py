@@ -23,9 +23,9 @@ pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
 ITERATIONS = [
     # kept, too many successes, too few, void, orders, episodes, spent for one, outside, k3
-    (3, 0, 1, 0, 1.0, 24, 1.25, 0.0, 1e-7),
-    (2, 1, 3, 1, 2.0, 14, 4.0, 0.002, 3e-7),
-    (0, 4, 0, 0, 4.0, 0, None, None, None),
+    (3, 0, 1, 0, 1.0, 32, 32 / 24, 0.0, 1e-7),
+    (2, 1, 3, 1, 2.0, 56, 56 / 14, 0.002, 3e-7),
+    (0, 4, 0, 0, 4.0, 32, None, None, None),
 ]
 NAMES = (
     *("groups_kept", "groups_dropped_success", "groups_dropped_failure", "groups_void"),
@@ -34,7 +34,7 @@ NAMES = (
 
 
 def make_group_run(path: Path, algorithm: str = "grpo") -> Path:
-    """A run of three iterations, in the last of which no group was learned from."""
+    """A run of three iterations, in the last of which no group was kept."""
     path.mkdir()
     trainer = {"algorithm": algorithm, "iterations": 3, "episodes_per_iteration": 32}
     config = RunConfig.model_validate({"name": path.name, "trainer": trainer})
@@ -44,7 +44,7 @@ def make_group_run(path: Path, algorithm: str = "grpo") -> Path:
         known = {name: one for name, one in zip(NAMES, values, strict=True) if one is not None}
         place = {"iteration": number, "policy_version": number + 1, "env_steps": 100 + 90 * number}
         lines.append(place | {"success_rate": 0.25 * number, "episode_return": 0.1} | known)
-        if known["episodes"]:
+        if known["groups_kept"]:
             lines[-1] |= {"group_deviation": 0.4, "entropy": 2.0, "logprob_gap": 2e-6}
     (path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return path
@@ -54,8 +54,8 @@ def test_groups_are_counted(tmp_path: Path) -> None:
     found = ordered_groups(read_run(make_group_run(tmp_path / "run")))
     assert list(found.outcomes.values()) == [5, 5, 4, 1]
     assert found.attempts == pytest.approx(7 / 3)
-    # Of 38 episodes learned from; nothing was learned in the last iteration.
-    assert found.per_learned == pytest.approx((24 * 1.25 + 14 * 4.0) / 38)
+    # 24, 14 and no episodes were learned from.
+    assert found.per_learned == pytest.approx((32 + 56 + 32) / (24 + 14))
 
 
 def test_the_section_is_there_for_groups_alone(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_the_section_is_there_for_groups_alone(tmp_path: Path) -> None:
     section = episode_groups(both)
     assert section is not None
     (table,) = section.tables
-    assert table.rows == [["run", "5", "5", "4", "1", "2.33", "2.26"]]
+    assert table.rows == [["run", "5", "5", "4", "1", "2.33", "3.16"]]
     names = [panel.name for panel in section.panels]
     assert names == [
         "episode-groups-0",
@@ -73,7 +73,7 @@ def test_the_section_is_there_for_groups_alone(tmp_path: Path) -> None:
         "episodes-per-learned",
         "group-deviation",
     ]
-    for legend in ("learned from", "too many successes", "too few successes", "void"):
+    for legend in ("kept", "too many successes", "too few successes", "void"):
         assert legend in section.panels[0].svg
 
 

@@ -30,7 +30,8 @@ from vlarl_trainer.record.actions import ActionLog  # noqa: E402
 from vlarl_trainer.record.machine import record_start  # noqa: E402
 from vlarl_trainer.record.metrics import METRICS, TASK_METRICS, MetricsLog, gauge_name  # noqa: E402
 from vlarl_trainer.rollouts.curriculum import Curriculum  # noqa: E402
-from vlarl_trainer.rollouts.plan import evaluation_episodes, training_episodes  # noqa: E402
+from vlarl_trainer.rollouts.episodes import EpisodePlan  # noqa: E402
+from vlarl_trainer.rollouts.plan import evaluation_episodes  # noqa: E402
 
 pytestmark = pytest.mark.torch
 CONFIG = RunConfig(
@@ -40,9 +41,8 @@ CONFIG = RunConfig(
 
 def episodes(seed: int = 7, iteration: int = 2) -> list[rollout_pb2.EpisodeSpec]:
     config = CONFIG.model_copy(update={"seed": seed})
-    return training_episodes(
-        config, iteration, Curriculum((1, 4), CurriculumConfig(kind="uniform")), "key"
-    )
+    curriculum = Curriculum((1, 4), CurriculumConfig(kind="uniform"))
+    return EpisodePlan(config, curriculum, "key").first(iteration)
 
 
 def test_episodes_are_a_function_of_seed_and_place() -> None:
@@ -51,6 +51,24 @@ def test_episodes_are_a_function_of_seed_and_place() -> None:
     assert len(seeds) == 6
     assert not seeds & {spec.sampling_seed for spec in episodes(iteration=3)}
     assert not seeds & {spec.sampling_seed for spec in episodes(seed=8)}
+
+
+def test_a_run_orders_what_it_ordered_before_there_were_groups() -> None:
+    """A run of version 0.1.0 may go on: its episodes are in the queue under these ids."""
+    first = episodes()[0]
+    assert [spec.task.index for spec in episodes()] == [4, 4, 1, 4, 1, 1]
+    assert first == rollout_pb2.EpisodeSpec(
+        episode_id="run:00002:0000",
+        run_id="run",
+        purpose=rollout_pb2.PURPOSE_TRAINING,
+        iteration=2,
+        task=rollout_pb2.Task(suite="libero_spatial", index=4),
+        placement_seed=8513287328667842934,
+        temperature=1.5,
+        sampling_seed=6644120033810479438,
+        unnorm_key="key",
+        record_frames=True,
+    )
 
 
 def test_training_never_starts_from_official_states_and_evaluation_always_does() -> None:

@@ -49,7 +49,7 @@ def test_a_score_names_what_was_given_up(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_an_iteration_says_what_it_has(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of groups how many were learned from; where there were none, no number is made up."""
+    """Of groups how many were kept; where there were none, no number is made up."""
     seconds = {f"seconds_{name}": 1.0 for name in ("rollout", "learning", "checkpoint", "publish")}
     common = {"success_rate": 0.5, "episode_return": 0.5, "episode_actions": 9.0}
     groups = {"groups_kept": 0.0, "groups_dropped_failure": 3.0, "groups_void": 1.0}
@@ -58,5 +58,5 @@ def test_an_iteration_says_what_it_has(capsys: pytest.CaptureFixture[str]) -> No
         all_metrics = common | seconds | {"seconds_iteration": 4.0} | metrics
         display.iteration(trainer_pb2.Iteration(iteration=0, metrics=all_metrics))
     first, second = capsys.readouterr().out.splitlines()
-    assert "KL –  entropy –  gap –  groups 0 of 4  seconds" in first
+    assert "KL –  entropy –  gap –  groups kept 0 of 4  seconds" in first
     assert "KL warm-up  entropy 2.000  gap 1.0e-06  seconds" in second

@@ -9,15 +9,19 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vlarl.learning.trainable import token_logprobs  # noqa: E402
-from vlarl_trainer.algorithms.ppo import (  # noqa: E402
+from vlarl_trainer.algorithms.critic import explained_variance, value_loss  # noqa: E402
+from vlarl_trainer.algorithms.surrogate import (  # noqa: E402
     approximate_kl,
+    before_a_step,
     clipped_policy_terms,
-    explained_variance,
-    value_loss,
+    corrected,
+    reference_kl,
 )
 
 pytestmark = pytest.mark.torch
-GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "rl.json").read_text())
+FOLDER = Path(__file__).parents[2] / "golden"
+GOLDEN = json.loads((FOLDER / "rl.json").read_text())
+GROUPS = json.loads((FOLDER / "groups.json").read_text())
 
 
 def tensor(values: list) -> "torch.Tensor":
@@ -102,3 +106,46 @@ def test_logprobs_are_over_the_bins_at_the_sampling_temperature() -> None:
     reference = torch.distributions.Categorical(logits=logits / 1.5)
     torch.testing.assert_close(logp, reference.log_prob(choices))
     torch.testing.assert_close(entropy, reference.entropy())
+
+
+@pytest.mark.parametrize("case", GROUPS["corrections"])
+def test_corrected_losses_equal_the_definition(case: dict) -> None:
+    start, server = tensor(case["proximal"]), tensor(case["behaviour"])
+    ratio = case["ratio"]
+    old, weights = corrected(
+        case["kind"],
+        start=start,
+        server=server,
+        fresh=torch.tensor(case["fresh"]),
+        ratio=ratio,
+        cap=case["cap"],
+    )
+    terms = clipped_policy_terms(
+        tensor(case["new"]),
+        old,
+        start,
+        tensor(case["advantages"]),
+        clip_low=case["clip_low"],
+        clip_high=case["clip_high"],
+        ratio=ratio,
+        weights=weights,
+    )
+    assert terms.loss.tolist() == pytest.approx(case["loss"], abs=1e-9)
+
+
+@pytest.mark.parametrize("case", GROUPS["reference_kl"])
+def test_the_kl_from_where_training_began_equals_the_definition(case: dict) -> None:
+    found = reference_kl(tensor(case["new"]), tensor(case["reference"]))
+    assert found.tolist() == pytest.approx([sum(row) for row in case["k3"]], abs=1e-9)
+
+
+@pytest.mark.parametrize(("ratio", "outside"), [("action", 1 / 2), ("token", 1 / 4)])
+def test_what_lies_outside_the_clip_band_before_a_step(ratio: str, outside: float) -> None:
+    """Ratios of tokens 1, 1 and 1.1, 1.3: of actions 1 and 1.43, of which only 1.3 and 1.43 are
+    more than 1.28.
+    """
+    server = torch.zeros(2, 2)
+    start = torch.tensor([[1.0, 1.0], [1.1, 1.3]]).log()
+    found = before_a_step(start, server, clip_low=0.2, clip_high=0.28, ratio=ratio)
+    assert found["start_outside_clip"] == pytest.approx(outside)
+    assert found["start_k3"] == pytest.approx((1.43 - 1 - math.log(1.43)) / 2, abs=1e-6)

@@ -117,6 +117,7 @@ class EpisodeSpec(_message.Message):
     UNNORM_KEY_FIELD_NUMBER: _builtins.int
     RECORD_FRAMES_FIELD_NUMBER: _builtins.int
     UNSCORED_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
     episode_id: _builtins.str
     """Unique within the queue; makes a repeated order or delivery harmless."""
     run_id: _builtins.str
@@ -141,6 +142,10 @@ class EpisodeSpec(_message.Message):
     """Whether the trajectory carries its frames."""
     unscored: _builtins.bool
     """Whether the trajectory skips the reward servers: it is counted, and nobody learns from it."""
+    group_id: _builtins.str
+    """RUN:ITERATION:ATTEMPT:GROUP of the episodes that are compared with each other: they share task
+    and placement, and differ in their sampling seed. Empty outside groups.
+    """
     @_builtins.property
     def task(self) -> Global___Task:
         """What is to be done."""
@@ -161,10 +166,11 @@ class EpisodeSpec(_message.Message):
         unnorm_key: _builtins.str = ...,
         record_frames: _builtins.bool = ...,
         unscored: _builtins.bool = ...,
+        group_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["init_state", b"init_state", "placement", b"placement", "placement_seed", b"placement_seed", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["episode_id", b"episode_id", "init_state", b"init_state", "iteration", b"iteration", "max_actions", b"max_actions", "placement", b"placement", "placement_seed", b"placement_seed", "purpose", b"purpose", "record_frames", b"record_frames", "run_id", b"run_id", "sampling_seed", b"sampling_seed", "task", b"task", "temperature", b"temperature", "unnorm_key", b"unnorm_key", "unscored", b"unscored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["episode_id", b"episode_id", "group_id", b"group_id", "init_state", b"init_state", "iteration", b"iteration", "max_actions", b"max_actions", "placement", b"placement", "placement_seed", b"placement_seed", "purpose", b"purpose", "record_frames", b"record_frames", "run_id", b"run_id", "sampling_seed", b"sampling_seed", "task", b"task", "temperature", b"temperature", "unnorm_key", b"unnorm_key", "unscored", b"unscored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_placement: _TypeAlias = _typing.Literal["init_state", "placement_seed"]  # noqa: Y015
     _WhichOneofArgType_placement: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015

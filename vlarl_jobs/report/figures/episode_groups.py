@@ -17,7 +17,7 @@ from vlarl_jobs.report.run_folder import Run
 from vlarl_jobs.report.theme import BLUE, GREY, ORANGE, SERIES, SKY
 
 OUTCOMES = {
-    "groups_kept": "learned from",
+    "groups_kept": "kept",
     "groups_dropped_success": "too many successes",
     "groups_dropped_failure": "too few successes",
     "groups_void": "void",
@@ -52,8 +52,8 @@ def ordered_groups(run: Run) -> OrderedGroups:
     """Adds a run's iterations up."""
     return OrderedGroups(
         outcomes={metric: _total(run, metric) for metric in OUTCOMES},
-        attempts=_mean(run.metric("group_attempts"), np.ones(len(run.iterations))),
-        per_learned=_mean(run.metric("episodes_per_learned"), run.metric("episodes")),
+        attempts=_mean(run.metric("group_attempts")),
+        per_learned=_per_learned(run),
     )
 
 
@@ -61,10 +61,18 @@ def _total(run: Run, metric: str) -> float:
     return float(np.nansum(run.metric(metric))) if run.has(metric) else np.nan
 
 
-def _mean(values: Floats, weights: Floats) -> float:
-    """Of those that are known, by weight."""
-    known = np.isfinite(values) & (weights > 0)
-    return float(np.average(values[known], weights=weights[known])) if known.any() else np.nan
+def _mean(values: Floats) -> float:
+    """Of those that are known."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
+def _per_learned(run: Run) -> float:
+    """Episodes of all iterations by those learned from; some iterations learned from none."""
+    ordering = np.isfinite(run.metric("groups_kept"))
+    episodes, each = run.metric("episodes"), run.metric("episodes_per_learned")
+    learned = float(np.nansum(episodes / np.where(each > 0, each, np.nan)))
+    return float(episodes[ordering].sum()) / learned if learned else np.nan
 
 
 def episode_group_panels(groups: Sequence[Group]) -> list[Panel]:

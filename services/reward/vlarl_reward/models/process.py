@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vlarl.allocator import keep_freed_memory
-from vlarl.config import PpoConfig, ProcessRewardConfig
+from vlarl.config import AlgorithmConfig, ProcessRewardConfig
 from vlarl.errors import FatalError
 from vlarl.images import Frame, ImageError
 from vlarl.models.instructions import MAX_INSTRUCTION_CHARACTERS, words_of
@@ -40,16 +40,16 @@ class ProcessReward:
     name = "rprm"
     needs_frames = True
 
-    def __init__(self, config: ProcessRewardConfig, ppo: PpoConfig) -> None:
-        """Loads the model; ppo: the trainer's, for its discount and what a time limit means there.
+    def __init__(self, config: ProcessRewardConfig, algorithm: AlgorithmConfig) -> None:
+        """Loads the model; algorithm: the trainer's, for its discount and what a time limit means.
 
         Raises:
             ConfigError, CheckpointError: the checkpoint can't be used, or is no reward model.
         """
         self._config = config
-        self._gamma = ppo.gamma
+        self._gamma = algorithm.gamma
         self._of_states = config.form == "potential"
-        self._cut_goes_on = self._of_states and ppo.time_limit == "bootstrap"
+        self._cut_goes_on = self._of_states and not algorithm.limit_is_terminal
         self._checkpoint = config.checkpoint
         self._outcome = OutcomeReward(config.success_reward)
         # Decoding and resizing release the interpreter's lock for most of their time. Without a GPU

@@ -6,6 +6,8 @@ projections of the image's tokens: a small policy's hidden state says which toke
 little of where things are. Features are computed once a state, and kept for all epochs; no gradient
 goes through them. The MLP is so small that rank 0 trains it alone and nothing needs to be
 synchronised.
+
+    L_V     = 0.5 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2)      value_loss
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from torch import Tensor, nn
 from vlarl.config import CriticConfig
 from vlarl.learning.optimizer import StepOptimizer, mini_batches
 from vlarl.learning.ranks import Ranks
-from vlarl_trainer.algorithms.ppo import explained_variance, value_loss
 
 
 class Standardise(nn.Module):
@@ -172,3 +173,20 @@ class Critic:
                 losses.append(float(self.optimizer.means()))
                 self.optimizer.step()
         return CriticReport(float(np.mean(losses)), explained_variance(old_values, returns))
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """0.5 * max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2); all [B]; clip 0: no clip."""
+    loss = (values - returns).square()
+    if clip > 0:
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        loss = torch.maximum(loss, (near - returns).square())
+    return 0.5 * loss
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(R - V) / Var(R): 1 is perfect, 0 no better than a constant; 0 where R is constant."""
+    variance = returns.var(correction=0)
+    if variance == 0:
+        return 0.0
+    return float(1.0 - (returns - values).var(correction=0) / variance)

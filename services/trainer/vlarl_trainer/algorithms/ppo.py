@@ -1,34 +1,111 @@
-"""The arithmetic of proximal policy optimisation, in the order in which an iteration needs it.
+"""Proximal policy optimisation with a critic, in the order in which an iteration needs it.
 
     delta_t = r_t + gamma V(s_t+1) - V(s_t)                             generalised_advantages
     A_t     = delta_t + gamma lambda A_t+1
     R_t     = A_t + V(s_t)
     A       = (A - mean A) / max(deviation A, floor)                    whiten
 
-    rho     = pi(a | s) / pi_old(a | s)                                 clipped_policy_terms
-    L       = max(-A rho, -A clip(rho, 1 - eps_low, 1 + eps_high))
-    KL      = (r - 1) - log r,  r = pi(a | s) / pi_start(a | s)         approximate_kl
-
-    L_V     = 0.5 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2)      value_loss
-
-Losses are one number a sample. Nothing is averaged over samples here: the caller weighs them, so
-that gradients accumulated over micro-batches and ranks are exactly those of the whole mini-batch.
-Where each formula is applied: learner.py, policy_update.py and critic.py.
+The policy's loss is in surrogate.py, the critic's in critic.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from vlarl.learning.checkpoints import gathered, take_over
+from vlarl.learning.seeds import Stream, generator_for
+from vlarl.learning.trainable import States
+from vlarl_trainer.algorithms.base import Algorithm, Estimate, Floats, Setup
+from vlarl_trainer.algorithms.critic import Critic
 from vlarl_trainer.batch import Batch
 
-Floats = NDArray[np.float64]
+
+class Ppo(Algorithm):
+    """Advantages are against a critic's values."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Makes a critic that gives every state the value 0."""
+        self._ppo, self._critic_config = setup.config.ppo, setup.config.critic
+        super().__init__(
+            self._ppo,
+            view=self._critic_config.features,
+            looks_at_ends=not self._ppo.limit_is_terminal,
+        )
+        self._ranks, self._seed = setup.ranks, setup.seed
+        self._floor = self._ppo.whiten_floor * abs(setup.success_reward)
+        self.critic = Critic(
+            self._critic_config,
+            feature_width=setup.policy.feature_width,
+            patches=setup.policy.patches,
+            max_grad_norm=self._ppo.max_grad_norm,
+            seed=setup.seed,
+            device=setup.ranks.device,
+        )
+
+    def features(self, states: States) -> Tensor:
+        """What the critic sees of B states: [B, F]."""
+        return self.critic.features(*states)
+
+    def values(self, features: Tensor) -> Tensor:
+        """The critic's values of S states: float32 [S] on the CPU."""
+        return self.critic.values(features)
+
+    def estimate(self, batch: Batch, features: Tensor | None) -> Estimate:
+        """By generalised advantage estimation from the critic's values of the states looked at."""
+        assert features is not None  # noqa: S101 - they were asked for
+        values = self._ranks.broadcast(self.values(features))
+        raw, returns = self._advantages(batch, values, self._ppo.gae_lambda)
+        if (critic_lambda := self._critic_config.gae_lambda) is not None:
+            _, returns = self._advantages(batch, values, critic_lambda)
+        whitened = whiten(raw, self._floor) if self._ppo.whiten_advantages else raw
+        return Estimate(whitened, raw, returns)
+
+    def _advantages(self, batch: Batch, values: Tensor, gae_lambda: float) -> tuple[Floats, Floats]:
+        """Advantages [N] and returns [N] by the critic's values of the states looked at."""
+        known = np.zeros(len(batch.frames))
+        known[: len(values)] = values.double().numpy()
+        return batch_advantages(
+            batch,
+            known,
+            self._ppo.gamma,
+            gae_lambda,
+            limit_is_terminal=self._ppo.limit_is_terminal,
+        )
+
+    def learns_policy(self, iteration: int) -> bool:
+        """Not while the critic warms up."""
+        return iteration >= self._critic_config.warmup_iterations
+
+    def finish(
+        self, iteration: int, features: Tensor | None, estimate: Estimate
+    ) -> dict[str, float]:
+        """Rank 0 trains the critic; the others get its values, not its weights."""
+        if not self._ranks.first:
+            return {}
+        assert features is not None  # noqa: S101 - they were asked for
+        critic = self._critic_config
+        epochs = critic.epochs or self._ppo.epochs
+        report = self.critic.fit(
+            features[: len(estimate.returns)],
+            torch.from_numpy(estimate.returns),
+            epochs=epochs if self.learns_policy(iteration) else critic.warmup_epochs,
+            mini_batch=self._ppo.mini_batch,
+            generator=generator_for(self._seed, Stream.CRITIC_ORDER, iteration),
+        )
+        return vars(report)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The critic's weights and moments."""
+        tensors = gathered(self.critic.head.state_dict(), "critic")
+        return tensors | self.critic.optimizer.tensors("critic_optimizer")
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes the critic over."""
+        take_over(self.critic.head.state_dict(), tensors, "critic", section="trainer.critic")
+        self.critic.optimizer.restore(tensors, "critic_optimizer")
 
 
 def generalised_advantages(
@@ -110,80 +187,3 @@ def whiten(advantages: Floats, floor: float = 0.0) -> Floats:
     """
     scale = max(float(advantages.std()) + 1e-8, floor)
     return np.asarray((advantages - advantages.mean()) / scale)
-
-
-@dataclass(frozen=True)
-class PolicyTerms:
-    """The clipped surrogate loss of B actions of K tokens, and what to watch it by."""
-
-    loss: Tensor
-    """[B], to be averaged; carries the gradient."""
-    kl: Tensor
-    """[B], approximate KL(start || new) of whole actions, detached."""
-    clipped: Tensor
-    """[B], share of the action's ratios that clipping changed, detached."""
-
-
-def clipped_policy_terms(
-    logprobs_new: Tensor,
-    logprobs_old: Tensor,
-    logprobs_start: Tensor,
-    advantages: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-    ratio: Literal["action", "token"],
-) -> PolicyTerms:
-    """PPO's clipped surrogate (Schulman et al. 2017), asymmetric where the clips differ.
-
-        L = max(-A * rho, -A * clip(rho, 1 - clip_low, 1 + clip_high))
-
-    with rho = exp(sum_i new_i - sum_i old_i) for a whole action, or exp(new_i - old_i) for each
-    token, averaged over the action's tokens.
-
-    Args:
-        logprobs_new: [B, K] under the policy being optimised.
-        logprobs_old: [B, K] under the weights that acted; a constant.
-        logprobs_start: [B, K] under the weights that the update began with, from where the KL is
-            measured; the same where these acted.
-        advantages: [B].
-        clip_low: the ratio is clipped to 1 - clip_low from below.
-        clip_high: the ratio is clipped to 1 + clip_high from above.
-        ratio: of whole actions or of tokens.
-    """
-    action_difference = (logprobs_new - logprobs_old).sum(dim=-1, keepdim=True)
-    moved = (logprobs_new - logprobs_start).sum(dim=-1)
-    difference = action_difference if ratio == "action" else logprobs_new - logprobs_old
-    rho = difference.exp()
-    advantage = advantages.unsqueeze(-1)
-    unclipped = -advantage * rho
-    clipped = -advantage * rho.clamp(1.0 - clip_low, 1.0 + clip_high)
-    return PolicyTerms(
-        loss=torch.maximum(unclipped, clipped).mean(dim=-1),
-        kl=approximate_kl(moved).detach(),
-        clipped=(clipped > unclipped).float().mean(dim=-1).detach(),
-    )
-
-
-def approximate_kl(log_ratio: Tensor) -> Tensor:
-    """Estimates KL(old || new) from samples of old: (rho - 1) - log rho, never negative (k3 of
-    Schulman's note "Approximating KL divergence"). log_ratio: log new - log old, any shape.
-    """
-    return torch.expm1(log_ratio) - log_ratio
-
-
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """0.5 * max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2); all [B]; clip 0: no clip."""
-    loss = (values - returns).square()
-    if clip > 0:
-        near = old_values + (values - old_values).clamp(-clip, clip)
-        loss = torch.maximum(loss, (near - returns).square())
-    return 0.5 * loss
-
-
-def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(R - V) / Var(R): 1 is perfect, 0 no better than a constant; 0 where R is constant."""
-    variance = returns.var(correction=0)
-    if variance == 0:
-        return 0.0
-    return float(1.0 - (returns - values).var(correction=0) / variance)

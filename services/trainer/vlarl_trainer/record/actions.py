@@ -24,8 +24,8 @@ class ActionLog:
         self._folder = run_dir / "actions"
 
     def write(self, iteration: int, trajectories: Sequence[rollout_pb2.Trajectory]) -> None:
-        """Keeps an iteration's actions. It comes before the checkpoint, so that an iteration which
-        a crash has done again leaves the actions that were learned from.
+        """Keeps the actions of all episodes of an iteration, those of dropped groups too. It comes
+        before the checkpoint, so that an iteration which a crash has done again leaves its latest.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         final = self._folder / f"iteration-{iteration:05d}.npz"

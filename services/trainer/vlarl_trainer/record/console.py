@@ -108,12 +108,12 @@ def _number(metrics: Mapping[str, float], name: str, form: str) -> str:
 
 
 def _groups(metrics: Mapping[str, float]) -> str:
-    """How many of an iteration's groups were learned from; empty where there are no groups."""
+    """How many of an iteration's groups were kept; empty where there are no groups."""
     if "groups_kept" not in metrics:
         return ""
     names = ("groups_kept", "groups_dropped_success", "groups_dropped_failure", "groups_void")
     ordered = sum(metrics[name] for name in names if name in metrics)
-    return f"groups {metrics['groups_kept']:.0f} of {ordered:.0f}  "
+    return f"groups kept {metrics['groups_kept']:.0f} of {ordered:.0f}  "
 
 
 def given_up(evaluation: Evaluation) -> str:

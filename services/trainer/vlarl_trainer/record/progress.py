@@ -37,6 +37,8 @@ class Progress:
     """Episodes that the last iteration learned from."""
     success: dict[str, list[bool]] = field(default_factory=dict)
     """The curriculum's memory: recent outcomes of each task."""
+    tasks_ahead: dict[str, list[int]] = field(default_factory=dict)
+    """By iteration, the tasks of batches that were ordered ahead (`trainer.staleness`)."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last iteration's metrics."""
     terms: dict[str, Any] = field(default_factory=dict)

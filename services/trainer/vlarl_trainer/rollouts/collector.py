@@ -7,7 +7,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlarl.errors import FatalError
 from vlarl.invocation import invocation
@@ -15,6 +15,7 @@ from vlarl.queue.entries import Delivery
 from vlarl.queue.rollout_queue import DeadLetter, RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_trainer.rollouts.frames import FrameFile, SharedFrames
+from vlarl_trainer.rollouts.orders import Ended, Further, Orders
 
 _LOG = logging.getLogger(__name__)
 _BLOCK_SECONDS = 1.0
@@ -34,11 +35,23 @@ class Collected:
     """Those that were given up, with their causes."""
     file: FrameFile | None = None
     """Has the trajectories' frames; none: they carry them."""
+    superfluous: Sequence[Delivery[rollout_pb2.Trajectory]] = ()
+    """Came beside them, and nobody wants them: a run goes on otherwise than it ordered them."""
 
     @property
     def trajectories(self) -> list[rollout_pb2.Trajectory]:
         """The trajectories alone."""
         return [delivery.message for delivery in self.deliveries]
+
+    @property
+    def ended(self) -> Ended:
+        """The same without what the queue knows of it."""
+        return Ended(self.trajectories, [letter.spec for letter in self.missing])
+
+    def only(self, episodes: Sequence[str]) -> Collected:
+        """Those with these ids, in this order."""
+        by_id = {delivery.message.spec.episode_id: delivery for delivery in self.deliveries}
+        return replace(self, deliveries=[by_id[one] for one in episodes])
 
     def frames(self) -> SharedFrames | None:
         """Those that the trajectories don't carry, in the order that an `Experience` has."""
@@ -83,6 +96,7 @@ class Collector:
         self._run_id = run_id
         self._timeout = timeout_seconds
         self._arrived: dict[str, Delivery[rollout_pb2.Trajectory]] = {}
+        self._buried = 0
         self._files: defaultdict[int, FrameFile] = defaultdict(FrameFile)
 
     async def issue(self, specs: Sequence[rollout_pb2.EpisodeSpec]) -> None:
@@ -91,34 +105,40 @@ class Collector:
         await self._queue.issue(spec for spec in specs if spec.episode_id not in known)
 
     async def collect(
-        self, specs: Sequence[rollout_pb2.EpisodeSpec], *, learned: int, oldest: int
+        self,
+        specs: Sequence[rollout_pb2.EpisodeSpec],
+        *,
+        learned: int,
+        oldest: int,
+        further: Further | None = None,
     ) -> Collected:
-        """Waits until each of these episodes has come back or has been given up.
+        """Waits until each of these episodes has come back or has been given up, and each further
+        one that is wanted then.
 
         One that an older policy acted in is ordered again: where all services were restarted,
         simulators may go on before the policy server has the run's weights back. So is one that
         was ordered or scored otherwise, before a run went on with another temperature, say, or
-        another reward, and one that the queue has lost.
+        another reward, and one that the queue has lost. Of a group all are ordered again together,
+        once its last one has ended; and `further` is asked about whole groups only.
 
         Args:
             specs: the episodes, of one iteration.
             learned: trajectories of iterations before this one are durable in a checkpoint; a
                 copy that the queue still holds is acknowledged.
             oldest: policy version that every action must have at least.
+            further: says what is wanted beside these; none: nothing is.
 
         Raises:
             RolloutError: nothing has come back for too long, or all was given up, or the reward
                 servers are configured otherwise than this trainer.
         """
-        orders = {spec.episode_id: spec for spec in specs}
-        wanted = list(orders)
-        dead: dict[str, DeadLetter] = {}
-        await self._order_again(orders, oldest)
-        while out := orders.keys() - self._arrived.keys() - dead.keys():
-            waiting = {one: orders[one] for one in out}
-            dead |= await self._next(waiting, learned)
-            await self._order_again(waiting, oldest)
-        missing = [dead[one] for one in wanted if one not in self._arrived]
+        orders = Orders(specs, further)
+        await self._take_ended(orders, oldest)
+        while waiting := orders.waiting(self._arrived):
+            orders.dead |= await self._next(waiting, learned)
+            await self._take_ended(orders, oldest)
+        wanted = [spec.episode_id for spec in orders.wanted(self._taken(orders))]
+        missing = [orders.dead[one] for one in wanted if one not in self._arrived]
         for letter in missing:
             _log_missing(letter)
         if wanted and len(missing) == len(wanted):
@@ -127,23 +147,52 @@ class Collector:
                 f"stage: {missing[0].cause}"
             )
         found = [self._arrived.pop(one) for one in wanted if one in self._arrived]
-        trained = [spec for spec in specs[:1] if _to_be_learned(spec, learned)]
-        file = self._files.pop(trained[0].iteration, None) if trained else None
-        return Collected(found, missing, file)
+        trained = [spec.iteration for spec in specs[:1] if _to_be_learned(spec, learned)]
+        file = self._files.pop(trained[0], None) if trained else None
+        return Collected(found, missing, file, self._superfluous(trained))
 
-    async def _order_again(
-        self, orders: Mapping[str, rollout_pb2.EpisodeSpec], oldest: int
-    ) -> None:
-        """Orders those of these episodes again that have arrived, but not as they are wanted."""
-        refused = []
-        for one in sorted(self._arrived.keys() & orders.keys()):
-            trajectory = self._arrived[one].message
-            reason = _unwanted(trajectory, orders[one], oldest) or self._misjudged(trajectory)
-            if reason:
-                _LOG.warning("episode %s is ordered again: %s", one, reason)
-                refused.append(self._arrived.pop(one))
-        await self._queue.acknowledge(self._run_id, refused)
-        await self._queue.issue(orders[one.message.spec.episode_id] for one in refused)
+    async def _take_ended(self, orders: Orders, oldest: int) -> None:
+        """Takes the units that have ended as they are wanted, and orders what is wanted then."""
+        while ended := orders.ended(self._arrived):
+            for unit, members in ended:
+                if not await self._order_again(orders, members, oldest):
+                    orders.take(unit)
+            await self.issue(orders.extend(self._taken(orders)))
+
+    async def _order_again(self, orders: Orders, members: Sequence[str], oldest: int) -> bool:
+        """Orders the members of a unit again if one has arrived, but not as it is wanted; returns
+        whether.
+        """
+        arrived = [one for one in members if one in self._arrived]
+        reasons = {one: self._reason(orders.specs[one], oldest) for one in arrived}
+        if not any(reasons.values()):
+            return False
+        for one, reason in reasons.items():
+            because = reason or "another of its group is"
+            _LOG.warning("episode %s is ordered again: %s", one, because)
+        await self._queue.acknowledge(self._run_id, [self._arrived.pop(one) for one in arrived])
+        await self._queue.issue(orders.specs[one] for one in arrived)
+        return True
+
+    def _taken(self, orders: Orders) -> Ended:
+        """What became of the episodes whose units were taken."""
+        came = [self._arrived[one].message for one in orders.taken if one in self._arrived]
+        return Ended(came, [orders.specs[one] for one in orders.taken if one not in self._arrived])
+
+    def _superfluous(self, iterations: Sequence[int]) -> list[Delivery[rollout_pb2.Trajectory]]:
+        """What arrived to be learned from in these iterations, and is left."""
+        left = [
+            one
+            for one, delivery in self._arrived.items()
+            if delivery.message.spec.purpose == rollout_pb2.PURPOSE_TRAINING
+            and delivery.message.spec.iteration in iterations
+        ]
+        return [self._arrived.pop(one) for one in left]
+
+    def _reason(self, order: rollout_pb2.EpisodeSpec, oldest: int) -> str:
+        """Why the trajectory that arrived isn't what is wanted; empty: it is."""
+        trajectory = self._arrived[order.episode_id].message
+        return _unwanted(trajectory, order, oldest) or self._misjudged(trajectory)
 
     def _misjudged(self, trajectory: rollout_pb2.Trajectory) -> str:
         """Why its rewards aren't those that are wanted; empty: they are.
@@ -157,7 +206,7 @@ class Collector:
         if episode in self._rescored:
             raise RolloutError(
                 f"the rewards of episode {episode} were made by another configuration than this "
-                "trainer's, twice: give the reward servers the same [reward] and [trainer.ppo]"
+                "trainer's, twice: give the reward servers the same [reward] and [trainer]"
             )
         self._rescored.add(episode)
         return "its rewards were made by another configuration"
@@ -188,7 +237,7 @@ class Collector:
         """Waits until one of the episodes arrives or is given up.
 
         Returns:
-            Those of them that have been given up, unless one has arrived.
+            Those of them that have been given up.
         """
         clock = asyncio.get_running_loop().time
         started = clock()
@@ -198,12 +247,13 @@ class Collector:
 
         while clock() - started <= self._timeout:
             found = await self._queue.next_scored(self._run_id, len(waiting), _BLOCK_SECONDS, keep)
-            if found:
-                await self._take(found, waiting.keys(), learned)
-                return {}
-            dead = await self._given_up()
-            if waiting.keys() & dead.keys():
-                return {one: dead[one] for one in waiting.keys() & dead.keys()}
+            await self._take(found, waiting.keys(), learned)
+            dead: dict[str, DeadLetter] = {}
+            if not found or await self._queue.dead_count() != self._buried:
+                dead = await self._given_up()
+            out = waiting.keys() - self._arrived.keys()
+            if found or out & dead.keys():
+                return {one: dead[one] for one in out & dead.keys()}
             await self._order_lost(waiting)
         raise RolloutError(
             f"no episode came back for {self._timeout:g} s ({len(waiting)} are out): are env "
@@ -246,6 +296,7 @@ class Collector:
         return self._files[spec.iteration].move(delivery)
 
     async def _given_up(self) -> dict[str, DeadLetter]:
+        self._buried = await self._queue.dead_count()
         letters = await self._queue.dead_letters(self._run_id)
         return {letter.spec.episode_id: letter for letter in letters}
 
@@ -253,7 +304,8 @@ class Collector:
         """Tells the queue to forget these episodes for good, and forgets their frames."""
         if collected.file is not None:
             collected.file.close()
-        await self._queue.acknowledge(self._run_id, collected.deliveries)
+        done = [*collected.deliveries, *collected.superfluous]
+        await self._queue.acknowledge(self._run_id, done)
         await self._queue.abandon(
             self._run_id, [letter.spec.episode_id for letter in collected.missing]
         )
@@ -265,12 +317,21 @@ def _unwanted(
     """Why a trajectory isn't what is wanted; empty: it is."""
     if (acted := _oldest_action(trajectory)) < oldest:
         return f"policy version {acted:g} acted, {oldest} is wanted"
-    # Tasks may differ: the curriculum goes on while episodes are out.
-    for name in ("temperature", "max_actions", "unnorm_key"):
-        was, wanted = getattr(trajectory.spec, name), getattr(order, name)
-        if was != wanted:
-            return f"it was ordered with {name} {was}, {wanted} is wanted"
+    was, wanted = _terms(trajectory.spec), _terms(order)
+    for name in wanted:
+        if was[name] != wanted[name]:
+            return f"it was ordered with {name} {was[name]}, {wanted[name]} is wanted"
     return ""
+
+
+def _terms(spec: rollout_pb2.EpisodeSpec) -> dict[str, object]:
+    """What a trajectory must have in common with its order."""
+    terms = {name: getattr(spec, name) for name in ("temperature", "max_actions", "unnorm_key")}
+    # Without a group, tasks may differ: a run may go on with others while episodes are out.
+    if spec.group_id:
+        task = f"{spec.task.suite} {spec.task.index}"
+        terms |= {"group_id": spec.group_id, "task": task, "placement": spec.placement_seed}
+    return terms
 
 
 def _oldest_action(trajectory: rollout_pb2.Trajectory) -> float:

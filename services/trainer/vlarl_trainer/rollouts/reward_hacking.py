@@ -39,18 +39,18 @@ def hovering_pays(config: RunConfig) -> str | None:
     c * P / (1 - gamma) where the value of what a limit cut stands for ever after, and to
     c * P * (1 - gamma^N) / (1 - gamma) where N actions are all there is.
     """
-    reward, ppo = config.reward, config.trainer.ppo
+    reward, algorithm = config.reward, config.trainer.chosen
     if not isinstance(reward, ProcessRewardConfig) or reward.form != "additive":
         return None
     if not reward.coefficient:
         return None
     until = "for ever"
     actions = math.inf
-    if ppo.time_limit == "terminal":
+    if algorithm.limit_is_terminal:
         if (limit := _actions_of_an_episode(config)) is None:
             return None
         actions, until = limit, f"for the {limit} actions of an episode"
-    weight = _sum_of_discounts(ppo.gamma, actions)
+    weight = _sum_of_discounts(algorithm.gamma, actions)
     if reward.coefficient * weight <= reward.success_reward:
         return None
     bound = max(reward.success_reward, 0.0) / weight

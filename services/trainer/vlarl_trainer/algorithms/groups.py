@@ -1,0 +1,95 @@
+"""Episodes of a group against each other: the same task and placement, other draws.
+
+    G_m(t)  = sum_{k >= t} gamma^(k - t) r_k      of member m, from step t on     returns_to_go
+    A_m(t)  = G_m(t) - what the group had to go at t                              grpo.py, rloo.py
+
+A member that has ended has nothing to go. With `credit = "episode"` all actions of an episode get
+A_m(0). There is no critic, so no state's value, and the step limit is an end.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from vlarl.config import GroupsConfig
+from vlarl_trainer.algorithms.base import Algorithm, Estimate, Floats
+from vlarl_trainer.batch import Batch, Episode
+
+
+class GroupAlgorithm(Algorithm):
+    """Advantages are against the other episodes of a group."""
+
+    def __init__(self, config: GroupsConfig) -> None:
+        """Sees no states."""
+        super().__init__(config)
+        self._groups = config
+
+    @abstractmethod
+    def compare(self, returns: Floats) -> tuple[Floats, Floats]:
+        """Advantages [G, T] of G >= 2 members at T steps, before they are scaled and after.
+
+        returns: [G, T], what each member had to go from each step on; the first column is the
+            return of its episode.
+        """
+
+    def estimate(self, batch: Batch, features: Tensor | None) -> Estimate:  # noqa: ARG002
+        """Of all groups, each by itself."""
+        returns = np.zeros(len(batch.rewards))
+        raw, advantages = np.zeros_like(returns), np.zeros_like(returns)
+        for members in groups_of(batch):
+            to_go = [
+                returns_to_go(batch.rewards[one.start : one.stop], self._groups.gamma)
+                for one in members
+            ]
+            table = np.zeros((len(members), max(map(len, to_go))))
+            for row, one in zip(table, to_go, strict=True):
+                row[: len(one)] = one[0] if self._groups.credit == "episode" else one
+            if self._groups.credit == "episode":
+                table[:] = table[:, :1]
+            found = self.compare(table)
+            for number, member in enumerate(members):
+                steps = slice(member.start, member.stop)
+                returns[steps] = to_go[number]
+                raw[steps], advantages[steps] = (
+                    each[number, : len(to_go[number])] for each in found
+                )
+        return Estimate(advantages, raw, returns)
+
+    def shares(self, batch: Batch) -> Floats:
+        """Equal for all actions, or for all episodes and then for each one's actions."""
+        shares = super().shares(batch)
+        if self._groups.average == "episodes":
+            for one in batch.episodes:
+                shares[one.start : one.stop] /= one.stop - one.start
+            shares *= len(shares) / len(batch.episodes)
+        return shares
+
+
+def returns_to_go(rewards: Floats, gamma: float) -> Floats:
+    """[T] of rewards [T]: what comes from each step on, discounted to it."""
+    returns = np.empty_like(rewards)
+    following = 0.0
+    for t in reversed(range(len(rewards))):
+        following = rewards[t] + gamma * following
+        returns[t] = following
+    return returns
+
+
+def groups_of(batch: Batch) -> Sequence[Sequence[Episode]]:
+    """The batch's episodes by their groups.
+
+    Raises:
+        ValueError: one is alone in its group, with nothing to compare it with.
+    """
+    groups = defaultdict(list)
+    for episode in batch.episodes:
+        groups[episode.group].append(episode)
+    for name, members in groups.items():
+        if len(members) < 2:
+            raise ValueError(f"group {name!r} has one episode, and a comparison takes two")
+    return list(groups.values())
