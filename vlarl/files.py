@@ -43,12 +43,7 @@ def durable_folder(final: Path, needed: int = 0) -> Iterator[Path]:
         DiskFullError: there is no room; nothing else has changed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(".*.partial"):
-        original = final.with_name(leftover.name[1:].removesuffix(_REPLACED))
-        if leftover.name.endswith(_REPLACED) and not original.exists():
-            leftover.rename(original)  # its successor never took its place
-        else:
-            shutil.rmtree(leftover)
+    tidy(final.parent)
     partial = final.with_name(f".{final.name}.partial")
     with room_for(f"the checkpoint {final.name}", final.parent, needed):
         try:
@@ -60,6 +55,18 @@ def durable_folder(final: Path, needed: int = 0) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         _replace(final, partial)
+
+
+def tidy(directory: Path) -> None:
+    """Takes away what a crash has left of `durable_folder`, and puts back what was to be replaced
+    where its successor hadn't taken its place yet. Only for whoever owns the folder.
+    """
+    for leftover in directory.glob(".*.partial"):
+        original = directory / leftover.name[1:].removesuffix(_REPLACED)
+        if leftover.name.endswith(_REPLACED) and not original.exists():
+            leftover.rename(original)
+        else:
+            shutil.rmtree(leftover)
 
 
 def _replace(final: Path, partial: Path) -> None:

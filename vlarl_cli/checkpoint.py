@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from vlarl.config.checkpoints import with_checkpoints
 from vlarl.terminal import PlainConsole, say, text_column
+from vlarl_cli.evaluate import Best, check_best, config_of_policy
 from vlarl_cli.groups import command_group
-from vlarl_cli.options import one_sentence_errors
+from vlarl_cli.options import one_sentence_errors, read_saved
 
 app = command_group("Make and inspect OpenVLA checkpoints.")
 
@@ -22,8 +24,7 @@ def tiny(
     """Make a tiny untrained checkpoint: OpenVLA's format and code path, about a million weights."""
     from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise typer.BadParameter(f"{directory} exists and is no empty folder")
+    _check_vacant(directory)
     with one_sentence_errors():
         make_tiny_checkpoint(directory, seed=seed)
     say(f"{directory}: an untrained OpenVLA of {_size(directory):,} parameters")
@@ -66,8 +67,7 @@ def adopt(
     writes the index that shards have lost; merges a LoRA adapter onto its --base. Names, values
     and data types stay. OUT appears once it is whole; cut short, the same command starts over.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise typer.BadParameter(f"{out} exists and is no empty folder")
+    _check_vacant(out)
     with one_sentence_errors():
         from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
@@ -83,6 +83,42 @@ def adopt(
             task = bar.add_task("", total=found.size)
             found.write(folder, lambda size: bar.advance(task, size))
         say(f"{out}: {_size(out):,} parameters")
+
+
+@app.command()
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a run, for the policy of its last checkpoint, or RUN/checkpoints/NAME."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    best: Best = False,
+) -> None:
+    """Make a checkpoint of the policy that a run has trained, for any server or loader.
+
+    Merges the run's factors into the checkpoint that training began with. Every tensor keeps its
+    data type. OUT appears once it is whole.
+    """
+    _check_vacant(out)
+    with one_sentence_errors():
+        check_best(best, run)
+        settings = read_saved(config_of_policy(run), None)
+        from vlarl.weights.hub import folder_of
+        from vlarl_jobs.evaluation.evaluated_policy import export_policy
+
+        settings = with_checkpoints(settings, folder_of, ["policy.checkpoint"])
+        progress = export_policy(settings, run, out, best=best)
+        say(
+            f"{out}: the policy of {progress.run_id} after {progress.iteration} iterations, "
+            f"version {progress.version}"
+        )
+
+
+def _check_vacant(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise typer.BadParameter(f"{out} exists and is no empty folder")
 
 
 def _size(directory: Path) -> int:

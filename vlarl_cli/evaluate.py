@@ -41,6 +41,14 @@ Trained = Annotated[
         help="Folder of a run, for the policy of its last checkpoint, or RUN/checkpoints/NAME.",
     ),
 ]
+Best = Annotated[
+    bool,
+    typer.Option(
+        "--best",
+        help="With --run RUN: the policy of the checkpoint that is the best by the run's own "
+        "evaluations, instead of the last.",
+    ),
+]
 Suite = Annotated[
     str | None, typer.Option("--suite", help="Suite to evaluate on; default: the configuration's.")
 ]
@@ -67,6 +75,7 @@ def evaluate(
     config: ConfigArgument = None,
     checkpoint: Checkpoint = None,
     run: Trained = None,
+    best: Best = False,
     suite: Suite = None,
     tasks: Tasks = None,
     episodes_per_task: Episodes = 50,
@@ -92,6 +101,7 @@ def evaluate(
         settings, protocol = evaluation_config(
             config, checkpoint, run, suite, tasks, episodes_per_task, overrides
         )
+        check_best(best, run)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = out or Path("runs") / f"eval-{settings.tasks.suite}-{stamp}"
         with owned(folder, "vlarl eval"):
@@ -110,9 +120,26 @@ def evaluate(
             from vlarl_jobs.evaluation.main import run as run_evaluation
 
             code = run_evaluation(
-                settings, run, chosen, folder, videos=videos, record=record, protocol=protocol
+                settings,
+                run,
+                chosen,
+                folder,
+                best=best,
+                videos=videos,
+                record=record,
+                protocol=protocol,
             )
     raise typer.Exit(code)
+
+
+def check_best(best: bool, run: Path | None) -> None:
+    """Whether there is something to choose the best of.
+
+    Raises:
+        ConfigError: there isn't.
+    """
+    if best and (run is None or run.parent.name == "checkpoints"):
+        raise ConfigError("--best chooses among a run's checkpoints: name its folder, --run RUN")
 
 
 def _loaded(videos: int) -> list[str]:
@@ -148,7 +175,9 @@ def evaluation_config(
         chosen += [f"tasks.suite={toml_value(suite)}", "tasks.indices=[]"]
     if tasks is not None:
         chosen.append(f"tasks.indices={_numbers(tasks)}")
-    read = partial(read_config, config) if run is None else partial(read_saved, _saved_config(run))
+    read = (
+        partial(read_config, config) if run is None else partial(read_saved, config_of_policy(run))
+    )
     chosen += overrides or []
     given = read(chosen)
     if given.tasks.suite not in LIBERO_SUITES:
@@ -170,7 +199,12 @@ def _libero_protocol(given: RunConfig, settings: RunConfig) -> str:
     return ": ".join(filter(None, ["LIBERO's", ", ".join(remarks)]))
 
 
-def _saved_config(run: Path) -> Path:
+def config_of_policy(run: Path) -> Path:
+    """The configuration that was saved with a run, named by its folder or one of its checkpoints'.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     directory = run.parents[1] if run.parent.name == "checkpoints" else run
     saved = directory / "config.toml"
     if not saved.exists():

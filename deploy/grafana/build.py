@@ -131,6 +131,13 @@ TRAINING = Board(
             ),
             Graph("Clip fraction", _trainer("clip_fraction"), "percentunit", low=0),
             Graph("Gradient norm", _trainer("grad_norm"), says="Before clipping.", low=0),
+            Graph(
+                "Learning rate",
+                _trainer("learning_rate"),
+                "sci",
+                says="Of the policy's last step: the schedule's, and less after each rollback.",
+                low=0,
+            ),
             Graph("Value loss", _trainer("value_loss"), low=0),
             Graph(
                 "Explained variance",

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from vlarl.config import TrainerConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +29,25 @@ SMALL = {
     "evaluation.episodes_per_task": "1",
     "queue.claim_after_seconds": "5.0",
 }
+
+
+def of_groups() -> dict[str, str]:
+    """Settings of a run that compares episodes of one placement: all that configs/embedded.toml and
+    `SMALL` set for PPO is as if they didn't.
+    """
+    written = tomllib.loads((ROOT / "configs/embedded.toml").read_text())["trainer"]
+    names = {f"trainer.{name}.{key}" for name in ("ppo", "critic") for key in written[name]}
+    names |= {name for name in SMALL if name.startswith("trainer.ppo.")}
+    defaults = TrainerConfig().model_dump(mode="json")
+    unset = {name: defaults[name.split(".")[1]][name.split(".")[2]] for name in names}
+    settings = {
+        "trainer.algorithm": "grpo",
+        "trainer.grpo.group_size": 3,
+        "trainer.grpo.max_attempts": 2,
+        "trainer.grpo.mini_batch": 6,
+        "trainer.grpo.micro_batch": 3,
+    }
+    return {name: json.dumps(value) for name, value in (unset | settings).items()}
 
 
 class Run:

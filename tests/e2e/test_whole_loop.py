@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.prometheus import Prometheus, check_panels, metrics_addresses
-from tests.e2e.stack import ROOT, Run, descendants, end, survivors, wait_for
+from tests.e2e.stack import ROOT, Run, descendants, end, of_groups, survivors, wait_for
 from tests.unit.deploy.tools import find_tool
 from vlarl.config import PolicyConfig, QueueConfig, load_config
 from vlarl.rpc.channel import open_sync_channel
@@ -180,10 +180,20 @@ def test_a_services_death_ends_the_run_and_is_named(
     assert survivors(family) == set()
 
 
+@pytest.mark.parametrize(
+    # Nothing is solved: each group is dropped once, and the last one is learned from all the same.
+    ("settings", "episodes"),
+    [({}, 3), (of_groups(), 6)],
+    ids=["ppo", "grpo"],
+)
 def test_a_killed_trainer_and_ctrl_c_cost_no_episode(
-    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
+    tmp_path: Path,
+    checkpoint: Path,
+    started: list[subprocess.Popen[bytes]],
+    settings: dict[str, str],
+    episodes: int,
 ) -> None:
-    run = Run(tmp_path / "run", checkpoint)
+    run = Run(tmp_path / "run", checkpoint, **settings)
     process = run.start()
     started.append(process)
     wait_for(lambda: len(run.iterations()) >= 1, process, run)
@@ -204,5 +214,5 @@ def test_a_killed_trainer_and_ctrl_c_cost_no_episode(
     assert "is in use by" not in run.output.read_text()
     lines = run.iterations()
     assert [line["iteration"] for line in lines] == [0, 1, 2]
-    assert all(line["episodes"] == 3 for line in lines)
+    assert all(line["episodes"] == episodes for line in lines)
     assert len(read_run(run.run_dir).starts) == 3

@@ -143,6 +143,18 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _evaluations_come(self) -> Self:
+        """What a run does by its evaluations needs some."""
+        for key in ("stop_at_success", "rollback"):
+            if getattr(self.trainer, key) and not self.evaluation.periodic:
+                raise ValueError(
+                    f"trainer.{key} goes by evaluations between iterations, and this run has none: "
+                    "set evaluation.every_iterations or evaluation.every_env_steps, and "
+                    "evaluation.episodes_per_task above 0"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _groups_fill_a_mini_batch(self) -> Self:
         trainer, limit = self.trainer, self.tasks.max_actions
         groups = trainer.groups

@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from vlarl.config.base import Section
 from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
 
+Schedule = Literal["constant", "linear", "cosine"]
+"""What a learning rate does while a training goes on: stay, or fall to 0."""
+
 
 class TasksConfig(Section):
     """What is trained on."""
@@ -82,6 +85,8 @@ class AlgorithmConfig(Section):
     """AdamW's rate for the adapter. 0 changes nothing: a check of all that comes before a step."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the rate rises from near 0: the first ones have the largest KL."""
+    schedule: Schedule = "constant"
+    """What the rate does over the run's iterations: stay, or fall to 0 along a line or a cosine."""
     ratio: Literal["action", "token"] = "action"
     """Probability ratio of whole actions (the paper's) or of tokens."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
@@ -214,6 +219,11 @@ class EvaluationConfig(Section):
     multiple of this; 0: never."""
 
     @property
+    def periodic(self) -> bool:
+        """Whether a run is evaluated again and again."""
+        return self.episodes_per_task > 0 and bool(self.every_iterations or self.every_env_steps)
+
+    @property
     def states_needed(self) -> int:
         """Official initial states that each task must have; 0 where a run never evaluates."""
         ever = self.at_start or self.at_end or self.every_iterations or self.every_env_steps
@@ -275,7 +285,15 @@ class TrainerConfig(Section):
     third more operations in the update. auto: where keeping them doesn't fit, not even with smaller
     micro-batches, down to 4,096 tokens."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept, beside the best by evaluation."""
+    stop_at_success: float | None = Field(default=None, gt=0, le=1)
+    """Share of greedy episodes whose success ends the run, at an evaluation before its last
+    iteration; none: all iterations are done."""
+    rollback: int = Field(default=0, ge=0)
+    """Evaluations in a row, each below the best by more than both 95 % intervals, after which the
+    run goes back to the best checkpoint; 0: never. See docs/long-runs.md."""
+    rollback_rate: float = Field(default=0.5, gt=0, le=1)
+    """What each such return multiplies the policy's learning rate by."""
     record_rollouts: bool = False
     """Keep all training episodes, failures too, as a dataset in RUN/rollouts."""
     threads: int | None = Field(default=None, ge=1)

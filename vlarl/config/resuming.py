@@ -148,13 +148,13 @@ _KINDS: Mapping[type[Section], _Keys] = {
         "publish_timeout_seconds memory_gib sharding activation_checkpointing keep_checkpoints "
         "record_rollouts threads ranks",
         ahead="iterations episodes_per_iteration temperature dtype staleness correction "
-        "correction_cap",
+        "correction_cap stop_at_success rollback rollback_rate",
         fixed={"algorithm": "its checkpoints hold what this algorithm learned"},
     ),
     AlgorithmConfig: _Keys(
         free="micro_batch micro_batch_tokens",
-        ahead="learning_rate warmup_steps ratio clip_low clip_high gamma epochs mini_batch kl_stop "
-        "kl_coefficient max_grad_norm entropy_coefficient",
+        ahead="learning_rate warmup_steps schedule ratio clip_low clip_high gamma epochs "
+        "mini_batch kl_stop kl_coefficient max_grad_norm entropy_coefficient",
     ),
     PpoConfig: _Keys(ahead="gae_lambda time_limit whiten_advantages whiten_floor"),
     GroupsConfig: _Keys(

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from vlarl.config.base import NAME_PATTERN, Section
-from vlarl.config.learning import LoraConfig
+from vlarl.config.learning import LoraConfig, Schedule
 from vlarl.config.tracking import LoggingConfig
 
 
@@ -73,8 +73,8 @@ class FitConfig(Section):
     """Samples in one forward and backward pass of one rank; gradients are accumulated."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """AdamW's highest rate."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """What the rate does after the warm-up: stay, or fall to 0 along a cosine."""
+    schedule: Schedule = "constant"
+    """What the rate does after the warm-up: stay, or fall to 0 along a line or a cosine."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the rate rises linearly."""
     weight_decay: float = Field(default=0.01, ge=0)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlarl.errors import FatalError
-from vlarl.files import durable_folder
+from vlarl.files import durable_folder, tidy
 from vlarl.learning.ranks import like, whole
 from vlarl.weights.checkpoint import NotFiniteError, count_not_finite, write_tensors
 
@@ -96,6 +96,10 @@ class CheckpointFolder(Generic[S]):
                 shutil.rmtree(old)
         return final
 
+    def recover(self) -> None:
+        """Undoes the replacing of a checkpoint that a crash cut short, before training goes on."""
+        tidy(self._directory)
+
     def latest(self) -> Path | None:
         """The newest complete checkpoint; None: there is none."""
         found = self._complete()
@@ -107,9 +111,16 @@ class CheckpointFolder(Generic[S]):
         Raises:
             ResumeError: a file is missing or broken, or a number isn't finite.
         """
-        state, tensors = read_state(path)
+        return self.state(path), read_tensors(path)
+
+    def state(self, path: Path) -> S:
+        """Reads where a training stood at a checkpoint, and no tensor.
+
+        Raises:
+            ResumeError: the file is missing or broken.
+        """
         try:
-            return self._kind(**state), tensors
+            return self._kind(**read_description(path))
         except TypeError as error:
             raise ResumeError(f"checkpoint {path} can't be read: {error}") from error
 
@@ -182,9 +193,30 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ResumeError: a file is missing or broken, or a number isn't finite.
     """
+    return read_description(path), read_tensors(path)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Of what `write_state` wrote, state.json.
+
+    Raises:
+        ResumeError: it is missing or broken.
+    """
     try:
         state: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        tensors = load_file(path / _TENSORS)
+    except (OSError, ValueError) as error:
+        raise ResumeError(f"checkpoint {path} can't be read: {error}") from error
+    return state
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Of what `write_state` wrote, the tensors.
+
+    Raises:
+        ResumeError: the file is missing or broken, or a number isn't finite.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path / _TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ResumeError(f"checkpoint {path} can't be read: {error}") from error
     for name, tensor in tensors.items():
@@ -194,4 +226,4 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"checkpoint {path}: {name} has numbers that are not finite; remove the folder to "
                 "go on from the one before, or begin a new run"
             )
-    return state, tensors
+    return tensors

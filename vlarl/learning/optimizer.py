@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vlarl.config import FitConfig
+from vlarl.config.learning import Schedule
 from vlarl.errors import FatalError
 from vlarl.learning.ranks import MicroBatch, Ranks, like, whole
 
@@ -103,6 +104,8 @@ class StepOptimizer:
             loss_scale: where passes compute in float16.
         """
         self.steps_taken = 0
+        self.last_rate = 0.0
+        """The rate that the last step took; 0 before the first."""
         self._parameters = parameters
         self._ranks = ranks
         self._rate = rate
@@ -179,8 +182,9 @@ class StepOptimizer:
             if self._loss_scale is not None and self._loss_scale.overflowed():
                 return None
             raise DivergedError(self._refusal("gradient"))
+        self.last_rate = self._rate(self.steps_taken)
         for group in self._adamw.param_groups:
-            group["lr"] = self._rate(self.steps_taken)
+            group["lr"] = self.last_rate
         self._adamw.step()
         self.steps_taken += 1
         self.discard()
@@ -206,7 +210,10 @@ class StepOptimizer:
         return gathered
 
     def restore(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
-        """Takes over what `tensors` gave, and the number of steps with it; every rank holds all."""
+        """Takes over what `tensors` gave, and the number of steps with it; every rank holds all. A
+        parameter that has no moments in them begins anew.
+        """
+        self.steps_taken = 0
         for name, parameter in self._parameters.items():
             state = {}
             for moment in _MOMENTS:
@@ -214,6 +221,7 @@ class StepOptimizer:
                     # AdamW counts its steps in a plain tensor on the CPU.
                     counts = moment == "step"
                     state[moment] = value.clone() if counts else like(value, parameter).clone()
+            self._adamw.state.pop(parameter, None)
             if state:
                 self._adamw.state[parameter] = state
                 self.steps_taken = int(state["step"])
@@ -233,13 +241,23 @@ def warmed_up(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / max(1, warmup_steps))
 
 
+def scheduled(done: float, schedule: Schedule) -> float:
+    """Share of the learning rate where a share of a training is done: 1, or what falls from 1 to 0
+    along a line or a cosine.
+    """
+    match schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
 def learning_rate(step: int, fit: FitConfig) -> float:
-    """Rate of a step, counted from 0: a linear rise, then constant or down a cosine to 0."""
-    rise = warmed_up(step, fit.warmup_steps)
-    if fit.schedule == "constant":
-        return fit.learning_rate * rise
+    """Rate of a step, counted from 0: a linear rise, then by the schedule."""
     done = max(0, step - fit.warmup_steps) / max(1, fit.steps - fit.warmup_steps)
-    return fit.learning_rate * rise * 0.5 * (1.0 + math.cos(math.pi * done))
+    return fit.learning_rate * warmed_up(step, fit.warmup_steps) * scheduled(done, fit.schedule)
 
 
 def mini_batches(

@@ -84,7 +84,7 @@ def outcome(run: Run, last: int) -> Outcome:
     return Outcome(
         seed=run.config.seed,
         start=rates.get(0),
-        end=rates.get(run.config.trainer.iterations),
+        end=rates.get(run.wanted),
         training=float(np.average(successes[-last:], weights=counts[-last:])),
         episodes=float(counts.sum()),
         seconds=3600 * run.worked_hours,

@@ -71,8 +71,7 @@ class Standing:
         wanted = self.run.config.evaluation
         if not (wanted.at_end and wanted.episodes_per_task):
             return True
-        last = self.run.config.trainer.iterations
-        return any(one.iteration == last for one in self.run.evaluations)
+        return self.run.evaluation_after(self.run.wanted) is not None
 
     @property
     def iterations(self) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from vlarl.config import RunConfig, load_saved
 from vlarl.config.resuming import UNITS, check_terms, terms
 from vlarl.learning.checkpoints import ResumeError
+from vlarl.learning.export import export_checkpoint
 from vlarl.models.meaning import chosen_unnorm_key, units_of
 from vlarl.models.registry import policy_spec
 from vlarl.models.spec import PolicySpec
@@ -18,6 +19,7 @@ from vlarl.weights.adapter import Adapter
 from vlarl.weights.checkpoint import base_digest
 from vlarl.weights.merge import checked_layers
 from vlarl_trainer.publisher import published_adapter
+from vlarl_trainer.record.best import best_checkpoint
 from vlarl_trainer.record.progress import Progress, factors_in, run_checkpoints
 
 _OWN = ("seed", "trainer.")
@@ -50,13 +52,17 @@ class EvaluatedPolicy:
         )
 
 
-def load_evaluated_policy(config: RunConfig, trained: Path | None) -> EvaluatedPolicy:
+def load_evaluated_policy(
+    config: RunConfig, trained: Path | None, *, best: bool = False
+) -> EvaluatedPolicy:
     """Reads everything that can be wrong with a policy before anything is started.
 
     Args:
         config: names the base checkpoint, and how it is used.
         trained: a run's folder, for its last checkpoint, or one of its checkpoints; None: the base
             checkpoint as it is.
+        best: of a run's folder, take the checkpoint that is the best by the run's own evaluations,
+            not the last.
 
     Raises:
         FatalError: a checkpoint is missing, broken or another base's, or lacks the statistics.
@@ -67,7 +73,7 @@ def load_evaluated_policy(config: RunConfig, trained: Path | None) -> EvaluatedP
     progress = Progress(run_id="", base_digest=digest, version=0, acted=0)
     tensors: Mapping[str, Tensor] = {}
     if trained is not None:
-        path = _checkpoint_of(trained)
+        path = best_checkpoint(trained) if best else _checkpoint_of(trained)
         progress, tensors = run_checkpoints(path.parents[1]).load(path)
         if progress.base_digest != digest:
             raise ResumeError(
@@ -82,6 +88,35 @@ def load_evaluated_policy(config: RunConfig, trained: Path | None) -> EvaluatedP
         progress=progress,
         tensors=tensors,
     )
+
+
+def export_policy(config: RunConfig, trained: Path, out: Path, *, best: bool) -> Progress:
+    """Writes the policy that a run made as a checkpoint of its own.
+
+    Args:
+        config: the run's.
+        trained: see `load_evaluated_policy`.
+        out: folder to write.
+        best: see `load_evaluated_policy`.
+
+    Returns:
+        Where the run stood.
+
+    Raises:
+        FatalError: as `load_evaluated_policy` does, and as `export_checkpoint`.
+    """
+    subject = load_evaluated_policy(config, trained, best=best)
+    pairs = factors_in(subject.tensors)
+    factors = {f"{layer}.A": first for layer, (first, _) in pairs.items()}
+    factors |= {f"{layer}.B": second for layer, (_, second) in pairs.items()}
+    export_checkpoint(
+        config.policy.checkpoint,
+        out,
+        factors,
+        lora=config.trainer.lora,
+        center_crop=subject.center_crop,
+    )
+    return subject.progress
 
 
 def _check_meaning(path: Path, progress: Progress, config: RunConfig, model: PolicySpec) -> None:

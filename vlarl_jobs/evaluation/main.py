@@ -33,6 +33,7 @@ def run(
     tasks: Sequence[env_pb2.TaskDescription],
     out: Path,
     *,
+    best: bool,
     videos: int,
     record: bool,
     protocol: str,
@@ -44,6 +45,7 @@ def run(
         trained: see `load_evaluated_policy`.
         tasks: those of the suite that are meant.
         out: the evaluation's folder.
+        best: see `load_evaluated_policy`.
         videos: films of each task and outcome.
         record: whether OUT/rollouts becomes a dataset of the episodes.
         protocol: what the configuration follows, for people.
@@ -56,7 +58,7 @@ def run(
     """
     check_no_run(out)
     simulator = simulator_identity(config.env, config.tasks.suite)
-    subject = load_evaluated_policy(config, trained)
+    subject = load_evaluated_policy(config, trained, best=best)
     protocol += f"; {subject.model.usage(subject.unnorm_key, config.policy.center_crop)}"
     if not config.unnorm_key and not subject.unnorm_key.startswith(base_suite(config.tasks.suite)):
         protocol += f", the only ones it has, and none of {config.tasks.suite}"

@@ -44,6 +44,7 @@ def _sentence(group: Group) -> str:
     progress = ", ".join(
         dict.fromkeys(
             f"{len(run.iterations)} of {run.config.trainer.iterations} iterations complete"
+            + (", success enough" if run.wanted < run.config.trainer.iterations else "")
             for run in group.runs
         )
     )

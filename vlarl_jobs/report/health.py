@@ -11,8 +11,9 @@ from vlarl_jobs.report.figures.health import (
     health_panels,
 )
 from vlarl_jobs.report.groups import Group
+from vlarl_jobs.report.milestones import after
 from vlarl_jobs.report.run_folder import Run
-from vlarl_jobs.report.sections import Cell, Section, Table, number, percent
+from vlarl_jobs.report.sections import Cell, Rate, Section, Table, number, percent
 
 
 def health(groups: Sequence[Group]) -> Section:
@@ -47,7 +48,11 @@ def health(groups: Sequence[Group]) -> Section:
         "log-probs of server and trainer should be near 0, as long as no older version acted "
         "(staleness 0): what is there then is rounding, and no update made it.",
         panels=health_panels(groups),
-        tables=[Table(head, rows), _start_table([run for group in groups for run in group.runs])],
+        tables=[
+            Table(head, rows),
+            _start_table([run for group in groups for run in group.runs]),
+            *_returns(groups),
+        ],
     )
 
 
@@ -61,3 +66,16 @@ def _start_table(runs: Sequence[Run]) -> Table:
     head = ["run", "staleness allowed", "outside the clip band, median", "largest"]
     head += ["k3, median", "largest"]
     return Table(head, rows, title="Before the first step of an iteration")
+
+
+def _returns(groups: Sequence[Group]) -> list[Table]:
+    """Where runs went back to their best checkpoint; nothing where none did."""
+    rows: list[list[Cell]] = []
+    for run in (run for group in groups for run in group.runs):
+        for one in run.returns:
+            ends = [run.evaluation_after(iterations) for iterations in (one.after, one.to)]
+            fallen, best = ("–" if end is None else Rate.of(end.total) for end in ends)
+            places = [after(number, number) for number in (one.after, one.to)]
+            rows.append([run.name, places[0], fallen, places[1], best, f"{one.rate_scale:g}"])
+    head = ["run", "went back", "from success", "to the policy", "of success", "rate from there on"]
+    return [Table(head, rows, title="Returns to the best checkpoint")] if rows else []

@@ -97,6 +97,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Return:
+    """A return to an earlier policy."""
+
+    after: int
+    """Iterations completed when it came."""
+    to: int
+    """Iterations after which the policy was taken up again."""
+    rate_scale: float
+    """What the policy's learning rate was multiplied by from there on."""
+
+
+@dataclass(frozen=True)
 class Start:
     """A line of starts.jsonl."""
 

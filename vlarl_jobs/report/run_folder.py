@@ -25,6 +25,7 @@ from vlarl_jobs.report.records import (
     Film,
     Floats,
     Iteration,
+    Return,
     Start,
     parse,
 )
@@ -59,7 +60,31 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether all iterations that were wanted are complete."""
-        return len(self.iterations) >= self.config.trainer.iterations
+        return len(self.iterations) >= self.wanted
+
+    @property
+    def wanted(self) -> int:
+        """Iterations of the whole run: those after which success was enough
+        (`trainer.stop_at_success`), or all.
+        """
+        enough, complete = self.config.trainer.stop_at_success, len(self.iterations)
+        latest = self.evaluation_after(complete)
+        if enough is not None and latest is not None and latest.total.rate >= enough:
+            return complete
+        return self.config.trainer.iterations
+
+    def evaluation_after(self, iterations: int) -> Evaluation | None:
+        """That of the policy after so many iterations, where there was one."""
+        return next((one for one in self.evaluations if one.iteration == iterations), None)
+
+    @property
+    def returns(self) -> list[Return]:
+        """Where it went back to an earlier policy."""
+        return [
+            Return(one.iteration, int(one.metrics["rolled_back_to"]), one.metrics["rate_scale"])
+            for one in self.iterations
+            if "rolled_back_to" in one.metrics
+        ]
 
     def metric(self, name: str) -> Floats:
         """[iterations], NaN where an iteration lacks it."""

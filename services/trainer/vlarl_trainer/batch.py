@@ -25,7 +25,7 @@ from vlarl.rollout.v1 import rollout_pb2
 from vlarl_trainer.rollouts.frames import SharedFrames
 from vlarl_trainer.rollouts.trajectory_check import TrajectoryError
 
-_HEADER = struct.Struct("<qqI")
+_HEADER = struct.Struct("<qqdI")
 _LENGTH = struct.Struct("<Q")
 
 
@@ -41,10 +41,13 @@ class Experience:
     """One trajectory's after another's, each with its final frame, or an empty one, at its end;
     none: the trajectories carry their frames.
     """
+    rate: float = 1.0
+    """Share of the policy's learning rate that its steps take."""
 
     def to_bytes(self) -> bytes:
         """Length-prefixed messages after a header; and where frames lie that they don't carry."""
-        parts = [_HEADER.pack(self.iteration, self.version, len(self.trajectories))]
+        count = len(self.trajectories)
+        parts = [_HEADER.pack(self.iteration, self.version, self.rate, count)]
         for trajectory in self.trajectories:
             encoded = trajectory.SerializeToString()
             parts += [_LENGTH.pack(len(encoded)), encoded]
@@ -57,7 +60,7 @@ class Experience:
         """Reads what `to_bytes` wrote; shared: the bytes of frames that the trajectories don't
         carry.
         """
-        iteration, version, count = _HEADER.unpack_from(encoded)
+        iteration, version, rate, count = _HEADER.unpack_from(encoded)
         trajectories, offset = [], _HEADER.size
         for _ in range(count):
             (length,) = _LENGTH.unpack_from(encoded, offset)
@@ -67,9 +70,9 @@ class Experience:
             )
             offset += length
         if shared is None:
-            return cls(iteration, version, trajectories)
+            return cls(iteration, version, trajectories, rate=rate)
         places = np.frombuffer(encoded, np.int64, offset=offset).reshape(-1, 2)
-        return cls(iteration, version, trajectories, SharedFrames(shared, places))
+        return cls(iteration, version, trajectories, SharedFrames(shared, places), rate)
 
     def chosen(self, places: Sequence[int]) -> Sequence[bytes]:
         """Frames by their places in the order that `frames` has."""

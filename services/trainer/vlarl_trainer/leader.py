@@ -18,6 +18,9 @@ from vlarl_trainer.learner import Learner, Snapshot
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_GO_BACK = b"go back"
+"""In place of an experience, which is longer: a checkpoint's tensors follow."""
+
 
 class LeadingRank:
     """Rank 0's learner, on a thread of its own so that the event loop stays free."""
@@ -53,6 +56,15 @@ class LeadingRank:
             self._memory = NodeMemory(self._ranks)
         return snapshot
 
+    async def go_back(self, tensors: dict[str, Tensor]) -> Snapshot:
+        """Has all ranks take an earlier checkpoint's tensors over, between two iterations."""
+        return await self._in_thread(self._go_back, tensors)
+
+    def _go_back(self, tensors: dict[str, Tensor]) -> Snapshot:
+        if self._ranks.size > 1:
+            self._ranks.broadcast_bytes(_GO_BACK)
+        return _restore(self._learner, self._ranks, tensors)
+
     async def dismiss(self) -> None:
         """Ends the followers' work."""
         await self._in_thread(self._ranks.broadcast_bytes, b"")
@@ -68,6 +80,9 @@ def follow(learner: Learner, ranks: Ranks) -> None:
     _restore(learner, ranks, None)
     memory = NodeMemory(ranks)
     while encoded := ranks.broadcast_bytes():
+        if encoded == _GO_BACK:
+            _restore(learner, ranks, None)
+            continue
         learner.learn(Experience.from_bytes(encoded, memory.share(None)))
         learner.snapshot()
 

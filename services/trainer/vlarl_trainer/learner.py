@@ -154,6 +154,7 @@ class Learner:
         metrics |= self._distances(batch, seen)
         if self.algorithm.learns_policy(experience.iteration):
             samples = self._samples(observations, batch, seen, estimate)
+            self._update.rate = experience.rate
             order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)
             metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
         metrics |= self.algorithm.finish(experience.iteration, seen.features, estimate)

@@ -24,6 +24,7 @@ import numpy as np
 
 from vlarl.config import RunConfig
 from vlarl.data.recording import RolloutRecorder
+from vlarl.learning.optimizer import scheduled
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.trainer.v1 import trainer_pb2
 from vlarl_trainer.batch import Experience
@@ -31,6 +32,7 @@ from vlarl_trainer.leader import LeadingRank
 from vlarl_trainer.learner import Snapshot
 from vlarl_trainer.publisher import Publisher, published_adapter
 from vlarl_trainer.record.actions import ActionLog
+from vlarl_trainer.record.best import Scored, fallen, kept_best, reached, rollback_to
 from vlarl_trainer.record.console import Display
 from vlarl_trainer.record.evaluation import EvaluationLog, count, score_episode
 from vlarl_trainer.record.metrics import MetricsLog
@@ -86,14 +88,21 @@ class TrainingLoop:
         self._seconds: dict[str, float] = defaultdict(float)
 
     async def run(self, progress: Progress, snapshot: Snapshot) -> None:
-        """Goes on from there until all iterations are done and evaluated."""
+        """Goes on from there until all iterations are done and evaluated, or an evaluation is good
+        enough.
+        """
         self._curriculum.restore(progress.success)
         self._plan.restore(progress.tasks_ahead)
         await self._publish(progress, snapshot, takeover=True)
         while progress.iteration < self._config.trainer.iterations:
             # Before an iteration, not after the last: a crash may have come in between.
             if self._evaluations.due(progress, self._config.evaluation):
+                if not progress.iteration:
+                    await self._save(progress, snapshot)  # it may remain the best
                 await self._evaluate(progress)
+            if self._good_enough(progress):
+                break
+            progress, snapshot = await self._back_from_a_fall(progress, snapshot)
             await self._status.until_running()
             progress, snapshot = await self._iterate(progress)
         last = self._config.evaluation.at_end
@@ -117,7 +126,11 @@ class TrainingLoop:
         with self._phase("learning"):
             await self._status.enter(trainer_pb2.RUN_STATE_LEARNING)
             experience = Experience(
-                progress.iteration, progress.version, chosen.trajectories, chosen.frames()
+                progress.iteration,
+                progress.version,
+                chosen.trajectories,
+                chosen.frames(),
+                self._rate(progress),
             )
             learned, snapshot = await self._learner.learn(experience)
             learned |= watched | review.metrics
@@ -168,7 +181,7 @@ class TrainingLoop:
             self._status.outstanding = ordered + len(more)
             return more
 
-        oldest = progress.version - self._config.trainer.staleness
+        oldest = max(progress.version - self._config.trainer.staleness, progress.first_version)
         collected = await self._collector.collect(
             specs, learned=progress.iteration, oldest=oldest, further=further
         )
@@ -196,6 +209,7 @@ class TrainingLoop:
             success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
             self._curriculum.record(trajectory.spec.task.index, success)
         metrics = rollout_metrics(collected, chosen) | learned | self._curriculum.metrics()
+        metrics |= rollback_metrics(progress)
         steps = executed_steps(trajectories, self._config.env.action_repeat)
         return replace(
             progress,
@@ -209,14 +223,61 @@ class TrainingLoop:
             metrics=metrics,
         )
 
+    def _rate(self, progress: Progress) -> float:
+        """Share of the policy's learning rate that the iteration to come takes."""
+        trainer = self._config.trainer
+        done = progress.iteration / trainer.iterations
+        return scheduled(done, trainer.chosen.schedule) * progress.rate_scale
+
+    def _good_enough(self, progress: Progress) -> bool:
+        """Whether the policy as it is ends the run, which is said."""
+        share = self._config.trainer.stop_at_success
+        enough = reached(self._evaluations.rows, progress, share)
+        if share is not None and enough is not None:
+            self._display.stopped(enough, share)
+        return enough is not None
+
+    def _best(self, progress: Progress) -> Scored | None:
+        checkpoints = run_checkpoints(self._run_dir)
+        return kept_best(
+            self._evaluations.rows, progress, there=lambda one: checkpoints.path(one).exists()
+        )
+
+    async def _back_from_a_fall(
+        self, progress: Progress, snapshot: Snapshot
+    ) -> tuple[Progress, Snapshot]:
+        """Goes back to the best checkpoint where success has fallen for too long. It is a new
+        version of the policy; a crash before the checkpoint that says so has it decided again.
+        """
+        trainer, best = self._config.trainer, self._best(progress)
+        rows = self._evaluations.rows
+        if not trainer.rollback or best is None:
+            return progress, snapshot
+        if not fallen(rows, progress, best, trainer.rollback):
+            return progress, snapshot
+        rollback = rollback_to(best, progress, trainer.rollback_rate)
+        with self._phase("rollback"):
+            checkpoints = run_checkpoints(self._run_dir)
+            path = checkpoints.path(best.iteration)
+            _, tensors = await asyncio.to_thread(checkpoints.load, path)
+            snapshot = await self._learner.go_back(tensors)
+            progress = progress.rolled_back(rollback)
+            await self._save(progress, snapshot)
+            await self._status.enter(trainer_pb2.RUN_STATE_PUBLISHING)
+            await self._publish(progress, snapshot, takeover=False)
+        self._display.rolled_back(rollback, best, trainer.rollback)
+        return progress, snapshot
+
     async def _save(self, progress: Progress, snapshot: Snapshot) -> None:
         keep = self._config.trainer.keep_checkpoints
+        best = self._best(progress)
         self._status.checkpoint = await asyncio.to_thread(
             run_checkpoints(self._run_dir).save,
             progress.iteration,
             progress,
             snapshot.tensors,
             keep=keep,
+            best=None if best is None else best.iteration,
         )
 
     async def _publish(self, progress: Progress, snapshot: Snapshot, *, takeover: bool) -> float:
@@ -305,6 +366,15 @@ def rollout_metrics(collected: Collected, chosen: Collected) -> dict[str, float]
         "seconds_waiting_for_policy": sum(t.policy_seconds for t in trajectories),
         "seconds_waiting_for_reward": collected.reward_seconds,
     } | {f"success_rate/task_{task}": float(np.mean(one)) for task, one in successes.items()}
+
+
+def rollback_metrics(progress: Progress) -> dict[str, float]:
+    """What an iteration that begins at `progress` has to do with returns to earlier policies."""
+    last = progress.rollbacks[-1] if progress.rollbacks else None
+    metrics = {"rate_scale": progress.rate_scale}
+    if last is not None and last["iteration"] == progress.iteration:
+        metrics["rolled_back_to"] = float(last["to_iteration"])
+    return metrics
 
 
 def iteration_message(progress: Progress) -> trainer_pb2.Iteration:

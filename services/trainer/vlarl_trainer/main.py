@@ -173,6 +173,7 @@ def _last_checkpoint(
     config: RunConfig, run_dir: Path, digest: str
 ) -> tuple[Progress, dict[str, torch.Tensor] | None]:
     checkpoints = run_checkpoints(run_dir)
+    checkpoints.recover()
     path = checkpoints.latest()
     own = terms(config) | meaning_terms(config)
     if path is None:

@@ -50,6 +50,8 @@ class PolicyReport:
     clip_fraction: float
     grad_norm: float
     """Mean norm before clipping, over the steps taken."""
+    learning_rate: float
+    """Of the last step; 0 where none was taken."""
     policy_steps: int
     overflowed_steps: int
     """Steps that were left out, because a gradient overflowed in float16."""
@@ -86,7 +88,9 @@ class PolicyUpdate:
         self.optimizer = StepOptimizer(
             policy.named_parameters(),
             ranks,
-            rate=lambda step: config.learning_rate * warmed_up(step, config.warmup_steps),
+            rate=lambda step: (
+                config.learning_rate * warmed_up(step, config.warmup_steps) * self.rate
+            ),
             max_grad_norm=config.max_grad_norm,
             epsilon=1e-5,
             synchronise_gradients=policy.synchronise_gradients,
@@ -94,6 +98,8 @@ class PolicyUpdate:
             rate_key=rate_key,
             loss_scale=loss_scale,
         )
+        self.rate = 1.0
+        """Share of the learning rate that the next steps take."""
         self._policy = policy
         self._algorithm = algorithm
         self._config = config
@@ -132,8 +138,9 @@ class PolicyUpdate:
         loss, kl, clipped = means.mean(dim=0).tolist()
         mean_norm = float(np.mean(grad_norms)) if grad_norms else 0.0
         largest = float(means[:, 1].max())
+        rate = self.optimizer.last_rate if grad_norms else 0.0
         return PolicyReport(
-            loss, kl, largest, clipped, mean_norm, len(grad_norms), overflows, stopped
+            loss, kl, largest, clipped, mean_norm, rate, len(grad_norms), overflows, stopped
         )
 
     def _mini_batches(self, count: int, generator: np.random.Generator) -> Iterator[Indices]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
@@ -33,6 +34,7 @@ from vlarl.learning.checkpoints import ResumeError  # noqa: E402
 from vlarl.learning.ranks import Ranks  # noqa: E402
 from vlarl.queue.rollout_queue import RolloutQueue  # noqa: E402
 from vlarl.weights.checkpoint import base_digest  # noqa: E402
+from vlarl_cli import app  # noqa: E402
 from vlarl_jobs.evaluation.console import EvaluationDisplay  # noqa: E402
 from vlarl_jobs.evaluation.evaluated_policy import load_evaluated_policy  # noqa: E402
 from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of  # noqa: E402
@@ -40,7 +42,12 @@ from vlarl_jobs.evaluation.film import FilmMaker  # noqa: E402
 from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder  # noqa: E402
 from vlarl_jobs.evaluation.main import critic_of  # noqa: E402
 from vlarl_trainer.learner import Learner  # noqa: E402
-from vlarl_trainer.record.evaluation import Evaluation  # noqa: E402
+from vlarl_trainer.record.evaluation import (  # noqa: E402
+    EpisodeResult,
+    Evaluation,
+    EvaluationLog,
+    count,
+)
 from vlarl_trainer.record.progress import Progress, run_checkpoints  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -161,6 +168,39 @@ async def test_a_runs_policy_is_served_and_named(
         assert before["digest"] != after["digest"], "the adapter changed nothing"
     with pytest.raises(ConfigError, match="choose another --out"):
         await evaluate(config, tmp_path / "base", valkey, trained=path)
+
+
+async def test_an_exported_policy_acts_as_the_runs_does(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    """The last checkpoint's policy, and the best's, which is the one before."""
+    config = config_for(checkpoint)
+    path = trained_run(tmp_path / "run", checkpoint)
+    save_config(config, tmp_path / "run")
+    progress, tensors = newest(tmp_path / "run")
+    further = {key: 2 * one if key.endswith(".B") else one for key, one in tensors.items()}
+    last = replace(progress, iteration=4, version=6)
+    run_checkpoints(tmp_path / "run").save(4, last, further, keep=2)
+    log = EvaluationLog(tmp_path / "run")
+    for stood, success in ((progress, True), (last, False)):
+        log.write(count([EpisodeResult(0, 0, "", success, 1, 1.0, 1, "")], stood, []), 1.0)
+    acted = {}
+    for name, arguments in (("last", []), ("best", ["--best"])):
+        out = tmp_path / name
+        command = ["checkpoint", "export", str(tmp_path / "run"), str(out), *arguments]
+        made = CliRunner().invoke(app, command)
+        assert made.exit_code == 0, made.output
+        served = config_for(out)
+        await evaluate(served, tmp_path / f"{name}-exported", valkey)
+        acted[name] = [row["digest"] for row in rows(tmp_path / f"{name}-exported")]
+    assert "version 5" in made.output
+    for name, trained in (("last", tmp_path / "run"), ("best", path)):
+        await evaluate(config, tmp_path / f"{name}-run", valkey, trained=trained)
+        assert acted[name] == [row["digest"] for row in rows(tmp_path / f"{name}-run")]
+    assert acted["last"] != acted["best"]
+    again = CliRunner().invoke(app, ["checkpoint", "export", str(path), str(tmp_path / "best")])
+    assert again.exit_code == 2
+    assert "exists and is no empty folder" in again.output
 
 
 async def test_given_up_episodes_count_as_failed_and_come_again(

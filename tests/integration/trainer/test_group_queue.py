@@ -276,3 +276,31 @@ async def test_attempts_that_another_filter_would_not_have_ordered_are_settled(
         await collector.settle(await collecting)
         assert not collector._arrived
         assert await is_empty(queue)
+
+
+async def test_a_group_that_was_given_up_while_no_trainer_was_there_is_ordered_anew(
+    valkey: Valkey,
+) -> None:
+    """A further attempt, all of whose members are dead letters."""
+    config = QueueConfig(url=valkey.url)
+
+    def play(spec: rollout_pb2.EpisodeSpec) -> bool | None:
+        _, attempt, _ = place(spec)
+        return None if attempt == 1 else mixed(spec)
+
+    async with RolloutQueue(config) as queue:
+        killed = asyncio.create_task(collect(Collector(queue, "run", 10.0), plan()))
+        ran = await work(queue, play, 6)
+        first = await queue.next_episode("worker", block_seconds=10)
+        killed.cancel()
+        await asyncio.wait([killed])
+        await queue.release_episode(first)
+        ran += await work(queue, play, 3)
+    async with RolloutQueue(config) as queue:
+        collector, groups = Collector(queue, "run", 10.0), plan()
+        collected, more = await asyncio.gather(collect(collector, groups), work(queue, play, 3))
+        assert sorted(ran + more) == sorted(FIRST + FURTHER)
+        assert len(collected.missing) == SIZE
+        assert groups.review(0, collected.ended).kept == EXPECTED
+        await collector.settle(collected)
+        assert await is_empty(queue)

@@ -45,7 +45,12 @@ ROOT = Path(__file__).parents[3]
 
 
 def write_config(
-    run_dir: Path, checkpoint: Path, queue_url: str, policies: str, **trainer: object
+    run_dir: Path,
+    checkpoint: Path,
+    queue_url: str,
+    policies: str,
+    evaluation: EvaluationConfig | None = None,
+    **trainer: object,
 ) -> RunConfig:
     config = RunConfig(
         name=run_dir.name,
@@ -53,7 +58,7 @@ def write_config(
         tasks=TasksConfig(indices=(0, 2)),
         queue=QueueConfig(url=queue_url),
         policy=PolicyConfig(checkpoint=checkpoint, addresses=policies, center_crop=False),
-        evaluation=EvaluationConfig(episodes_per_task=2),
+        evaluation=evaluation or EvaluationConfig(episodes_per_task=2),
         trainer=trainer_config(
             **{
                 "address": free_address(),
@@ -66,7 +71,7 @@ def write_config(
             }
         ),
     )
-    run_dir.mkdir()
+    run_dir.mkdir(exist_ok=True)
     (run_dir / "config.toml").write_text(dump_toml(config))
     return config
 

@@ -126,6 +126,9 @@ def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
         ("xyzzy=1", "xyzzy: unknown key; known: name, seed"),
         ("trainer.temperature=0", r"trainer.temperature: .* equal to 0.01 \(got 0\)"),
         ("trainer.ppo.micro_batch=100", "must not exceed mini_batch"),
+        ("trainer.stop_at_success=90", "trainer.stop_at_success: .*less than or equal to 1"),
+        ("trainer.rollback_rate=0", "trainer.rollback_rate: .*greater than 0"),
+        ("trainer.ppo.schedule=step", "trainer.ppo.schedule: .*'constant', 'linear' or 'cosine'"),
         ("name=a/b", "name: "),
         ("temperature", "an override is written section.key=value"),
     ],
@@ -133,6 +136,17 @@ def test_overrides_win_and_bare_words_are_text(tmp_path: Path) -> None:
 def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize("override", ["trainer.stop_at_success=0.9", "trainer.rollback=3"])
+def test_what_goes_by_evaluations_needs_some(override: str) -> None:
+    key = override.partition("=")[0]
+    none = rf"{key} goes by evaluations between iterations, .* has none: set evaluation.every_it"
+    for never in (["at_start=true"], ["every_env_steps=100", "episodes_per_task=0"]):
+        with pytest.raises(ConfigError, match=none):
+            load_config(None, [override, *(f"evaluation.{one}" for one in never)])
+    for often in ("every_env_steps=100", "every_iterations=5"):
+        load_config(None, [override, f"evaluation.{often}"])
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,18 @@ def test_mistakes_are_named(changes: dict[str, object], message: str) -> None:
         configured(**changes)
 
 
+@pytest.mark.parametrize("arguments", [[str(EMBEDDED)], ["--run", "RUN/checkpoints/one"]])
+def test_the_best_is_one_of_a_runs_checkpoints(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "config.toml").write_text(EMBEDDED.read_text())
+    named = [one.replace("RUN", str(tmp_path)) for one in arguments]
+    refused = CliRunner().invoke(app, ["eval", *named, "--best", "--out", str(tmp_path / "out")])
+    assert refused.exit_code == 1
+    assert refused.output.strip() == (
+        "error: --best chooses among a run's checkpoints: name its folder, --run RUN"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.torch
 def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     arguments = ["eval", "--checkpoint", str(tmp_path / "none"), "--suite", "reach"]

@@ -39,6 +39,7 @@ def make_run(
     evaluated: tuple[int, ...] = (0, 3, 6),
     solved: dict[int, int] | None = None,
     config: dict[str, object] | None = None,
+    returns: dict[int, int] | None = None,
 ) -> Path:
     """A run whose success rises from 10 % to 60 % over its iterations.
 
@@ -51,6 +52,7 @@ def make_run(
         evaluated: after how many iterations; as many of 10 episodes succeed as iterations went by.
         solved: after how many iterations other than as many of 10 episodes succeed.
         config: further sections of the configuration.
+        returns: before which iterations it went back to the policy after how many.
     """
     path.mkdir(parents=True)
     settings = RunConfig(
@@ -64,7 +66,7 @@ def make_run(
     if not iterations:
         return path
     record_start(path, 0, Ranks.alone(torch.device("cpu")))
-    _write_iterations(path, settings, iterations)
+    _write_iterations(path, settings, iterations, returns or {})
     log = EvaluationLog(path)
     for after in evaluated:
         progress = Progress(path.name, "abc", after, version=after + 1, env_steps=STEPS * after)
@@ -77,7 +79,9 @@ def make_run(
     return path
 
 
-def _write_iterations(path: Path, config: RunConfig, iterations: int) -> None:
+def _write_iterations(
+    path: Path, config: RunConfig, iterations: int, returns: dict[int, int]
+) -> None:
     generator = np.random.default_rng(config.seed)
     log = MetricsLog(path, CollectorRegistry())
     log.resume(None)
@@ -87,7 +91,8 @@ def _write_iterations(path: Path, config: RunConfig, iterations: int) -> None:
         actions.write(number, [acted(generator, number) for _ in range(EPISODES)])
         for task in config.tasks.indices:
             curriculum.record(task, success=number > 2)
-        metrics = dict.fromkeys(METRICS, 0.5) | {
+        metrics = {name: 0.5 for name in METRICS if name != "rolled_back_to"} | {
+            "rate_scale": 1.0,
             "episodes": EPISODES,
             "success_rate": 0.1 + 0.1 * number,
             "logprob_gap": 1e-6,
@@ -105,6 +110,8 @@ def _write_iterations(path: Path, config: RunConfig, iterations: int) -> None:
         }
         if config.reward.model == "outcome":
             metrics = {name: one for name, one in metrics.items() if "dense" not in name}
+        if number in returns:
+            metrics |= {"rolled_back_to": returns[number], "rate_scale": 0.5}
         unknown = CRITICS if config.trainer.groups else GROUPS
         if number == 0:  # the critic's warm-up
             unknown = {*unknown, "approximate_kl", "largest_kl", "clip_fraction"}

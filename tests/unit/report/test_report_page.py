@@ -117,6 +117,23 @@ def test_a_reward_models_rewards_have_a_section(tmp_path: Path) -> None:
     assert "warns below" in content
 
 
+def test_a_run_that_went_back_says_from_where_to_where(tmp_path: Path, shown: str) -> None:
+    run = make_run(tmp_path / "run", solved={3: 9, 6: 1}, evaluated=(3, 5, 6), returns={5: 3})
+    report(run)
+    content = (run / "report.html").read_text()
+    assert "Returns to the best checkpoint" not in shown
+    table = content.partition("Returns to the best checkpoint")[2].partition("</table>")[0]
+    # 5 and 9 of 10 of each task; by hand, 10 of 20 and 18 of 20.
+    for cell in (
+        "after 5 iterations",
+        "50 % (30 % to 70 %)",
+        "after 3 iterations",
+        "90 % (70 % to",
+    ):
+        assert cell in table
+    assert "<td>0.5</td>" in table
+
+
 def test_a_page_says_from_where_to_where(shown: str) -> None:
     assert "0 % → 60 %" in shown
     assert "after 6 iterations 12 of 20 (39 % to 78 %)" in shown

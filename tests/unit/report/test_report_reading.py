@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.unit.report.run_folders import evaluate, make_run
-from vlarl.config import DataConfig, SftConfig, dump_toml
+from vlarl.config import DataConfig, EvaluationConfig, SftConfig, TrainerConfig, dump_toml
 from vlarl.json_lines import DamagedFileError, read_lines
 from vlarl_jobs.report.errors import ReportError
 from vlarl_jobs.report.run_folder import read_run
@@ -37,6 +37,20 @@ def test_a_run_is_read_as_it_was_written(run_dir: Path) -> None:
     assert [one.iteration for one in run.actions] == [0, 5]
     assert run.actions[0].values.shape == (80, 7)
     assert "cores" in run.starts[0].machine
+
+
+def test_a_run_whose_success_was_enough_is_done(tmp_path: Path) -> None:
+    """After three of nine iterations 3 of 10 episodes of each task succeed."""
+    for name, enough, evaluated, done in (
+        ("enough", 0.3, (0, 3), True),
+        ("little", 0.31, (0, 3), False),
+        ("earlier", 0.2, (0, 2), False),
+    ):
+        trainer = TrainerConfig(iterations=9, stop_at_success=enough)
+        often = EvaluationConfig(every_iterations=1)
+        sections = {"trainer": trainer, "evaluation": often}
+        run = make_run(tmp_path / name, iterations=3, evaluated=evaluated, config=sections)
+        assert (read_run(run).done, read_run(run).wanted) == (done, 3 if done else 9)
 
 
 def test_time_is_that_of_work(run_dir: Path) -> None:

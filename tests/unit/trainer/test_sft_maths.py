@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vlarl.config import FitConfig  # noqa: E402
-from vlarl.learning.optimizer import learning_rate  # noqa: E402
+from vlarl.learning.optimizer import learning_rate, scheduled  # noqa: E402
 from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
 from vlarl.models.statistics import (  # noqa: E402
     ActionStats,
@@ -129,6 +129,15 @@ def test_a_dimension_that_hardly_moves_keeps_a_range_and_its_constant() -> None:
     assert np.abs(decoded[1:-1, 2] - actions[1:-1, 2]).max() < 1.96 / 255
 
 
+def test_a_schedule_is_a_share_of_the_rate_by_what_is_done() -> None:
+    dones = (0.0, 0.25, 0.5, 1.0)
+    assert [scheduled(done, "constant") for done in dones] == [1, 1, 1, 1]
+    assert [scheduled(done, "linear") for done in dones] == [1, 0.75, 0.5, 0]
+    # (1 + cos 45°) / 2 = 0.853553...
+    cosine = [scheduled(done, "cosine") for done in dones]
+    assert cosine == pytest.approx([1, 0.8535534, 0.5, 0])
+
+
 def test_the_rate_rises_and_falls() -> None:
     cosine = FitConfig(steps=100, warmup_steps=10, learning_rate=2.0, schedule="cosine")
     assert learning_rate(0, cosine) == pytest.approx(0.2)
@@ -138,5 +147,8 @@ def test_the_rate_rises_and_falls() -> None:
     assert 0 < learning_rate(99, cosine) < 1e-3
     rates = [learning_rate(step, cosine) for step in range(10, 100)]
     assert rates == sorted(rates, reverse=True)
+    linear = FitConfig(steps=100, warmup_steps=20, learning_rate=2.0, schedule="linear")
+    rates = [learning_rate(step, linear) for step in (0, 19, 20, 40, 98)]
+    assert rates == pytest.approx([0.1, 2.0, 2.0, 1.5, 0.05])
     constant = FitConfig(steps=100, warmup_steps=4, learning_rate=2.0)
     assert [learning_rate(step, constant) for step in (0, 3, 99)] == [0.5, 2.0, 2.0]

@@ -80,6 +80,25 @@ def test_one_that_was_being_replaced_when_the_trainer_was_killed_is_there_again(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_run_that_goes_on_first_undoes_what_a_crash_cut_short(tmp_path: Path) -> None:
+    path = folder_of(tmp_path).save(3, PROGRESS, TENSORS, keep=2)
+    path.rename(tmp_path / ".iteration-00003.replaced.partial")
+    (tmp_path / ".iteration-00003.partial").mkdir()
+    assert folder_of(tmp_path).latest() is None
+    folder_of(tmp_path).recover()
+    assert folder_of(tmp_path).latest() == path
+    assert folder_of(tmp_path).state(path) == PROGRESS
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+    for iteration in (1, 2, 3, 4):
+        best = 1 if iteration < 4 else 3
+        folder_of(tmp_path).save(iteration, PROGRESS, TENSORS, keep=1, best=best)
+        kept = sorted(int(path.name[-5:]) for path in tmp_path.iterdir())
+        assert kept == sorted({best, iteration})
+
+
 def test_an_iteration_done_again_replaces_its_checkpoint(tmp_path: Path) -> None:
     folder_of(tmp_path).save(3, PROGRESS, TENSORS, keep=2)
     path = folder_of(tmp_path).save(3, replace(PROGRESS, env_steps=500), TENSORS, keep=2)

@@ -184,6 +184,21 @@ def test_moments_and_steps_come_back() -> None:
     assert torch.equal(one, other)
 
 
+def test_what_has_no_moments_begins_anew() -> None:
+    """A run that goes back to where it began takes its first step again."""
+    parameter, rates = nn.Parameter(torch.tensor([3.0, 4.0])), iter([0.1, 0.2])
+    optimizer = optimizer_of(parameter)
+    optimizer._rate = lambda _: next(rates)
+    assert optimizer.last_rate == 0.0
+    for rate in (0.1, 0.2):
+        accumulate(optimizer, parameter.square().sum())
+        optimizer.step()
+        assert optimizer.last_rate == rate
+    optimizer.restore({}, "policy_optimizer")
+    assert optimizer.steps_taken == 0
+    assert optimizer.tensors("policy_optimizer") == {}
+
+
 @pytest.mark.parametrize("slope", [float("inf"), float("nan"), 1e38])
 def test_a_gradient_without_a_norm_changes_nothing(slope: float) -> None:
     """1e38 is finite, but its square isn't, and with it all would be scaled to 0."""

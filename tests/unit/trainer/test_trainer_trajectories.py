@@ -74,9 +74,9 @@ def test_staleness_is_bounded() -> None:
 
 
 def test_experience_comes_back_equal_from_its_bytes() -> None:
-    sent = Experience(4, 3, [trajectory(), trajectory(steps=5)])
+    sent = Experience(4, 3, [trajectory(), trajectory(steps=5)], rate=0.1)
     got = Experience.from_bytes(sent.to_bytes())
-    assert (got.iteration, got.version) == (4, 3)
+    assert (got.iteration, got.version, got.rate) == (4, 3, 0.1)
     assert list(got.trajectories) == list(sent.trajectories)
 
 
@@ -116,7 +116,8 @@ def test_frames_that_lie_apart_make_the_same_batch() -> None:
     rest, frames = apart(whole)
     assert sum(one.ByteSize() for one in rest) < sum(one.ByteSize() for one in whole)
     expected = build_batch(Experience(0, 3, whole))
-    sent = Experience(0, 3, rest, frames)
+    sent = Experience(0, 3, rest, frames, rate=0.3)
+    assert Experience.from_bytes(sent.to_bytes(), frames.shared).rate == 0.3
     for got in (sent, Experience.from_bytes(sent.to_bytes(), frames.shared)):
         batch = build_batch(got)
         assert list(batch.frames) == list(expected.frames)

@@ -41,7 +41,7 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_PAUSED: _RunState.ValueType  # 6
     """Waiting for Resume."""
     RUN_STATE_DONE: _RunState.ValueType  # 7
-    """All iterations done."""
+    """All iterations done, or success enough (trainer.stop_at_success)."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
     """RunState is what the trainer is doing."""
@@ -61,7 +61,7 @@ RUN_STATE_EVALUATING: RunState.ValueType  # 5
 RUN_STATE_PAUSED: RunState.ValueType  # 6
 """Waiting for Resume."""
 RUN_STATE_DONE: RunState.ValueType  # 7
-"""All iterations done."""
+"""All iterations done, or success enough (trainer.stop_at_success)."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 @_typing.final

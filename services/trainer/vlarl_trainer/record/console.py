@@ -16,7 +16,9 @@ from rich.table import Table
 from vlarl.invocation import invocation
 from vlarl.terminal import PlainConsole, Whole, clock, styled, text_column
 from vlarl.trainer.v1 import trainer_pb2
+from vlarl_trainer.record.best import Scored
 from vlarl_trainer.record.evaluation import Evaluation, TaskScore
+from vlarl_trainer.record.progress import Rollback
 
 _RECENT = 10
 
@@ -86,6 +88,22 @@ class Display:
         self._console.print(Whole(score_table(evaluation)))
         if evaluation.missing:
             self._console.print(styled((given_up(evaluation), "red")))
+
+    def stopped(self, enough: Scored, share: float) -> None:
+        """Says why the run ends before its last iteration."""
+        self._console.print(
+            f"the run ends: greedy success of {enough} reaches trainer.stop_at_success = "
+            f"{share:g}; with another value, --resume goes on"
+        )
+
+    def rolled_back(self, rollback: Rollback, best: Scored, times: int) -> None:
+        """Says where the run went back to, and why."""
+        lie = "evaluations in a row lie" if times > 1 else "evaluation lies"
+        self._console.print(
+            f"the run goes back: {times} {lie} below the best, {best}, which is version "
+            f"{rollback.version} now; the policy's learning rate is multiplied by "
+            f"{rollback.rate_scale:g} from here on (trainer.rollback)"
+        )
 
     def finish(self, run_dir: Path) -> None:
         """Says where to look."""

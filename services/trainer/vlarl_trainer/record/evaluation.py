@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from vlarl.config import EvaluationConfig
 from vlarl.intervals import wilson_interval
 from vlarl.json_lines import JsonLines
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_trainer.record.best import EVALUATIONS
 from vlarl_trainer.record.progress import Progress
 from vlarl_trainer.rollouts.trajectory_check import TrajectoryError
 
@@ -175,7 +177,12 @@ class EvaluationLog:
     """RUN/evaluations.jsonl: one line an evaluation."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._lines = JsonLines(run_dir / "evaluations.jsonl")
+        self._lines = JsonLines(run_dir / EVALUATIONS)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What the file holds."""
+        return self._lines.rows
 
     def due(self, progress: Progress, config: EvaluationConfig) -> bool:
         """Whether the policy at this point of the run is one to evaluate, and hasn't been."""

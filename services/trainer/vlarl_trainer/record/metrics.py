@@ -45,6 +45,10 @@ METRICS = {
     "reference_kl": "KL to the policy that training began with",
     "clip_fraction": "share of ratios at which clipping bound",
     "grad_norm": "policy's gradient norm before clipping, mean over the steps",
+    "learning_rate": "the policy's, at the iteration's last step; 0 where none was taken",
+    "rate_scale": "what returns to the best checkpoint have multiplied it by",
+    "rolled_back_to": "only where the run went back before the iteration: to the policy after so "
+    "many iterations",
     "policy_steps": "optimizer steps of the policy",
     "overflowed_steps": "steps left out because a gradient overflowed, in float16",
     "kl_stopped": "1 where the KL bound ended the update early",

@@ -9,13 +9,31 @@ What all checkpoints have in common is in vlarl/learning/checkpoints.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vlarl.learning.checkpoints import CheckpointFolder
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A return to an earlier policy."""
+
+    iteration: int
+    """Iterations completed when it came."""
+    from_version: int
+    """Policy version that was given up."""
+    to_iteration: int
+    """Iterations after which the policy was taken up again."""
+    to_version: int
+    """Policy version that it was then."""
+    version: int
+    """Policy version that it is now."""
+    rate_scale: float
+    """What the policy's learning rate is multiplied by from there on."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,23 @@ class Progress:
     terms: dict[str, Any] = field(default_factory=dict)
     """The configuration's fixed keys, without which the tensors mean nothing; {}: an earlier
     version wrote the checkpoint."""
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
+    """Each `Rollback` so far, as JSON has it."""
+
+    @property
+    def rate_scale(self) -> float:
+        """What the policy's learning rate is multiplied by."""
+        return float(self.rollbacks[-1]["rate_scale"]) if self.rollbacks else 1.0
+
+    @property
+    def first_version(self) -> int:
+        """The first policy version after the last return: older ones are of what was given up."""
+        return int(self.rollbacks[-1]["version"]) if self.rollbacks else 0
+
+    def rolled_back(self, rollback: Rollback) -> Progress:
+        """The run's place after a return: iterations, steps and the curriculum go on."""
+        rollbacks = [*self.rollbacks, asdict(rollback)]
+        return replace(self, version=rollback.version, rollbacks=rollbacks)
 
 
 def run_checkpoints(run_dir: Path) -> CheckpointFolder[Progress]:

@@ -96,7 +96,7 @@ class Collector:
         self._run_id = run_id
         self._timeout = timeout_seconds
         self._arrived: dict[str, Delivery[rollout_pb2.Trajectory]] = {}
-        self._buried = 0
+        self._dead_seen = -1
         self._files: defaultdict[int, FrameFile] = defaultdict(FrameFile)
 
     async def issue(self, specs: Sequence[rollout_pb2.EpisodeSpec]) -> None:
@@ -133,6 +133,7 @@ class Collector:
                 servers are configured otherwise than this trainer.
         """
         orders = Orders(specs, further)
+        self._dead_seen = -1
         await self._take_ended(orders, oldest)
         while waiting := orders.waiting(self._arrived):
             orders.dead |= await self._next(waiting, learned)
@@ -157,7 +158,10 @@ class Collector:
             for unit, members in ended:
                 if not await self._order_again(orders, members, oldest):
                     orders.take(unit)
-            await self.issue(orders.extend(self._taken(orders)))
+            if new := orders.extend(self._taken(orders)):
+                await self.issue(new)
+                # Some of them may have been given up before this trainer began.
+                self._dead_seen = -1
 
     async def _order_again(self, orders: Orders, members: Sequence[str], oldest: int) -> bool:
         """Orders the members of a unit again if one has arrived, but not as it is wanted; returns
@@ -249,8 +253,9 @@ class Collector:
             found = await self._queue.next_scored(self._run_id, len(waiting), _BLOCK_SECONDS, keep)
             await self._take(found, waiting.keys(), learned)
             dead: dict[str, DeadLetter] = {}
-            if not found or await self._queue.dead_count() != self._buried:
-                dead = await self._given_up()
+            count = await self._queue.dead_count()
+            if not found or count != self._dead_seen:
+                self._dead_seen, dead = count, await self._given_up()
             out = waiting.keys() - self._arrived.keys()
             if found or out & dead.keys():
                 return {one: dead[one] for one in out & dead.keys()}
@@ -296,7 +301,6 @@ class Collector:
         return self._files[spec.iteration].move(delivery)
 
     async def _given_up(self) -> dict[str, DeadLetter]:
-        self._buried = await self._queue.dead_count()
         letters = await self._queue.dead_letters(self._run_id)
         return {letter.spec.episode_id: letter for letter in letters}
 
