@@ -42,7 +42,7 @@ install() {
         install --no-deps --no-build-isolation -e . 2> >(grep -v 'is ignored' >&2 || true)
     echo "$stamp" >"$folder/.stamp"
 }
-install .venv requirements/torch-cpu.txt requirements/test.txt requirements/dev.txt
+install .venv requirements/torch-cpu.txt requirements/wandb.txt requirements/test.txt requirements/dev.txt
 install .venv-sim requirements/sim.txt requirements/test.txt
 
 # Prometheus and promtool judge deploy/prometheus in the tests; unpacked, not installed: no daemon of

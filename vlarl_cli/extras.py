@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from vlarl.config import ConfigError, LoggingConfig
 from vlarl.invocation import invocation
 
 _LEARNING = {
@@ -44,3 +45,16 @@ def missing_packages() -> str:
     """What a page of `vlarl report` needs and isn't installed, and how to; empty: nothing."""
     missing = ", ".join(name for name in _REPORT if find_spec(name) is None)
     return missing and f"{missing} missing: {invocation('pip')} install 'vlarl[report]'"
+
+
+def check_logging(logging: LoggingConfig) -> None:
+    """Looks for wandb, where a run wants it.
+
+    Raises:
+        ConfigError: it isn't installed.
+    """
+    if logging.wandb != "off" and find_spec("wandb") is None:
+        raise ConfigError(
+            f'logging.wandb = "{logging.wandb}" needs wandb, which isn\'t installed here: '
+            f"{invocation('pip')} install 'vlarl[wandb]'"
+        )

@@ -14,5 +14,5 @@ def configure_logging(verbose: bool = False) -> None:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         force=True,
     )
-    for noisy in ("asyncio", "httpx", "PIL", "fsspec", "numba"):
+    for noisy in ("asyncio", "httpx", "PIL", "fsspec", "numba", "wandb"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

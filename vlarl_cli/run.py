@@ -12,8 +12,10 @@ import typer
 
 from vlarl.config import ConfigError, RunConfig
 from vlarl.config.checkpoints import with_checkpoints
+from vlarl.errors import FatalError
 from vlarl.weights.hub import folder_of
 from vlarl.weights.hub_names import hub_name
+from vlarl_cli.extras import check_logging, missing_packages
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
 from vlarl_cli.runs import CONFIG, Resume, RunDirectory, check_reward, chosen_run, first_rank
@@ -73,6 +75,29 @@ def train(
             from vlarl_trainer.main import run
 
             run(settings, directory, metrics_listen=metrics_listen)
+            if first_rank() and settings.logging.wandb != "off":
+                _attach_report(settings, directory)
+
+
+def _attach_report(settings: RunConfig, directory: Path) -> None:
+    """Puts the page of `vlarl report` into the run on wandb. What fails there fails no training."""
+    from vlarl.learning.wandb_run import WandbRun, wandb_mode
+
+    if wandb_mode(settings.logging) == "off":
+        return
+    if missing := missing_packages():
+        _LOG.warning("wandb gets no report: %s", missing)
+        return
+    from vlarl_jobs.report.report import write_report
+
+    try:
+        page, _ = write_report([directory], None)
+    except FatalError as error:
+        _LOG.warning("wandb gets no report: %s", error)
+        return
+    run = WandbRun(directory, settings)
+    run.attach(page)
+    run.close()
 
 
 def begin(
@@ -156,6 +181,7 @@ def up(
 
 def _check_stack(settings: RunConfig) -> None:
     """Finds out what would otherwise end a service once all have been started."""
+    check_logging(settings.logging)
     from vlarl.launch.tasks import choose_tasks, suite_tasks
 
     tasks = suite_tasks(settings.env, settings.tasks.suite)
@@ -192,6 +218,7 @@ def _check_trainer(places: list[str] | None, settings: RunConfig) -> None:
     from vlarl.config.suites import check_suite
     from vlarl.queue.rollout_queue import check_queue
 
+    check_logging(settings.logging)
     # The simulators' machine knows more of it, and may be another one.
     check_suite(settings.env, settings.tasks.suite)
     _usage(settings)

@@ -30,6 +30,7 @@ from vlarl.config.files import read_toml, runs_inside, with_overrides
 from vlarl.config.resuming import check_algorithm
 from vlarl.ownership import owned
 from vlarl.weights.hub import folder_of, pinned, require_commit
+from vlarl_cli.extras import check_logging
 from vlarl_cli.learned import Configuration, check_contents, check_learned
 from vlarl_cli.options import read_section
 
@@ -183,7 +184,7 @@ def saved_config(run: Path) -> Path:
 
 
 def check_sources(settings: SftConfig | RewardModelConfig) -> None:
-    """Looks whether there are datasets, and a checkpoint to start from where one is named.
+    """Looks for datasets, for a checkpoint to start from where one is named, and for wandb.
 
     Raises:
         FatalError: something is missing, or doesn't go together.
@@ -191,6 +192,7 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
     from vlarl.data.dataset import check_dataset
     from vlarl.models.registry import check_any, check_policy_checkpoint, is_openvla
 
+    check_logging(settings.logging)
     for folder in settings.data.datasets:
         check_dataset(folder)
     if isinstance(settings, SftConfig):

@@ -30,6 +30,8 @@ _NUMBERS = (
     ("episode_actions", "length", ".1f"),
     ("approximate_kl", "KL", ".2g"),
     ("entropy", "entropy", ".3f"),
+    ("groups_kept", "groups kept", ".0f"),
+    ("episodes_per_learned", "episodes for one learned from", ".1f"),
     ("explained_variance", "explained variance", ".2f"),
     ("logprob_gap", "log-prob gap", ".1e"),
     ("dense_success_correlation", "reward with success", "+.2f"),

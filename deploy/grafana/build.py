@@ -124,8 +124,9 @@ TRAINING = Board(
                 {
                     "mean of the mini-batches": "vlarl_trainer_approximate_kl",
                     "largest of a mini-batch": "vlarl_trainer_largest_kl",
+                    "from where training began": "vlarl_trainer_reference_kl",
                 },
-                says="Nats. trainer.ppo.kl_stop bounds the largest.",
+                says="Nats. The algorithm's kl_stop bounds the largest.",
                 low=0,
             ),
             Graph("Clip fraction", _trainer("clip_fraction"), "percentunit", low=0),
@@ -145,6 +146,35 @@ TRAINING = Board(
                 says="Of the returns, before the critic learns from them. Below 0: harmful.",
                 low=-1,
                 high=1,
+            ),
+        ],
+        "Groups (GRPO, RLOO)": [
+            Graph(
+                "What became of them",
+                {
+                    "kept": "vlarl_trainer_groups_kept",
+                    "too many successes": "vlarl_trainer_groups_dropped_success",
+                    "too few successes": "vlarl_trainer_groups_dropped_failure",
+                    "void": "vlarl_trainer_groups_void",
+                },
+                says="Dropped groups are ordered anew, on other placements. Of void ones fewer "
+                "than two episodes came back.",
+                stacked=True,
+                whole=True,
+                low=0,
+            ),
+            Graph("Orders of a group", _trainer("group_attempts"), low=0),
+            Graph(
+                "Episodes for one learned from",
+                _trainer("episodes_per_learned"),
+                says="1: none was dropped.",
+                low=0,
+            ),
+            Graph(
+                "Deviation of returns in a group",
+                _trainer("group_deviation"),
+                says="Mean of the groups kept.",
+                low=0,
             ),
         ],
         "Curriculum": [
@@ -172,10 +202,18 @@ TRAINING = Board(
                     "99.9 %": "vlarl_trainer_logprob_gap_p999",
                     "mean": "vlarl_trainer_logprob_gap_mean",
                     "bound": "vlarl_trainer_logprob_gap_bound",
+                    "k3 of whole actions": "vlarl_trainer_start_k3",
                 },
                 "sci",
-                says="Nats. The bound is that of 99.9 %.",
+                says="Nats. The bound is that of 99.9 %. All are from before the first step.",
                 logarithmic=True,
+            ),
+            Graph(
+                "Outside the clip band before the first step",
+                _trainer("start_outside_clip"),
+                "percentunit",
+                says="Share of ratios. 0 where no older version acted.",
+                low=0,
             ),
             Graph(
                 "Versions behind the newest",

@@ -48,6 +48,7 @@ from vlarl.config.sft import (
     SimulationConfig,
     TinyModelConfig,
 )
+from vlarl.config.tracking import LoggingConfig
 from vlarl.errors import ConfigError
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "GroupsConfig",
     "GrpoConfig",
     "LabelConfig",
+    "LoggingConfig",
     "LoraConfig",
     "OutcomeRewardConfig",
     "PaperNumber",
@@ -127,6 +129,8 @@ class RunConfig(Section):
     """The trainer."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Evaluation."""
+    logging: LoggingConfig = LoggingConfig()
+    """Where its curves are shown."""
 
     @model_validator(mode="after")
     def _states_exist(self) -> Self:

@@ -26,6 +26,7 @@ from vlarl.config import (
     FitConfig,
     GroupsConfig,
     GrpoConfig,
+    LoggingConfig,
     LoraConfig,
     PolicyConfig,
     PpoConfig,
@@ -173,6 +174,10 @@ _KINDS: Mapping[type[Section], _Keys] = {
     ),
     EvaluationConfig: _Keys(
         ahead="episodes_per_task at_start at_end every_iterations every_env_steps"
+    ),
+    # Curves that were shown stay where they are.
+    LoggingConfig: _Keys(
+        free="tensorboard wandb wandb_project wandb_entity wandb_group wandb_tags"
     ),
     SftConfig: _Keys(
         free="activation_checkpointing keep_checkpoints threads",

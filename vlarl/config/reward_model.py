@@ -11,6 +11,7 @@ from vlarl.config.base import NAME_PATTERN, Section
 from vlarl.config.labels import LabelConfig
 from vlarl.config.learning import LoraConfig
 from vlarl.config.sft import AugmentationConfig, FitConfig
+from vlarl.config.tracking import LoggingConfig
 
 
 class RewardDataConfig(Section):
@@ -70,6 +71,8 @@ class RewardModelConfig(Section):
     """The optimisation."""
     lora: LoraConfig = LoraConfig()
     """The factors, where `mode` is lora."""
+    logging: LoggingConfig = LoggingConfig()
+    """Where its curves are shown."""
 
     @property
     def scored_policy(self) -> Path:

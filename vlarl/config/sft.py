@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from vlarl.config.base import NAME_PATTERN, Section
 from vlarl.config.learning import LoraConfig, Schedule
+from vlarl.config.tracking import LoggingConfig
 
 
 class TinyModelConfig(Section):
@@ -149,6 +150,8 @@ class SftConfig(Section):
     """The fine-tuning itself."""
     lora: LoraConfig = LoraConfig()
     """The factors, where `mode` is lora."""
+    logging: LoggingConfig = LoggingConfig()
+    """Where its curves are shown."""
     simulation: SimulationConfig | None = None
     """Successes in the simulator now and then, through the real services. None: no such thing."""
 

@@ -180,7 +180,7 @@ class Fit(Generic[B]):
             take_over(self._parameters, tensors, "weights", section=stage.name)
             self._optimizer.restore(tensors, "optimizer")
         done = self._progress.step
-        self._log = StageLog(stage.run_dir, stage.name, done) if ranks.first else None
+        self._log = StageLog(stage.run_dir, stage.name, done, config) if ranks.first else None
         self._display = StageDisplay(stage.name, stage.fit.steps, done) if ranks.first else None
         self._window = _Window()
 

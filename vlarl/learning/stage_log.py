@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from vlarl.learning.boards import Curves, Trained, boards_of
 from vlarl.learning.run_log import RunLog
 
 METRICS = {
@@ -28,15 +30,24 @@ FILE = "metrics.jsonl"
 
 
 class StageLog:
-    """One stage's lines in RUN/metrics.jsonl, and its TensorBoard."""
+    """One stage's lines in RUN/metrics.jsonl, and on the run's boards."""
 
-    def __init__(self, run_dir: Path, stage: str, step: int) -> None:
-        """step: where the stage goes on from; its lines of later steps go, to be written again."""
+    def __init__(self, run_dir: Path, stage: str, step: int, config: Trained) -> None:
+        """Goes on with the stage.
+
+        Args:
+            run_dir: the run's folder.
+            stage: its table in the configuration.
+            step: where it goes on from; its lines of later steps go, to be written again.
+            config: the run, whose `[logging]` says which boards.
+        """
         self._stage = stage
         self._log = RunLog(
             run_dir / FILE,
-            run_dir / "tensorboard" / stage,
+            boards_of(run_dir, config),
+            Curves("step", folder=stage, prefix=f"{stage}/"),
             keep=lambda line: line["stage"] != stage or line["step"] <= step,
+            scalars=self._scalars,
             following=step + 1,
         )
 
@@ -44,8 +55,13 @@ class StageLog:
         """Records scalars after so many steps; once, though a resumed stage may say them again."""
         line = {"stage": self._stage, "step": step, **scalars}
         if self._log.rows[-1:] != [line]:
-            self._log.write(line, scalars, step)
+            self._log.write(line)
 
     def close(self) -> None:
-        """Closes the TensorBoard file."""
+        """Closes the boards."""
         self._log.close()
+
+    def _scalars(self, line: Mapping[str, Any]) -> dict[str, float]:
+        """What a line shows: nothing where it is another stage's."""
+        own = line["stage"] == self._stage
+        return {n: value for n, value in line.items() if n not in ("stage", "step")} if own else {}

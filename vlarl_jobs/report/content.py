@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 
 from vlarl.config import RunConfig, dump_toml
+from vlarl_jobs.report.episode_groups import episode_groups
 from vlarl_jobs.report.figures.coverage import coverage_panels
 from vlarl_jobs.report.figures.curriculum import curriculum_panels
 from vlarl_jobs.report.figures.dynamics import dynamics_panels
-from vlarl_jobs.report.figures.health import health_of, health_panels
 from vlarl_jobs.report.figures.phases import phase_panels
 from vlarl_jobs.report.figures.reward import reward_panels
 from vlarl_jobs.report.figures.success import success_panels
 from vlarl_jobs.report.films import choose, clip_of
 from vlarl_jobs.report.groups import Group, differences, flattened
 from vlarl_jobs.report.headline import headline
+from vlarl_jobs.report.health import health
 from vlarl_jobs.report.milestones import after, milestones
 from vlarl_jobs.report.records import Score
 from vlarl_jobs.report.run_folder import Run
-from vlarl_jobs.report.sections import Cell, Rate, Section, Table, percent
+from vlarl_jobs.report.sections import Cell, Rate, Section, Table
 
 
 def sections_of(groups: Sequence[Group]) -> list[Section]:
@@ -29,13 +29,14 @@ def sections_of(groups: Sequence[Group]) -> list[Section]:
         headline(groups),
         _success(groups),
         _dynamics(groups),
+        episode_groups(groups),
         _reward(groups),
         _tasks(groups),
         _films(groups),
         _curriculum(groups),
         _coverage(groups),
         _phases(groups),
-        _health(groups),
+        health(groups),
         _configuration(groups),
     ]
     return [section for section in found if section is not None]
@@ -64,12 +65,18 @@ def _success(groups: Sequence[Group]) -> Section:
 
 
 def _dynamics(groups: Sequence[Group]) -> Section:
+    runs = [run for group in groups for run in group.runs]
+    critic = (
+        "The critic should explain more and more of the returns. The policy's own curves begin "
+        "after the critic's warm-up. "
+        if any(run.has("value_loss") for run in runs)
+        else ""
+    )
     return Section(
         "dynamics",
         "How learning went",
         "Return should rise, episodes get shorter, entropy fall slowly (ln 256 = 5.55 knows "
-        "nothing) and KL stay well below its bound, while the critic explains more and more of the "
-        "returns. The policy's own curves begin after the critic's warm-up. Faint lines are single "
+        f"nothing) and KL stay well below its bound. {critic}Faint lines are single "
         f"{'runs, bands their range' if _seeds(groups) else 'iterations, bold ones are smoothed'}.",
         panels=dynamics_panels(groups),
     )
@@ -204,56 +211,6 @@ def _phases(groups: Sequence[Group]) -> Section:
         panels=phase_panels(groups),
         columns=2,
     )
-
-
-def _health(groups: Sequence[Group]) -> Section:
-    rows: list[list[Cell]] = []
-    for run in (run for group in groups for run in group.runs):
-        health = health_of(run)
-        bound = run.config.trainer.logprob_gap_bound
-        rows.append(
-            [
-                run.name,
-                f"{health.versions[0]} to {health.versions[1]}",
-                f"{health.largest_gap:.1e}" + (f" of {bound:g}" if bound else ""),
-                f"{health.longest_pause * 1000:.0f} ms",
-                percent(health.stale),
-                str(health.stopped),
-                str(health.missing),
-                _count(health.restarts),
-                _count(health.resumptions),
-            ]
-        )
-    head = ["run", "policy versions", "largest gap", "longest pause", "stale actions"]
-    head += ["updates cut short", "episodes given up", "simulators replaced", "trainer resumed"]
-    return Section(
-        "health",
-        "Parity and health",
-        "The gap is the largest difference between the log-prob that the policy server reported "
-        "for a token and the trainer's own: near 1e-6 in float32 both compute the same policy. A "
-        "run stops where one token in a thousand exceeds the bound (1e-4, or 0.05 in float16). The "
-        "pause is how long a swap of weights kept a "
-        "policy server from acting.",
-        panels=health_panels(groups),
-        tables=[Table(head, rows), *_returns(groups)],
-    )
-
-
-def _returns(groups: Sequence[Group]) -> list[Table]:
-    """Where runs went back to their best checkpoint; nothing where none did."""
-    rows: list[list[Cell]] = []
-    for run in (run for group in groups for run in group.runs):
-        for one in run.returns:
-            ends = [run.evaluation_after(iterations) for iterations in (one.after, one.to)]
-            fallen, best = ("–" if end is None else Rate.of(end.total) for end in ends)
-            places = [after(number, number) for number in (one.after, one.to)]
-            rows.append([run.name, places[0], fallen, places[1], best, f"{one.rate_scale:g}"])
-    head = ["run", "went back", "from success", "to the policy", "of success", "rate from there on"]
-    return [Table(head, rows, title="Returns to the best checkpoint")] if rows else []
-
-
-def _count(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.0f}"
 
 
 def _configuration(groups: Sequence[Group]) -> Section:

@@ -53,7 +53,8 @@ def smoothed_success(x: Floats, rates: Floats, episodes: Floats, window: int) ->
     counts = trailing_sums(episodes, window)
     pairs = zip(successes, counts, strict=True)
     low, high = np.array([wilson_interval(float(s), float(n)) for s, n in pairs]).T
-    return Band(x, successes / counts, low, high)
+    middle = np.divide(successes, counts, out=np.full_like(counts, np.nan), where=counts > 0)
+    return Band(x, middle, low, high)
 
 
 def smoothed(values: Floats, window: int) -> Floats:

@@ -79,6 +79,11 @@ def percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{share:.0%}".replace("%", " %")
 
 
+def number(value: float | None, form: str) -> str:
+    """A number as `form` writes it; a dash where it isn't known."""
+    return "–" if value is None or math.isnan(value) else f"{value:{form}}"
+
+
 def percents(low: float, high: float) -> str:
     """An interval of shares."""
     return f"{low:.0%} to {high:.0%}".replace("%", " %") if low != high else percent(low)

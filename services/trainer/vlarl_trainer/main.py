@@ -50,8 +50,8 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
 
     Args:
         config: the run; its name is the run's id.
-        run_dir: receives starts.jsonl, metrics.jsonl, evaluations.jsonl, actions/, tensorboard/ and
-            checkpoints/.
+        run_dir: receives starts.jsonl, metrics.jsonl, evaluations.jsonl, actions/, tensorboard/,
+            wandb/ and checkpoints/.
         metrics_listen: HOST:PORT of rank 0's Prometheus endpoint.
 
     Raises:
@@ -125,9 +125,10 @@ async def _train(
     leading = LeadingRank(learner, ranks)
     snapshot = await leading.start(tensors)
     record_start(run_dir, progress.iteration, ranks)
-    log = MetricsLog(run_dir, rpc.registry)
+    log = MetricsLog(run_dir, rpc.registry, config)
     log.show_bound(learner.logprob_gap_bound)
-    status.history = log.resume(iteration_message(progress) if progress.iteration else None)
+    latest = iteration_message(progress) if progress.iteration else None
+    status.history = await asyncio.to_thread(log.resume, latest)  # wandb may be far away
     display = Display(config.name, trainer.iterations, progress.iteration)
     with contextlib.closing(log), contextlib.closing(display):
         loop = TrainingLoop(

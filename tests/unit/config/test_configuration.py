@@ -293,3 +293,10 @@ def test_a_server_gets_all_of_a_runs_credentials(tmp_path: Path) -> None:
         SecurityConfig(client_token_file=tmp_path / "clients")
     with pytest.raises(ValidationError, match="client_calls_per_second needs token_file"):
         SecurityConfig(client_calls_per_second=5)
+
+
+def test_a_tag_that_wandb_refuses_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"wandb_tags has 'x+', of 65 characters; wandb takes 1"):
+        load_config(None, [f"logging.wandb_tags=['{'x' * 65}']"])
+    with pytest.raises(ConfigError, match=r"logging\.wandb_project"):
+        load_config(None, ["logging.wandb_project=a/b"])

@@ -51,6 +51,17 @@ def test_the_stack_is_not_started(tmp_path: Path, settings: list[str], sentence:
     assert said.startswith(f"error: {sentence}")
 
 
+@pytest.mark.parametrize("command", ["up", "train"])
+def test_wandb_has_to_be_installed_where_it_is_wanted(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlarl_cli.extras.find_spec", lambda name: None)
+    wanted = ("--set", "logging.wandb=offline")
+    said = refusal(tmp_path / "run", command, str(ROOT / "configs/reach.toml"), *wanted)
+    assert said.startswith('error: logging.wandb = "offline" needs wandb, which isn\'t installed')
+    assert said.endswith(" install 'vlarl[wandb]'")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["checkpoint", "show"], ["serve", "policy", "--checkpoint"], ["status"]],

@@ -25,6 +25,8 @@ from vlarl_trainer.rollouts.curriculum import Curriculum
 EPISODES, STEPS, SECONDS = 20, 100, 60.0
 """Of each iteration."""
 EVALUATION_SECONDS = 30.0
+CRITICS = {"value_loss", "explained_variance"}
+GROUPS = {name for name in METRICS if name.startswith("group")} | {"episodes_per_learned"}
 
 
 def make_run(
@@ -110,9 +112,10 @@ def _write_iterations(
             metrics = {name: one for name, one in metrics.items() if "dense" not in name}
         if number in returns:
             metrics |= {"rolled_back_to": returns[number], "rate_scale": 0.5}
+        unknown = CRITICS if config.trainer.groups else GROUPS
         if number == 0:  # the critic's warm-up
-            for name in ("approximate_kl", "largest_kl", "clip_fraction"):
-                del metrics[name]
+            unknown = {*unknown, "approximate_kl", "largest_kl", "clip_fraction"}
+        metrics = {name: one for name, one in metrics.items() if name not in unknown}
         iteration = trainer_pb2.Iteration(
             iteration=number,
             policy_version=number + 1,

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vlarl.config import ConfigError, LoraConfig, SftConfig  # noqa: E402
+from vlarl.config import ConfigError, LoraConfig, RunConfig, SftConfig  # noqa: E402
 from vlarl.json_lines import DamagedFileError, read_lines  # noqa: E402
 from vlarl.learning.export import export_checkpoint  # noqa: E402
 from vlarl.learning.stage_log import METRICS, StageLog  # noqa: E402
@@ -27,6 +27,7 @@ from vlarl.weights.checkpoint import CheckpointReader, NotFiniteError, save_tens
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
+LOGGED = RunConfig()
 HEAD = "language_model.lm_head.weight"
 STATISTICS = {
     "squares": {
@@ -143,16 +144,16 @@ def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
 
 
 def test_lines_newer_than_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
-    log = StageLog(tmp_path, "pretrain", 0)
+    log = StageLog(tmp_path, "pretrain", 0, LOGGED)
     log.write(9, {"loss": 1.0})
     log.close()
-    log = StageLog(tmp_path, "training", 0)
+    log = StageLog(tmp_path, "training", 0, LOGGED)
     for step in (2, 4, 6):
         log.write(step, {"loss": 1.0 / step})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "training", "st')
-    StageLog(tmp_path, "training", 4).close()
+    StageLog(tmp_path, "training", 4, LOGGED).close()
     lines = [(line["stage"], line["step"]) for line in read_lines(tmp_path / "metrics.jsonl")]
     assert lines == [("pretrain", 9), ("training", 2), ("training", 4)]
 
@@ -160,19 +161,19 @@ def test_lines_newer_than_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
 def test_a_line_of_another_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"stage": "training", "step": 2}\n{"iteration": 3}\n')
     with pytest.raises(DamagedFileError, match=r"metrics\.jsonl, line 2: not a line of this file"):
-        StageLog(tmp_path, "training", 4)
+        StageLog(tmp_path, "training", 4, LOGGED)
 
 
 def test_a_resumed_stage_may_say_its_last_line_again(tmp_path: Path) -> None:
-    log = StageLog(tmp_path, "training", 0)
+    log = StageLog(tmp_path, "training", 0, LOGGED)
     log.write(2, {"loss": 1.0})
     log.write(2, {"success_rate": 0.1})
     log.close()
     for _ in range(2):
-        log = StageLog(tmp_path, "training", 2)
+        log = StageLog(tmp_path, "training", 2, LOGGED)
         log.write(2, {"success_rate": 0.1})
         log.close()
-    log = StageLog(tmp_path, "training", 2)
+    log = StageLog(tmp_path, "training", 2, LOGGED)
     log.write(4, {"success_rate": 0.1})
     log.close()
     lines = [(line["step"], "loss" in line) for line in read_lines(tmp_path / "metrics.jsonl")]

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # noqa: E4
 
 from vlarl.config import (  # noqa: E402
     CurriculumConfig,
+    LoggingConfig,
     RunConfig,
     TasksConfig,
     TrainerConfig,
@@ -125,6 +126,29 @@ def test_a_line_that_was_written_knows_more_than_its_checkpoint(tmp_path: Path) 
     second.close()
     assert done.metrics["seconds_iteration"] == 12.5
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["seconds_iteration"] == 12.5
+
+
+def test_a_line_that_a_crash_prevented_comes_to_tensorboard_too(tmp_path: Path) -> None:
+    first = MetricsLog(tmp_path, CollectorRegistry())
+    first.resume(None)
+    first.write(iteration(0, entropy=1.0))
+    first.close()
+    second = MetricsLog(tmp_path, CollectorRegistry())
+    second.resume(iteration(1, entropy=2.0))
+    second.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert sorted((one.step, one.value) for one in board.Scalars("entropy")) == [(0, 1), (1, 2)]
+
+
+def test_a_run_may_do_without_tensorboard(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"logging": LoggingConfig(tensorboard=False)})
+    log = MetricsLog(tmp_path, CollectorRegistry(), config)
+    log.resume(None)
+    log.write(iteration(0, entropy=1.0))
+    log.evaluation({"evaluation_success_rate": 0.5}, 10)
+    log.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def acted(*values: list[float]) -> rollout_pb2.Trajectory:

@@ -34,6 +34,7 @@ SCALARS = (
     Scalar("entropy", "Rollout entropy", "nats a token", zero=False),
     Scalar("approximate_kl", "KL(old || new)", "nats an action"),
     Scalar("largest_kl", "KL of the worst mini-batch", "nats an action"),
+    Scalar("reference_kl", "KL(start || policy)", "nats an action"),
     Scalar("clip_fraction", "Clip fraction", "share of ratios", share=True),
     Scalar("grad_norm", "Gradient norm", "before clipping"),
     Scalar("value_loss", "Value loss", "half squared error"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from vlarl_jobs.report.figures.panel import Panel, decades_axis, draw, share_axis, steps_axis
 from vlarl_jobs.report.groups import Group
@@ -36,6 +37,24 @@ class Health:
     """Times that the trainer was started again; None where that wasn't recorded."""
 
 
+_LEAST_SHARE = 0.01
+"""Where the axis of what lies outside the clip band ends, or noise would fill it."""
+START_METRICS = ("start_outside_clip", "start_k3")
+"""What should be next to nothing before an iteration's first step."""
+
+
+def before_first_step(run: Run) -> dict[str, tuple[float, float]]:
+    """Median and largest of `START_METRICS` over the iterations; NaN where a run lacks one."""
+    found = {}
+    for name in START_METRICS:
+        values = run.metric(name)
+        known = values[np.isfinite(values)]
+        found[name] = (
+            (float(np.median(known)), float(known.max())) if len(known) else (np.nan, np.nan)
+        )
+    return found
+
+
 def health_of(run: Run) -> Health:
     """Adds a run's iterations up."""
 
@@ -59,12 +78,15 @@ def health_of(run: Run) -> Health:
 
 
 def health_panels(groups: Sequence[Group]) -> list[Panel]:
-    """The gap, the pause, and staleness where there was any."""
+    """The gap, the pause, what was off before the first step, and staleness where there was any."""
     runs = [run for group in groups for run in group.runs]
     panels = [
         draw("logprob-gap", "Largest log-prob gap", lambda axes: _gap(axes, groups)),
         draw("publish-pause", "Pause of a weight swap", lambda axes: _pause(axes, groups)),
     ]
+    if any(run.has("start_outside_clip") for run in runs):
+        title = "Outside the clip band at the start"
+        panels.append(draw("start-outside-clip", title, lambda axes: _outside(axes, groups)))
     if any(np.nansum(run.metric("stale_actions")) > 0 for run in runs):
         panels.append(draw("stale", "Stale actions", lambda axes: _stale(axes, groups)))
     return panels
@@ -74,6 +96,14 @@ def _gap(axes: Axes, groups: Sequence[Group]) -> None:
     _lines(axes, groups, "logprob_gap")
     decades_axis(axes)
     axes.set_ylabel("nats a token")
+
+
+def _outside(axes: Axes, groups: Sequence[Group]) -> None:
+    _lines(axes, groups, "start_outside_clip")
+    axes.set_ylabel("share of ratios")
+    high = axes.dataLim.ymax
+    axes.set_ylim(0, max(_LEAST_SHARE, 1.1 * high if high < np.inf else 0))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
 def _pause(axes: Axes, groups: Sequence[Group]) -> None:
@@ -94,7 +124,7 @@ def _lines(axes: Axes, groups: Sequence[Group], metric: str, scale: float = 1.0)
     for number, group in enumerate(groups):
         for run in group.runs:
             values = run.metric(metric) * scale
-            if metric != "stale_actions":
+            if metric not in ("stale_actions", "start_outside_clip"):
                 values[values <= 0] = np.nan  # no swap, or nothing to compare
             colour = SERIES[number % len(SERIES)]
             marker = "o" if len(values) < 40 else ""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from vlarl_jobs.report.figures.panel import WIDE, Panel, draw, iteration_axis, legend_below
+from vlarl_jobs.report.figures.panel import WIDE, Panel, draw, legend_below
+from vlarl_jobs.report.figures.stacked import paint_stacked
 from vlarl_jobs.report.groups import Group
 from vlarl_jobs.report.records import Floats
 from vlarl_jobs.report.run_folder import Run
@@ -24,7 +25,6 @@ PHASES = {
     "other": PALE,
 }
 """In the order in which they follow one another."""
-_BARS = 60
 _WORTH_A_NUMBER = 0.06
 
 
@@ -67,21 +67,8 @@ def phase_panels(groups: Sequence[Group]) -> list[Panel]:
 
 def _by_iteration(group: Group) -> Panel:
     def paint(axes: Axes) -> None:
-        parts = [phase_seconds(run) for run in group.runs]
-        length = min(len(run.iterations) for run in group.runs)
-        step = -(-length // _BARS)
-        starts = np.arange(0, length, step)
-        below = np.zeros(len(starts))
-        for phase, colour in PHASES.items():
-            mean = np.mean([part[phase][:length] for part in parts], axis=0)
-            bars = np.add.reduceat(mean, starts) / np.diff(np.append(starts, length))
-            centres = starts + (step + 1) / 2
-            axes.bar(centres, bars, 0.82 * step, bottom=below, color=colour, label=phase)
-            below += bars
-        iteration_axis(axes)
+        paint_stacked(axes, [phase_seconds(run) for run in group.runs], PHASES)
         axes.set_ylabel("seconds")
-        axes.set_xlim(0.4, length + 0.6)
-        legend_below(axes)
 
     return draw("phases-iterations", "Seconds of an iteration", paint, WIDE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.progress import (
@@ -54,7 +55,8 @@ class Display:
         self._durations = [*self._durations, metrics["seconds_iteration"]][-_RECENT:]
         left = sum(self._durations) / len(self._durations) * (self._iterations - done)
         remaining = f"ETA {clock(left)}"
-        kl = f"{metrics['approximate_kl']:.2g}" if "approximate_kl" in metrics else "warm-up"
+        no_kl = "warm-up" if "value_loss" in metrics else "–"
+        kl = f"{metrics['approximate_kl']:.2g}" if "approximate_kl" in metrics else no_kl
         stopped = f" (stopped at {metrics['largest_kl']:.2g})" if metrics.get("kl_stopped") else ""
         phases = ", ".join(
             f"{name} {metrics[f'seconds_{name}']:.1f}"
@@ -65,7 +67,8 @@ class Display:
                 (f"iteration {done}/{self._iterations}", "bold"),
                 f"  success {metrics['success_rate']:.2f}  return {metrics['episode_return']:.3f}  "
                 f"length {metrics['episode_actions']:.1f}  KL {kl}{stopped}  "
-                f"entropy {metrics['entropy']:.3f}  gap {metrics['logprob_gap']:.1e}  "
+                f"entropy {_number(metrics, 'entropy', '.3f')}  "
+                f"gap {_number(metrics, 'logprob_gap', '.1e')}  {_groups(metrics)}"
                 f"seconds {metrics['seconds_iteration']:.1f} ({phases})  {remaining}",
             )
         )
@@ -105,15 +108,30 @@ class Display:
     def finish(self, run_dir: Path) -> None:
         """Says where to look."""
         self.close()
-        board, run = (shlex.quote(str(path)) for path in (run_dir / "tensorboard", run_dir))
+        board = run_dir / "tensorboard"
+        shown = f"{invocation('tensorboard')} --logdir {shlex.quote(str(board))}; "
         self._console.print(
-            f"run: {run_dir}  (metrics.jsonl, checkpoints/; {invocation('tensorboard')} --logdir "
-            f"{board}; {invocation()} report {run})"
+            f"run: {run_dir}  (metrics.jsonl, checkpoints/; {shown if board.exists() else ''}"
+            f"{invocation()} report {shlex.quote(str(run_dir))})"
         )
 
     def close(self) -> None:
         """Gives the terminal back."""
         self._bar.stop()
+
+
+def _number(metrics: Mapping[str, float], name: str, form: str) -> str:
+    """A metric; a dash where an iteration has none, for it had nothing to learn from."""
+    return f"{metrics[name]:{form}}" if name in metrics else "–"
+
+
+def _groups(metrics: Mapping[str, float]) -> str:
+    """How many of an iteration's groups were kept; empty where there are no groups."""
+    if "groups_kept" not in metrics:
+        return ""
+    names = ("groups_kept", "groups_dropped_success", "groups_dropped_failure", "groups_void")
+    ordered = sum(metrics[name] for name in names if name in metrics)
+    return f"groups kept {metrics['groups_kept']:.0f} of {ordered:.0f}  "
 
 
 def given_up(evaluation: Evaluation) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge
-from torch.utils.tensorboard import SummaryWriter
 
-from vlarl.learning.run_log import RunLog, show
+from vlarl.config import RunConfig
+from vlarl.learning.boards import Curves, boards_of
+from vlarl.learning.run_log import RunLog
 from vlarl.trainer.v1 import trainer_pb2
 
 METRICS = {
@@ -33,11 +34,15 @@ METRICS = {
     "logprob_gap_p999": "the difference that one token in a thousand exceeds, which is bounded",
     "logprob_gap_mean": "the mean of these differences",
     "logprob_gap_k3": "mean of exp(d) - 1 - d of these differences d: a KL divergence of nothing",
+    "start_outside_clip": "share of ratios outside the clip band before the first step",
+    "start_k3": "k3 between the server's and the trainer's log-probs of whole actions before the "
+    "first step, over all samples",
     "entropy": "mean entropy of a token in nats, under the weights that acted",
     "advantage_deviation": "deviation of the advantages before they are whitened",
     "policy_loss": "clipped surrogate, mean over the mini-batches",
     "approximate_kl": "KL(update's start || new) of whole actions, mean over the mini-batches",
     "largest_kl": "the same, the largest of a mini-batch: what trainer.ppo.kl_stop bounds",
+    "reference_kl": "KL to the policy that training began with",
     "clip_fraction": "share of ratios at which clipping bound",
     "grad_norm": "policy's gradient norm before clipping, mean over the steps",
     "learning_rate": "the policy's, at the iteration's last step; 0 where none was taken",
@@ -82,6 +87,9 @@ TASK_METRICS = {
 }
 """Scalars that each task has, NAME/task_INDEX."""
 
+_ITERATIONS = Curves("iteration")
+_EVALUATIONS = Curves("env_steps", folder="evaluation")
+
 
 def gauge_name(name: str) -> str:
     """A scalar's name in Prometheus, where the unit comes last."""
@@ -90,13 +98,15 @@ def gauge_name(name: str) -> str:
 
 
 class MetricsLog:
-    """RUN/metrics.jsonl, one line an iteration; TensorBoard; Prometheus gauges."""
+    """RUN/metrics.jsonl, one line an iteration; the run's boards; Prometheus gauges."""
 
-    def __init__(self, run_dir: Path, registry: CollectorRegistry) -> None:
-        self._path = run_dir / "metrics.jsonl"
-        self._board_dir = run_dir / "tensorboard"
+    def __init__(
+        self, run_dir: Path, registry: CollectorRegistry, config: RunConfig | None = None
+    ) -> None:
+        """config: the run, whose `[logging]` says which boards; None: the defaults'."""
+        self._run_dir = run_dir
+        self._config = config or RunConfig()
         self._log: RunLog | None = None
-        self._evaluation_board: SummaryWriter | None = None
         self._iteration = Gauge(
             "vlarl_trainer_iteration", "Iterations completed.", registry=registry
         )
@@ -151,32 +161,33 @@ class MetricsLog:
         """
         last = -1 if latest is None else latest.iteration
         self._log = RunLog(
-            self._path,
-            self._board_dir,
+            self._run_dir / "metrics.jsonl",
+            boards_of(self._run_dir, self._config),
+            _ITERATIONS,
             keep=lambda line: line["iteration"] <= last,
+            scalars=_scalars,
             following=last + 1,
         )
         done = [_parse(line) for line in self._log.rows]
         if latest is not None and (not done or done[-1].iteration < last):
-            self._log.append(_line(latest))
+            self._log.write(_line(latest))
             done.append(latest)
         return done
 
     def write(self, iteration: trainer_pb2.Iteration) -> None:
         """Records an iteration; `resume` came first."""
         assert self._log is not None  # noqa: S101
-        self._log.write(_line(iteration), iteration.metrics, iteration.iteration)
+        self._log.write(_line(iteration))
         self._iteration.set(iteration.iteration + 1)
         self._version.set(iteration.policy_version)
         self._env_steps.set(iteration.env_steps)
         self._set_gauges(iteration.metrics)
 
     def evaluation(self, metrics: Mapping[str, float], env_steps: int) -> None:
-        """Shows an evaluation. On TensorBoard it is a run of its own, over control steps."""
-        if self._evaluation_board is None:
-            # Apart, because resuming cuts the other one off at an iteration.
-            self._evaluation_board = SummaryWriter(str(self._board_dir / "evaluation"))
-        show(self._evaluation_board, metrics, env_steps)
+        """Shows an evaluation over control steps; `resume` came first."""
+        assert self._log is not None  # noqa: S101
+        # Apart, because resuming cuts TensorBoard's other curves off at an iteration.
+        self._log.show(_EVALUATIONS, env_steps, metrics)
         self._set_gauges(metrics)
 
     def _set_gauges(self, metrics: Mapping[str, float]) -> None:
@@ -189,10 +200,9 @@ class MetricsLog:
                 self._task_gauges[of_all].labels(task).set(value)
 
     def close(self) -> None:
-        """Closes the TensorBoard files."""
-        for log in (self._log, self._evaluation_board):
-            if log is not None:
-                log.close()
+        """Closes the boards."""
+        if self._log is not None:
+            self._log.close()
 
 
 def _upper(meaning: str) -> str:
@@ -206,6 +216,10 @@ def _line(iteration: trainer_pb2.Iteration) -> dict[str, float]:
         "env_steps": iteration.env_steps,
     }
     return fields | dict(sorted(iteration.metrics.items()))
+
+
+def _scalars(line: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if name != "iteration"}
 
 
 def _parse(line: Mapping[str, float]) -> trainer_pb2.Iteration:
