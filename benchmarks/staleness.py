@@ -31,8 +31,6 @@ from vlarl.config import load_config
 from vlarl.json_lines import read_lines
 
 CONFIG = Path("configs/reach.toml")
-WARM_UP_ITERATIONS = 1
-"""Iterations that don't count: scenes are built, the critic warms up."""
 SAMPLE_SECONDS = 0.25
 RUNNING = "vlarl_policy_actions_running"
 UNITS = {
@@ -69,7 +67,7 @@ def main() -> None:
 
 
 def train(run: Path, overrides: Sequence[str]) -> None:
-    """One run, while which it is watched whether the policy server has anything to do."""
+    """One run, during which the policy server is watched."""
     settings = [part for one in overrides for part in ("--set", one)]
     command = [sys.executable, "-m", "vlarl", "up", str(CONFIG), "--run-dir", str(run)]
     over = threading.Event()
@@ -102,20 +100,19 @@ def numbers(run: Path) -> dict[str, float]:
     """What a complete run says."""
     config = load_config(run / "config.toml")
     rows = read_lines(run / "metrics.jsonl")
-    counted = rows[WARM_UP_ITERATIONS:]
-    wall = sum(row["seconds_iteration"] for row in counted)
-    steps = counted[-1]["env_steps"] - rows[WARM_UP_ITERATIONS - 1]["env_steps"]
-    busy = sum(row["seconds_in_episodes"] for row in counted)
+    # From the first on: later ones' episodes are collected while it learns.
+    wall = sum(row["seconds_iteration"] for row in rows)
+    busy = sum(row["seconds_in_episodes"] for row in rows)
     worked = ("learning", "checkpoint", "publish")
-    ends = [(row["completed_timestamp_seconds"], row["seconds_iteration"]) for row in counted]
+    ends = [(row["completed_timestamp_seconds"], row["seconds_iteration"]) for row in rows]
     samples = json.loads((run / "policy-running.json").read_text(encoding="utf-8"))
     running = [value for at, value in samples if any(0 <= end - at <= long for end, long in ends)]
     return {
-        "speed": steps / wall,
+        "speed": rows[-1]["env_steps"] / wall,
         "simulators": 1 - busy / (wall * config.env.processes),
         "policy": float(np.mean([value == 0 for value in running])),
-        "trainer": 1 - sum(row[f"seconds_{one}"] for row in counted for one in worked) / wall,
-        "stale": float(np.mean([row["stale_actions"] for row in counted])),
+        "trainer": 1 - sum(row[f"seconds_{one}"] for row in rows for one in worked) / wall,
+        "stale": float(np.mean([row["stale_actions"] for row in rows])),
         "success": read_lines(run / "evaluations.jsonl")[-1]["total"]["success_rate"],
     }
 

@@ -7,6 +7,7 @@ Every field's meaning stands under it; docs/configuration.md is generated from t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
@@ -132,6 +133,14 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     """Where its curves are shown."""
 
+    @property
+    def actions_of_an_episode(self) -> int | None:
+        """The most that it may have; None: the suite's own limit, which its simulators know."""
+        if self.tasks.max_actions:
+            return self.tasks.max_actions
+        steps = LIBERO_SUITES.get(self.tasks.suite)
+        return math.ceil(steps / self.env.action_repeat) if steps else None
+
     @model_validator(mode="after")
     def _states_exist(self) -> Self:
         wanted = self.evaluation.episodes_per_task
@@ -156,14 +165,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _groups_fill_a_mini_batch(self) -> Self:
-        trainer, limit = self.trainer, self.tasks.max_actions
+        trainer, limit = self.trainer, self.actions_of_an_episode
         groups = trainer.groups
-        most = trainer.episodes_per_iteration * limit
+        most = trainer.episodes_per_iteration * (limit or 0)
         if groups and limit and most < groups.mini_batch:
             raise ValueError(
                 f"trainer.{trainer.algorithm}.mini_batch is {groups.mini_batch} actions, but "
                 f"{trainer.episodes_per_iteration} episodes (trainer.episodes_per_iteration) of at "
-                f"most {limit} (tasks.max_actions) are {most}: lower it, or order more episodes"
+                f"most {limit} actions are {most}: lower it, or order more episodes"
             )
         return self
 

@@ -186,6 +186,12 @@ class GroupsConfig(AlgorithmConfig):
                 f"keep_between [{low:g}, {high:g}] has to be two shares, the smaller first, such "
                 "as [0.1, 0.9]"
             )
+        size = self.group_size
+        if not any(low <= successes / size <= high for successes in range(size + 1)):
+            raise ValueError(
+                f"keep_between [{low:g}, {high:g}] holds no share that {size} episodes "
+                "(group_size) can have: widen it"
+            )
         return self
 
 
@@ -335,10 +341,11 @@ class TrainerConfig(Section):
         for name, section in sections.items():
             for key, field in type(section).model_fields.items():
                 if getattr(section, key) != field.get_default(call_default_factory=True):
+                    known = key in type(self.chosen).model_fields
+                    there = f"move it to [trainer.{self.algorithm}], or " if known else ""
                     raise ValueError(
                         f"{name}.{key} is read by another algorithm than algorithm = "
-                        f'"{self.algorithm}", whose section is [trainer.{self.algorithm}]: move '
-                        "it there, or leave it out"
+                        f'"{self.algorithm}": {there}leave it out'
                     )
         return self
 

@@ -9,6 +9,7 @@ what it stands over is a metric of its own.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -115,7 +116,8 @@ class WandbRun:
                     _sentence(error),
                     self._folder,
                 )
-                _end_process()
+                with contextlib.suppress(Exception):
+                    _end_process()
                 self._begin(config, "offline")
             else:
                 _LOG.warning("wandb failed (%s); training goes on without it", _sentence(error))

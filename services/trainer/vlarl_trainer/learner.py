@@ -152,13 +152,21 @@ class Learner:
             "seconds_inference": time.monotonic() - started,
         } | vars(parity)
         metrics |= self._distances(batch, seen)
-        if self.algorithm.learns_policy(experience.iteration):
+        if self.algorithm.learns_policy(experience.iteration) and self._has_a_gradient(estimate):
             samples = self._samples(observations, batch, seen, estimate)
             self._update.rate = experience.rate
             order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)
             metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
         metrics |= self.algorithm.finish(experience.iteration, seen.features, estimate)
         return metrics | self._ranks.memory()
+
+    def _has_a_gradient(self, estimate: Estimate) -> bool:
+        """Whether anything asks for another policy. Where all advantages are 0, a step would follow
+        the moments of former ones.
+        """
+        config = self.algorithm.config
+        held = config.entropy_coefficient or config.kl_coefficient
+        return bool(estimate.advantages.any() or held)
 
     def _distances(self, batch: Batch, seen: Seen) -> dict[str, float]:
         """How far the policy is from the weights that acted, and from where training began."""
@@ -291,7 +299,7 @@ class Learner:
         if excess := parity.excess(self.logprob_gap_bound):
             raise ParityError(
                 f"policy server and trainer disagree about the log-probs of tokens: {excess}, and "
-                "the PPO ratio would mean nothing. Do both use the same checkpoint, data type, "
+                "the ratio would mean nothing. Do both use the same checkpoint, data type, "
                 "centre crop and temperature? (trainer.logprob_gap_bound)"
             )
         return parity

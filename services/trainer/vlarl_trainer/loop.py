@@ -1,6 +1,6 @@
 """VLA-RL, one iteration after another.
 
-    publish ──▶ issue episodes ──▶ collect scored trajectories ──▶ values, advantages, PPO, critic
+    publish ──▶ issue episodes ──▶ collect scored trajectories ──▶ advantages, update of the policy
        ▲                                                                        │
        └───── acknowledge ◀── checkpoint (durable) ◀────────────────────────────┘
 
@@ -63,6 +63,7 @@ class TrainingLoop:
         publisher: Publisher,
         status: RunStatus,
         log: MetricsLog,
+        evaluations: EvaluationLog,
         display: Display,
     ) -> None:
         self._config = config
@@ -76,7 +77,7 @@ class TrainingLoop:
         self._status = status
         self._log = log
         self._display = display
-        self._evaluations = EvaluationLog(run_dir)
+        self._evaluations = evaluations
         self._actions = ActionLog(run_dir)
         self._recorder = None
         if config.trainer.record_rollouts:

@@ -30,6 +30,7 @@ from vlarl_trainer.learner import Learner
 from vlarl_trainer.loop import TrainingLoop, iteration_message
 from vlarl_trainer.publisher import Publisher, check_policy
 from vlarl_trainer.record.console import Display
+from vlarl_trainer.record.evaluation import EvaluationLog
 from vlarl_trainer.record.machine import record_start
 from vlarl_trainer.record.metrics import MetricsLog
 from vlarl_trainer.record.progress import Progress, run_checkpoints
@@ -153,6 +154,7 @@ async def _train(
             publisher=publisher,
             status=status,
             log=log,
+            evaluations=EvaluationLog(run_dir, progress.iteration),
             display=display,
         )
         await loop.run(progress, snapshot)

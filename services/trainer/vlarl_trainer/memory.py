@@ -99,8 +99,9 @@ def tensors(
         "W0 of adapted layers, beside the merged": itemsize * adapted // parts,
         "LoRA factors, float32": 4 * factors // parts,
         "their gradients and Adam's moments": 12 * factors // parts,
-        "critic, its gradients and moments": 16 * _critic_count(config, model),
     }
+    if config.algorithm == "ppo":
+        found["critic, its gradients and moments"] = 16 * _critic_count(config, model)
     if placement.sharded:
         # What FSDP puts together for use: the part outside all blocks (embedding, head, projector),
         # and two language blocks, one of them ahead of time.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -170,7 +170,9 @@ class PolicyUpdate:
         return self.optimizer.means()
 
     def _terms(self, samples: PolicySamples, states: Indices) -> tuple[Tensor, PolicyTerms]:
-        """Losses [B] of some samples under the policy as it is now, and the surrogate's terms."""
+        """Losses [B] of some samples under the policy as it is now, and the surrogate's terms, both
+        with what a sample weighs.
+        """
         picked = torch.from_numpy(states)
         device = self._ranks.device
 
@@ -191,4 +193,5 @@ class PolicyUpdate:
         if samples.reference_logprobs is not None:
             held = reference_kl(logprobs, rows(samples.reference_logprobs))
             loss = loss + self._config.kl_coefficient * held
-        return loss * rows(samples.shares), terms
+        shares = rows(samples.shares)
+        return loss * shares, replace(terms, loss=terms.loss * shares)

@@ -558,6 +558,23 @@ def test_groups_learn_without_a_critic(
     assert moved[success].mean() > 0 > moved[~success].mean()
 
 
+def test_groups_that_all_went_alike_change_nothing(
+    checkpoint: Path, experience: Experience
+) -> None:
+    """Not even by the moments of the iteration before."""
+    one, groups = learner(checkpoint, group_config("grpo")), grouped(experience)
+    one.learn(groups)
+    before = one.snapshot().tensors
+    alike = stale(groups)
+    for trajectory in alike.trajectories:
+        trajectory.scores.total[:] = [0.0] * len(trajectory.steps)
+    report = one.learn(alike)
+    assert report["advantage_deviation"] == 0.0
+    assert "policy_steps" not in report
+    after = one.snapshot().tensors
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_a_rate_of_zero_changes_nothing(checkpoint: Path, experience: Experience) -> None:
     """Whatever the KL and the clip fraction then show is a fault of what comes before a step."""
     configs = [trainer_config(ppo=ppo(learning_rate=0.0)), group_config("grpo", learning_rate=0.0)]

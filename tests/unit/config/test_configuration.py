@@ -152,14 +152,21 @@ def test_what_goes_by_evaluations_needs_some(override: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["ppo.gamma=0.9"], r"ppo.gamma is read by another algorithm .* \[trainer.grpo\]"),
-        (["critic.epochs=2"], r"critic.epochs is read by another algorithm"),
+        (
+            ["ppo.gamma=0.9"],
+            r"ppo.gamma is read by another algorithm .*: move it to \[trainer.grpo\], or",
+        ),
+        (["critic.epochs=2"], r'critic.epochs is .* algorithm = "grpo": leave it out'),
         (["rloo.epochs=2"], r"rloo.epochs is read by another algorithm"),
-        (["algorithm=ppo", "grpo.epochs=2"], r"grpo.epochs is read by another .* \[trainer.ppo\]"),
+        (
+            ["algorithm=ppo", "grpo.epochs=2"],
+            r"grpo.epochs is read .*: move it to \[trainer.ppo\], or",
+        ),
         (["grpo.group_size=1"], r"trainer.grpo.group_size: .* greater than or equal to 2"),
         (["grpo.group_size=5"], r"episodes_per_iteration \(16\) has to be a multiple of grpo.gro"),
         (["grpo.keep_between=[0.9, 0.1]"], r"keep_between \[0.9, 0.1\] has to be two shares, the"),
         (["grpo.keep_between=[0.1, 1.1]"], r"keep_between \[0.1, 1.1\] has to be two shares, the"),
+        (["grpo.keep_between=[0.13, 0.2]"], r"holds no share that 8 episodes \(group_size\) can"),
         (
             ["grpo.mini_batch=97"],
             r"trainer.grpo.mini_batch is 97 actions, but 16 episodes .* 96",

@@ -146,6 +146,15 @@ def test_an_evaluation_is_due_after_every_so_many_iterations(tmp_path: Path) -> 
     assert due == [False, False, False, False, True]
 
 
+def test_evaluations_of_checkpoints_that_were_removed_are_forgotten(tmp_path: Path) -> None:
+    """Whoever removes the newest goes on from the one before, and trains another policy."""
+    evaluated_at(tmp_path, (2, 10), (4, 20))
+    log = EvaluationLog(tmp_path, done=2)
+    assert [row["iteration"] for row in log.rows] == [2]
+    assert log.due(replace(PROGRESS, iteration=4), EvaluationConfig(every_iterations=2))
+    assert [row["iteration"] for row in EvaluationLog(tmp_path).rows] == [2]
+
+
 def test_the_policy_that_training_starts_from_is_evaluated_on_request(tmp_path: Path) -> None:
     config = EvaluationConfig(at_start=True)
     started = replace(PROGRESS, iteration=0, env_steps=0)

@@ -176,8 +176,18 @@ def count(
 class EvaluationLog:
     """RUN/evaluations.jsonl: one line an evaluation."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._lines = JsonLines(run_dir / EVALUATIONS)
+    def __init__(self, run_dir: Path, done: int | None = None) -> None:
+        """Reads what is there.
+
+        Args:
+            run_dir: the run's folder.
+            done: iterations that the run goes on from. Evaluations of later ones are forgotten:
+                their checkpoints were removed, and other policies come in their place. None: all
+                stay.
+        """
+        self._lines = JsonLines(
+            run_dir / EVALUATIONS, lambda row: done is None or row["iteration"] <= done
+        )
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -38,10 +38,10 @@ METRICS = {
     "start_k3": "k3 between the server's and the trainer's log-probs of whole actions before the "
     "first step, over all samples",
     "entropy": "mean entropy of a token in nats, under the weights that acted",
-    "advantage_deviation": "deviation of the advantages before they are whitened",
+    "advantage_deviation": "deviation of the advantages before they are scaled",
     "policy_loss": "clipped surrogate, mean over the mini-batches",
     "approximate_kl": "KL(update's start || new) of whole actions, mean over the mini-batches",
-    "largest_kl": "the same, the largest of a mini-batch: what trainer.ppo.kl_stop bounds",
+    "largest_kl": "the same, the largest of a mini-batch: what the algorithm's kl_stop bounds",
     "reference_kl": "KL to the policy that training began with",
     "clip_fraction": "share of ratios at which clipping bound",
     "grad_norm": "policy's gradient norm before clipping, mean over the steps",
@@ -181,6 +181,7 @@ class MetricsLog:
         self._iteration.set(iteration.iteration + 1)
         self._version.set(iteration.policy_version)
         self._env_steps.set(iteration.env_steps)
+        self._gauges["rolled_back_to"].set(math.nan)  # unless this iteration says otherwise
         self._set_gauges(iteration.metrics)
 
     def evaluation(self, metrics: Mapping[str, float], env_steps: int) -> None:

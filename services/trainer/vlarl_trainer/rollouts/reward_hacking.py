@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlarl.config import ProcessRewardConfig, RewardConfig, RunConfig
-from vlarl.config.libero import LIBERO_SUITES
 from vlarl.errors import FatalError
 from vlarl.rollout.v1 import rollout_pb2
 
@@ -47,7 +46,7 @@ def hovering_pays(config: RunConfig) -> str | None:
     until = "for ever"
     actions = math.inf
     if algorithm.limit_is_terminal:
-        if (limit := _actions_of_an_episode(config)) is None:
+        if (limit := config.actions_of_an_episode) is None:
             return None
         actions, until = limit, f"for the {limit} actions of an episode"
     weight = _sum_of_discounts(algorithm.gamma, actions)
@@ -68,14 +67,6 @@ def _sum_of_discounts(gamma: float, actions: float) -> float:
     if gamma == 1.0:
         return actions
     return float((1.0 - gamma**actions) / (1.0 - gamma))
-
-
-def _actions_of_an_episode(config: RunConfig) -> int | None:
-    """The most that it may have; None: the suite's own limit, which its simulators know alone."""
-    if config.tasks.max_actions:
-        return config.tasks.max_actions
-    steps = LIBERO_SUITES.get(config.tasks.suite)
-    return math.ceil(steps / config.env.action_repeat) if steps else None
 
 
 class RewardWatch:
