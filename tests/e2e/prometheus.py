@@ -19,6 +19,13 @@ from vlarl.launch.supervisor import free_address
 
 # Of these a run of minutes in which nothing goes wrong, and nothing succeeds, has no number.
 NOTHING_YET = {
+    "vlarl_trainer_groups_kept",
+    "vlarl_trainer_groups_dropped_success",
+    "vlarl_trainer_groups_dropped_failure",
+    "vlarl_trainer_groups_void",
+    "vlarl_trainer_group_attempts",
+    "vlarl_trainer_episodes_per_learned",
+    "vlarl_trainer_group_deviation",
     "vlarl_trainer_gpu_memory_bytes",
     "vlarl_trainer_dense_return_success",
     "vlarl_trainer_dense_success_correlation",

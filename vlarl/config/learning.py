@@ -341,7 +341,8 @@ class TrainerConfig(Section):
         for name, section in sections.items():
             for key, field in type(section).model_fields.items():
                 if getattr(section, key) != field.get_default(call_default_factory=True):
-                    known = key in type(self.chosen).model_fields
+                    shared = isinstance(section, AlgorithmConfig)
+                    known = shared and key in type(self.chosen).model_fields
                     there = f"move it to [trainer.{self.algorithm}], or " if known else ""
                     raise ValueError(
                         f"{name}.{key} is read by another algorithm than algorithm = "

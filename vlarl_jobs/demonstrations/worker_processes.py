@@ -46,11 +46,19 @@ async def run_crew(
         async with asyncio.TaskGroup() as group:
             for worker in workers:
                 group.create_task(worker.run(settings, next_order, on_answer))
-    except* FatalError as errors:
-        raise errors.exceptions[0] from None
+    except ExceptionGroup as errors:
+        # Not by `except*`, which may wrap what is raised in a group again.
+        fatal = errors.subgroup(FatalError)
+        raise errors if fatal is None else _first(fatal) from None
     finally:
         for worker in workers:
             worker.kill()
+
+
+def _first(errors: ExceptionGroup[FatalError]) -> FatalError:
+    """The first that no group is."""
+    found = errors.exceptions[0]
+    return _first(found) if isinstance(found, ExceptionGroup) else found
 
 
 class _Worker:

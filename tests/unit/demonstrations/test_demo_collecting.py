@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -14,10 +15,11 @@ import h5py
 
 from tests.recordings import RECORDED
 from vlarl_env.simulators.libero.suites import SuiteTask
+from vlarl_jobs.demonstrations import worker_processes
 from vlarl_jobs.demonstrations.collecting import PARTS, CollectionRequest, collect
 from vlarl_jobs.demonstrations.episode_files import save_episode
 from vlarl_jobs.demonstrations.hdf5 import read_episode
-from vlarl_jobs.demonstrations.messages import Settings
+from vlarl_jobs.demonstrations.messages import SceneError, Settings
 
 pytestmark = pytest.mark.sim
 
@@ -41,3 +43,39 @@ def test_a_scene_file_may_be_encoded_as_editors_do(tmp_path: Path, encoding: str
         assert attributes["bddl_file_content"] == SCENE
         assert attributes["env_name"] == "LIBERO_Tabletop_Manipulation"
     assert read_episode(written, "demo_0").placement_seed == 7
+
+
+class FailingWorker:
+    """Stands in for a process; what all of them raise comes at the same turn of the loop."""
+
+    errors: ClassVar[list[Exception]] = []
+
+    def __init__(self, number: int) -> None:
+        self._error = self.errors[number]
+
+    async def run(self, *_: object) -> None:
+        raise self._error
+
+    def kill(self) -> None:
+        """There is nothing to end."""
+
+
+@pytest.mark.parametrize("others", [[], [SceneError("two")], [RuntimeError("a defect")]])
+async def test_what_is_wrong_with_a_scene_is_said_whatever_else_fails(
+    monkeypatch: pytest.MonkeyPatch, others: list[Exception]
+) -> None:
+    monkeypatch.setattr(FailingWorker, "errors", [SceneError("one"), *others])
+    monkeypatch.setattr(worker_processes, "_Worker", FailingWorker)
+    settings = Settings(job="play", profile="fast")
+    with pytest.raises(SceneError, match="one"):
+        await worker_processes.run_crew(settings, 1 + len(others), lambda: None, lambda *_: None)
+
+
+async def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FailingWorker, "errors", [RuntimeError("a defect")])
+    monkeypatch.setattr(worker_processes, "_Worker", FailingWorker)
+    with pytest.raises(ExceptionGroup) as raised:
+        await worker_processes.run_crew(
+            Settings(job="play", profile="fast"), 1, lambda: None, lambda *_: None
+        )
+    assert raised.group_contains(RuntimeError, match="a defect")
