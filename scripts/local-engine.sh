@@ -22,7 +22,7 @@ mkdir -p "$folder"/{debs,root,data,exec,python/wheels,valkey,prometheus}
 for one in "$folder"/debs/*.deb; do dpkg -x "$one" "$folder/root"; done
 ln -sf /usr/bin/tini-static "$folder/root/usr/bin/docker-init"
 
-for lock in torch-cpu sim reward; do
+for lock in torch-cpu sim reward wandb; do
     "${pip[@]}" download --no-deps -d "$folder/python/wheels" -r "requirements/$lock.txt"
 done
 "${pip[@]}" download --no-deps -d "$folder/python/wheels" setuptools wheel
