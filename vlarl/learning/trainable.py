@@ -20,7 +20,8 @@ from vlarl.learning.factors import MergedLayers
 from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.network import ActionForward, OpenVLA
+from vlarl.models.openvla.backbone import ActionForward
+from vlarl.models.openvla.network import OpenVLA
 from vlarl.models.registry import policy_family
 
 _WRAPPER = "_checkpoint_wrapped_module."

@@ -14,11 +14,13 @@ class ObservationBatch:
     """B observations on the model's device."""
 
     pixel_values: Tensor
-    """float32 [B, 3 * towers, S, S]."""
+    """float32 [B, 3 * towers * images, S, S]."""
     prompt_ids: Tensor
     """int64 [B, L], padded on the right."""
     prompt_lengths: Tensor
     """int64 [B]."""
+    proprio: Tensor | None = None
+    """Normalised proprioception, float32 [B, P], of a policy that reads it."""
 
 
 def pad_prompts(

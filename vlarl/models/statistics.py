@@ -15,7 +15,8 @@ STATISTICS = "dataset_statistics.json"
 Statistics = dict[str, Any]
 """One dataset's entry of a checkpoint's ``norm_stats``."""
 
-_NORMALIZE_EPSILON = 1e-8
+NORMALIZE_EPSILON = 1e-8
+"""Added to the width of a dimension, so that a constant one is no division by zero."""
 _LARGEST = float(np.finfo(np.float32).max) / 4
 
 
@@ -102,10 +103,14 @@ class ActionStats:
         """Number of action dimensions."""
         return len(self.q01)
 
-    def unnormalize(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Normalised values [..., action_dim] in the dataset's units."""
+    def unnormalize(self, values: ArrayLike, epsilon: float = 0.0) -> NDArray[np.float64]:
+        """Normalised values [..., action_dim] in the dataset's units.
+
+        ``epsilon`` is added to each dimension's width, as OpenVLA-OFT does.
+        """
         array = np.asarray(values, dtype=np.float64)
-        return np.where(self.mask, 0.5 * (array + 1) * (self.q99 - self.q01) + self.q01, array)
+        width = self.q99 - self.q01 + epsilon
+        return np.where(self.mask, 0.5 * (array + 1) * width + self.q01, array)
 
     def normalize(self, action: ArrayLike) -> NDArray[np.float64]:
         """Actions [..., action_dim] in the dataset's units as training targets in [-1, 1].
@@ -113,7 +118,7 @@ class ActionStats:
         A dimension whose minimum equals its maximum carries nothing and becomes 0.
         """
         array = np.asarray(action, dtype=np.float64)
-        unit = (array - self.q01) / (self.q99 - self.q01 + _NORMALIZE_EPSILON)
+        unit = (array - self.q01) / (self.q99 - self.q01 + NORMALIZE_EPSILON)
         scaled = np.where(self.mask, np.clip(2 * unit - 1, -1.0, 1.0), array)
         return np.where(self.min == self.max, 0.0, scaled)
 

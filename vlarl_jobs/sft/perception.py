@@ -21,7 +21,8 @@ from vlarl.data.samples import SampleBatch
 from vlarl.learning.ranks import Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.learning.trainable import trainable_model, trained_parameters
-from vlarl.models.openvla.network import ImageEncoder, OpenVLA
+from vlarl.models.openvla.backbone import ImageEncoder
+from vlarl.models.openvla.network import OpenVLA
 from vlarl.models.registry import policy_family
 from vlarl_jobs.sft.losses import pose_loss
 from vlarl_jobs.sft.reading import Demonstrations

@@ -120,9 +120,9 @@ class OpenVLAConfig:
         """
         directory = Path(directory)
         raw = read_json(configuration_of(directory))
-        norm_stats, statistics_file = _statistics(raw, directory)
+        norm_stats, path = stored_statistics(directory, raw, "action")
         try:
-            return cls._from_json(raw, norm_stats, statistics_file, _model_name(directory))
+            return cls._from_json(raw, norm_stats, path.name, _model_name(directory))
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{directory / 'config.json'}: {cause}") from error
@@ -208,8 +208,19 @@ def _model_name(directory: Path) -> str:
     return folder.name
 
 
-def _statistics(raw: Mapping[str, Any], directory: Path) -> tuple[dict[str, ActionStats], str]:
-    """Statistics of every dataset, and the name of the file that holds them."""
+def stored_statistics(
+    directory: Path, raw: Mapping[str, Any], part: str
+) -> tuple[dict[str, ActionStats], Path]:
+    """Statistics of every dataset, and the file that holds them.
+
+    Args:
+        directory: the checkpoint.
+        raw: its ``config.json``.
+        part: "action" or "proprio".
+
+    Raises:
+        ConfigError: they are missing, broken, or of different dimensions.
+    """
     beside = directory / STATISTICS
     # A link to nowhere is said: those of config.json may be the base model's.
     path = beside if os.path.lexists(beside) else directory / "config.json"
@@ -222,13 +233,13 @@ def _statistics(raw: Mapping[str, Any], directory: Path) -> tuple[dict[str, Acti
     stats = {}
     for key, dataset in datasets.items():
         try:
-            stats[key] = ActionStats.from_json(_table(_table(dataset)["action"]))
+            stats[key] = ActionStats.from_json(_table(_table(dataset)[part]))
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-            raise ConfigError(f"{path}: action statistics of {key!r}: {cause}") from error
+            raise ConfigError(f"{path}: {part} statistics of {key!r}: {cause}") from error
     if len({one.action_dim for one in stats.values()}) != 1:
-        raise ConfigError(f"{path}: norm_stats must hold datasets of one action dimension")
-    return stats, path.name
+        raise ConfigError(f"{path}: norm_stats must hold datasets of one {part} dimension")
+    return stats, path
 
 
 def _table(value: object) -> dict[str, Any]:

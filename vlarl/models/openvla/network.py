@@ -1,9 +1,6 @@
 """The OpenVLA model in torch, under the original checkpoints' state-dict keys.
 
-    frame -> DINOv2 -+
-                     +- concatenated channels -> projector -> image tokens --+
-    frame -> SigLIP -+                                                       |
-                              BOS | image tokens | prompt ... "▁" | action tokens -> Llama
+    BOS | image tokens | prompt ... "▁" | action tokens -> Llama
 
 The logits of action token i, and the critic's feature, come from the position before it: for the
 first one, from "▁".
@@ -17,32 +14,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from torch import Tensor
+from transformers import DynamicCache
 
-from vlarl.models.openvla.config import OpenVLAConfig, TextConfig
-from vlarl.models.openvla.tensors import unused_prefixes
-from vlarl.models.openvla.vision import VisionTransformer
-from vlarl.weights.checkpoint import CheckpointReader
-from vlarl.weights.folder import CheckpointError
-
-
-class ActionForward(NamedTuple):
-    """What the policy says about a batch of observations with given action tokens.
-
-    A named tuple, because FSDP looks for the tensors whose gradients it must wait for in tuples,
-    not in dataclasses.
-    """
-
-    logits: Tensor
-    """Over the 256 action ids, ascending, for each action token: float32[B, tokens, 256]. Where
-    answers were asked for: over these, after 0, 1, ... action tokens: float32[B, tokens + 1, A].
-    """
-    feature: Tensor
-    """Final-norm hidden state at "▁", where the first action token is predicted: [B, d]."""
-    image_tokens: Tensor
-    """The projector's output [B, patches, d], without gradient."""
+from vlarl.models.openvla.backbone import ActionForward, VisionLanguageModel, with_weights
+from vlarl.models.openvla.config import OpenVLAConfig
 
 
 class GeneratedActions(NamedTuple):
@@ -54,72 +30,8 @@ class GeneratedActions(NamedTuple):
     """Natural log-probability of each token over the 256 ids: float32[B, action_dim]."""
 
 
-class VisionBackbone(nn.Module):
-    """One or two towers over the same image; their features concatenated on channels."""
-
-    def __init__(self, config: OpenVLAConfig) -> None:
-        super().__init__()
-        self.featurizer = VisionTransformer(config.towers[0])
-        self.fused_featurizer = (
-            VisionTransformer(config.towers[1]) if len(config.towers) == 2 else None
-        )
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Pixels [B, 3 * towers, S, S] -> features [B, patches, sum of the towers' dims], in the
-        weights' type.
-        """
-        pixel_values = pixel_values.to(self.featurizer.pos_embed.dtype)
-        if self.fused_featurizer is None:
-            single: Tensor = self.featurizer(pixel_values)
-            return single
-        first, second = pixel_values[:, :3], pixel_values[:, 3:]
-        return torch.cat([self.featurizer(first), self.fused_featurizer(second)], dim=2)
-
-
-class Projector(nn.Module):
-    """Vision features to the language model's width, with the exact GELU between the layers.
-
-    Three layers (through four times the vision width) after two towers, two after one.
-    """
-
-    def __init__(self, config: OpenVLAConfig) -> None:
-        super().__init__()
-        vision = sum(tower.embed_dim for tower in config.towers)
-        text = config.text.hidden_size
-        if len(config.towers) == 1:
-            self.fc1, self.fc2 = nn.Linear(vision, text), nn.Linear(text, text)
-            self.fc3: nn.Linear | None = None
-        else:
-            self.fc1 = nn.Linear(vision, 4 * vision)
-            self.fc2, self.fc3 = nn.Linear(4 * vision, text), nn.Linear(text, text)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, patches, vision width] -> [B, patches, d]."""
-        hidden: Tensor = self.fc2(F.gelu(self.fc1(features)))
-        return hidden if self.fc3 is None else self.fc3(F.gelu(hidden))
-
-
-class ImageEncoder(nn.Module):
-    """Towers and projector, by the names that they have in the policy."""
-
-    def __init__(self, vision_backbone: VisionBackbone, projector: Projector) -> None:
-        super().__init__()
-        self.vision_backbone = vision_backbone
-        self.projector = projector
-
-    def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """The image as the language model reads it: [B, patches, d]."""
-        tokens: Tensor = self.projector(self.vision_backbone(pixel_values))
-        return tokens
-
-
-class OpenVLA(ImageEncoder):
+class OpenVLA(VisionLanguageModel):
     """The policy. Call it: ``model(pixel_values, prompt_ids, prompt_lengths, action_ids)``."""
-
-    def __init__(self, config: OpenVLAConfig) -> None:
-        super().__init__(VisionBackbone(config), Projector(config))
-        self.config = config
-        self.language_model = LlamaForCausalLM(llama_config(config.text))
 
     def forward(
         self,
@@ -167,21 +79,6 @@ class OpenVLA(ImageEncoder):
         # A copy: FSDP's hooks do not survive on a view that somebody changes in place.
         return ActionForward(logits, predicting[:, 0].clone(), image.detach())
 
-    @property
-    def feature_width(self) -> int:
-        """d, the width of hidden states and image tokens."""
-        return self.config.text.hidden_size
-
-    @property
-    def patches(self) -> int:
-        """Number of image tokens."""
-        return self.config.num_patches
-
-    @property
-    def unused_prefixes(self) -> tuple[str, ...]:
-        """Prefixes of the names of parameters that no pass uses."""
-        return unused_prefixes(self.config)
-
     def greedy(
         self,
         pixel_values: Tensor,
@@ -207,64 +104,13 @@ class OpenVLA(ImageEncoder):
             chosen[:, token] = self.config.spec.action_ids.start + logits[:, token].argmax(dim=-1)
         return chosen
 
-    def embed(self, image: Tensor, text_ids: Tensor) -> Tensor:
-        """The language model's input: text [B, L] with the image's tokens after BOS.
-
-        Returns [B, L + patches, d].
-        """
-        text = self.language_model.model.embed_tokens(text_ids)
-        return torch.cat([text[:, :1], image, text[:, 1:]], dim=1)
-
-    def read(self, inputs: Tensor) -> Tensor:
-        """The language model's final-norm hidden states [B, T, d] of inputs [B, T, d], of which
-        each sees itself and those before it.
-
-        Layer by layer without a mask: attention is causal by its flag, for which there are kernels
-        that never hold the scores. The library's own way looks into the positions' values before it
-        leaves the mask out, and a GPU is waited for.
-        """
-        text = self.language_model.model
-        positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
-        rotation = text.rotary_emb(inputs, position_ids=positions)
-        hidden = inputs
-        for layer in text.layers:
-            hidden = layer(hidden, position_ids=positions, position_embeddings=rotation)
-        normed: Tensor = text.norm(hidden)
-        return normed
-
-    def action_logits(self, hidden: Tensor) -> Tensor:
-        """Final-norm hidden states [..., d] -> float32[..., 256]: only the action ids' rows."""
-        ids = self.config.spec.action_ids
-        rows = self.language_model.lm_head.weight[ids.start : ids.stop]
-        return F.linear(hidden, rows).float()
-
-
-def llama_config(text: TextConfig) -> LlamaConfig:
-    """Transformers' configuration of the language model."""
-    return LlamaConfig(
-        vocab_size=text.vocab_size,
-        hidden_size=text.hidden_size,
-        intermediate_size=text.intermediate_size,
-        num_hidden_layers=text.num_hidden_layers,
-        num_attention_heads=text.num_attention_heads,
-        num_key_value_heads=text.num_key_value_heads,
-        max_position_embeddings=text.max_position_embeddings,
-        rms_norm_eps=text.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": text.rope_theta},
-        tie_word_embeddings=False,
-        attn_implementation="sdpa",
-    )
-
 
 def load_model(
     checkpoint: str | Path,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> OpenVLA:
-    """An original checkpoint as a model in evaluation mode.
-
-    Nothing is initialised twice: the modules are built without memory and take the file's
-    tensors, which on a CPU in the stored data type stay mapped from the file.
+    """An original checkpoint as a model in evaluation mode; see `with_weights`.
 
     Raises:
         ConfigError: the configuration can't be used.
@@ -273,20 +119,7 @@ def load_model(
     config = OpenVLAConfig.from_directory(checkpoint)
     with torch.device("meta"):
         model = OpenVLA(config)
-    reader = CheckpointReader(checkpoint)
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    stored = {key for key in reader if not key.endswith("rotary_emb.inv_freq")}
-    if wrong := sorted(wanted.keys() ^ stored):
-        raise CheckpointError(f"{checkpoint}: missing or unexpected: {', '.join(wrong[:8])}")
-    for key, shape in wanted.items():
-        if reader.shape(key) != shape:
-            raise CheckpointError(f"{checkpoint}: {key} is {reader.shape(key)}, expected {shape}")
-    weights = {key: reader.tensor(key).to(device=device, dtype=dtype) for key in wanted}
-    model.load_state_dict(weights, assign=True)
-    # The rotation table isn't stored and stays float32 whatever the weights' type.
-    rotary = LlamaRotaryEmbedding(llama_config(config.text)).to(device)
-    model.language_model.model.rotary_emb = rotary
-    return model.eval()
+    return with_weights(model, checkpoint, dtype, device)
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from vlarl.errors import ConfigError
 from vlarl.weights.folder import read_json
 from vlarl.weights.whereabouts import OFT_HEADS
 
+FAMILY_FILE = "family.json"
+"""What makes a checkpoint one that `vlarl.models.openvla_oft` loads."""
 _CHUNK = re.compile(r"""\bNUM_ACTIONS_CHUNK\b["']?(?:\s*(?::\s*int\s*)?[:=]\s*(\d+))?""")
 _COMMENT = re.compile(r"#.*")
 
@@ -18,13 +21,15 @@ _COMMENT = re.compile(r"#.*")
 def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
     """What shows that a folder is OpenVLA-OFT's, in words; empty: it is none.
 
-    Signs are the files of its heads, and a chunk of more than one action in the code beside the
-    weights (read, never run) or in ``config.json``. Proprioceptive statistics are none: later
-    scripts write them for plain OpenVLA, too.
+    Signs are ``family.json``, the files of its heads, and a chunk of more than one action in the
+    code beside the weights (read, never run) or in ``config.json``. Proprioceptive statistics are
+    none: later scripts write them for plain OpenVLA, too.
 
     Raises:
         ConfigError: code beside the weights can't be read, so that nobody knows.
     """
+    if os.path.lexists(directory / FAMILY_FILE):
+        return FAMILY_FILE
     if heads := oft_heads(directory):
         return heads
     for path in sorted(directory.glob("*.py")):

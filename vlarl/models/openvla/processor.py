@@ -33,8 +33,8 @@ class PromptTooLongError(ValueError):
     """An instruction has more tokens than the engine takes; the message is short."""
 
 
-class Processor:
-    """A checkpoint's way from observations to inputs, and between actions and tokens."""
+class ObservationProcessor:
+    """What both OpenVLA families read alike of observations: frames and prompts."""
 
     def __init__(self, checkpoint: Path, config: OpenVLAConfig, center_crop: bool) -> None:
         """Reads the tokenizer.
@@ -50,11 +50,39 @@ class Processor:
         self.spec = config.spec
         self.center_crop = center_crop
         self.pad_id = config.pad_token_id
+        self.action_tokenizer = config.action_tokenizer
         self._checkpoint = checkpoint
-        self._action_tokenizer = config.action_tokenizer
         self._prompt_ids = functools.lru_cache(maxsize=_KNOWN_PROMPTS)(
             PromptBuilder(checkpoint).token_ids
         )
+
+    def frame(self, encoded: bytes, center_crop: bool | None = None) -> Frame:
+        """Decodes and prepares a frame: uint8 [S, S, 3].
+
+        Args:
+            encoded: the frame.
+            center_crop: whether it is cropped; None: as all are.
+
+        Raises:
+            ImageError: the bytes are no image.
+        """
+        crop = self.center_crop if center_crop is None else center_crop
+        return prepare_image(decode_image(encoded), self.spec.image_size, crop)
+
+    def prompt(self, instruction: str) -> list[int]:
+        """Prompt ids, "▁" last."""
+        return list(self._prompt_ids(instruction))
+
+    @functools.cached_property
+    def pixels(self) -> TowerPixels:
+        """From frames to the towers' inputs, in torch."""
+        from vlarl.models.openvla.vision import TowerPixels
+
+        return TowerPixels(self._checkpoint)
+
+
+class Processor(ObservationProcessor):
+    """A checkpoint's way from observations to inputs, and between actions and tokens."""
 
     def encode(self, image: bytes, instruction: str, center_crop: bool | None = None) -> Encoded:
         """An observation as the engine takes it.
@@ -76,30 +104,13 @@ class Processor:
             )
         return Encoded(prompt_ids, pixels)
 
-    def frame(self, encoded: bytes, center_crop: bool | None = None) -> Frame:
-        """Decodes and prepares a frame: uint8 [S, S, 3].
-
-        Args:
-            encoded: the frame.
-            center_crop: whether it is cropped; None: as all are.
-
-        Raises:
-            ImageError: the bytes are no image.
-        """
-        crop = self.center_crop if center_crop is None else center_crop
-        return prepare_image(decode_image(encoded), self.spec.image_size, crop)
-
-    def prompt(self, instruction: str) -> list[int]:
-        """Prompt ids, "▁" last."""
-        return list(self._prompt_ids(instruction))
-
     def tokens(self, actions: ArrayLike, statistics: ActionStats) -> NDArray[np.int64]:
         """Ids int64 [..., action_dim] of actions in the statistics' units.
 
         Raises:
             ValueError: a number is NaN.
         """
-        return self._action_tokenizer.tokens(actions, statistics)
+        return self.action_tokenizer.tokens(actions, statistics)
 
     def actions(self, token_ids: ArrayLike, statistics: ActionStats) -> NDArray[np.float64]:
         """Actions float64 [..., action_dim], in the statistics' units, of ids.
@@ -107,7 +118,7 @@ class Processor:
         Raises:
             ValueError: an id is not an action id.
         """
-        return self._action_tokenizer.actions(token_ids, statistics)
+        return self.action_tokenizer.actions(token_ids, statistics)
 
     def batch(
         self, frames: NDArray[np.uint8], prompts: Sequence[Sequence[int]], device: torch.device
@@ -117,12 +128,6 @@ class Processor:
 
         from vlarl.models.network import ObservationBatch, pad_prompts
 
-        pixels = self._pixels.to(device)(torch.from_numpy(frames).to(device))
+        pixels = self.pixels.to(device)(torch.from_numpy(frames).to(device))
         ids, lengths = pad_prompts(prompts, self.pad_id, device)
         return ObservationBatch(pixels, ids, lengths)
-
-    @functools.cached_property
-    def _pixels(self) -> TowerPixels:
-        from vlarl.models.openvla.vision import TowerPixels
-
-        return TowerPixels(self._checkpoint)

@@ -1,6 +1,6 @@
 """Every tensor of an OpenVLA's state dict, and its shape, from the configuration alone.
 
-The names are those of the original checkpoints; `network.py` has the modules behind them, and a
+The names are those of the original checkpoints; `backbone.py` has the modules behind them, and a
 test compares the two. No torch is needed, so that a checkpoint can be looked at before one is
 loaded.
 """

@@ -18,8 +18,8 @@ from vllm.model_executor.models.utils import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.sequence import IntermediateTensors
 
+from vlarl.models.openvla.backbone import Projector, VisionBackbone
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.network import Projector, VisionBackbone
 from vlarl.models.openvla.vision import TowerPixels
 from vlarl.models.openvla.vllm_inputs import DummyInputs, EngineProcessor, ProcessingInfo
 

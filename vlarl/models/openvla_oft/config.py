@@ -1,0 +1,203 @@
+"""What makes a checkpoint OpenVLA-OFT: ``family.json``, beside a ``config.json`` that says OpenVLA.
+
+    {"family": "openvla_oft", "chunk": 8, "convention": "stop",
+     "cameras": ["agentview", "robot0_eye_in_hand"], "proprio": 8}
+
+``chunk`` and ``convention`` are always there: nothing else in a checkpoint tells them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from vlarl.errors import ConfigError
+from vlarl.models.openvla.config import OpenVLAConfig, stored_statistics
+from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
+from vlarl.models.openvla.oft import FAMILY_FILE
+from vlarl.models.openvla.tokens import ActionTokenizer
+from vlarl.models.spec import PolicySpec
+from vlarl.models.statistics import ActionStats
+from vlarl.weights.folder import configuration_of, read_json
+
+FAMILY = "openvla_oft"
+STOP_ID = 2
+"""Id of Llama-2's end of a sequence, by which training sequences end."""
+
+Convention = Literal["stop", "no_stop"]
+"""Whether the stop token follows the placeholders: with it (SimpleVLA-RL, the original openvla-oft,
+RLinf's "official"), or without (RLinf's "rlinf").
+"""
+
+_KEYS = ("family", "chunk", "convention", "cameras", "proprio")
+_MAIN_CAMERA = ("agentview",)
+_EXAMPLE = f'{{"family": "{FAMILY}", "chunk": 8, "convention": "stop"}}'
+
+
+@dataclass(frozen=True, eq=False)
+class OFTConfig:
+    """A checkpoint's resolved configuration."""
+
+    base: OpenVLAConfig
+    """What it has as an OpenVLA."""
+    chunk: int
+    """C, the number of control steps that one pass answers."""
+    convention: Convention
+    """What follows the placeholders."""
+    cameras: tuple[str, ...]
+    """Names of the cameras, one image each, in the order of their tokens; the main one first."""
+    proprio_stats: Mapping[str, ActionStats]
+    """A dataset's name to the statistics of its proprioception; empty: the policy reads none."""
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> OFTConfig:
+        """Read a checkpoint's ``family.json``, ``config.json`` and ``dataset_statistics.json``.
+
+        Raises:
+            ConfigError: a file is missing or can't be used; the message names it.
+        """
+        directory = Path(directory)
+        path = directory / FAMILY_FILE
+        raw = read_json(configuration_of(directory))
+        if not os.path.lexists(path):
+            raise ConfigError(
+                f"{path} is missing: config.json doesn't say how many control steps a pass of "
+                f"OpenVLA-OFT answers; write for example {_EXAMPLE}"
+            )
+        base, table = OpenVLAConfig.from_directory(directory), read_json(path)
+        try:
+            _check_keys(table)
+            width = _whole_number(table, "proprio", 0, default=0)
+            config = cls(
+                base=_cropped_as_trained(base, _convention(table)),
+                chunk=_chunk(table),
+                convention=_convention(table),
+                cameras=_cameras(table),
+                proprio_stats=_proprio_statistics(directory, raw, width),
+            )
+            _check_length(config)
+        except _FamilyError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        return config
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Its observations and actions."""
+        return self.base.spec
+
+    @property
+    def action_tokenizer(self) -> ActionTokenizer:
+        """From normalised values to action ids, and back."""
+        return self.base.action_tokenizer
+
+    @property
+    def tokens(self) -> int:
+        """Number of action tokens, C * action_dim, which is that of placeholders."""
+        return self.chunk * self.spec.action_dim
+
+    @property
+    def num_patches(self) -> int:
+        """Number of all images' tokens."""
+        return len(self.cameras) * self.base.num_patches
+
+    @property
+    def proprio_dim(self) -> int:
+        """P, the numbers of proprioception; 0: the policy reads none."""
+        return next((one.action_dim for one in self.proprio_stats.values()), 0)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of a pass with the longest prompt."""
+        extra = bool(self.proprio_dim) + (self.convention == "stop")
+        return self.num_patches + MAX_PROMPT_TOKENS + self.tokens + extra
+
+
+class _FamilyError(ValueError):
+    """A value of ``family.json`` can't be used."""
+
+
+def _chunk(table: Mapping[str, Any]) -> int:
+    if "chunk" not in table:
+        raise _FamilyError(
+            "chunk is missing: the number of control steps that a pass answers, as the checkpoint "
+            "was trained (LIBERO: 8, Bridge: 5)"
+        )
+    return _whole_number(table, "chunk", 1)
+
+
+def _convention(table: Mapping[str, Any]) -> Convention:
+    match table.get("convention"):
+        case "stop":
+            return "stop"
+        case "no_stop":
+            return "no_stop"
+        case other:
+            raise _FamilyError(
+                f'convention is {other!r}; write "stop" for a checkpoint of openvla-oft or '
+                'SimpleVLA-RL, "no_stop" for one that RLinf trained by its default'
+            )
+
+
+def _cameras(table: Mapping[str, Any]) -> tuple[str, ...]:
+    cameras = table.get("cameras", list(_MAIN_CAMERA))
+    named = isinstance(cameras, list) and all(isinstance(one, str) and one for one in cameras)
+    if not named or not cameras or len(set(cameras)) != len(cameras):
+        raise _FamilyError(
+            f"cameras is {cameras!r}; list each camera's name once, the main one's first"
+        )
+    return tuple(cameras)
+
+
+def _whole_number(
+    table: Mapping[str, Any], key: str, least: int, default: int | None = None
+) -> int:
+    value = table.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise _FamilyError(f"{key} is {value!r}; write a whole number of at least {least}")
+    return value
+
+
+def _proprio_statistics(
+    directory: Path, raw: Mapping[str, Any], width: int
+) -> dict[str, ActionStats]:
+    """Of every dataset, with as many dimensions as the policy reads; none where it reads none."""
+    if not width:
+        return {}
+    stats, path = stored_statistics(directory, raw, "proprio")
+    if (found := next(iter(stats.values())).action_dim) != width:
+        raise _FamilyError(
+            f"proprio is {width}, and {path.name} has statistics of {found} dimensions"
+        )
+    return stats
+
+
+def _cropped_as_trained(base: OpenVLAConfig, convention: Convention) -> OpenVLAConfig:
+    """Without a centre crop unless ``config.json`` asks for one, where RLinf trained: its own
+    setting of that name has no effect.
+    """
+    if convention == "stop" or base.spec.center_crop_is_set:
+        return base
+    return replace(base, spec=replace(base.spec, center_crop=False, center_crop_is_set=True))
+
+
+def _check_keys(table: Mapping[str, Any]) -> None:
+    if table.get("family") != FAMILY:
+        raise _FamilyError(f'family is {table.get("family")!r}; write "{FAMILY}"')
+    for key in table.keys() - set(_KEYS):
+        near = difflib.get_close_matches(key, _KEYS, n=1)
+        meant = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_KEYS)}"
+        raise _FamilyError(f"unknown key {key!r}; {meant}")
+
+
+def _check_length(config: OFTConfig) -> None:
+    most = config.base.text.max_position_embeddings
+    if config.longest_sequence > most:
+        raise _FamilyError(
+            f"a pass has up to {config.longest_sequence} tokens, {config.num_patches} of images "
+            f"and {config.tokens} of actions, and the language model takes {most}: write the chunk "
+            "and the cameras that the checkpoint was trained with"
+        )
