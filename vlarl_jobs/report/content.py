@@ -56,7 +56,7 @@ def _success(groups: Sequence[Group]) -> Section:
     return Section(
         "success",
         "Success",
-        "Lines are the episodes that the policy learned from, sampled and smoothed over the latest "
+        "Lines are the episodes of training, sampled, and smoothed over the latest "
         "iterations. Dots are greedy evaluations from official initial states, which training "
         f"never sees. {spread} Time counts iterations and evaluations, not stops between them.",
         panels=success_panels(groups),
