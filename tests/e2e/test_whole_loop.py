@@ -181,20 +181,13 @@ def test_a_services_death_ends_the_run_and_is_named(
     assert survivors(family) == set()
 
 
-@pytest.mark.parametrize(
-    # Nothing is solved: each group is dropped once, and the last one is learned from all the same.
-    ("settings", "episodes"),
-    [({}, 3), (of_groups(), 6)],
-    ids=["ppo", "grpo"],
-)
 def test_a_trainer_and_a_queue_that_are_killed_and_ctrl_c_cost_no_episode(
-    tmp_path: Path,
-    checkpoint: Path,
-    started: list[subprocess.Popen[bytes]],
-    settings: dict[str, str],
-    episodes: int,
+    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
 ) -> None:
-    run = Run(tmp_path / "run", checkpoint, **settings)
+    """Of groups: nothing is solved, so each is dropped once, and the last one is learned from all
+    the same. tests/integration/trainer does the same to PPO's trainer.
+    """
+    run = Run(tmp_path / "run", checkpoint, **of_groups())
     process = run.start()
     started.append(process)
     wait_for(lambda: len(run.iterations()) >= 1, process, run)
@@ -218,5 +211,5 @@ def test_a_trainer_and_a_queue_that_are_killed_and_ctrl_c_cost_no_episode(
     assert "is in use by" not in run.output.read_text()
     lines = run.iterations()
     assert [line["iteration"] for line in lines] == [0, 1, 2]
-    assert all(line["episodes"] == episodes for line in lines)
+    assert all(line["episodes"] == 6 for line in lines)
     assert len(read_run(run.run_dir).starts) == 3
