@@ -152,21 +152,13 @@ class Learner:
             "seconds_inference": time.monotonic() - started,
         } | vars(parity)
         metrics |= self._distances(batch, seen)
-        if self.algorithm.learns_policy(experience.iteration) and self._has_a_gradient(estimate):
+        if self.algorithm.learns_policy(experience.iteration, estimate):
             samples = self._samples(observations, batch, seen, estimate)
             self._update.rate = experience.rate
             order = generator_for(self._seed, Stream.POLICY_ORDER, experience.iteration)
             metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
         metrics |= self.algorithm.finish(experience.iteration, seen.features, estimate)
         return metrics | self._ranks.memory()
-
-    def _has_a_gradient(self, estimate: Estimate) -> bool:
-        """Whether anything asks for another policy. Where all advantages are 0, a step would follow
-        the moments of former ones.
-        """
-        config = self.algorithm.config
-        held = config.entropy_coefficient or config.kl_coefficient
-        return bool(estimate.advantages.any() or held)
 
     def _distances(self, batch: Batch, seen: Seen) -> dict[str, float]:
         """How far the policy is from the weights that acted, and from where training began."""

@@ -95,8 +95,8 @@ class Algorithm(ABC):
         """What each sample [N] weighs in the mean of losses; 1 on average."""
         return np.ones(len(batch.token_ids))
 
-    def learns_policy(self, iteration: int) -> bool:  # noqa: ARG002 - PPO needs it
-        """Whether the policy takes steps in this iteration, counted from 0."""
+    def learns_policy(self, iteration: int, estimate: Estimate) -> bool:  # noqa: ARG002
+        """Whether the policy takes steps in this iteration, counted from 0, of this estimate."""
         return True
 
     def terms(

@@ -60,6 +60,11 @@ class GroupAlgorithm(Algorithm):
                 )
         return Estimate(advantages, raw, returns)
 
+    def learns_policy(self, iteration: int, estimate: Estimate) -> bool:  # noqa: ARG002
+        """Not where all groups went alike: a step would follow the moments of former ones."""
+        held = self.config.entropy_coefficient or self.config.kl_coefficient
+        return bool(estimate.advantages.any() or held)
+
     def shares(self, batch: Batch) -> Floats:
         """Equal for all actions, or for all episodes and then for each one's actions."""
         shares = super().shares(batch)

@@ -75,9 +75,12 @@ class Ppo(Algorithm):
             limit_is_terminal=self._ppo.limit_is_terminal,
         )
 
-    def learns_policy(self, iteration: int) -> bool:
+    def learns_policy(self, iteration: int, estimate: Estimate) -> bool:  # noqa: ARG002
         """Not while the critic warms up."""
-        return iteration >= self._critic_config.warmup_iterations
+        return not self._warms_up(iteration)
+
+    def _warms_up(self, iteration: int) -> bool:
+        return iteration < self._critic_config.warmup_iterations
 
     def finish(
         self, iteration: int, features: Tensor | None, estimate: Estimate
@@ -91,7 +94,7 @@ class Ppo(Algorithm):
         report = self.critic.fit(
             features[: len(estimate.returns)],
             torch.from_numpy(estimate.returns),
-            epochs=epochs if self.learns_policy(iteration) else critic.warmup_epochs,
+            epochs=critic.warmup_epochs if self._warms_up(iteration) else epochs,
             mini_batch=self._ppo.mini_batch,
             generator=generator_for(self._seed, Stream.CRITIC_ORDER, iteration),
         )
