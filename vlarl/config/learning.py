@@ -11,6 +11,10 @@ from pydantic import Field, model_validator
 from vlarl.config.base import Section
 from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
 
+Ratio = Literal["action", "token"]
+"""Whose probabilities are compared: of whole actions, or of tokens."""
+Correction = Literal["server", "decoupled"]
+"""What an action that other weights sampled is compared with."""
 Schedule = Literal["constant", "linear", "cosine"]
 """What a learning rate does while a training goes on: stay, or fall to 0."""
 
@@ -87,7 +91,7 @@ class AlgorithmConfig(Section):
     """Optimizer steps over which the rate rises from near 0: the first ones have the largest KL."""
     schedule: Schedule = "constant"
     """What the rate does over the run's iterations: stay, or fall to 0 along a line or a cosine."""
-    ratio: Literal["action", "token"] = "action"
+    ratio: Ratio = "action"
     """Probability ratio of whole actions (the paper's) or of tokens."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped to 1 - clip_low from below."""
@@ -171,7 +175,7 @@ class GroupsConfig(AlgorithmConfig):
     """Over what the loss is averaged. episodes: over each one's actions first, so that all weigh
     the same, as SimpleVLA-RL and RLinf do; actions: over the batch's, so that long ones weigh
     more."""
-    ratio: Literal["action", "token"] = "token"
+    ratio: Ratio = "token"
     """Probability ratio of whole actions or of tokens; the field's projects take tokens."""
     clip_high: float = Field(default=0.28, gt=0)
     """The ratio is clipped to 1 + clip_high from above."""
@@ -272,7 +276,7 @@ class TrainerConfig(Section):
     """Policy versions that an action may be behind the one that learns from it. 0: episodes are
     collected, then learned from; N: the next N batches are ordered meanwhile. Episodes that are
     older when they are due are dropped and ordered anew, groups as a whole."""
-    correction: Literal["server", "decoupled"] = "server"
+    correction: Correction = "server"
     """What an action that other weights sampled is compared with. server: the log-probs that the
     policy server reported, where its weights are gone; decoupled: always those at the update's
     start, each sample weighed by how much more likely these are than the server's

@@ -78,6 +78,7 @@ class TrainingLoop:
         self._log = log
         self._display = display
         self._evaluations = evaluations
+        self._checkpoints = run_checkpoints(run_dir)
         self._actions = ActionLog(run_dir)
         self._recorder = None
         if config.trainer.record_rollouts:
@@ -239,9 +240,8 @@ class TrainingLoop:
         return enough is not None
 
     def _best(self, progress: Progress) -> Scored | None:
-        checkpoints = run_checkpoints(self._run_dir)
         return kept_best(
-            self._evaluations.rows, progress, there=lambda one: checkpoints.path(one).exists()
+            self._evaluations.rows, progress, there=lambda one: self._checkpoints.path(one).exists()
         )
 
     async def _back_from_a_fall(
@@ -250,17 +250,14 @@ class TrainingLoop:
         """Goes back to the best checkpoint where success has fallen for too long. It is a new
         version of the policy; a crash before the checkpoint that says so has it decided again.
         """
-        trainer, best = self._config.trainer, self._best(progress)
-        rows = self._evaluations.rows
-        if not trainer.rollback or best is None:
-            return progress, snapshot
-        if not fallen(rows, progress, best, trainer.rollback):
+        trainer, rows = self._config.trainer, self._evaluations.rows
+        best = self._best(progress) if trainer.rollback else None
+        if best is None or not fallen(rows, progress, best, trainer.rollback):
             return progress, snapshot
         rollback = rollback_to(best, progress, trainer.rollback_rate)
         with self._phase("rollback"):
-            checkpoints = run_checkpoints(self._run_dir)
-            path = checkpoints.path(best.iteration)
-            _, tensors = await asyncio.to_thread(checkpoints.load, path)
+            path = self._checkpoints.path(best.iteration)
+            _, tensors = await asyncio.to_thread(self._checkpoints.load, path)
             snapshot = await self._learner.go_back(tensors)
             progress = progress.rolled_back(rollback)
             await self._save(progress, snapshot)
@@ -273,7 +270,7 @@ class TrainingLoop:
         keep = self._config.trainer.keep_checkpoints
         best = self._best(progress)
         self._status.checkpoint = await asyncio.to_thread(
-            run_checkpoints(self._run_dir).save,
+            self._checkpoints.save,
             progress.iteration,
             progress,
             snapshot.tensors,

@@ -9,8 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from vlarl.config import TrainerConfig
-from vlarl_trainer.algorithms.base import Algorithm, Setup
-from vlarl_trainer.algorithms.groups import returns_to_go
+from vlarl_trainer.algorithms.base import Algorithm, Setup, discounted_sums
 from vlarl_trainer.algorithms.grpo import grpo_advantages
 from vlarl_trainer.algorithms.registry import build_algorithm
 from vlarl_trainer.algorithms.rloo import rloo_advantages
@@ -38,7 +37,7 @@ def test_what_hardly_differs_isnt_blown_up() -> None:
 
 def test_returns_to_go_are_discounted_sums() -> None:
     rewards = np.array([1.0, 0.0, 2.0])
-    assert returns_to_go(rewards, 0.5).tolist() == [1 + 0 + 0.25 * 2, 0.5 * 2, 2]
+    assert discounted_sums(rewards, 0.5).tolist() == [1 + 0 + 0.25 * 2, 0.5 * 2, 2]
 
 
 def algorithm(name: str, **keys: object) -> Algorithm:

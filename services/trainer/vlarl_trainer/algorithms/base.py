@@ -37,6 +37,16 @@ class Estimate:
     """[N], of each sample, from there on."""
 
 
+def discounted_sums(values: Floats, factor: float) -> Floats:
+    """[T] of values [T >= 1]: S_t = x_t + factor S_t+1. Of rewards and a discount, the returns."""
+    sums = np.empty_like(values)
+    running = 0.0
+    for t in reversed(range(len(values))):
+        running = values[t] + factor * running
+        sums[t] = running
+    return sums
+
+
 @dataclass(frozen=True)
 class Setup:
     """What an algorithm is made from."""

@@ -1,6 +1,6 @@
 """Episodes of a group against each other: the same task and placement, other draws.
 
-    G_m(t)  = sum_{k >= t} gamma^(k - t) r_k      of member m, from step t on     returns_to_go
+    G_m(t)  = sum_{k >= t} gamma^(k - t) r_k      of member m, from step t on   discounted_sums
     A_m(t)  = G_m(t) - what the group had to go at t                              grpo.py, rloo.py
 
 A member that has ended has nothing to go. With `credit = "episode"` all actions of an episode get
@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from vlarl.config import GroupsConfig
-from vlarl_trainer.algorithms.base import Algorithm, Estimate, Floats
+from vlarl_trainer.algorithms.base import Algorithm, Estimate, Floats, discounted_sums
 from vlarl_trainer.batch import Batch, Episode
 
 
@@ -43,12 +43,12 @@ class GroupAlgorithm(Algorithm):
         raw, advantages = np.zeros_like(returns), np.zeros_like(returns)
         for members in groups_of(batch):
             to_go = [
-                returns_to_go(batch.rewards[one.start : one.stop], self._groups.gamma)
+                discounted_sums(batch.rewards[one.start : one.stop], self._groups.gamma)
                 for one in members
             ]
             table = np.zeros((len(members), max(map(len, to_go))))
             for row, one in zip(table, to_go, strict=True):
-                row[: len(one)] = one[0] if self._groups.credit == "episode" else one
+                row[: len(one)] = one
             if self._groups.credit == "episode":
                 table[:] = table[:, :1]
             found = self.compare(table)
@@ -73,16 +73,6 @@ class GroupAlgorithm(Algorithm):
                 shares[one.start : one.stop] /= one.stop - one.start
             shares *= len(shares) / len(batch.episodes)
         return shares
-
-
-def returns_to_go(rewards: Floats, gamma: float) -> Floats:
-    """[T] of rewards [T]: what comes from each step on, discounted to it."""
-    returns = np.empty_like(rewards)
-    following = 0.0
-    for t in reversed(range(len(rewards))):
-        following = rewards[t] + gamma * following
-        returns[t] = following
-    return returns
 
 
 def groups_of(batch: Batch) -> Sequence[Sequence[Episode]]:

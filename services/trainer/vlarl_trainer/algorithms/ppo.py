@@ -18,7 +18,7 @@ from torch import Tensor
 from vlarl.learning.checkpoints import gathered, take_over
 from vlarl.learning.seeds import Stream, generator_for
 from vlarl.learning.trainable import States
-from vlarl_trainer.algorithms.base import Algorithm, Estimate, Floats, Setup
+from vlarl_trainer.algorithms.base import Algorithm, Estimate, Floats, Setup, discounted_sums
 from vlarl_trainer.algorithms.critic import Critic
 from vlarl_trainer.batch import Batch
 
@@ -147,11 +147,7 @@ def generalised_advantages(
         raise ValueError(f"rewards {reward.shape} and values {value.shape} must both be [T >= 1]")
     following = np.append(value[1:], 0.0 if terminal else bootstrap_value)
     delta = reward + gamma * following - value
-    advantages = np.empty_like(delta)
-    running = 0.0
-    for t in reversed(range(len(delta))):
-        running = delta[t] + gamma * gae_lambda * running
-        advantages[t] = running
+    advantages = discounted_sums(delta, gamma * gae_lambda)
     return advantages, advantages + value
 
 

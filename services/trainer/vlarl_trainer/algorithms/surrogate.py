@@ -13,12 +13,11 @@ Where each formula is applied: learner.py and policy_update.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Ratio = Literal["action", "token"]
+from vlarl.config.learning import Correction, Ratio
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def reference_kl(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 def corrected(
-    kind: Literal["server", "decoupled"],
+    kind: Correction,
     *,
     start: Tensor,
     server: Tensor,
