@@ -43,6 +43,7 @@ from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.registry import policy_family
+from vlarl.models.serving import Observation
 from vlarl.weights.hub import folder_of
 
 UNIT = "actions/s"
@@ -194,7 +195,7 @@ def vllm_loop(checkpoint: Path, batch: int, seconds: float) -> float:
     def step() -> int:
         for image, instruction in pairs:
             name = next(names)
-            prompt = serving.prompt(processor.encode(image, instruction), name)
+            prompt = serving.prompt(processor.encode(Observation([image], instruction)), name)
             engine.add_request(name, prompt, params)
         finished = 0
         while engine.has_unfinished_requests():

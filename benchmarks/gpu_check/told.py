@@ -15,7 +15,7 @@ def main() -> None:
     from vllm import AsyncEngineArgs
 
     from vlarl.config import PolicyConfig
-    from vlarl.models.openvla.serving import Serving
+    from vlarl.models.base import Serving
     from vlarl_cli import main as command_line
     from vlarl_policy import vllm_engine as engine
 

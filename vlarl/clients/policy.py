@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from typing import Self, TypeVar
 import grpc
 import numpy as np
 from google.protobuf.message import Message
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from vlarl.clients.closing import Closing
@@ -32,6 +32,7 @@ from vlarl.clients.retry import Patience
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
 from vlarl.rpc.arguments import (
     LONGEST_SECONDS,
+    finite_numbers,
     flag,
     float32,
     number,
@@ -43,7 +44,7 @@ from vlarl.rpc.arguments import (
 from vlarl.rpc.channel import channel_config, open_channel, open_sync_channel
 from vlarl.rpc.errors import PolicyError
 
-__all__ = ["Action", "AsyncPolicyClient", "PolicyClient", "PolicyError"]
+__all__ = ["Action", "AsyncPolicyClient", "Observation", "PolicyClient", "PolicyError"]
 
 T = TypeVar("T")
 EncodedOrFrame = bytes | NDArray[np.uint8]
@@ -51,17 +52,35 @@ EncodedOrFrame = bytes | NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Action:
-    """One control step's answer. Arrays have one entry for each action dimension (7)."""
+    """One answer: of most policies for one control step of D numbers (7), of those with a chunk for
+    H steps at once.
+    """
 
     token_ids: NDArray[np.int64]
-    """Vocabulary ids of the action tokens."""
+    """[H * D], vocabulary ids of the action tokens."""
     logprobs: NDArray[np.float32]
-    """Natural-log probability of each token over the 256 action ids, at the sampling temperature
-    (at temperature 0: at temperature 1)."""
+    """[H * D], natural-log probability of each token over the 256 action ids, at the sampling
+    temperature (at temperature 0: at temperature 1)."""
     values: NDArray[np.float32]
-    """The un-normalised action, in the units of the dataset."""
+    """[D], the un-normalised action, in the units of the dataset; of a chunk [H, D]."""
     policy_version: int
     """Version of the weights that produced it."""
+    horizon: int = 1
+    """H, the control steps that it is for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What one answer is asked for; see `PolicyClient.predict`."""
+
+    image: EncodedOrFrame
+    """The main camera's."""
+    instruction: str
+    """The task in words."""
+    images: Mapping[str, EncodedOrFrame] | None = None
+    """Of further cameras, by their names."""
+    proprio: ArrayLike | None = None
+    """[P], in the dataset's units."""
 
 
 class PolicyClient(Closing):
@@ -113,6 +132,8 @@ class PolicyClient(Closing):
         image: EncodedOrFrame,
         instruction: str,
         *,
+        images: Mapping[str, EncodedOrFrame] | None = None,
+        proprio: ArrayLike | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
         unnorm_key: str | None = None,
@@ -122,8 +143,12 @@ class PolicyClient(Closing):
         """Answers what to do next.
 
         Args:
-            image: JPEG or PNG bytes, or uint8 [height, width, 3].
+            image: JPEG or PNG bytes, or uint8 [height, width, 3], of the main camera.
             instruction: the task in words.
+            images: of further cameras by their names, where the policy sees several
+                (`get_policy().cameras`).
+            proprio: [P], in the dataset's units, where the policy reads it
+                (`get_policy().proprio`).
             temperature: 0 takes the most probable tokens.
             seed: of the sampling; none: the server's own random stream.
             unnorm_key: dataset statistics that give the action its units; none: the only ones.
@@ -134,13 +159,13 @@ class PolicyClient(Closing):
             ValueError: an argument can't be sent; the message names it.
             PolicyError: the call failed.
         """
-        asked = [_observation(image, instruction, seed)]
+        asked = [_observation(image, instruction, seed, images, proprio)]
         request = _request(asked, temperature, unnorm_key, center_crop)
         return _actions(self._answer(self._stub.PredictActions, request, timeout_seconds), 1)[0]
 
     def predict_batch(
         self,
-        observations: Sequence[tuple[EncodedOrFrame, str]],
+        observations: Sequence[tuple[EncodedOrFrame, str] | Observation],
         *,
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
@@ -148,7 +173,7 @@ class PolicyClient(Closing):
         center_crop: bool | None = None,
         timeout_seconds: float | None = None,
     ) -> list[Action]:
-        """Answers one action for each (image, instruction), in one request; see `predict`."""
+        """Answers each (image, instruction), or `Observation`, in one request; see `predict`."""
         asked = _observations(observations, seeds)
         request = _request(asked, temperature, unnorm_key, center_crop)
         answer = self._answer(self._stub.PredictActions, request, timeout_seconds)
@@ -200,6 +225,8 @@ class AsyncPolicyClient:
         image: EncodedOrFrame,
         instruction: str,
         *,
+        images: Mapping[str, EncodedOrFrame] | None = None,
+        proprio: ArrayLike | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
         unnorm_key: str | None = None,
@@ -207,14 +234,14 @@ class AsyncPolicyClient:
         timeout_seconds: float | None = None,
     ) -> Action:
         """Answers what to do next; see `PolicyClient.predict`."""
-        asked = [_observation(image, instruction, seed)]
+        asked = [_observation(image, instruction, seed, images, proprio)]
         request = _request(asked, temperature, unnorm_key, center_crop)
         answer = await self._answer(self._stub.PredictActions, request, timeout_seconds)
         return _actions(answer, 1)[0]
 
     async def predict_batch(
         self,
-        observations: Sequence[tuple[EncodedOrFrame, str]],
+        observations: Sequence[tuple[EncodedOrFrame, str] | Observation],
         *,
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
@@ -222,7 +249,7 @@ class AsyncPolicyClient:
         center_crop: bool | None = None,
         timeout_seconds: float | None = None,
     ) -> list[Action]:
-        """Answers one action for each (image, instruction); see `PolicyClient.predict`."""
+        """Answers each (image, instruction), or `Observation`; see `PolicyClient.predict`."""
         asked = _observations(observations, seeds)
         request = _request(asked, temperature, unnorm_key, center_crop)
         answer = await self._answer(self._stub.PredictActions, request, timeout_seconds)
@@ -270,7 +297,7 @@ def _request(
 
 
 def _observations(
-    observations: Sequence[tuple[EncodedOrFrame, str]], seeds: Sequence[int] | None
+    observations: Sequence[tuple[EncodedOrFrame, str] | Observation], seeds: Sequence[int] | None
 ) -> list[policy_pb2.Observation]:
     pairs = sequence("observations", observations, "(image, instruction)")
     if not pairs:
@@ -283,22 +310,44 @@ def _observations(
         raise ValueError(f"seeds: {len(chosen)} of them for {len(pairs)} observations")
     found = []
     for index, (pair, seed) in enumerate(zip(pairs, chosen, strict=True)):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"observations[{index}] must be (image, instruction)")
-        found.append(_observation(pair[0], pair[1], seed, f"observations[{index}]: "))
+        where = f"observations[{index}]"
+        if isinstance(pair, Observation):
+            asked = (pair.image, pair.instruction, seed, pair.images, pair.proprio)
+        elif isinstance(pair, tuple | list) and len(pair) == 2:
+            asked = (pair[0], pair[1], seed, None, None)
+        else:
+            raise ValueError(f"{where} must be (image, instruction), or an Observation")
+        found.append(_observation(*asked, f"{where}: "))
     return found
 
 
 def _observation(
-    image: object, instruction: object, seed: object, where: str = ""
+    image: object,
+    instruction: object,
+    seed: object,
+    images: object = None,
+    proprio: object = None,
+    where: str = "",
 ) -> policy_pb2.Observation:
     words = text(f"{where}instruction", instruction)
     if not words.strip():
         raise ValueError(f"{where}instruction is empty: the task in words")
+    if not isinstance(images or {}, Mapping):
+        kind = type(images).__name__
+        raise ValueError(f"{where}images must be images by their camera's name, not {kind}")
+    further = images if isinstance(images, Mapping) else {}
     return policy_pb2.Observation(
         image=_encoded(image, f"{where}image"),
         instruction=words,
         seed=None if seed is None else whole("seed", seed, 64),
+        images=[
+            policy_pb2.CameraImage(
+                camera=text(f"{where}images' camera", camera),
+                image=_encoded(one, f"{where}images[{camera!r}]"),
+            )
+            for camera, one in further.items()
+        ],
+        proprio=None if proprio is None else finite_numbers(f"{where}proprio", proprio),
     )
 
 
@@ -333,8 +382,19 @@ def _actions(response: policy_pb2.PredictActionsResponse, expected: int) -> list
         Action(
             token_ids=np.array(action.token_ids, np.int64),
             logprobs=np.array(action.logprobs, np.float32),
-            values=np.array(action.values, np.float32),
+            values=_values(action),
             policy_version=action.policy_version,
+            horizon=max(action.horizon, 1),
         )
         for action in response.actions
     ]
+
+
+def _values(action: policy_pb2.Action) -> NDArray[np.float32]:
+    values = np.array(action.values, np.float32)
+    if action.horizon <= 1:
+        return values
+    if len(values) % action.horizon:
+        text = f"{len(values)} values for {action.horizon} control steps"
+        raise PolicyError(grpc.StatusCode.INTERNAL, text)
+    return values.reshape(action.horizon, -1)

@@ -15,8 +15,8 @@ from vlarl.data.frames import FrameStore
 from vlarl.data.samples import Samples
 from vlarl.images import Frame
 from vlarl.learning.ranks import Indices
+from vlarl.models.base import PolicyFamily
 from vlarl.models.network import pad_prompts
-from vlarl.models.openvla.family import OpenVLAFamily
 from vlarl.models.spec import PolicySpec
 from vlarl.models.statistics import ActionStats, Statistics
 
@@ -72,7 +72,7 @@ class Pool:
     """All samples of all tasks, of which some are gathered."""
 
     def __init__(
-        self, tasks: Sequence[Task], policy: OpenVLAFamily, statistics: dict[str, Statistics]
+        self, tasks: Sequence[Task], policy: PolicyFamily, statistics: dict[str, Statistics]
     ) -> None:
         """Reads actions and poses; frames come later.
 

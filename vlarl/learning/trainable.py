@@ -19,20 +19,18 @@ from vlarl.config import LoraConfig
 from vlarl.learning.factors import MergedLayers
 from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
-from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.backbone import ActionForward
-from vlarl.models.openvla.network import OpenVLA
+from vlarl.models.network import ActionForward, ObservationBatch, PolicyNetwork
 from vlarl.models.registry import policy_family
 
 _WRAPPER = "_checkpoint_wrapped_module."
 
 
 class TrainablePolicy(ABC):
-    """OpenVLA, sharded where there are several ranks, of which something learns."""
+    """A policy, sharded where there are several ranks, of which something learns."""
 
     def __init__(
         self,
-        model: OpenVLA,
+        model: PolicyNetwork,
         *,
         dtype: torch.dtype,
         ranks: Ranks,
@@ -56,7 +54,7 @@ class TrainablePolicy(ABC):
 
     @property
     def patches(self) -> int:
-        """An image's tokens."""
+        """All images' tokens."""
         return self._model.patches
 
     @abstractmethod
@@ -75,17 +73,11 @@ class TrainablePolicy(ABC):
         return self._passed(observations, token_ids, answer_ids).logits
 
     def greedy(self, observations: ObservationBatch, likeliest: Tensor) -> Tensor:
-        """The likeliest action tokens (int64 [B, K]), each after the ones before it; see
-        `OpenVLA.greedy`.
+        """The tokens that the policy takes at temperature 0 (int64 [B, K]); see
+        `PolicyNetwork.greedy`.
         """
         self._hold_weights()
-        chosen: Tensor = self._model.greedy(
-            observations.pixel_values,
-            observations.prompt_ids,
-            observations.prompt_lengths,
-            likeliest,
-        )
-        return chosen
+        return self._model.greedy(observations, likeliest)
 
     def synchronise_gradients(self, on: bool) -> None:
         """Whether the next backward pass adds gradients up over the ranks, or only locally."""
@@ -97,15 +89,8 @@ class TrainablePolicy(ABC):
         token_ids: Tensor | None = None,
         answer_ids: Sequence[int] = (),
     ) -> ActionForward:
-        """A pass with the weights that the layers hold; arguments as `OpenVLA` takes them."""
-        output: ActionForward = self._model(
-            observations.pixel_values,
-            observations.prompt_ids,
-            observations.prompt_lengths,
-            token_ids,
-            answer_ids,
-        )
-        return output
+        """A pass with the weights that the layers hold; see `PolicyNetwork.answer`."""
+        return self._model.answer(observations, token_ids, answer_ids)
 
     @abstractmethod
     def _hold_weights(self) -> None:
@@ -122,7 +107,7 @@ class States(NamedTuple):
 
 
 class LoraPolicy(TrainablePolicy):
-    """OpenVLA with LoRA factors, which alone are trained."""
+    """A policy with LoRA factors, which alone are trained."""
 
     def __init__(
         self,
@@ -148,10 +133,9 @@ class LoraPolicy(TrainablePolicy):
                 GPU, or all of them.
         """
         family = policy_family(checkpoint)
-        self.config = family.config
+        self.config = family.sizes
         self.scaling = lora.alpha / lora.rank
         self._first_action_id = family.spec.action_ids.start
-        self._action_dim = family.spec.action_dim
         model = family.network(dtype, ranks.device).requires_grad_(False)
         self._layers = MergedLayers(model, lora, seed, list(family.lora_layers()))
         super().__init__(
@@ -175,10 +159,8 @@ class LoraPolicy(TrainablePolicy):
         return token_logprobs(logits, token_ids - self._first_action_id, temperature)
 
     def sequence_lengths(self, prompt_lengths: Indices) -> Indices:
-        """Tokens [B] that the language model reads of samples: image, prompt, and all of the
-        action's but the last.
-        """
-        return self.patches + prompt_lengths + self._action_dim - 1
+        """Tokens [B] that the language model reads of samples; see `PolicyNetwork`."""
+        return self._model.sequence_lengths(prompt_lengths)
 
     @torch.no_grad()
     def look(
@@ -235,7 +217,7 @@ def token_logprobs(logits: Tensor, choices: Tensor, temperature: float) -> tuple
 
 
 class FullPolicy(TrainablePolicy):
-    """OpenVLA with all of its weights trained, except those that the forward pass never uses; the
+    """A policy with all of its weights trained, except those that the forward pass never uses; the
     optimizer's copy is float32.
     """
 
@@ -263,7 +245,7 @@ class FullPolicy(TrainablePolicy):
         pass  # they are the parameters
 
 
-def trainable_model(checkpoint: Path, device: torch.device) -> OpenVLA:
+def trainable_model(checkpoint: Path, device: torch.device) -> PolicyNetwork:
     """A checkpoint's model in float32; what the passes never use is frozen."""
     model = policy_family(checkpoint).network(torch.float32, device)
     unused = model.unused_prefixes

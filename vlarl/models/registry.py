@@ -6,10 +6,16 @@ import os
 from pathlib import Path
 
 from vlarl.errors import ConfigError
-from vlarl.models.openvla.family import ENGINE_MODELS, OpenVLAFamily
+from vlarl.models.base import PolicyFamily
+from vlarl.models.openvla.family import OpenVLAFamily
+from vlarl.models.openvla.oft import FAMILY_FILE
+from vlarl.models.openvla_oft.family import OFTFamily
 from vlarl.models.spec import PolicySpec
 from vlarl.weights.folder import configuration_of, read_json, reward_model_version
 from vlarl.weights.wholeness import check_weights
+
+ENGINE_MODELS = OpenVLAFamily.engine_models | OFTFamily.engine_models
+"""vLLM's names of all families' architectures to our modules and classes."""
 
 POLICY = "policy"
 """Folder in a reward model that is no OpenVLA, with the configuration of the policy it scores."""
@@ -28,13 +34,17 @@ __all__ = [
 ]
 
 
-def policy_family(directory: str | Path) -> OpenVLAFamily:
+def policy_family(directory: str | Path) -> PolicyFamily:
     """A policy's checkpoint, with everything that depends on which policy it is.
+
+    A folder that has ``family.json`` is OpenVLA-OFT's, any other OpenVLA's.
 
     Raises:
         ConfigError: a file is missing or can't be used; the message names it.
     """
-    return OpenVLAFamily(Path(directory))
+    directory = Path(directory)
+    has_family = os.path.lexists(directory / FAMILY_FILE)
+    return OFTFamily(directory) if has_family else OpenVLAFamily(directory)
 
 
 def policy_spec(directory: str | Path) -> PolicySpec:

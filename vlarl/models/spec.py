@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vlarl.errors import ConfigError
 from vlarl.models.statistics import ActionStats
@@ -29,11 +29,29 @@ class PolicySpec:
     """A dataset's name to its statistics; all have the same number of dimensions."""
     statistics_file: str
     """Name of the file that holds them."""
+    family: str = "openvla"
+    """Name of the policy family, as the registry knows it."""
+    chunk: int = 1
+    """C, the number of control steps that one answer is for."""
+    cameras: tuple[str, ...] = ("agentview",)
+    """Names of the cameras that it sees, one image each, the main one first."""
+    proprio_stats: Mapping[str, ActionStats] = field(default_factory=dict)
+    """A dataset's name to the statistics of its proprioception; empty: the policy reads none."""
 
     @property
     def action_dim(self) -> int:
-        """Number of action dimensions, which is the number of action tokens."""
+        """D, the number of action dimensions, which is the number of tokens of a control step."""
         return next(iter(self.norm_stats.values())).action_dim
+
+    @property
+    def tokens(self) -> int:
+        """K, the number of action tokens of one answer: C * D."""
+        return self.chunk * self.action_dim
+
+    @property
+    def proprio_dim(self) -> int:
+        """P, the numbers of proprioception; 0: the policy reads none."""
+        return next((one.action_dim for one in self.proprio_stats.values()), 0)
 
     def unnorm_key(self, name: str = "") -> str:
         """The dataset key that ``name`` means: a key, a suite's name, or empty for the only key.

@@ -139,14 +139,26 @@ def vector(name: str, value: object, length: int) -> NDArray[np.float32]:
     Raises:
         ValueError: it is none.
     """
-    wanted = f"{name} must be {length} numbers"
+    return _finite(value, f"{name} must be {length} numbers", length)
+
+
+def finite_numbers(name: str, value: object) -> NDArray[np.float32]:
+    """float32[any number] of finite numbers, from any array-like.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return _finite(value, f"{name} must be a list of numbers", None)
+
+
+def _finite(value: object, wanted: str, length: int | None) -> NDArray[np.float32]:
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever a library's own arrays say: torch's of gradients
         raise ValueError(f"{wanted}: {' '.join(str(error).split())}") from error
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{wanted}, not {_kind(value)} of {array.dtype}")
-    if array.shape != (length,):
+    if array.ndim != 1 or length not in (None, len(array)):
         raise ValueError(f"{wanted}, not an array of shape {list(array.shape)}")
     with np.errstate(over="ignore"):
         found = array.astype(np.float32)

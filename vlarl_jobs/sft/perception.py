@@ -21,8 +21,7 @@ from vlarl.data.samples import SampleBatch
 from vlarl.learning.ranks import Ranks
 from vlarl.learning.sharding import compute_dtype, distribute, synchronise_gradients
 from vlarl.learning.trainable import trainable_model, trained_parameters
-from vlarl.models.openvla.backbone import ImageEncoder
-from vlarl.models.openvla.network import OpenVLA
+from vlarl.models.openvla.backbone import ImageEncoder, VisionLanguageModel
 from vlarl.models.registry import policy_family
 from vlarl_jobs.sft.losses import pose_loss
 from vlarl_jobs.sft.reading import Demonstrations
@@ -38,7 +37,7 @@ class PoseRegressor(ImageEncoder):
     pooled.
     """
 
-    def __init__(self, model: OpenVLA, poses: int) -> None:
+    def __init__(self, model: VisionLanguageModel, poses: int) -> None:
         """poses: numbers to regress."""
         super().__init__(model.vision_backbone, model.projector)
         width = model.feature_width
@@ -80,6 +79,7 @@ class Perception:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             whole = trainable_model(checkpoint, torch.device("cpu"))
+            assert isinstance(whole, VisionLanguageModel)  # noqa: S101 - as all families are
             self._model = PoseRegressor(whole, len(self._names)).to(ranks.device)
         distribute(
             self._model,

@@ -13,9 +13,10 @@ import logging
 import numpy as np
 
 from vlarl.config import ChannelConfig, PolicyConfig, ServerConfig
-from vlarl.models.openvla.processor import Processor
+from vlarl.images import encode_jpeg
+from vlarl.models.base import Processor
 from vlarl.models.registry import policy_family
-from vlarl.models.serving import Encoded
+from vlarl.models.serving import Observation
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.server import RpcServer
 from vlarl.weights.checkpoint import base_digest
@@ -83,11 +84,16 @@ async def serve(
 
 async def _warm_up(engine: PolicyEngine, config: PolicyConfig, processor: Processor) -> None:
     # One real action, which proves that the server can answer.
-    size = processor.spec.image_size
-    pixels = np.full((size, size, 3), 127, np.uint8)
-    encoded = Encoded(processor.prompt("pick up the black bowl"), pixels)
-    sampled = await engine.act(encoded, temperature=0.0, seed=None)
-    statistics = next(iter(processor.spec.norm_stats.values()))
+    spec = processor.spec
+    grey = encode_jpeg(np.full((spec.image_size, spec.image_size, 3), 127, np.uint8))
+    key, statistics = next(iter(spec.norm_stats.items()))
+    observation = Observation(
+        images=[grey] * len(spec.cameras),
+        instruction="pick up the black bowl",
+        proprio=[0.0] * spec.proprio_dim,
+        unnorm_key=key,
+    )
+    sampled = await engine.act(processor.encode(observation), temperature=0.0, seed=None)
     try:
         action_of(sampled, statistics, processor)
     except UnsoundActionError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,9 +13,9 @@ from vlarl.config import PolicyConfig
 from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
 from vlarl.errors import ConfigError
 from vlarl.images import ImageError
+from vlarl.models.base import Processor
 from vlarl.models.instructions import MAX_INSTRUCTION_CHARACTERS, words_of
-from vlarl.models.openvla.processor import Processor, PromptTooLongError
-from vlarl.models.serving import Encoded, SampledAction
+from vlarl.models.serving import Encoded, Observation, ObservationError, SampledAction
 from vlarl.models.statistics import ActionStats
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
@@ -90,6 +90,10 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             dtype=engine.dtype,
             base_digest=self._base_digest,
             merged_digest=serving.merged_digest,
+            family=self._spec.family,
+            chunk=self._spec.chunk,
+            cameras=self._spec.cameras,
+            proprio=self._spec.proprio_dim,
         )
 
     async def PredictActions(
@@ -97,7 +101,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         request: pb.PredictActionsRequest,
         context: Context,  # noqa: ARG002
     ) -> pb.PredictActionsResponse:
-        """One action for each observation."""
+        """One answer for each observation."""
         started = time.perf_counter()
         engine, _ = self._opened()
         try:
@@ -185,8 +189,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         # Of those that are too many, of which a client can send millions, nothing more is said.
         for index, observation in enumerate(request.observations[: self._config.max_observations]):
             where = f"observations[{index}]"
-            if not observation.image:
-                problems.append((f"{where}.image", "is empty"))
+            problems += [(f"{where}.{field}", text) for field, text in self._missing(observation)]
             length = len(observation.instruction)
             if not words_of(observation.instruction) or length > MAX_INSTRUCTION_CHARACTERS:
                 problems.append(
@@ -199,6 +202,31 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             raise InvalidRequest(problems)
         return statistics
 
+    def _missing(self, observation: pb.Observation) -> Iterator[Problem]:
+        """What of the observation the policy needs, and lacks."""
+        images, cameras = _images(observation, self._spec.cameras), self._spec.cameras
+        if not images.get(cameras[0]):
+            yield "image", "is empty"
+        for camera in cameras[1:]:
+            if not images.get(camera):
+                sees = ", ".join(cameras)
+                yield "images", f"the policy sees {sees}: the image of {camera} is missing"
+        found, wanted = len(observation.proprio), self._spec.proprio_dim
+        if wanted and found != wanted:
+            yield "proprio", f"the policy reads {wanted} numbers, not {found}"
+
+    def _observation(
+        self, observation: pb.Observation, unnorm_key: str, center_crop: bool | None
+    ) -> Observation:
+        images = _images(observation, self._spec.cameras)
+        return Observation(
+            [images[camera] for camera in self._spec.cameras],
+            observation.instruction,
+            observation.proprio,
+            unnorm_key,
+            center_crop,
+        )
+
     async def _encode(self, request: pb.PredictActionsRequest) -> list[Encoded]:
         loop = asyncio.get_running_loop()
         crop = request.center_crop if request.HasField("center_crop") else None
@@ -207,9 +235,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
                 loop.run_in_executor(
                     self._image_threads,
                     self._processor.encode,
-                    observation.image,
-                    observation.instruction,
-                    crop,
+                    self._observation(observation, request.unnorm_key, crop),
                 )
                 for observation in request.observations
             ),
@@ -222,8 +248,8 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             match answer:
                 case ImageError():
                     problems.append((f"observations[{index}].image", str(answer)))
-                case PromptTooLongError():
-                    problems.append((f"observations[{index}].instruction", str(answer)))
+                case ObservationError():
+                    problems.append((f"observations[{index}].{answer.field}", str(answer)))
                 case BaseException():
                     raise answer
                 case _:
@@ -256,9 +282,16 @@ def action_of(sampled: SampledAction, statistics: ActionStats, processor: Proces
     return pb.Action(
         token_ids=sampled.token_ids,
         logprobs=sampled.logprobs,
-        values=values.tolist(),
+        values=values.ravel().tolist(),
         policy_version=version,
+        horizon=processor.spec.chunk,
     )
+
+
+def _images(observation: pb.Observation, cameras: Sequence[str]) -> dict[str, bytes]:
+    """By their camera's name; the one without a name is the main camera's."""
+    named = {one.camera: one.image for one in observation.images}
+    return named | {cameras[0]: observation.image} if observation.image else named
 
 
 def _temperature(request: pb.PredictActionsRequest) -> float:

@@ -24,7 +24,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from vlarl.config import PolicyConfig
-from vlarl.models.openvla.serving import Serving
+from vlarl.models.base import Serving
 from vlarl.models.serving import Encoded, SampledAction
 from vlarl.weights.folder import INDEX, read_json, weight_files
 from vlarl_policy.metrics import PolicyMetrics

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from vlarl.images import Frame, ImageError
 from vlarl.learning.memory_file import Bytes
 from vlarl.learning.ranks import Indices
+from vlarl.models.base import Processor
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.processor import Processor
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_trainer.rollouts.frames import SharedFrames
 from vlarl_trainer.rollouts.trajectory_check import TrajectoryError

@@ -96,7 +96,7 @@ class Learner:
         family = policy_family(checkpoint)
         self.placement = place(
             config,
-            family.config,
+            family.sizes,
             ranks=ranks.size,
             itemsize=self.dtype.itemsize,
             memory_bytes=memory_bytes(config, ranks),

@@ -12,7 +12,7 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 
 import torch
 
-from vlarl.models.network import pad_prompts
+from vlarl.models.network import ObservationBatch, pad_prompts
 from vlarl.models.openvla.network import OpenVLA, generate_actions, load_model
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.weights.checkpoint import CheckpointReader, save_tensors
@@ -105,7 +105,8 @@ def test_greedy_without_a_cache_gives_them_for_prompts_of_any_length(golden: Gol
     ids, lengths = pad_prompts(golden.prompts, golden.model.config.pad_token_id)
     first = golden.model(golden.pixel_values, ids, lengths).logits.argmax(dim=-1) + 768
     likeliest = torch.cat([first, torch.full((6, 6), 900)], dim=1)
-    chosen = golden.model.greedy(golden.pixel_values, ids, lengths, likeliest)
+    observations = ObservationBatch(golden.pixel_values, ids, lengths)
+    chosen = golden.model.greedy(observations, likeliest)
     assert torch.equal(chosen, golden.tokens)
 
 

@@ -14,8 +14,9 @@ pytest.importorskip("tokenizers", reason="runs in the torch environment (.venv)"
 
 from vlarl.images import ImageError, encode_jpeg
 from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
-from vlarl.models.openvla.processor import Processor, PromptTooLongError
+from vlarl.models.openvla.processor import Processor
 from vlarl.models.registry import lora_layers, policy_family, policy_spec
+from vlarl.models.serving import Observation, ObservationError
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).parents[2] / "golden/openvla-tiny"
@@ -48,20 +49,22 @@ def test_tokens_stand_for_their_actions(processor: Processor) -> None:
 def test_an_observation_is_what_frame_and_prompt_say(processor: Processor) -> None:
     size = processor.spec.image_size
     image = encode_jpeg(np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8))
-    encoded = processor.encode(image, "turn on the stove")
+    encoded = processor.encode(Observation([image], "turn on the stove"))
     assert encoded.pixels.shape == (size, size, 3)
     np.testing.assert_array_equal(encoded.pixels, processor.frame(image))
     assert encoded.prompt_ids == processor.prompt("turn on the stove")
-    cropped = processor.encode(image, "turn on the stove", center_crop=True)
+    cropped = processor.encode(Observation([image], "turn on the stove", center_crop=True))
     assert (cropped.pixels != encoded.pixels).any()
 
 
 def test_what_is_no_observation_is_refused(processor: Processor) -> None:
     image = encode_jpeg(np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(ImageError):
-        processor.encode(b"no image", "go")
-    with pytest.raises(PromptTooLongError, match=f"prompt tokens, more than {MAX_PROMPT_TOKENS}"):
-        processor.encode(image, "stove " * 300)
+        processor.encode(Observation([b"no image"], "go"))
+    with pytest.raises(ObservationError, match=f"prompt tokens, more than {MAX_PROMPT_TOKENS}"):
+        processor.encode(Observation([image], "stove " * 300))
+    with pytest.raises(ObservationError, match=r"the policy sees 1 \(agentview\), not 2"):
+        processor.encode(Observation([image, image], "go"))
 
 
 def test_a_prompt_is_the_callers_own(processor: Processor) -> None:

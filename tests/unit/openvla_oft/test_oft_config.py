@@ -18,8 +18,8 @@ def _change(path: Path, **changes: object) -> None:
 
 def test_what_is_left_out_is_one_image_and_no_proprioception(tmp_path: Path) -> None:
     config = OFTConfig.from_directory(write_settings(tmp_path))
-    assert (config.chunk, config.tokens, config.convention) == (8, 56, "stop")
-    assert (config.cameras, config.proprio_dim) == (("agentview",), 0)
+    assert (config.spec.chunk, config.spec.tokens, config.convention) == (8, 56, "stop")
+    assert (config.spec.cameras, config.spec.proprio_dim) == (("agentview",), 0)
     assert config.num_patches == 256
     assert config.longest_sequence == 256 + 240 + 56 + 1
     assert config.spec.unnorm_key() == "libero_spatial_no_noops"
@@ -29,11 +29,11 @@ def test_what_is_left_out_is_one_image_and_no_proprioception(tmp_path: Path) -> 
 def test_family_json_says_the_rest(tmp_path: Path) -> None:
     write_settings(tmp_path, chunk=5, convention="no_stop", cameras=CAMERAS, proprio=8)
     config = OFTConfig.from_directory(tmp_path)
-    assert (config.chunk, config.tokens, config.convention) == (5, 35, "no_stop")
-    assert (config.cameras, config.proprio_dim) == (tuple(CAMERAS), 8)
+    assert (config.spec.chunk, config.spec.tokens, config.convention) == (5, 35, "no_stop")
+    assert (config.spec.cameras, config.spec.proprio_dim) == (tuple(CAMERAS), 8)
     assert config.num_patches == 512
     assert config.longest_sequence == 512 + 240 + 35 + 1
-    assert config.proprio_stats["libero_spatial_no_noops"].q99[2] == 0.2269
+    assert config.spec.proprio_stats["libero_spatial_no_noops"].q99[2] == 0.2269
 
 
 @pytest.mark.parametrize(("convention", "cropped"), [("stop", True), ("no_stop", False)])
@@ -90,7 +90,7 @@ def test_missing_files_and_statistics_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=missing):
         OFTConfig.from_directory(tmp_path)
     _change(tmp_path / "family.json", proprio=0)
-    assert OFTConfig.from_directory(tmp_path).proprio_dim == 0
+    assert OFTConfig.from_directory(tmp_path).spec.proprio_dim == 0
 
 
 def test_family_json_keeps_a_checkpoint_from_being_run_as_openvla(tmp_path: Path) -> None:

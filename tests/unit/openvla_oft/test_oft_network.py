@@ -18,8 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
 from tests.unit.openvla_oft.oft_golden import GOLDEN, INPUTS, make_checkpoint, write_settings
-from vlarl.models.network import ObservationBatch, pad_prompts
-from vlarl.models.openvla.backbone import ActionForward
+from vlarl.models.network import ActionForward, ObservationBatch, pad_prompts
 from vlarl.models.openvla_oft.losses import supervised_loss
 from vlarl.models.openvla_oft.network import OpenVLAOFT, load_model
 from vlarl.models.openvla_oft.processor import ChunkProcessor
@@ -82,7 +81,7 @@ def _case(directory: Path, name: str) -> Case:
     frames = np.stack([NUMBERS["images"], NUMBERS["wrist_images"]], axis=1)
     proprio = processor.proprioception(NUMBERS["proprio"], KEY) if "proprio" in name else None
     batch = processor.batch(
-        frames[:, : len(model.chunked.cameras)],
+        frames[:, : len(model.chunked.spec.cameras)],
         [processor.prompt(instruction) for instruction in TEXT["instructions"]],
         torch.device("cpu"),
         proprio,
@@ -107,7 +106,7 @@ def test_a_padded_batch_gives_the_originals_logits(case: Case) -> None:
     assert ours.logits.shape == (6, 56, 256)
     torch.testing.assert_close(ours.logits, case.original("logits"), atol=5e-4, rtol=0)
     torch.testing.assert_close(ours.feature, case.original("hidden"), atol=5e-4, rtol=0)
-    images = len(case.model.chunked.cameras)
+    images = len(case.model.chunked.spec.cameras)
     assert ours.image_tokens.shape == (6, images * 256, 128)
     assert case.model.patches == images * 256
 

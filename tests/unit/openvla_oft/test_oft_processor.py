@@ -14,12 +14,10 @@ pytest.importorskip("tokenizers", reason="runs in the torch environment (.venv)"
 from tests.unit.openvla_oft.oft_golden import CAMERAS, GOLDEN, write_settings
 from vlarl.errors import ConfigError
 from vlarl.images import ImageError, encode_jpeg
+from vlarl.models.openvla.processor import normalized_proprio
 from vlarl.models.openvla_oft.config import OFTConfig
-from vlarl.models.openvla_oft.processor import (
-    ChunkProcessor,
-    ObservationError,
-    normalized_proprio,
-)
+from vlarl.models.openvla_oft.processor import ChunkProcessor
+from vlarl.models.serving import Observation, ObservationError
 from vlarl.models.statistics import ActionStats
 
 pytestmark = pytest.mark.torch
@@ -38,13 +36,18 @@ def _image(seed: int) -> bytes:
     return encode_jpeg(generator.integers(256, size=(64, 64, 3), dtype=np.uint8))
 
 
-def test_frames_come_in_the_cameras_order(processor: ChunkProcessor) -> None:
-    images = {"behind": _image(2), CAMERAS[1]: _image(1), CAMERAS[0]: _image(0)}
-    frames = processor.frames(images)
-    assert frames.shape == (2, 224, 224, 3)
-    for frame, camera in zip(frames, CAMERAS, strict=True):
-        np.testing.assert_array_equal(frame, processor.frame(images[camera]))
-    assert (processor.frames(images, center_crop=True) != frames).any()
+def test_an_observation_is_encoded_in_the_cameras_order(processor: ChunkProcessor) -> None:
+    images = [_image(0), _image(1)]
+    state = NUMBERS["proprio"][0]
+    encoded = processor.encode(Observation(images, "go", state, KEY))
+    assert encoded.pixels.shape == (2, 224, 224, 3)
+    for pixels, image in zip(encoded.pixels, images, strict=True):
+        np.testing.assert_array_equal(pixels, processor.frame(image))
+    assert encoded.prompt_ids == processor.prompt("go")
+    assert encoded.proprio is not None
+    np.testing.assert_allclose(encoded.proprio, NUMBERS["proprio_normalized"][0], atol=1e-12)
+    cropped = processor.encode(Observation(images, "go", state, KEY, center_crop=True))
+    assert (cropped.pixels != encoded.pixels).any()
 
 
 def test_a_batch_has_six_channels_an_image(processor: ChunkProcessor) -> None:
@@ -92,12 +95,13 @@ def test_chunks_are_steps_of_tokens_one_after_the_other(processor: ChunkProcesso
 
 def test_what_is_no_observation_or_chunk_is_refused(processor: ChunkProcessor) -> None:
     statistics = processor.spec.statistics(KEY)
-    with pytest.raises(
-        ObservationError, match="agentview, robot0_eye_in_hand: the image of robot0"
-    ):
-        processor.frames({"agentview": _image(0)})
+    state = [0.0] * 8
+    with pytest.raises(ObservationError, match=r"sees 2 \(agentview, robot0_eye_in_hand\), not 1"):
+        processor.encode(Observation([_image(0)], "go", state))
     with pytest.raises(ImageError):
-        processor.frames(dict.fromkeys(CAMERAS, b"no image"))
+        processor.encode(Observation([b"no image"] * 2, "go", state))
+    with pytest.raises(ObservationError, match=r"shape \[0\], the policy reads 8 numbers"):
+        processor.encode(Observation([_image(0)] * 2, "go"))
     with pytest.raises(ObservationError, match=r"shape \[7\], the policy reads 8 numbers"):
         processor.proprioception(np.zeros(7))
     with pytest.raises(ObservationError, match="aren't finite"):

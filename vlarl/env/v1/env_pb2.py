@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vlarl.rollout.v1 import rollout_pb2 as vlarl_dot_rollout_dot_v1_dot_rollout__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vlarl/env/v1/env.proto\x12\x0cvlarl.env.v1\x1a\x1evlarl/rollout/v1/rollout.proto\"!\n\x10ListTasksRequest\x12\r\n\x05suite\x18\x01 \x01(\t\"\x8a\x01\n\x0fTaskDescription\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.vlarl.rollout.v1.Task\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0binstruction\x18\x03 \x01(\t\x12\x13\n\x0binit_states\x18\x04 \x01(\r\x12\x19\n\x11max_control_steps\x18\x05 \x01(\r\"A\n\x11ListTasksResponse\x12,\n\x05tasks\x18\x01 \x03(\x0b\x32\x1d.vlarl.env.v1.TaskDescription\"\x9d\x01\n\x0cResetEpisode\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.vlarl.rollout.v1.Task\x12\x14\n\ninit_state\x18\x02 \x01(\rH\x00\x12\x18\n\x0eplacement_seed\x18\x03 \x01(\x04H\x00\x12\x19\n\x11max_control_steps\x18\x04 \x01(\r\x12\x0f\n\x07\x63\x61meras\x18\x05 \x03(\tB\x0b\n\tplacement\"-\n\x0bStepEpisode\x12\x0e\n\x06\x61\x63tion\x18\x01 \x03(\x02\x12\x0e\n\x06repeat\x18\x02 \x01(\r\"t\n\x0fInteractRequest\x12+\n\x05reset\x18\x01 \x01(\x0b\x32\x1a.vlarl.env.v1.ResetEpisodeH\x00\x12)\n\x04step\x18\x02 \x01(\x0b\x32\x19.vlarl.env.v1.StepEpisodeH\x00\x42\t\n\x07\x63ommand\"&\n\x05\x46rame\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\"\xcd\x01\n\x10InteractResponse\x12#\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x13.vlarl.env.v1.Frame\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12\x31\n\x0brobot_state\x18\x03 \x01(\x0b\x32\x1c.vlarl.rollout.v1.RobotState\x12\x0e\n\x06reward\x18\x04 \x01(\x02\x12\x12\n\nterminated\x18\x05 \x01(\x08\x12\x11\n\ttruncated\x18\x06 \x01(\x08\x12\x15\n\rcontrol_steps\x18\x07 \x01(\r2\xa9\x01\n\nEnvService\x12L\n\tListTasks\x12\x1e.vlarl.env.v1.ListTasksRequest\x1a\x1f.vlarl.env.v1.ListTasksResponse\x12M\n\x08Interact\x12\x1d.vlarl.env.v1.InteractRequest\x1a\x1e.vlarl.env.v1.InteractResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vlarl/env/v1/env.proto\x12\x0cvlarl.env.v1\x1a\x1evlarl/rollout/v1/rollout.proto\"!\n\x10ListTasksRequest\x12\r\n\x05suite\x18\x01 \x01(\t\"\x8a\x01\n\x0fTaskDescription\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.vlarl.rollout.v1.Task\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0binstruction\x18\x03 \x01(\t\x12\x13\n\x0binit_states\x18\x04 \x01(\r\x12\x19\n\x11max_control_steps\x18\x05 \x01(\r\"A\n\x11ListTasksResponse\x12,\n\x05tasks\x18\x01 \x03(\x0b\x32\x1d.vlarl.env.v1.TaskDescription\"\x9d\x01\n\x0cResetEpisode\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.vlarl.rollout.v1.Task\x12\x14\n\ninit_state\x18\x02 \x01(\rH\x00\x12\x18\n\x0eplacement_seed\x18\x03 \x01(\x04H\x00\x12\x19\n\x11max_control_steps\x18\x04 \x01(\r\x12\x0f\n\x07\x63\x61meras\x18\x05 \x03(\tB\x0b\n\tplacement\">\n\x0bStepEpisode\x12\x0e\n\x06\x61\x63tion\x18\x01 \x03(\x02\x12\x0e\n\x06repeat\x18\x02 \x01(\r\x12\x0f\n\x07horizon\x18\x03 \x01(\r\"t\n\x0fInteractRequest\x12+\n\x05reset\x18\x01 \x01(\x0b\x32\x1a.vlarl.env.v1.ResetEpisodeH\x00\x12)\n\x04step\x18\x02 \x01(\x0b\x32\x19.vlarl.env.v1.StepEpisodeH\x00\x42\t\n\x07\x63ommand\"&\n\x05\x46rame\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\"\xdf\x01\n\x10InteractResponse\x12#\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x13.vlarl.env.v1.Frame\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12\x31\n\x0brobot_state\x18\x03 \x01(\x0b\x32\x1c.vlarl.rollout.v1.RobotState\x12\x0e\n\x06reward\x18\x04 \x01(\x02\x12\x12\n\nterminated\x18\x05 \x01(\x08\x12\x11\n\ttruncated\x18\x06 \x01(\x08\x12\x15\n\rcontrol_steps\x18\x07 \x01(\r\x12\x10\n\x08\x65xecuted\x18\x08 \x01(\r2\xa9\x01\n\nEnvService\x12L\n\tListTasks\x12\x1e.vlarl.env.v1.ListTasksRequest\x1a\x1f.vlarl.env.v1.ListTasksResponse\x12M\n\x08Interact\x12\x1d.vlarl.env.v1.InteractRequest\x1a\x1e.vlarl.env.v1.InteractResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,13 +41,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESETEPISODE']._serialized_start=316
   _globals['_RESETEPISODE']._serialized_end=473
   _globals['_STEPEPISODE']._serialized_start=475
-  _globals['_STEPEPISODE']._serialized_end=520
-  _globals['_INTERACTREQUEST']._serialized_start=522
-  _globals['_INTERACTREQUEST']._serialized_end=638
-  _globals['_FRAME']._serialized_start=640
-  _globals['_FRAME']._serialized_end=678
-  _globals['_INTERACTRESPONSE']._serialized_start=681
-  _globals['_INTERACTRESPONSE']._serialized_end=886
-  _globals['_ENVSERVICE']._serialized_start=889
-  _globals['_ENVSERVICE']._serialized_end=1058
+  _globals['_STEPEPISODE']._serialized_end=537
+  _globals['_INTERACTREQUEST']._serialized_start=539
+  _globals['_INTERACTREQUEST']._serialized_end=655
+  _globals['_FRAME']._serialized_start=657
+  _globals['_FRAME']._serialized_end=695
+  _globals['_INTERACTRESPONSE']._serialized_start=698
+  _globals['_INTERACTRESPONSE']._serialized_end=921
+  _globals['_ENVSERVICE']._serialized_start=924
+  _globals['_ENVSERVICE']._serialized_end=1093
 # @@protoc_insertion_point(module_scope)

@@ -151,20 +151,23 @@ Global___ResetEpisode: _TypeAlias = ResetEpisode  # noqa: Y015
 
 @_typing.final
 class StepEpisode(_message.Message):
-    """StepEpisode applies one action."""
+    """StepEpisode applies one action, or several one after the other. Frames are taken at the end."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACTION_FIELD_NUMBER: _builtins.int
     REPEAT_FIELD_NUMBER: _builtins.int
+    HORIZON_FIELD_NUMBER: _builtins.int
     repeat: _builtins.int
-    """Control steps for which it is held, at most 200; 0: the server's own number
+    """Control steps for which each is held, at most 200; 0: the server's own number
     (`env.action_repeat`, 1 for OpenVLA).
     """
+    horizon: _builtins.int
+    """Number of actions, at most 200; 0: one. The episode's end cuts them short."""
     @_builtins.property
     def action(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Seven numbers in the dataset's units: translation, rotation, gripper (0 close, 1 open). What
-        PolicyService answers as `values`.
+        PolicyService answers as `values`. With `horizon`, that many actions one after the other.
         """
 
     def __init__(
@@ -172,10 +175,11 @@ class StepEpisode(_message.Message):
         *,
         action: _abc.Iterable[_builtins.float] | None = ...,
         repeat: _builtins.int = ...,
+        horizon: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "repeat", b"repeat"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "horizon", b"horizon", "repeat", b"repeat"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,6 +256,7 @@ class InteractResponse(_message.Message):
     TERMINATED_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     CONTROL_STEPS_FIELD_NUMBER: _builtins.int
+    EXECUTED_FIELD_NUMBER: _builtins.int
     instruction: _builtins.str
     """The task in words."""
     reward: _builtins.float
@@ -262,6 +267,10 @@ class InteractResponse(_message.Message):
     """Whether the step limit cut the episode."""
     control_steps: _builtins.int
     """Control steps so far."""
+    executed: _builtins.int
+    """Of the step's actions, those that were executed, the one that the episode's end cut short
+    included; 0 after a reset.
+    """
     @_builtins.property
     def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___Frame]:
         """One frame for each camera asked for, in that order."""
@@ -280,10 +289,11 @@ class InteractResponse(_message.Message):
         terminated: _builtins.bool = ...,
         truncated: _builtins.bool = ...,
         control_steps: _builtins.int = ...,
+        executed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["robot_state", b"robot_state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_steps", b"control_steps", "frames", b"frames", "instruction", b"instruction", "reward", b"reward", "robot_state", b"robot_state", "terminated", b"terminated", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_steps", b"control_steps", "executed", b"executed", "frames", b"frames", "instruction", b"instruction", "reward", b"reward", "robot_state", b"robot_state", "terminated", b"terminated", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,7 +66,8 @@ class EnvServiceServicer:
         stream. The simulator is returned when the stream ends, so close it or cancel it.
 
         - INVALID_ARGUMENT: the first message is no reset, or a later one no step; an unknown task, no
-        placement, an unknown camera; an action that isn't seven finite numbers.
+        placement, an unknown camera; an action that isn't seven finite numbers, or `horizon` times
+        as many.
         - FAILED_PRECONDITION, `EPISODE_ENDED`: a step after the episode's end.
         - FAILED_PRECONDITION, `NOT_LENT`: the server's simulators work for its queue alone.
         - RESOURCE_EXHAUSTED, `ALL_LENT`: others hold all simulators for clients

@@ -44,7 +44,8 @@ class EnvServiceStub:
     stream. The simulator is returned when the stream ends, so close it or cancel it.
 
     - INVALID_ARGUMENT: the first message is no reset, or a later one no step; an unknown task, no
-      placement, an unknown camera; an action that isn't seven finite numbers.
+      placement, an unknown camera; an action that isn't seven finite numbers, or `horizon` times
+      as many.
     - FAILED_PRECONDITION, `EPISODE_ENDED`: a step after the episode's end.
     - FAILED_PRECONDITION, `NOT_LENT`: the server's simulators work for its queue alone.
     - RESOURCE_EXHAUSTED, `ALL_LENT`: others hold all simulators for clients
@@ -69,7 +70,8 @@ class EnvServiceAsyncStub(EnvServiceStub):
     stream. The simulator is returned when the stream ends, so close it or cancel it.
 
     - INVALID_ARGUMENT: the first message is no reset, or a later one no step; an unknown task, no
-      placement, an unknown camera; an action that isn't seven finite numbers.
+      placement, an unknown camera; an action that isn't seven finite numbers, or `horizon` times
+      as many.
     - FAILED_PRECONDITION, `EPISODE_ENDED`: a step after the episode's end.
     - FAILED_PRECONDITION, `NOT_LENT`: the server's simulators work for its queue alone.
     - RESOURCE_EXHAUSTED, `ALL_LENT`: others hold all simulators for clients
@@ -103,7 +105,8 @@ class EnvServiceServicer(metaclass=_abc_1.ABCMeta):
         stream. The simulator is returned when the stream ends, so close it or cancel it.
 
         - INVALID_ARGUMENT: the first message is no reset, or a later one no step; an unknown task, no
-          placement, an unknown camera; an action that isn't seven finite numbers.
+          placement, an unknown camera; an action that isn't seven finite numbers, or `horizon` times
+          as many.
         - FAILED_PRECONDITION, `EPISODE_ENDED`: a step after the episode's end.
         - FAILED_PRECONDITION, `NOT_LENT`: the server's simulators work for its queue alone.
         - RESOURCE_EXHAUSTED, `ALL_LENT`: others hold all simulators for clients

@@ -10,7 +10,7 @@ How the image's tokens and the text are put together and read differs: see each 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,28 +18,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from vlarl.models.network import PolicyNetwork
 from vlarl.models.openvla.config import OpenVLAConfig, TextConfig
 from vlarl.models.openvla.tensors import unused_prefixes
 from vlarl.models.openvla.vision import VisionTransformer
 from vlarl.weights.checkpoint import CheckpointReader
 from vlarl.weights.folder import CheckpointError
-
-
-class ActionForward(NamedTuple):
-    """What the policy says about a batch of observations with given action tokens.
-
-    A named tuple, because FSDP looks for the tensors whose gradients it must wait for in tuples,
-    not in dataclasses.
-    """
-
-    logits: Tensor
-    """Over the 256 action ids, ascending, for each action token: float32[B, tokens, 256]. Where
-    answers were asked for: over these, after 0, 1, ... action tokens: float32[B, tokens + 1, A].
-    """
-    feature: Tensor
-    """Final-norm hidden state at "▁", where the first action token is predicted: [B, d]."""
-    image_tokens: Tensor
-    """The projector's output for all images [B, patches, d], without gradient."""
 
 
 class VisionBackbone(nn.Module):
@@ -101,7 +85,7 @@ class ImageEncoder(nn.Module):
         return tokens
 
 
-class VisionLanguageModel(ImageEncoder):
+class VisionLanguageModel(ImageEncoder, PolicyNetwork):
     """An image encoder and a Llama, of which the action ids' logits are asked for."""
 
     def __init__(self, config: OpenVLAConfig) -> None:

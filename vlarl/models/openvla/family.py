@@ -6,11 +6,11 @@ Each part is imported when it is asked for, because torch and vLLM take a while 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from vlarl.models.base import PolicyFamily
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
-from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.models.openvla.wholeness import check_openvla
 from vlarl.models.spec import PolicySpec
 
@@ -19,17 +19,16 @@ if TYPE_CHECKING:
 
     from vlarl.models.openvla.network import OpenVLA
     from vlarl.models.openvla.processor import Processor
-    from vlarl.models.openvla.serving import Serving
+    from vlarl.models.openvla.serving import TokenServing
     from vlarl.models.openvla.vision import TowerPixels
 
-ENGINE_MODELS = {
-    "OpenVLAForActionPrediction": "vlarl.models.openvla.vllm_model:OpenVLAForActionPrediction"
-}
-"""vLLM's name of the architecture, as ``config.json`` has it, to our module and class."""
 
-
-class OpenVLAFamily:
+class OpenVLAFamily(PolicyFamily):
     """One checkpoint's."""
+
+    engine_models: ClassVar = {
+        "OpenVLAForActionPrediction": "vlarl.models.openvla.vllm_model:OpenVLAForActionPrediction"
+    }
 
     def __init__(self, checkpoint: Path) -> None:
         """Reads the settings, no weights.
@@ -37,7 +36,7 @@ class OpenVLAFamily:
         Raises:
             ConfigError: a file is missing or can't be used; the message names it.
         """
-        self.checkpoint = checkpoint
+        super().__init__(checkpoint)
         self.config = OpenVLAConfig.from_directory(checkpoint)
 
     @property
@@ -46,9 +45,9 @@ class OpenVLAFamily:
         return self.config.spec
 
     @property
-    def action_tokenizer(self) -> ActionTokenizer:
-        """Between actions and tokens, without the prompt's tokenizer."""
-        return self.config.action_tokenizer
+    def sizes(self) -> OpenVLAConfig:
+        """Of towers, projector and language model."""
+        return self.config
 
     def check(self) -> None:
         """Makes sure that the folder holds all of the checkpoint, and nothing else.
@@ -103,8 +102,8 @@ class OpenVLAFamily:
 
         return PromptBuilder(self.checkpoint).verdict_ids
 
-    def serving(self) -> Serving:
+    def serving(self) -> TokenServing:
         """How vLLM runs it."""
-        from vlarl.models.openvla.serving import Serving
+        from vlarl.models.openvla.serving import TokenServing
 
-        return Serving(self.config)
+        return TokenServing(self.config)

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from vlarl.models.openvla.backbone import ActionForward, VisionLanguageModel, with_weights
+from vlarl.models.network import ActionForward, ObservationBatch
+from vlarl.models.openvla.backbone import VisionLanguageModel, with_weights
 from vlarl.models.openvla.config import OpenVLAConfig
 
 
@@ -79,30 +82,44 @@ class OpenVLA(VisionLanguageModel):
         # A copy: FSDP's hooks do not survive on a view that somebody changes in place.
         return ActionForward(logits, predicting[:, 0].clone(), image.detach())
 
-    def greedy(
+    def answer(
         self,
-        pixel_values: Tensor,
-        prompt_ids: Tensor,
-        prompt_lengths: Tensor,
-        likeliest: Tensor,
-    ) -> Tensor:
+        observations: ObservationBatch,
+        token_ids: Tensor | None = None,
+        answer_ids: Sequence[int] = (),
+    ) -> ActionForward:
+        """One pass, see `PolicyNetwork`; without tokens only the first one's logits."""
+        output: ActionForward = self(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            token_ids,
+            answer_ids,
+        )
+        return output
+
+    def greedy(self, observations: ObservationBatch, likeliest: Tensor) -> Tensor:
         """The likeliest action tokens, each after the ones before it: int64[B, action_dim].
 
         Without a cache, so that prompts may differ in length and the model may be sharded: one
         pass a token, but for the first, which is known.
 
         Args:
-            pixel_values: as in a pass.
-            prompt_ids: as in a pass.
-            prompt_lengths: as in a pass.
+            observations: as in a pass.
             likeliest: int64[B, action_dim], the likeliest ids after any others. Only the first
                 counts: no action token comes before it.
         """
         chosen = likeliest.clone()
         for token in range(1, chosen.shape[1]):
-            logits: Tensor = self(pixel_values, prompt_ids, prompt_lengths, chosen).logits
+            logits = self.answer(observations, chosen).logits
             chosen[:, token] = self.config.spec.action_ids.start + logits[:, token].argmax(dim=-1)
         return chosen
+
+    def sequence_lengths(self, prompt_lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens [B] that the language model reads: image, prompt, and all of the action's but the
+        last.
+        """
+        return self.patches + prompt_lengths + self.config.spec.tokens - 1
 
 
 def load_model(

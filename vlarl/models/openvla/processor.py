@@ -5,6 +5,7 @@ back. torch is loaded for batches of tensors alone.
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,8 @@ from vlarl.images import Frame, decode_image, prepare_image
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
 from vlarl.models.openvla.prompt import PromptBuilder
-from vlarl.models.serving import Encoded
-from vlarl.models.statistics import ActionStats
+from vlarl.models.serving import Encoded, Observation, ObservationError
+from vlarl.models.statistics import NORMALIZE_EPSILON, ActionStats
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +30,7 @@ _KNOWN_PROMPTS = 4096
 """Instructions whose prompts are kept."""
 
 
-class PromptTooLongError(ValueError):
-    """An instruction has more tokens than the engine takes; the message is short."""
-
-
-class ObservationProcessor:
+class ObservationProcessor(ABC):
     """What both OpenVLA families read alike of observations: frames and prompts."""
 
     def __init__(self, checkpoint: Path, config: OpenVLAConfig, center_crop: bool) -> None:
@@ -50,6 +47,7 @@ class ObservationProcessor:
         self.spec = config.spec
         self.center_crop = center_crop
         self.pad_id = config.pad_token_id
+        """Fills prompts up on the right."""
         self.action_tokenizer = config.action_tokenizer
         self._checkpoint = checkpoint
         self._prompt_ids = functools.lru_cache(maxsize=_KNOWN_PROMPTS)(
@@ -73,6 +71,103 @@ class ObservationProcessor:
         """Prompt ids, "▁" last."""
         return list(self._prompt_ids(instruction))
 
+    def encode(self, observation: Observation) -> Encoded:
+        """An observation as the engine takes it.
+
+        Raises:
+            ImageError: an image's bytes are none.
+            ObservationError: something that the policy reads is missing, or can't be read.
+        """
+        cameras = self.spec.cameras
+        if len(observation.images) != len(cameras):
+            raise ObservationError(
+                "images",
+                f"the policy sees {len(cameras)} ({', '.join(cameras)}), not "
+                f"{len(observation.images)}",
+            )
+        frames = [self.frame(one, observation.center_crop) for one in observation.images]
+        prompt_ids = self.prompt(observation.instruction)
+        if len(prompt_ids) > MAX_PROMPT_TOKENS:
+            raise ObservationError(
+                "instruction", f"{len(prompt_ids)} prompt tokens, more than {MAX_PROMPT_TOKENS}"
+            )
+        proprio = None
+        if self.spec.proprio_dim:
+            proprio = self.proprioception(observation.proprio, observation.unnorm_key)
+        return Encoded(prompt_ids, self._together(frames), proprio)
+
+    @abstractmethod
+    def _together(self, frames: Sequence[Frame]) -> Frame:
+        """An observation's prepared frames as the engine takes them."""
+
+    def proprioception(self, values: ArrayLike, key: str = "") -> NDArray[np.float64]:
+        """Proprioception [..., P] as the network reads it, in [-1, 1].
+
+        Args:
+            values: in the units of the dataset.
+            key: the dataset whose statistics normalise it, as `PolicySpec.unnorm_key` takes it.
+
+        Raises:
+            ConfigError: no key fits.
+            ObservationError: the policy reads none, another number, or only finite ones.
+        """
+        width, array = self.spec.proprio_dim, np.asarray(values, dtype=np.float64)
+        if not width:
+            raise ObservationError("proprio", "the policy reads no proprioception")
+        if array.shape[-1:] != (width,):
+            raise ObservationError(
+                "proprio",
+                f"proprioception has shape {list(array.shape)}, the policy reads {width} numbers",
+            )
+        if not np.isfinite(array).all():
+            raise ObservationError("proprio", "proprioception has numbers that aren't finite")
+        return normalized_proprio(array, self.spec.proprio_stats[self.spec.unnorm_key(key)])
+
+    @abstractmethod
+    def tokens(self, actions: ArrayLike, statistics: ActionStats) -> NDArray[np.int64]:
+        """Ids int64 [..., K] of answers in the statistics' units.
+
+        Raises:
+            ValueError: a number is NaN, or an answer has another shape.
+        """
+
+    @abstractmethod
+    def actions(self, token_ids: ArrayLike, statistics: ActionStats) -> NDArray[np.float64]:
+        """What ids [..., K] mean, in the statistics' units: float64 [..., D], of chunks
+        [..., C, D].
+
+        Raises:
+            ValueError: an id is not an action id, or an answer has another number of them.
+        """
+
+    def batch(
+        self,
+        frames: NDArray[np.uint8],
+        prompts: Sequence[Sequence[int]],
+        device: torch.device,
+        proprio: NDArray[np.float64] | None = None,
+    ) -> ObservationBatch:
+        """Inputs of B observations.
+
+        Args:
+            frames: prepared, [B, S, S, 3], or of several cameras [B, I, S, S, 3].
+            prompts: [B], their ids.
+            device: where the inputs lie.
+            proprio: normalised [B, P], where the policy reads it.
+        """
+        import torch
+
+        from vlarl.models.network import ObservationBatch, pad_prompts
+
+        each = torch.from_numpy(frames).to(device).reshape(-1, *frames.shape[-3:])
+        towers = self.pixels.to(device)(each)
+        pixels = towers.reshape(len(frames), -1, *towers.shape[2:])
+        ids, lengths = pad_prompts(prompts, self.pad_id, device)
+        state = None
+        if proprio is not None:
+            state = torch.from_numpy(proprio).to(device, torch.float32)
+        return ObservationBatch(pixels, ids, lengths, state)
+
     @functools.cached_property
     def pixels(self) -> TowerPixels:
         """From frames to the towers' inputs, in torch."""
@@ -84,25 +179,9 @@ class ObservationProcessor:
 class Processor(ObservationProcessor):
     """A checkpoint's way from observations to inputs, and between actions and tokens."""
 
-    def encode(self, image: bytes, instruction: str, center_crop: bool | None = None) -> Encoded:
-        """An observation as the engine takes it.
-
-        Args:
-            image: the encoded frame.
-            instruction: what is to be done.
-            center_crop: whether this frame is cropped; None: as all are.
-
-        Raises:
-            ImageError: the bytes are no image.
-            PromptTooLongError: the prompt has too many tokens.
-        """
-        pixels = self.frame(image, center_crop)
-        prompt_ids = self.prompt(instruction)
-        if len(prompt_ids) > MAX_PROMPT_TOKENS:
-            raise PromptTooLongError(
-                f"{len(prompt_ids)} prompt tokens, more than {MAX_PROMPT_TOKENS}"
-            )
-        return Encoded(prompt_ids, pixels)
+    def _together(self, frames: Sequence[Frame]) -> Frame:
+        (frame,) = frames
+        return frame
 
     def tokens(self, actions: ArrayLike, statistics: ActionStats) -> NDArray[np.int64]:
         """Ids int64 [..., action_dim] of actions in the statistics' units.
@@ -120,14 +199,11 @@ class Processor(ObservationProcessor):
         """
         return self.action_tokenizer.actions(token_ids, statistics)
 
-    def batch(
-        self, frames: NDArray[np.uint8], prompts: Sequence[Sequence[int]], device: torch.device
-    ) -> ObservationBatch:
-        """Inputs from prepared frames [B, S, S, 3] and prompt ids."""
-        import torch
 
-        from vlarl.models.network import ObservationBatch, pad_prompts
+def normalized_proprio(values: NDArray[np.float64], statistics: ActionStats) -> NDArray[np.float64]:
+    """Proprioception in [-1, 1]; a dimension that the mask leaves out is clipped alone.
 
-        pixels = self.pixels.to(device)(torch.from_numpy(frames).to(device))
-        ids, lengths = pad_prompts(prompts, self.pad_id, device)
-        return ObservationBatch(pixels, ids, lengths)
+    Unlike an action's, a constant dimension doesn't become 0 but what the formula gives.
+    """
+    unit = (values - statistics.q01) / (statistics.q99 - statistics.q01 + NORMALIZE_EPSILON)
+    return np.clip(np.where(statistics.mask, 2 * unit - 1, values), -1.0, 1.0)

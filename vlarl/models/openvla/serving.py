@@ -11,6 +11,7 @@ from vllm.inputs.engine import MultiModalInput
 from vllm.sampling_params import RequestOutputKind
 
 from vlarl.config import PolicyConfig
+from vlarl.models.base import Serving
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.limits import (
     kv_cache_bytes,
@@ -22,9 +23,10 @@ from vlarl.models.serving import Encoded, SampledAction
 from vlarl.models.statistics import STATISTICS
 
 
-class Serving:
+class TokenServing(Serving):
     """What the engine is told, given and asked for."""
 
+    runner: ClassVar = "generate"
     settings: ClassVar = ("config.json", "preprocessor_config.json", STATISTICS)
     """Names of the files that the engine's model is made from, beside the weights."""
 

@@ -12,7 +12,7 @@ from vlarl.errors import ConfigError
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.oft import oft_sign
 from vlarl.models.openvla.pixels import PixelNormalizer
-from vlarl.models.openvla.tensors import stored_tensors
+from vlarl.models.openvla.tensors import Shapes, stored_tensors
 from vlarl.weights.folder import CheckpointError, read_json
 from vlarl.weights.headers import StoredTensor
 from vlarl.weights.whereabouts import is_oft
@@ -30,7 +30,7 @@ def check_openvla(directory: Path) -> OpenVLAConfig:
         CheckpointError: its weights aren't whole, or don't fit its configuration.
     """
     config = check_settings(directory)
-    _check_tensors(directory, config, check_weights(directory))
+    check_stored(directory, "OpenVLA", stored_tensors(config), check_weights(directory))
     return config
 
 
@@ -43,6 +43,16 @@ def check_settings(directory: Path) -> OpenVLAConfig:
     config = OpenVLAConfig.from_directory(directory)
     if sign := oft_sign(directory, read_json(directory / "config.json")):
         raise ConfigError(is_oft(directory, sign))
+    check_preparation(directory, config)
+    return config
+
+
+def check_preparation(directory: Path, config: OpenVLAConfig) -> None:
+    """Makes sure that frames and instructions can be prepared for the network.
+
+    Raises:
+        ConfigError: the numbers that frames are normalised by, or the tokenizer, can't be used.
+    """
     normalizer = PixelNormalizer.from_directory(directory)
     if len(normalizer.mean) != len(config.towers):
         raise ConfigError(
@@ -50,18 +60,27 @@ def check_settings(directory: Path) -> OpenVLAConfig:
             f"{len(normalizer.mean)} towers, config.json names {len(config.towers)}"
         )
     _check_tokenizer(directory)
-    return config
 
 
-def _check_tensors(
-    directory: Path, config: OpenVLAConfig, tensors: Mapping[str, StoredTensor]
+def check_stored(
+    directory: Path, family: str, wanted: Shapes, tensors: Mapping[str, StoredTensor]
 ) -> None:
-    wanted = stored_tensors(config)
+    """Makes sure that weights are what a network needs.
+
+    Args:
+        directory: the checkpoint.
+        family: of the network, for people.
+        wanted: shapes of its tensors.
+        tensors: those that the folder holds.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape or type.
+    """
     stored = {key for key in tensors if not key.endswith("rotary_emb.inv_freq")}
     if missing := sorted(wanted.keys() - stored):
         raise CheckpointError(f"{directory}: weights are missing: {some_of(missing)}")
     if unknown := sorted(stored - wanted.keys()):
-        raise CheckpointError(f"{directory}: weights that OpenVLA hasn't: {some_of(unknown)}")
+        raise CheckpointError(f"{directory}: weights that {family} hasn't: {some_of(unknown)}")
     for key, shape in wanted.items():
         if tensors[key].shape != shape:
             raise CheckpointError(

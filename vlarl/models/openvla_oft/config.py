@@ -44,14 +44,8 @@ class OFTConfig:
 
     base: OpenVLAConfig
     """What it has as an OpenVLA."""
-    chunk: int
-    """C, the number of control steps that one pass answers."""
     convention: Convention
     """What follows the placeholders."""
-    cameras: tuple[str, ...]
-    """Names of the cameras, one image each, in the order of their tokens; the main one first."""
-    proprio_stats: Mapping[str, ActionStats]
-    """A dataset's name to the statistics of its proprioception; empty: the policy reads none."""
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> OFTConfig:
@@ -72,13 +66,14 @@ class OFTConfig:
         try:
             _check_keys(table)
             width = _whole_number(table, "proprio", 0, default=0)
-            config = cls(
-                base=_cropped_as_trained(base, _convention(table)),
+            spec = replace(
+                _cropped_as_trained(base.spec, _convention(table)),
+                family=FAMILY,
                 chunk=_chunk(table),
-                convention=_convention(table),
                 cameras=_cameras(table),
                 proprio_stats=_proprio_statistics(directory, raw, width),
             )
+            config = cls(replace(base, spec=spec), _convention(table))
             _check_length(config)
         except _FamilyError as error:
             raise ConfigError(f"{path}: {error}") from error
@@ -95,25 +90,15 @@ class OFTConfig:
         return self.base.action_tokenizer
 
     @property
-    def tokens(self) -> int:
-        """Number of action tokens, C * action_dim, which is that of placeholders."""
-        return self.chunk * self.spec.action_dim
-
-    @property
     def num_patches(self) -> int:
         """Number of all images' tokens."""
-        return len(self.cameras) * self.base.num_patches
-
-    @property
-    def proprio_dim(self) -> int:
-        """P, the numbers of proprioception; 0: the policy reads none."""
-        return next((one.action_dim for one in self.proprio_stats.values()), 0)
+        return len(self.spec.cameras) * self.base.num_patches
 
     @property
     def longest_sequence(self) -> int:
         """Tokens of a pass with the longest prompt."""
-        extra = bool(self.proprio_dim) + (self.convention == "stop")
-        return self.num_patches + MAX_PROMPT_TOKENS + self.tokens + extra
+        extra = bool(self.spec.proprio_dim) + (self.convention == "stop")
+        return self.num_patches + MAX_PROMPT_TOKENS + self.spec.tokens + extra
 
 
 class _FamilyError(ValueError):
@@ -175,13 +160,13 @@ def _proprio_statistics(
     return stats
 
 
-def _cropped_as_trained(base: OpenVLAConfig, convention: Convention) -> OpenVLAConfig:
+def _cropped_as_trained(spec: PolicySpec, convention: Convention) -> PolicySpec:
     """Without a centre crop unless ``config.json`` asks for one, where RLinf trained: its own
     setting of that name has no effect.
     """
-    if convention == "stop" or base.spec.center_crop_is_set:
-        return base
-    return replace(base, spec=replace(base.spec, center_crop=False, center_crop_is_set=True))
+    if convention == "stop" or spec.center_crop_is_set:
+        return spec
+    return replace(spec, center_crop=False, center_crop_is_set=True)
 
 
 def _check_keys(table: Mapping[str, Any]) -> None:
@@ -198,6 +183,6 @@ def _check_length(config: OFTConfig) -> None:
     if config.longest_sequence > most:
         raise _FamilyError(
             f"a pass has up to {config.longest_sequence} tokens, {config.num_patches} of images "
-            f"and {config.tokens} of actions, and the language model takes {most}: write the chunk "
-            "and the cameras that the checkpoint was trained with"
+            f"and {config.spec.tokens} of actions, and the language model takes {most}: write the "
+            "chunk and the cameras that the checkpoint was trained with"
         )

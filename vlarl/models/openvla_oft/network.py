@@ -8,13 +8,18 @@ the last from placeholder n-2. In a batch, padding lies between "▁" and the pl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vlarl.models.openvla.backbone import ActionForward, VisionLanguageModel, with_weights
+from vlarl.models.network import ActionForward, ObservationBatch
+from vlarl.models.openvla.backbone import VisionLanguageModel, with_weights
+from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
 from vlarl.models.openvla_oft.config import STOP_ID, OFTConfig
 
 
@@ -40,8 +45,8 @@ class OpenVLAOFT(VisionLanguageModel):
         super().__init__(chunked.base)
         self.chunked = chunked
         self.proprio_projector = (
-            ProprioProjector(chunked.proprio_dim, self.feature_width)
-            if chunked.proprio_dim
+            ProprioProjector(chunked.spec.proprio_dim, self.feature_width)
+            if chunked.spec.proprio_dim
             else None
         )
         for layer in self.language_model.model.layers:
@@ -94,17 +99,44 @@ class OpenVLAOFT(VisionLanguageModel):
         # A copy, as OpenVLA's: FSDP's hooks do not survive on a view.
         return ActionForward(logits, predicting[:, 0].clone(), image.detach())
 
+    def answer(
+        self,
+        observations: ObservationBatch,
+        token_ids: Tensor | None = None,  # noqa: ARG002 - no token depends on another
+        answer_ids: Sequence[int] = (),
+    ) -> ActionForward:
+        """One pass for a whole chunk, see `PolicyNetwork`. It reads no action tokens."""
+        if answer_ids:
+            raise ValueError("OpenVLA-OFT reads no action tokens, so nothing can be asked of them")
+        output: ActionForward = self(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            observations.proprio,
+        )
+        return output
+
+    def greedy(self, observations: ObservationBatch, likeliest: Tensor) -> Tensor:  # noqa: ARG002
+        """The likeliest ids themselves: no token depends on another."""
+        return likeliest
+
+    def sequence_lengths(self, prompt_lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens [B] that the language model reads: images, proprioception, prompt, placeholders
+        and stop.
+        """
+        return self.chunked.longest_sequence - MAX_PROMPT_TOKENS + prompt_lengths
+
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
         """The images as the language model reads them, one after the other: [B, patches, d].
 
         Raises:
             ValueError: there are more or fewer than the policy sees.
         """
-        images, channels = len(self.chunked.cameras), 3 * len(self.config.towers)
+        images, channels = len(self.chunked.spec.cameras), 3 * len(self.config.towers)
         if pixel_values.shape[1] != images * channels:
             raise ValueError(
                 f"pixel_values has {pixel_values.shape[1]} channels, the policy needs {channels} "
-                f"for each of its cameras: {', '.join(self.chunked.cameras)}"
+                f"for each of its cameras: {', '.join(self.chunked.spec.cameras)}"
             )
         each = pixel_values.reshape(-1, channels, *pixel_values.shape[2:])
         return super().image_tokens(each).reshape(len(pixel_values), self.patches, -1)
@@ -122,7 +154,7 @@ class OpenVLAOFT(VisionLanguageModel):
         """The language model's input [B, T, d]."""
         after_bos = image if proprio is None else torch.cat([image, proprio], dim=1)
         text = self.embed(after_bos, prompt_ids)
-        parts = [text, text.new_zeros(len(text), self.chunked.tokens, text.shape[2])]
+        parts = [text, text.new_zeros(len(text), self.chunked.spec.tokens, text.shape[2])]
         if self.chunked.convention == "stop":
             stop = prompt_ids.new_full((len(text), 1), STOP_ID)
             parts.append(self.language_model.model.embed_tokens(stop))
@@ -131,7 +163,7 @@ class OpenVLAOFT(VisionLanguageModel):
     @property
     def _before_text(self) -> int:
         """Number of tokens between BOS and the prompt's second token."""
-        return self.patches + bool(self.chunked.proprio_dim)
+        return self.patches + bool(self.chunked.spec.proprio_dim)
 
     def _seen(self, prompt_lengths: Tensor, longest: int, total: int) -> Tensor:
         """bool[B, total]: false where the prompt is padded."""
@@ -141,7 +173,7 @@ class OpenVLAOFT(VisionLanguageModel):
     def _places(self, prompt_ids: Tensor, prompt_lengths: Tensor | None) -> Tensor:
         """int64[B, n + 1]: where "▁" and the placeholders lie."""
         rows, longest = prompt_ids.shape
-        placeholders = torch.arange(self.chunked.tokens, device=prompt_ids.device) + longest
+        placeholders = torch.arange(self.chunked.spec.tokens, device=prompt_ids.device) + longest
         last = prompt_ids.new_full((rows,), longest) if prompt_lengths is None else prompt_lengths
         places = torch.cat([last[:, None] - 1, placeholders.expand(rows, -1)], dim=1)
         return places + self._before_text

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvlarl/policy/v1/policy.proto\x12\x0fvlarl.policy.v1\"M\n\x0bObservation\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"U\n\x06\x41\x63tion\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\x0e\n\x06values\x18\x03 \x03(\x02\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x03\"\x9e\x01\n\x15PredictActionsRequest\x12\x32\n\x0cobservations\x18\x01 \x03(\x0b\x32\x1c.vlarl.policy.v1.Observation\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\x12\n\nunnorm_key\x18\x03 \x01(\t\x12\x18\n\x0b\x63\x65nter_crop\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_center_crop\"B\n\x16PredictActionsResponse\x12(\n\x07\x61\x63tions\x18\x01 \x03(\x0b\x32\x17.vlarl.policy.v1.Action\"\x12\n\x10GetPolicyRequest\"\xec\x01\n\x11GetPolicyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\x12\x12\n\naction_dim\x18\x04 \x01(\r\x12\x13\n\x0bunnorm_keys\x18\x05 \x03(\t\x12\x12\n\nimage_size\x18\x06 \x01(\r\x12\x13\n\x0b\x63\x65nter_crop\x18\x07 \x01(\x08\x12\x13\n\x0b\x61\x63tion_bins\x18\x08 \x01(\r\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\n \x01(\t\x12\x15\n\rmerged_digest\x18\x0b \x01(\t\"j\n\rAdapterTensor\x12\r\n\x05layer\x18\x01 \x01(\t\x12+\n\x06\x66\x61\x63tor\x18\x02 \x01(\x0e\x32\x1b.vlarl.policy.v1.LoraFactor\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"\xc0\x01\n\rAdapterHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\t\x12\x0f\n\x07scaling\x18\x04 \x01(\x02\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12/\n\x07tensors\x18\x06 \x03(\x0b\x32\x1e.vlarl.policy.v1.AdapterTensor\x12\x10\n\x08takeover\x18\x07 \x01(\x08\x12\x16\n\x0e\x63hecked_layers\x18\x08 \x03(\t\"<\n\x0c\x41\x64\x61pterChunk\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x80\x01\n\x14UpdateWeightsRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.vlarl.policy.v1.AdapterHeaderH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.vlarl.policy.v1.AdapterChunkH\x00\x42\x06\n\x04part\"\xac\x02\n\x15UpdateWeightsResponse\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x15\n\rmerged_digest\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x15\n\rpause_seconds\x18\x05 \x01(\x01\x12\x17\n\x0f\x61lready_applied\x18\x06 \x01(\x08\x12H\n\tchecksums\x18\x07 \x03(\x0b\x32\x35.vlarl.policy.v1.UpdateWeightsResponse.ChecksumsEntry\x12\x18\n\x10\x65xchange_seconds\x18\x08 \x01(\x01\x1a\x30\n\x0e\x43hecksumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*O\n\nLoraFactor\x12\x1b\n\x17LORA_FACTOR_UNSPECIFIED\x10\x00\x12\x11\n\rLORA_FACTOR_A\x10\x01\x12\x11\n\rLORA_FACTOR_B\x10\x02\x32\xa8\x02\n\rPolicyService\x12\x61\n\x0ePredictActions\x12&.vlarl.policy.v1.PredictActionsRequest\x1a\'.vlarl.policy.v1.PredictActionsResponse\x12R\n\tGetPolicy\x12!.vlarl.policy.v1.GetPolicyRequest\x1a\".vlarl.policy.v1.GetPolicyResponse\x12`\n\rUpdateWeights\x12%.vlarl.policy.v1.UpdateWeightsRequest\x1a&.vlarl.policy.v1.UpdateWeightsResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvlarl/policy/v1/policy.proto\x12\x0fvlarl.policy.v1\",\n\x0b\x43\x61meraImage\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\"\x8c\x01\n\x0bObservation\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12,\n\x06images\x18\x04 \x03(\x0b\x32\x1c.vlarl.policy.v1.CameraImage\x12\x0f\n\x07proprio\x18\x05 \x03(\x02\x42\x07\n\x05_seed\"f\n\x06\x41\x63tion\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\x0e\n\x06values\x18\x03 \x03(\x02\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x03\x12\x0f\n\x07horizon\x18\x05 \x01(\r\"\x9e\x01\n\x15PredictActionsRequest\x12\x32\n\x0cobservations\x18\x01 \x03(\x0b\x32\x1c.vlarl.policy.v1.Observation\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\x12\n\nunnorm_key\x18\x03 \x01(\t\x12\x18\n\x0b\x63\x65nter_crop\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_center_crop\"B\n\x16PredictActionsResponse\x12(\n\x07\x61\x63tions\x18\x01 \x03(\x0b\x32\x17.vlarl.policy.v1.Action\"\x12\n\x10GetPolicyRequest\"\xad\x02\n\x11GetPolicyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\x12\x12\n\naction_dim\x18\x04 \x01(\r\x12\x13\n\x0bunnorm_keys\x18\x05 \x03(\t\x12\x12\n\nimage_size\x18\x06 \x01(\r\x12\x13\n\x0b\x63\x65nter_crop\x18\x07 \x01(\x08\x12\x13\n\x0b\x61\x63tion_bins\x18\x08 \x01(\r\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\n \x01(\t\x12\x15\n\rmerged_digest\x18\x0b \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x0c \x01(\t\x12\r\n\x05\x63hunk\x18\r \x01(\r\x12\x0f\n\x07\x63\x61meras\x18\x0e \x03(\t\x12\x0f\n\x07proprio\x18\x0f \x01(\r\"j\n\rAdapterTensor\x12\r\n\x05layer\x18\x01 \x01(\t\x12+\n\x06\x66\x61\x63tor\x18\x02 \x01(\x0e\x32\x1b.vlarl.policy.v1.LoraFactor\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"\xc0\x01\n\rAdapterHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\t\x12\x0f\n\x07scaling\x18\x04 \x01(\x02\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12/\n\x07tensors\x18\x06 \x03(\x0b\x32\x1e.vlarl.policy.v1.AdapterTensor\x12\x10\n\x08takeover\x18\x07 \x01(\x08\x12\x16\n\x0e\x63hecked_layers\x18\x08 \x03(\t\"<\n\x0c\x41\x64\x61pterChunk\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x80\x01\n\x14UpdateWeightsRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.vlarl.policy.v1.AdapterHeaderH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.vlarl.policy.v1.AdapterChunkH\x00\x42\x06\n\x04part\"\xac\x02\n\x15UpdateWeightsResponse\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x15\n\rmerged_digest\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x15\n\rpause_seconds\x18\x05 \x01(\x01\x12\x17\n\x0f\x61lready_applied\x18\x06 \x01(\x08\x12H\n\tchecksums\x18\x07 \x03(\x0b\x32\x35.vlarl.policy.v1.UpdateWeightsResponse.ChecksumsEntry\x12\x18\n\x10\x65xchange_seconds\x18\x08 \x01(\x01\x1a\x30\n\x0e\x43hecksumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*O\n\nLoraFactor\x12\x1b\n\x17LORA_FACTOR_UNSPECIFIED\x10\x00\x12\x11\n\rLORA_FACTOR_A\x10\x01\x12\x11\n\rLORA_FACTOR_B\x10\x02\x32\xa8\x02\n\rPolicyService\x12\x61\n\x0ePredictActions\x12&.vlarl.policy.v1.PredictActionsRequest\x1a\'.vlarl.policy.v1.PredictActionsResponse\x12R\n\tGetPolicy\x12!.vlarl.policy.v1.GetPolicyRequest\x1a\".vlarl.policy.v1.GetPolicyResponse\x12`\n\rUpdateWeights\x12%.vlarl.policy.v1.UpdateWeightsRequest\x1a&.vlarl.policy.v1.UpdateWeightsResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,32 +33,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_UPDATEWEIGHTSRESPONSE_CHECKSUMSENTRY']._loaded_options = None
   _globals['_UPDATEWEIGHTSRESPONSE_CHECKSUMSENTRY']._serialized_options = b'8\001'
-  _globals['_LORAFACTOR']._serialized_start=1502
-  _globals['_LORAFACTOR']._serialized_end=1581
-  _globals['_OBSERVATION']._serialized_start=49
-  _globals['_OBSERVATION']._serialized_end=126
-  _globals['_ACTION']._serialized_start=128
-  _globals['_ACTION']._serialized_end=213
-  _globals['_PREDICTACTIONSREQUEST']._serialized_start=216
-  _globals['_PREDICTACTIONSREQUEST']._serialized_end=374
-  _globals['_PREDICTACTIONSRESPONSE']._serialized_start=376
-  _globals['_PREDICTACTIONSRESPONSE']._serialized_end=442
-  _globals['_GETPOLICYREQUEST']._serialized_start=444
-  _globals['_GETPOLICYREQUEST']._serialized_end=462
-  _globals['_GETPOLICYRESPONSE']._serialized_start=465
-  _globals['_GETPOLICYRESPONSE']._serialized_end=701
-  _globals['_ADAPTERTENSOR']._serialized_start=703
-  _globals['_ADAPTERTENSOR']._serialized_end=809
-  _globals['_ADAPTERHEADER']._serialized_start=812
-  _globals['_ADAPTERHEADER']._serialized_end=1004
-  _globals['_ADAPTERCHUNK']._serialized_start=1006
-  _globals['_ADAPTERCHUNK']._serialized_end=1066
-  _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=1069
-  _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=1197
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1200
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=1500
-  _globals['_UPDATEWEIGHTSRESPONSE_CHECKSUMSENTRY']._serialized_start=1452
-  _globals['_UPDATEWEIGHTSRESPONSE_CHECKSUMSENTRY']._serialized_end=1500
-  _globals['_POLICYSERVICE']._serialized_start=1584
-  _globals['_POLICYSERVICE']._serialized_end=1880
+  _globals['_LORAFACTOR']._serialized_start=1694
+  _globals['_LORAFACTOR']._serialized_end=1773
+  _globals['_CAMERAIMAGE']._serialized_start=49
+  _globals['_CAMERAIMAGE']._serialized_end=93
+  _globals['_OBSERVATION']._serialized_start=96
+  _globals['_OBSERVATION']._serialized_end=236
+  _globals['_ACTION']._serialized_start=238
+  _globals['_ACTION']._serialized_end=340
+  _globals['_PREDICTACTIONSREQUEST']._serialized_start=343
+  _globals['_PREDICTACTIONSREQUEST']._serialized_end=501
+  _globals['_PREDICTACTIONSRESPONSE']._serialized_start=503
+  _globals['_PREDICTACTIONSRESPONSE']._serialized_end=569
+  _globals['_GETPOLICYREQUEST']._serialized_start=571
+  _globals['_GETPOLICYREQUEST']._serialized_end=589
+  _globals['_GETPOLICYRESPONSE']._serialized_start=592
+  _globals['_GETPOLICYRESPONSE']._serialized_end=893
+  _globals['_ADAPTERTENSOR']._serialized_start=895
+  _globals['_ADAPTERTENSOR']._serialized_end=1001
+  _globals['_ADAPTERHEADER']._serialized_start=1004
+  _globals['_ADAPTERHEADER']._serialized_end=1196
+  _globals['_ADAPTERCHUNK']._serialized_start=1198
+  _globals['_ADAPTERCHUNK']._serialized_end=1258
+  _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=1261
+  _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=1389
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1392
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=1692
+  _globals['_UPDATEWEIGHTSRESPONSE_CHECKSUMSENTRY']._serialized_start=1644
+  _globals['_UPDATEWEIGHTSRESPONSE_CHECKSUMSENTRY']._serialized_end=1692
+  _globals['_POLICYSERVICE']._serialized_start=1776
+  _globals['_POLICYSERVICE']._serialized_end=2072
 # @@protoc_insertion_point(module_scope)

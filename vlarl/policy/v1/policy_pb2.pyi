@@ -46,6 +46,32 @@ LORA_FACTOR_B: LoraFactor.ValueType  # 2
 Global___LoraFactor: _TypeAlias = LoraFactor  # noqa: Y015
 
 @_typing.final
+class CameraImage(_message.Message):
+    """CameraImage is one camera's picture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAMERA_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    camera: _builtins.str
+    """Name of the camera, one of GetPolicyResponse's `cameras`."""
+    image: _builtins.bytes
+    """JPEG or PNG bytes, as Observation's `image`."""
+    def __init__(
+        self,
+        *,
+        camera: _builtins.str = ...,
+        image: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera", b"camera", "image", b"image"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CameraImage: _TypeAlias = CameraImage  # noqa: Y015
+
+@_typing.final
 class Observation(_message.Message):
     """Observation is what the policy sees at one control step."""
 
@@ -54,9 +80,12 @@ class Observation(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     INSTRUCTION_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    PROPRIO_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
-    """JPEG or PNG bytes, of any size in pixels; resized to the model's own as its training data
-    were. An image of that size is used as it is.
+    """The main camera's picture, the first of GetPolicyResponse's `cameras`: JPEG or PNG bytes, of
+    any size in pixels; resized to the model's own as its training data were. An image of that
+    size is used as it is. May be left empty where `images` has it.
     """
     instruction: _builtins.str
     """The task in words, as a person would say it: "put the bowl on the plate". At most 1000
@@ -66,16 +95,31 @@ class Observation(_message.Message):
     """Seed of this action's sampling; absent: the engine's own random stream. The same seed, image,
     instruction, temperature and weights sample the same tokens.
     """
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___CameraImage]:
+        """Pictures by their camera's name, of a policy that sees several. Those of cameras that it
+        doesn't see are left alone.
+        """
+
+    @_builtins.property
+    def proprio(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Proprioception in the units of the dataset, as many numbers as GetPolicyResponse's `proprio`
+        says. Of LIBERO 8: position (3), axis-angle (3), the fingers' joints (2), as RobotState's
+        `proprio` has them.
+        """
+
     def __init__(
         self,
         *,
         image: _builtins.bytes = ...,
         instruction: _builtins.str = ...,
         seed: _builtins.int | None = ...,
+        images: _abc.Iterable[Global___CameraImage] | None = ...,
+        proprio: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "image", b"image", "instruction", b"instruction", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "image", b"image", "images", b"images", "instruction", b"instruction", "proprio", b"proprio", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -85,7 +129,9 @@ Global___Observation: _TypeAlias = Observation  # noqa: Y015
 
 @_typing.final
 class Action(_message.Message):
-    """Action is one control step's answer: the tokens, and what they mean."""
+    """Action is one answer: the tokens, and what they mean. Most policies answer one control step,
+    those with a chunk several at once.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -93,11 +139,16 @@ class Action(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    HORIZON_FIELD_NUMBER: _builtins.int
     policy_version: _builtins.int
     """Version of the weights that produced every token of this action."""
+    horizon: _builtins.int
+    """Control steps that this is for; 0, as servers before had it: one."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Vocabulary ids of the action tokens, one for each action dimension."""
+        """Vocabulary ids of the action tokens, one for each action dimension of each control step, step
+        after step.
+        """
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -109,7 +160,8 @@ class Action(_message.Message):
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The un-normalised action, in the units of the dataset named by the un-norm key. For LIBERO:
         translation (3) and rotation (3) of the end effector relative to where it is, as parts of
-        the controller's range, and the gripper (0 close, 1 open). EnvService takes it as it is.
+        the controller's range, and the gripper (0 close, 1 open). EnvService takes it as it is. Of a
+        chunk, `horizon` such actions one after the other.
         """
 
     def __init__(
@@ -119,10 +171,11 @@ class Action(_message.Message):
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
         values: _abc.Iterable[_builtins.float] | None = ...,
         policy_version: _builtins.int = ...,
+        horizon: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "policy_version", b"policy_version", "token_ids", b"token_ids", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["horizon", b"horizon", "logprobs", b"logprobs", "policy_version", b"policy_version", "token_ids", b"token_ids", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,6 +282,10 @@ class GetPolicyResponse(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     BASE_DIGEST_FIELD_NUMBER: _builtins.int
     MERGED_DIGEST_FIELD_NUMBER: _builtins.int
+    FAMILY_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    CAMERAS_FIELD_NUMBER: _builtins.int
+    PROPRIO_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the checkpoint."""
     run_id: _builtins.str
@@ -236,7 +293,7 @@ class GetPolicyResponse(_message.Message):
     policy_version: _builtins.int
     """Version of the serving weights; 0 is the base checkpoint."""
     action_dim: _builtins.int
-    """Number of action dimensions, which is the number of action tokens."""
+    """Number of action dimensions, which is the number of action tokens of a control step."""
     image_size: _builtins.int
     """Height and width in pixels of the image that the model sees."""
     center_crop: _builtins.bool
@@ -249,9 +306,19 @@ class GetPolicyResponse(_message.Message):
     """SHA-256 of the base checkpoint's weights."""
     merged_digest: _builtins.str
     """As in UpdateWeightsResponse; empty at version 0."""
+    family: _builtins.str
+    """Policy family: openvla, openvla_oft."""
+    chunk: _builtins.int
+    """Control steps that one answer is for."""
+    proprio: _builtins.int
+    """Numbers of proprioception that an observation has to have; 0: none."""
     @_builtins.property
     def unnorm_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys of the dataset statistics, sorted."""
+
+    @_builtins.property
+    def cameras(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the cameras whose pictures an observation has to have, the main one first."""
 
     def __init__(
         self,
@@ -267,10 +334,14 @@ class GetPolicyResponse(_message.Message):
         dtype: _builtins.str = ...,
         base_digest: _builtins.str = ...,
         merged_digest: _builtins.str = ...,
+        family: _builtins.str = ...,
+        chunk: _builtins.int = ...,
+        cameras: _abc.Iterable[_builtins.str] | None = ...,
+        proprio: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_bins", b"action_bins", "action_dim", b"action_dim", "base_digest", b"base_digest", "center_crop", b"center_crop", "dtype", b"dtype", "image_size", b"image_size", "merged_digest", b"merged_digest", "model", b"model", "policy_version", b"policy_version", "run_id", b"run_id", "unnorm_keys", b"unnorm_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_bins", b"action_bins", "action_dim", b"action_dim", "base_digest", b"base_digest", "cameras", b"cameras", "center_crop", b"center_crop", "chunk", b"chunk", "dtype", b"dtype", "family", b"family", "image_size", b"image_size", "merged_digest", b"merged_digest", "model", b"model", "policy_version", b"policy_version", "proprio", b"proprio", "run_id", b"run_id", "unnorm_keys", b"unnorm_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

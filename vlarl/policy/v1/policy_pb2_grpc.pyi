@@ -42,7 +42,8 @@ class PolicyServiceStub:
     concurrent requests, share the engine's batches.
 
     - INVALID_ARGUMENT: fields are wrong; every one of them is named. 1 to 64 observations (the
-      server's `policy.max_observations`), an image and an instruction in each.
+      server's `policy.max_observations`), in each an instruction, the image of every camera that
+      the policy sees, and its proprioception if it reads that.
     - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
     - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
     - INTERNAL, `NOT_FINITE`: the weights that serve give no finite numbers. No answer ever holds
@@ -80,7 +81,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     concurrent requests, share the engine's batches.
 
     - INVALID_ARGUMENT: fields are wrong; every one of them is named. 1 to 64 observations (the
-      server's `policy.max_observations`), an image and an instruction in each.
+      server's `policy.max_observations`), in each an instruction, the image of every camera that
+      the policy sees, and its proprioception if it reads that.
     - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
     - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
     - INTERNAL, `NOT_FINITE`: the weights that serve give no finite numbers. No answer ever holds
@@ -121,7 +123,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         concurrent requests, share the engine's batches.
 
         - INVALID_ARGUMENT: fields are wrong; every one of them is named. 1 to 64 observations (the
-          server's `policy.max_observations`), an image and an instruction in each.
+          server's `policy.max_observations`), in each an instruction, the image of every camera that
+          the policy sees, and its proprioception if it reads that.
         - UNAVAILABLE, `STARTING`: the checkpoint is still being loaded; health says NOT_SERVING.
         - UNAVAILABLE, `ENGINE_DEAD`: this replica can't go on and ends; another one may answer.
         - INTERNAL, `NOT_FINITE`: the weights that serve give no finite numbers. No answer ever holds

@@ -25,27 +25,27 @@ _sym_db = _symbol_database.Default()
 from vlarl.policy.v1 import policy_pb2 as vlarl_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evlarl/rollout/v1/rollout.proto\x12\x10vlarl.rollout.v1\x1a\x1cvlarl/policy/v1/policy.proto\"$\n\x04Task\x12\r\n\x05suite\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\"\xe3\x02\n\x0b\x45pisodeSpec\x12\x12\n\nepisode_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12*\n\x07purpose\x18\x03 \x01(\x0e\x32\x19.vlarl.rollout.v1.Purpose\x12\x11\n\titeration\x18\x04 \x01(\r\x12$\n\x04task\x18\x05 \x01(\x0b\x32\x16.vlarl.rollout.v1.Task\x12\x14\n\ninit_state\x18\x06 \x01(\rH\x00\x12\x18\n\x0eplacement_seed\x18\x07 \x01(\x04H\x00\x12\x13\n\x0bmax_actions\x18\x08 \x01(\r\x12\x13\n\x0btemperature\x18\t \x01(\x02\x12\x15\n\rsampling_seed\x18\n \x01(\x04\x12\x12\n\nunnorm_key\x18\x0b \x01(\t\x12\x15\n\rrecord_frames\x18\x0c \x01(\x08\x12\x10\n\x08unscored\x18\r \x01(\x08\x12\x10\n\x08group_id\x18\x0e \x01(\tB\x0b\n\tplacement\"K\n\nRobotState\x12\x10\n\x08position\x18\x01 \x03(\x02\x12\x12\n\nquaternion\x18\x02 \x03(\x02\x12\x17\n\x0fgripper_opening\x18\x03 \x01(\x02\"\x9c\x01\n\x04Step\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\'\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x17.vlarl.policy.v1.Action\x12\x12\n\nenv_reward\x18\x03 \x01(\x02\x12\x31\n\x0brobot_state\x18\x04 \x01(\x0b\x32\x1c.vlarl.rollout.v1.RobotState\x12\x15\n\rcontrol_steps\x18\x05 \x01(\r\"k\n\x0cRewardScores\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06sparse\x18\x03 \x03(\x02\x12\r\n\x05\x64\x65nse\x18\x04 \x03(\x02\x12\r\n\x05total\x18\x05 \x03(\x02\x12\r\n\x05terms\x18\x06 \x01(\t\"\xbb\x02\n\nTrajectory\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.vlarl.rollout.v1.EpisodeSpec\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12%\n\x05steps\x18\x03 \x03(\x0b\x32\x16.vlarl.rollout.v1.Step\x12\x13\n\x0b\x66inal_image\x18\x04 \x01(\x0c\x12*\n\x07outcome\x18\x05 \x01(\x0e\x32\x19.vlarl.rollout.v1.Outcome\x12.\n\x06scores\x18\x06 \x01(\x0b\x32\x1e.vlarl.rollout.v1.RewardScores\x12\x0e\n\x06worker\x18\x07 \x01(\t\x12\x1a\n\x12simulator_restarts\x18\x08 \x01(\r\x12\x0f\n\x07seconds\x18\t \x01(\x01\x12\x16\n\x0epolicy_seconds\x18\n \x01(\x01*P\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x14\n\x10PURPOSE_TRAINING\x10\x01\x12\x16\n\x12PURPOSE_EVALUATION\x10\x02*O\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_SUCCESS\x10\x01\x12\x16\n\x12OUTCOME_TIME_LIMIT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evlarl/rollout/v1/rollout.proto\x12\x10vlarl.rollout.v1\x1a\x1cvlarl/policy/v1/policy.proto\"$\n\x04Task\x12\r\n\x05suite\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\"\xe3\x02\n\x0b\x45pisodeSpec\x12\x12\n\nepisode_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12*\n\x07purpose\x18\x03 \x01(\x0e\x32\x19.vlarl.rollout.v1.Purpose\x12\x11\n\titeration\x18\x04 \x01(\r\x12$\n\x04task\x18\x05 \x01(\x0b\x32\x16.vlarl.rollout.v1.Task\x12\x14\n\ninit_state\x18\x06 \x01(\rH\x00\x12\x18\n\x0eplacement_seed\x18\x07 \x01(\x04H\x00\x12\x13\n\x0bmax_actions\x18\x08 \x01(\r\x12\x13\n\x0btemperature\x18\t \x01(\x02\x12\x15\n\rsampling_seed\x18\n \x01(\x04\x12\x12\n\nunnorm_key\x18\x0b \x01(\t\x12\x15\n\rrecord_frames\x18\x0c \x01(\x08\x12\x10\n\x08unscored\x18\r \x01(\x08\x12\x10\n\x08group_id\x18\x0e \x01(\tB\x0b\n\tplacement\"\\\n\nRobotState\x12\x10\n\x08position\x18\x01 \x03(\x02\x12\x12\n\nquaternion\x18\x02 \x03(\x02\x12\x17\n\x0fgripper_opening\x18\x03 \x01(\x02\x12\x0f\n\x07proprio\x18\x04 \x03(\x02\"\xbe\x01\n\x04Step\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\'\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x17.vlarl.policy.v1.Action\x12\x12\n\nenv_reward\x18\x03 \x01(\x02\x12\x31\n\x0brobot_state\x18\x04 \x01(\x0b\x32\x1c.vlarl.rollout.v1.RobotState\x12\x15\n\rcontrol_steps\x18\x05 \x01(\r\x12\x0e\n\x06images\x18\x06 \x03(\x0c\x12\x10\n\x08\x65xecuted\x18\x07 \x01(\r\"k\n\x0cRewardScores\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06sparse\x18\x03 \x03(\x02\x12\r\n\x05\x64\x65nse\x18\x04 \x03(\x02\x12\r\n\x05total\x18\x05 \x03(\x02\x12\r\n\x05terms\x18\x06 \x01(\t\"\x9b\x03\n\nTrajectory\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.vlarl.rollout.v1.EpisodeSpec\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12%\n\x05steps\x18\x03 \x03(\x0b\x32\x16.vlarl.rollout.v1.Step\x12\x13\n\x0b\x66inal_image\x18\x04 \x01(\x0c\x12*\n\x07outcome\x18\x05 \x01(\x0e\x32\x19.vlarl.rollout.v1.Outcome\x12.\n\x06scores\x18\x06 \x01(\x0b\x32\x1e.vlarl.rollout.v1.RewardScores\x12\x0e\n\x06worker\x18\x07 \x01(\t\x12\x1a\n\x12simulator_restarts\x18\x08 \x01(\r\x12\x0f\n\x07seconds\x18\t \x01(\x01\x12\x16\n\x0epolicy_seconds\x18\n \x01(\x01\x12\x0f\n\x07\x63\x61meras\x18\x0b \x03(\t\x12\x14\n\x0c\x66inal_images\x18\x0c \x03(\x0c\x12\x37\n\x11\x66inal_robot_state\x18\r \x01(\x0b\x32\x1c.vlarl.rollout.v1.RobotState*P\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x14\n\x10PURPOSE_TRAINING\x10\x01\x12\x16\n\x12PURPOSE_EVALUATION\x10\x02*O\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_SUCCESS\x10\x01\x12\x16\n\x12OUTCOME_TIME_LIMIT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vlarl.rollout.v1.rollout_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PURPOSE']._serialized_start=1141
-  _globals['_PURPOSE']._serialized_end=1221
-  _globals['_OUTCOME']._serialized_start=1223
-  _globals['_OUTCOME']._serialized_end=1302
+  _globals['_PURPOSE']._serialized_start=1288
+  _globals['_PURPOSE']._serialized_end=1368
+  _globals['_OUTCOME']._serialized_start=1370
+  _globals['_OUTCOME']._serialized_end=1449
   _globals['_TASK']._serialized_start=82
   _globals['_TASK']._serialized_end=118
   _globals['_EPISODESPEC']._serialized_start=121
   _globals['_EPISODESPEC']._serialized_end=476
   _globals['_ROBOTSTATE']._serialized_start=478
-  _globals['_ROBOTSTATE']._serialized_end=553
-  _globals['_STEP']._serialized_start=556
-  _globals['_STEP']._serialized_end=712
-  _globals['_REWARDSCORES']._serialized_start=714
-  _globals['_REWARDSCORES']._serialized_end=821
-  _globals['_TRAJECTORY']._serialized_start=824
-  _globals['_TRAJECTORY']._serialized_end=1139
+  _globals['_ROBOTSTATE']._serialized_end=570
+  _globals['_STEP']._serialized_start=573
+  _globals['_STEP']._serialized_end=763
+  _globals['_REWARDSCORES']._serialized_start=765
+  _globals['_REWARDSCORES']._serialized_end=872
+  _globals['_TRAJECTORY']._serialized_start=875
+  _globals['_TRAJECTORY']._serialized_end=1286
 # @@protoc_insertion_point(module_scope)

@@ -187,6 +187,7 @@ class RobotState(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     QUATERNION_FIELD_NUMBER: _builtins.int
     GRIPPER_OPENING_FIELD_NUMBER: _builtins.int
+    PROPRIO_FIELD_NUMBER: _builtins.int
     gripper_opening: _builtins.float
     """Opening of the gripper in metres, between its fingers."""
     @_builtins.property
@@ -197,16 +198,23 @@ class RobotState(_message.Message):
     def quaternion(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Orientation of the end effector, quaternion x, y, z, w."""
 
+    @_builtins.property
+    def proprio(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What policies read of it: position (3), orientation as axis times angle (3), joints of the two
+        fingers (2).
+        """
+
     def __init__(
         self,
         *,
         position: _abc.Iterable[_builtins.float] | None = ...,
         quaternion: _abc.Iterable[_builtins.float] | None = ...,
         gripper_opening: _builtins.float = ...,
+        proprio: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gripper_opening", b"gripper_opening", "position", b"position", "quaternion", b"quaternion"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gripper_opening", b"gripper_opening", "position", b"position", "proprio", b"proprio", "quaternion", b"quaternion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -223,6 +231,8 @@ class Step(_message.Message):
     ENV_REWARD_FIELD_NUMBER: _builtins.int
     ROBOT_STATE_FIELD_NUMBER: _builtins.int
     CONTROL_STEPS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    EXECUTED_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """The observation's encoded frame that the action answers; empty where frames aren't recorded."""
     env_reward: _builtins.float
@@ -230,6 +240,10 @@ class Step(_message.Message):
     control_steps: _builtins.int
     """Control steps that the action was really held for: the episode's end cuts the last one short.
     0: nobody counted them.
+    """
+    executed: _builtins.int
+    """Control steps of the action's chunk that were executed, the one that the episode's end cut
+    short included; the tokens of later ones did nothing. 0: one, as servers before had it.
     """
     @_builtins.property
     def action(self) -> _policy_pb2.Action:
@@ -239,6 +253,12 @@ class Step(_message.Message):
     def robot_state(self) -> Global___RobotState:
         """The arm before the action."""
 
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Further frames of the observation, of the trajectory's `cameras` after the first, in their
+        order; none where frames aren't recorded.
+        """
+
     def __init__(
         self,
         *,
@@ -247,10 +267,12 @@ class Step(_message.Message):
         env_reward: _builtins.float = ...,
         robot_state: Global___RobotState | None = ...,
         control_steps: _builtins.int = ...,
+        images: _abc.Iterable[_builtins.bytes] | None = ...,
+        executed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "robot_state", b"robot_state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "control_steps", b"control_steps", "env_reward", b"env_reward", "image", b"image", "robot_state", b"robot_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "control_steps", b"control_steps", "env_reward", b"env_reward", "executed", b"executed", "image", b"image", "images", b"images", "robot_state", b"robot_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,6 +344,9 @@ class Trajectory(_message.Message):
     SIMULATOR_RESTARTS_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     POLICY_SECONDS_FIELD_NUMBER: _builtins.int
+    CAMERAS_FIELD_NUMBER: _builtins.int
+    FINAL_IMAGES_FIELD_NUMBER: _builtins.int
+    FINAL_ROBOT_STATE_FIELD_NUMBER: _builtins.int
     instruction: _builtins.str
     """The task in words, as the policy was told."""
     final_image: _builtins.bytes
@@ -348,6 +373,18 @@ class Trajectory(_message.Message):
     def scores(self) -> Global___RewardScores:
         """Rewards; absent until the reward server has seen it."""
 
+    @_builtins.property
+    def cameras(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Cameras of the steps' `image` and `images`, the policy's main one first; empty: of one camera."""
+
+    @_builtins.property
+    def final_images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Further frames of the state after the last action, as a step's `images`."""
+
+    @_builtins.property
+    def final_robot_state(self) -> Global___RobotState:
+        """The arm in the state after the last action."""
+
     def __init__(
         self,
         *,
@@ -361,10 +398,13 @@ class Trajectory(_message.Message):
         simulator_restarts: _builtins.int = ...,
         seconds: _builtins.float = ...,
         policy_seconds: _builtins.float = ...,
+        cameras: _abc.Iterable[_builtins.str] | None = ...,
+        final_images: _abc.Iterable[_builtins.bytes] | None = ...,
+        final_robot_state: Global___RobotState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["final_robot_state", b"final_robot_state", "scores", b"scores", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["final_image", b"final_image", "instruction", b"instruction", "outcome", b"outcome", "policy_seconds", b"policy_seconds", "scores", b"scores", "seconds", b"seconds", "simulator_restarts", b"simulator_restarts", "spec", b"spec", "steps", b"steps", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cameras", b"cameras", "final_image", b"final_image", "final_images", b"final_images", "final_robot_state", b"final_robot_state", "instruction", b"instruction", "outcome", b"outcome", "policy_seconds", b"policy_seconds", "scores", b"scores", "seconds", b"seconds", "simulator_restarts", b"simulator_restarts", "spec", b"spec", "steps", b"steps", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""How vLLM runs OpenVLA-OFT: one chunk is one pooling request."""
