@@ -9,6 +9,7 @@ How the image's tokens and the text are put together and read differs: see each 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -173,15 +174,18 @@ def llama_config(text: TextConfig) -> LlamaConfig:
 
 
 def with_weights(
-    model: Policy, checkpoint: str | Path, dtype: torch.dtype, device: str | torch.device
+    make: Callable[[], Policy],
+    checkpoint: str | Path,
+    dtype: torch.dtype,
+    device: str | torch.device,
 ) -> Policy:
-    """A checkpoint's weights in a model, which goes into evaluation mode.
+    """A model with a checkpoint's weights, in evaluation mode.
 
     Nothing is initialised twice: the modules are built without memory and take the file's
     tensors, which on a CPU in the stored data type stay mapped from the file.
 
     Args:
-        model: on the meta device.
+        make: makes the model.
         checkpoint: the folder.
         dtype: of the model's parameters.
         device: where they go.
@@ -189,6 +193,8 @@ def with_weights(
     Raises:
         CheckpointError: tensors are missing, unexpected or of another shape.
     """
+    with torch.device("meta"):
+        model = make()
     reader = CheckpointReader(checkpoint)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     stored = {key for key in reader if not key.endswith("rotary_emb.inv_freq")}

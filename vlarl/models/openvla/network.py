@@ -134,9 +134,7 @@ def load_model(
         CheckpointError: tensors are missing, unexpected or of another shape.
     """
     config = OpenVLAConfig.from_directory(checkpoint)
-    with torch.device("meta"):
-        model = OpenVLA(config)
-    return with_weights(model, checkpoint, dtype, device)
+    return with_weights(lambda: OpenVLA(config), checkpoint, dtype, device)
 
 
 @torch.inference_mode()

@@ -191,6 +191,4 @@ def load_model(
         CheckpointError: tensors are missing, unexpected or of another shape.
     """
     config = OFTConfig.from_directory(checkpoint)
-    with torch.device("meta"):
-        model = OpenVLAOFT(config)
-    return with_weights(model, checkpoint, dtype, device)
+    return with_weights(lambda: OpenVLAOFT(config), checkpoint, dtype, device)
