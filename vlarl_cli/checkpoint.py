@@ -1,9 +1,10 @@
-"""`vlarl checkpoint`: make and inspect OpenVLA checkpoints."""
+"""`vlarl checkpoint`: make and inspect checkpoints of OpenVLA and OpenVLA-OFT."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,7 +14,10 @@ from vlarl_cli.evaluate import Best, check_best, config_of_policy
 from vlarl_cli.groups import command_group
 from vlarl_cli.options import one_sentence_errors, read_saved
 
-app = command_group("Make and inspect OpenVLA checkpoints.")
+if TYPE_CHECKING:
+    from vlarl.models.spec import PolicySpec
+
+app = command_group("Make and inspect checkpoints of OpenVLA and OpenVLA-OFT.")
 
 
 @app.command()
@@ -43,6 +47,7 @@ def show(
 
         directory = folder_of(directory)
         config = check_policy_checkpoint(directory)
+        say(f"family        {_use(directory, config)}")
         say(f"parameters    {_size(directory):,}")
         say(f"image size    {config.image_size}")
         say(f"centre crop   {config.center_crop}")
@@ -55,10 +60,37 @@ def show(
 
 @app.command()
 def adopt(
-    source: Annotated[Path, typer.Argument(help="Folder of `.bin` weights, or of a LoRA adapter.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of `.bin` weights, of a LoRA adapter, or of an OpenVLA-OFT."),
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to create.")],
     base: Annotated[
         Path | None, typer.Option(help="Folder of the model that the adapter belongs to.")
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(min=1, help="OpenVLA-OFT: control steps of a pass (LIBERO: 8, Bridge: 5)."),
+    ] = None,
+    convention: Annotated[
+        Literal["stop", "no_stop"] | None,
+        typer.Option(
+            help="OpenVLA-OFT: stop for what openvla-oft or SimpleVLA-RL trained, no_stop for "
+            "RLinf's default."
+        ),
+    ] = None,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="OpenVLA-OFT: a camera that it sees, the main one first; may be repeated; "
+            "default: agentview alone."
+        ),
+    ] = None,
+    proprio: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="OpenVLA-OFT: numbers of proprioception; default: as its projector says."
+        ),
     ] = None,
 ) -> None:
     """Make a checkpoint of a folder that is none yet.
@@ -66,23 +98,28 @@ def adopt(
     Converts pickled weights (pytorch_model*.bin) to safetensors, of which nothing can run code;
     writes the index that shards have lost; merges a LoRA adapter onto its --base. Names, values
     and data types stay. OUT appears once it is whole; cut short, the same command starts over.
+
+    Of an OpenVLA-OFT with discrete tokens it also writes family.json, without which nobody knows
+    that it is one, and puts its projector of proprioception among the weights.
     """
     _check_vacant(out)
     with one_sentence_errors():
         from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
         from vlarl.files import durable_folder
-        from vlarl.models.openvla.adoption import find_adoption
+        from vlarl.models.adoption import find_adoption
+        from vlarl.models.openvla_oft.adoption import AskedFamily
         from vlarl.weights.hub import folder_of
 
-        found = find_adoption(folder_of(source), base and folder_of(base))
+        asked = AskedFamily(chunk, convention, tuple(camera or ()), proprio)
+        found = find_adoption(folder_of(source), base and folder_of(base), asked)
         columns = (text_column("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         console = PlainConsole(stderr=True)
         bar = Progress(*columns, console=console, disable=not console.is_terminal)
         with durable_folder(out, found.size) as folder, bar:
             task = bar.add_task("", total=found.size)
             found.write(folder, lambda size: bar.advance(task, size))
-        say(f"{out}: {_size(out):,} parameters")
+        say(f"{out}: {_size(out):,} parameters{_written(out, found.family)}")
 
 
 @app.command()
@@ -119,6 +156,28 @@ def export(
 def _check_vacant(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise typer.BadParameter(f"{out} exists and is no empty folder")
+
+
+def _use(directory: Path, spec: PolicySpec) -> str:
+    """A policy's family, and what `family.json` says of its use."""
+    from vlarl.weights.folder import FAMILY_FILE, read_json
+
+    stated = directory / FAMILY_FILE
+    table = read_json(stated) if stated.exists() else {}
+    return ", ".join([spec.family, *_terms(table)])
+
+
+def _written(out: Path, family: Mapping[str, object] | None) -> str:
+    """What a new `family.json` says."""
+    return "" if family is None else f"; {out / 'family.json'}: {', '.join(_terms(family))}"
+
+
+def _terms(table: Mapping[str, object]) -> list[str]:
+    named = {key: value for key, value in table.items() if key != "family"}
+    return [
+        f"{key} {' and '.join(value) if isinstance(value, list) else value}"
+        for key, value in named.items()
+    ]
 
 
 def _size(directory: Path) -> int:

@@ -25,7 +25,7 @@ def sft(
     overrides: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
-    """Fine-tune a policy on demonstrations, by OpenVLA's recipe; writes RUN/checkpoint.
+    """Fine-tune a policy on demonstrations, by its family's recipe; writes RUN/checkpoint.
 
     Killed at any moment, it goes on with --resume RUN. Under torchrun every process runs this
     command, and all must see the same folders:
@@ -52,4 +52,10 @@ def _check(settings: SftConfig) -> None:
     # As `vlarl eval CONFIG` reads it.
     episodes, overrides = simulation.episodes_per_task, list(simulation.overrides)
     run, _ = evaluation_config(simulation.config, None, None, None, None, episodes, overrides)
-    choose_tasks(suite_tasks(run.env, run.tasks.suite), run.tasks.indices, episodes)
+    tasks = choose_tasks(suite_tasks(run.env, run.tasks.suite), run.tasks.indices, episodes)
+    if settings.checkpoint is not None:
+        from vlarl.models.registry import policy_spec
+        from vlarl.models.simulated import check_simulated
+
+        limit = min(task.max_control_steps for task in tasks)
+        check_simulated(run, policy_spec(settings.checkpoint), limit)

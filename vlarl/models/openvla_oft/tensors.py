@@ -6,6 +6,9 @@ from vlarl.models.openvla.tensors import Shapes
 from vlarl.models.openvla.tensors import stored_tensors as stored_by_openvla
 from vlarl.models.openvla_oft.config import OFTConfig
 
+PROJECTOR = "proprio_projector."
+"""How the keys of the projector of proprioception begin."""
+
 
 def stored_tensors(config: OFTConfig) -> Shapes:
     """Shapes of all tensors: OpenVLA's, and of a policy that reads proprioception its projector."""
@@ -13,6 +16,6 @@ def stored_tensors(config: OFTConfig) -> Shapes:
     if proprio:
         width = config.base.text.hidden_size
         for name, into in (("fc1", proprio), ("fc2", width)):
-            shapes[f"proprio_projector.{name}.weight"] = (width, into)
-            shapes[f"proprio_projector.{name}.bias"] = (width,)
+            shapes[f"{PROJECTOR}{name}.weight"] = (width, into)
+            shapes[f"{PROJECTOR}{name}.bias"] = (width,)
     return shapes
