@@ -18,7 +18,7 @@ from vlarl.ownership import owned
 from vlarl.weights.hub import folder_of
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Overrides, Verbose, one_sentence_errors, read_config, read_saved
-from vlarl_cli.runs import check_policy, check_reward
+from vlarl_cli.runs import check_reward
 
 LIBERO_PROTOCOL = {"env.profile": "faithful", "env.settle_steps": 10, "tasks.max_actions": 0}
 """What published numbers of LIBERO's suites mean, whatever a run trains with. --set wins."""
@@ -111,8 +111,10 @@ def evaluate(
                 settings.tasks.indices,
                 settings.evaluation.episodes_per_task,
             )
+            from vlarl.models.registry import check_policy_checkpoint
+
             settings = with_checkpoints(settings, folder_of, _loaded(videos))
-            check_policy(settings, chosen)  # before torch is loaded
+            check_policy_checkpoint(settings.policy.checkpoint)  # before torch is loaded
             if videos:
                 check_reward(settings)
             from vlarl_jobs.evaluation.main import run as run_evaluation

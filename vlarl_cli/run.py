@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,18 +18,7 @@ from vlarl.weights.hub_names import hub_name
 from vlarl_cli.extras import check_logging, missing_packages
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
-from vlarl_cli.runs import (
-    CONFIG,
-    Resume,
-    RunDirectory,
-    check_policy,
-    check_reward,
-    chosen_run,
-    first_rank,
-)
-
-if TYPE_CHECKING:
-    from vlarl.env.v1 import env_pb2
+from vlarl_cli.runs import CONFIG, Resume, RunDirectory, check_reward, chosen_run, first_rank
 
 _LOG = logging.getLogger(__name__)
 _TRAINERS = ("policy.checkpoint",)
@@ -197,28 +185,28 @@ def _check_stack(settings: RunConfig) -> None:
     from vlarl.launch.tasks import choose_tasks, suite_tasks
 
     tasks = suite_tasks(settings.env, settings.tasks.suite)
-    chosen = choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
-    check_checkpoints(settings, chosen)
+    choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
+    check_checkpoints(settings)
 
 
-def check_checkpoints(settings: RunConfig, tasks: Iterable[env_pb2.TaskDescription] = ()) -> None:
-    """Looks at a run's policy and reward model; tasks: those that are played, where known.
+def check_checkpoints(settings: RunConfig) -> None:
+    """Looks at a run's policy and reward model.
 
     Raises:
-        FatalError: one can't be loaded, has no statistics for the run's actions, or sees what the
-            simulators lack.
+        FatalError: one can't be loaded, or has no statistics for the run's actions.
     """
-    _usage(settings, tasks)
+    _usage(settings)
     check_reward(settings)
 
 
-def _usage(settings: RunConfig, tasks: Iterable[env_pb2.TaskDescription] = ()) -> str:
+def _usage(settings: RunConfig) -> str:
     """How the run uses its policy, whose checkpoint is looked at first, and in it for the
     statistics that actions are in.
     """
     from vlarl.models.meaning import chosen_unnorm_key
+    from vlarl.models.registry import check_policy_checkpoint
 
-    model = check_policy(settings, tasks)
+    model = check_policy_checkpoint(settings.policy.checkpoint)
     key = chosen_unnorm_key(settings, model)
     return f"{model.name}: {model.usage(key, settings.policy.center_crop)}"
 

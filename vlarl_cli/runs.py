@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -33,10 +33,6 @@ from vlarl.weights.hub import folder_of, pinned, require_commit
 from vlarl_cli.extras import check_logging
 from vlarl_cli.learned import Configuration, check_contents, check_learned
 from vlarl_cli.options import read_section
-
-if TYPE_CHECKING:
-    from vlarl.env.v1 import env_pb2
-    from vlarl.models.spec import PolicySpec
 
 CONFIG = "config.toml"
 EVALUATION = "evaluation.json"
@@ -194,7 +190,12 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
         FatalError: something is missing, or doesn't go together.
     """
     from vlarl.data.dataset import check_dataset
-    from vlarl.models.registry import check_any, check_policy_checkpoint, is_openvla
+    from vlarl.models.registry import (
+        check_any,
+        check_policy_checkpoint,
+        is_openvla,
+        policy_family,
+    )
 
     check_logging(settings.logging)
     for folder in settings.data.datasets:
@@ -205,6 +206,8 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
         return
     check_any(settings.checkpoint)
     openvla = is_openvla(settings.checkpoint)
+    if openvla:
+        policy_family(settings.checkpoint).verdict_ids()
     if openvla and settings.policy is not None:
         raise ConfigError("policy: an OpenVLA judges its own action tokens; leave it out")
     if not openvla:
@@ -214,24 +217,6 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
                 '`policy`, and set mode = "lora"'
             )
         check_policy_checkpoint(settings.policy)
-
-
-def check_policy(settings: RunConfig, tasks: Iterable[env_pb2.TaskDescription] = ()) -> PolicySpec:
-    """Looks at a run's policy, and whether it can act in the run's simulators.
-
-    Args:
-        settings: the run's configuration.
-        tasks: those that are played, where they are known.
-
-    Raises:
-        FatalError: it can't be loaded, or there is something that the simulators lack.
-    """
-    from vlarl.models.registry import check_policy_checkpoint
-    from vlarl.models.simulated import check_simulated
-
-    model = check_policy_checkpoint(settings.policy.checkpoint)
-    check_simulated(settings, model, min((one.max_control_steps for one in tasks), default=0))
-    return model
 
 
 def check_reward(settings: RunConfig) -> None:

@@ -52,10 +52,4 @@ def _check(settings: SftConfig) -> None:
     # As `vlarl eval CONFIG` reads it.
     episodes, overrides = simulation.episodes_per_task, list(simulation.overrides)
     run, _ = evaluation_config(simulation.config, None, None, None, None, episodes, overrides)
-    tasks = choose_tasks(suite_tasks(run.env, run.tasks.suite), run.tasks.indices, episodes)
-    if settings.checkpoint is not None:
-        from vlarl.models.registry import policy_spec
-        from vlarl.models.simulated import check_simulated
-
-        limit = min(task.max_control_steps for task in tasks)
-        check_simulated(run, policy_spec(settings.checkpoint), limit)
+    choose_tasks(suite_tasks(run.env, run.tasks.suite), run.tasks.indices, episodes)

@@ -30,7 +30,6 @@ from vlarl.models.openvla.adoption import (
 )
 from vlarl.models.openvla.oft import oft_heads, stated_chunk
 from vlarl.models.openvla_oft.config import FAMILY, MAIN_CAMERA, OFTConfig
-from vlarl.models.openvla_oft.tensors import PROJECTOR
 from vlarl.models.openvla_oft.wholeness import check_settings
 from vlarl.models.registry import check_any
 from vlarl.models.statistics import STATISTICS
@@ -44,6 +43,8 @@ from vlarl.weights.whereabouts import (
 )
 from vlarl.weights.wholeness import some_of
 
+_PROJECTOR = "proprio_projector."
+"""How its keys begin among the weights."""
 _ADAPTER = "lora_adapter"
 """Folder in which fine-tuning leaves its adapter."""
 _STEP = re.compile(r"--(\d+)_chkpt$")
@@ -101,7 +102,7 @@ def find_chunked_adoption(source: Path, base: Path | None, asked: AskedFamily) -
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for key, tensor in found.tensors():
-            if not key.startswith((PROJECTOR, "value_head.")):
+            if not key.startswith((_PROJECTOR, "value_head.")):
                 yield key, tensor
         yield from sorted(projector.items())
 
@@ -140,12 +141,12 @@ def _inside(weights: Path, found: Adoption) -> dict[str, Tensor]:
     """The projector that lies among the weights; an adapter's, among its base's."""
     if is_adapter(weights):
         reader = CheckpointReader(found.files)
-        return {key: reader.tensor(key) for key in reader if key.startswith(PROJECTOR)}
+        return {key: reader.tensor(key) for key in reader if key.startswith(_PROJECTOR)}
     projector = {}
     for key, tensor in found.tensors():
         if key.startswith("action_head."):
             raise ConfigError(f"{weights}: it has {key}, and {useless_head('action_head--')}")
-        if key.startswith(PROJECTOR):
+        if key.startswith(_PROJECTOR):
             projector[key] = tensor
     return projector
 
@@ -175,17 +176,17 @@ def _beside(parts: Path) -> dict[str, Tensor]:
             f"{paths[0]} is no projector of proprioception, whose weights are "
             f"{', '.join(_LAYERS)}: it holds {some_of(sorted(stored))}"
         )
-    return {f"{PROJECTOR}{key}": tensor for key, tensor in stored.items()}
+    return {f"{_PROJECTOR}{key}": tensor for key, tensor in stored.items()}
 
 
 def _width(source: Path, projector: dict[str, Tensor], asked: AskedFamily) -> int:
     """How many numbers of proprioception the policy reads."""
-    key = f"{PROJECTOR}fc1.weight"
+    key = f"{_PROJECTOR}fc1.weight"
     width = projector[key].shape[-1] if key in projector else 0
     if asked.proprio not in (None, width):
         what = f"takes {width} numbers" if width else "is missing"
         raise ConfigError(
-            f"{source}: its projector of proprioception ({PROJECTOR}*, or {PROPRIO_PROJECTOR}) "
+            f"{source}: its projector of proprioception ({_PROJECTOR}*, or {PROPRIO_PROJECTOR}) "
             f"{what}, and --proprio says {asked.proprio}: leave it out"
         )
     return width

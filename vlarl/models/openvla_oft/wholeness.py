@@ -9,7 +9,7 @@ from vlarl.invocation import invocation
 from vlarl.models.openvla.oft import oft_heads
 from vlarl.models.openvla.wholeness import check_preparation, check_stored
 from vlarl.models.openvla_oft.config import OFTConfig
-from vlarl.models.openvla_oft.tensors import PROJECTOR, stored_tensors
+from vlarl.models.openvla_oft.tensors import projector_tensors, stored_tensors
 from vlarl.weights.folder import FAMILY_FILE, CheckpointError
 from vlarl.weights.whereabouts import is_oft, useless_head
 from vlarl.weights.wholeness import check_weights
@@ -26,7 +26,7 @@ def check_openvla_oft(directory: Path, config: OFTConfig) -> None:
     check_settings(directory, config)
     tensors = check_weights(directory)
     beside = oft_heads(directory)
-    if beside and not any(key.startswith(PROJECTOR) for key in tensors):
+    if beside and not projector_tensors(config).keys() & tensors.keys():
         raise CheckpointError(
             f"{directory}: what projects its proprioception is in {beside}, which no command "
             f"loads: `{invocation()} checkpoint adopt {directory} OUT` puts it among the weights"
