@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vlarl.config.checkpoints import with_checkpoints
 from vlarl.terminal import PlainConsole, say, text_column
 from vlarl_cli.evaluate import Best, check_best, config_of_policy
+from vlarl_cli.families import Cameras, Chunk, ConventionOption, Proprio, stated_use
 from vlarl_cli.groups import command_group
 from vlarl_cli.options import one_sentence_errors, read_saved
-
-if TYPE_CHECKING:
-    from vlarl.models.spec import PolicySpec
 
 app = command_group("Make and inspect checkpoints of OpenVLA and OpenVLA-OFT.")
 
@@ -47,7 +44,7 @@ def show(
 
         directory = folder_of(directory)
         config = check_policy_checkpoint(directory)
-        say(f"family        {_use(directory, config)}")
+        say(f"family        {', '.join([config.family, *stated_use(directory)])}")
         say(f"parameters    {_size(directory):,}")
         say(f"image size    {config.image_size}")
         say(f"centre crop   {config.center_crop}")
@@ -68,30 +65,10 @@ def adopt(
     base: Annotated[
         Path | None, typer.Option(help="Folder of the model that the adapter belongs to.")
     ] = None,
-    chunk: Annotated[
-        int | None,
-        typer.Option(min=1, help="OpenVLA-OFT: control steps of a pass (LIBERO: 8, Bridge: 5)."),
-    ] = None,
-    convention: Annotated[
-        Literal["stop", "no_stop"] | None,
-        typer.Option(
-            help="OpenVLA-OFT: stop for what openvla-oft or SimpleVLA-RL trained, no_stop for "
-            "RLinf's default."
-        ),
-    ] = None,
-    camera: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="OpenVLA-OFT: a camera that it sees, the main one first; may be repeated; "
-            "default: agentview alone."
-        ),
-    ] = None,
-    proprio: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="OpenVLA-OFT: numbers of proprioception; default: as its projector says."
-        ),
-    ] = None,
+    chunk: Chunk = None,
+    convention: ConventionOption = None,
+    camera: Cameras = None,
+    proprio: Proprio = None,
 ) -> None:
     """Make a checkpoint of a folder that is none yet.
 
@@ -119,7 +96,8 @@ def adopt(
         with durable_folder(out, found.size) as folder, bar:
             task = bar.add_task("", total=found.size)
             found.write(folder, lambda size: bar.advance(task, size))
-        say(f"{out}: {_size(out):,} parameters{_written(out, found.family)}")
+        use = f"; family.json: {', '.join(stated_use(out))}" if found.family is not None else ""
+        say(f"{out}: {_size(out):,} parameters{use}")
 
 
 @app.command()
@@ -156,28 +134,6 @@ def export(
 def _check_vacant(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise typer.BadParameter(f"{out} exists and is no empty folder")
-
-
-def _use(directory: Path, spec: PolicySpec) -> str:
-    """A policy's family, and what `family.json` says of its use."""
-    from vlarl.weights.folder import FAMILY_FILE, read_json
-
-    stated = directory / FAMILY_FILE
-    table = read_json(stated) if stated.exists() else {}
-    return ", ".join([spec.family, *_terms(table)])
-
-
-def _written(out: Path, family: Mapping[str, object] | None) -> str:
-    """What a new `family.json` says."""
-    return "" if family is None else f"; {out / 'family.json'}: {', '.join(_terms(family))}"
-
-
-def _terms(table: Mapping[str, object]) -> list[str]:
-    named = {key: value for key, value in table.items() if key != "family"}
-    return [
-        f"{key} {' and '.join(value) if isinstance(value, list) else value}"
-        for key, value in named.items()
-    ]
 
 
 def _size(directory: Path) -> int:
