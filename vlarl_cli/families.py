@@ -1,4 +1,4 @@
-"""How an OpenVLA-OFT is used: the options of `vlarl checkpoint adopt`, and `family.json` in words."""
+"""How an OpenVLA-OFT is used: options of `vlarl checkpoint adopt`, and `family.json` in words."""
 
 from __future__ import annotations
 
