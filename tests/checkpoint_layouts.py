@@ -394,7 +394,7 @@ BROKEN: dict[str, tuple[Layout, list[str]]] = {
     ),
     "oft: by its name": (
         config(_name_or_path="Haozhan72/Openvla-oft-SFT-libero10-trajall"),
-        [OFT, "(by the name Haozhan72/Openvla-oft-SFT-libero10-trajall)", f"{ADOPT} --chunk 8"],
+        [OFT, "(by the name Haozhan72/Openvla-oft-SFT-libero10-trajall)", "if it is plain, say"],
     ),
     "oft: a chunk from elsewhere": (
         file("modeling_prismatic.py", "from constants import (\n    NUM_ACTIONS_CHUNK,\n)\n"),

@@ -27,6 +27,8 @@ _USELESS_HEADS = {
 """Patterns of files, and why a checkpoint that has one can't be used."""
 OFT_HEADS = (*_USELESS_HEADS, PROPRIO_PROJECTOR)
 """What OpenVLA-OFT's fine-tuning writes beside the weights."""
+BY_NAME = "by the name"
+"""How a sign begins that is a name alone."""
 _POINTER = b"version https://git-lfs.github.com/"
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """Of what looks like a name on the hub and is a path, as its first part is a folder here."""
@@ -123,10 +125,11 @@ def is_oft(checkpoint: object, sign: str, chunk: int | None = None) -> str:
     told = f"{checkpoint} is OpenVLA-OFT ({sign})"
     if reason := useless_head(sign):
         return f"{told}, and {reason}"
+    plain = sign.startswith(BY_NAME) * '; if it is plain, say {"family": "openvla"} in family.json'
     return (
         f"{told} without family.json, and run as plain OpenVLA, which has the same weights' names, "
         f"it would succeed in about 0 % of its episodes: {adoption(checkpoint, chunk)}, and name "
-        "OUT (docs/openvla-oft.md)"
+        f"OUT (docs/openvla-oft.md){plain}"
     )
 
 

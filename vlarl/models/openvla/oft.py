@@ -11,7 +11,7 @@ from typing import Any
 from vlarl.errors import ConfigError
 from vlarl.models.openvla.config import model_name
 from vlarl.weights.folder import FAMILY_FILE, read_json
-from vlarl.weights.whereabouts import OFT_HEADS
+from vlarl.weights.whereabouts import BY_NAME, OFT_HEADS
 
 __all__ = [
     "FAMILY_FILE",
@@ -105,7 +105,7 @@ def _sign_in_config(directory: Path, config: Mapping[str, Any]) -> str:
             return f"{key} = {value} in config.json"
     for name in (model_name(directory), str(config.get("_name_or_path", ""))):
         if _NAME.search(name):
-            return f"by the name {name}"
+            return f"{BY_NAME} {name}"
     return ""
 
 
