@@ -237,13 +237,12 @@ _KINDS: Mapping[type[Section], _Keys] = {
 CONTENTS = frozenset({"policy.checkpoint", "checkpoint", "policy", "data.datasets"})
 """Fixed keys that name folders: what these hold is fixed, and where they lie is free."""
 
-UNITS, CENTER_CROP, SCENES, USE = "action units", "centre crop", "scenes", "use of the policy"
+UNITS, CENTER_CROP, SCENES = "action units", "centre crop", "scenes"
 """Terms that are no keys: a policy's files and a suite's say them."""
 
 _MEANINGS = {
     UNITS: Kind(OnResume.FIXED, _STATISTICS),
     CENTER_CROP: Kind(OnResume.FIXED, _PIXELS),
-    USE: Kind(OnResume.FIXED, "the same weights would see and answer something else"),
     SCENES: Kind(OnResume.FIXED, "in other scenes the same numbers are other tasks"),
 }
 

@@ -1,6 +1,5 @@
 """What files say that gives a run's numbers their meaning, beside its configuration and its
-policy's weights: the units of actions, the crop and the policy's use, and the scenes of a suite of
-one's own.
+policy's weights: the units of actions and the crop, and the scenes of a suite of one's own.
 """
 
 from __future__ import annotations
@@ -12,12 +11,10 @@ from pathlib import Path
 
 from vlarl.config import ConfigError, RewardModelConfig, RunConfig, Section, SftConfig
 from vlarl.config.libero import ACTION_DIM, base_suite
-from vlarl.config.resuming import CENTER_CROP, SCENES, UNITS, USE
+from vlarl.config.resuming import CENTER_CROP, SCENES, UNITS
 from vlarl.config.suites import bddl_files
-from vlarl.models.openvla.oft import OPENVLA
 from vlarl.models.registry import policy_spec
 from vlarl.models.spec import PolicySpec
-from vlarl.weights.folder import FAMILY_FILE, read_json
 
 
 def chosen_unnorm_key(config: RunConfig, model: PolicySpec) -> str:
@@ -73,11 +70,9 @@ def _policy_terms(config: Section) -> dict[str, object]:
     with contextlib.suppress(ConfigError, ValueError):
         if isinstance(config, RunConfig):
             model = policy_spec(config.policy.checkpoint)
-            key = chosen_unnorm_key(config, model)
             return {
-                UNITS: units_of(model, [key]),
+                UNITS: units_of(model, [chosen_unnorm_key(config, model)]),
                 CENTER_CROP: model.crops(config.policy.center_crop),
-                **_use_of(config.policy.checkpoint, model, key),
             }
         if isinstance(config, RewardModelConfig):
             return _all_units(config.scored_policy)
@@ -90,19 +85,6 @@ def _policy_terms(config: Section) -> dict[str, object]:
 def _all_units(folder: Path) -> dict[str, object]:
     model = policy_spec(folder)
     return {UNITS: units_of(model, model.norm_stats)}
-
-
-def _use_of(folder: Path, model: PolicySpec, key: str) -> dict[str, object]:
-    """What ``family.json`` says, and the numbers that normalise proprioception; nothing of plain
-    OpenVLA, whose earlier runs have no such term.
-    """
-    if model.family == OPENVLA:
-        return {}
-    said = dict(read_json(folder / FAMILY_FILE))
-    said |= {"chunk": model.chunk, "cameras": list(model.cameras), "proprio": model.proprio_dim}
-    if read := model.proprio_stats.get(key):
-        said |= {"q01": read.q01.tolist(), "q99": read.q99.tolist()}
-    return {USE: said}
 
 
 def units_of(model: PolicySpec, keys: Iterable[str]) -> dict[str, object]:

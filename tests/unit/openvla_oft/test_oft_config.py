@@ -7,10 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.openvla_oft.oft_golden import CAMERAS, GOLDEN, write_settings
-from vlarl.config import PolicyConfig, RunConfig
-from vlarl.config.resuming import check_terms
 from vlarl.errors import ConfigError
-from vlarl.models.meaning import meaning_terms
 from vlarl.models.openvla.oft import oft_sign
 from vlarl.models.openvla_oft.config import OFTConfig
 
@@ -101,22 +98,3 @@ def test_family_json_keeps_a_checkpoint_from_being_run_as_openvla(tmp_path: Path
     assert oft_sign(tmp_path, {}) == "family.json"
     (tmp_path / "family.json").unlink()
     assert oft_sign(tmp_path, {}) == ""
-
-
-def test_a_run_keeps_the_use_of_its_policy(tmp_path: Path) -> None:
-    write_settings(tmp_path, cameras=CAMERAS, proprio=8)
-    run = RunConfig(policy=PolicyConfig(checkpoint=tmp_path))
-    learned = meaning_terms(run)
-    check_terms(RunConfig, "the run", learned, meaning_terms(run))
-    for changes in ({"chunk": 5}, {"convention": "no_stop"}, {"cameras": CAMERAS[::-1]}):
-        kept = (tmp_path / "family.json").read_text()
-        _change(tmp_path / "family.json", **changes)
-        # The crop follows the convention, so it may be what is named.
-        with pytest.raises(ConfigError, match=r"learned with (use of the|centre) "):
-            check_terms(RunConfig, "the run", learned, meaning_terms(run))
-        (tmp_path / "family.json").write_text(kept)
-    statistics = json.loads((tmp_path / "dataset_statistics.json").read_text())
-    statistics["libero_spatial_no_noops"]["proprio"]["q99"][0] += 0.1
-    (tmp_path / "dataset_statistics.json").write_text(json.dumps(statistics))
-    with pytest.raises(ConfigError, match="the run has learned with use of the policy = "):
-        check_terms(RunConfig, "the run", learned, meaning_terms(run))
