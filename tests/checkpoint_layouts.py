@@ -227,11 +227,16 @@ WHOLE: dict[str, Layout] = {
         folder / "adapter_model.safetensors",
     ),
     "a chunk of one action": file("constants.py", "NUM_ACTIONS_CHUNK = 1\n"),
+    "said to be plain": then(
+        file("family.json", '{"family": "openvla"}'),
+        file("constants.py", "NUM_ACTIONS_CHUNK = 8\n"),
+    ),
     "a folder called as code": lambda folder: (folder / "old.py").mkdir(),
 }
 
 LM_HEAD = "language_model.lm_head.weight"
 OFT = "is OpenVLA-OFT"
+ADOPT = "checkpoint adopt {} OUT"
 BROKEN: dict[str, tuple[Layout, list[str]]] = {
     "git lfs": (
         file(WEIGHTS, POINTER),
@@ -365,12 +370,31 @@ BROKEN: dict[str, tuple[Layout, list[str]]] = {
     ),
     "oft: heads": (
         then(beside, file("action_head--150000_checkpoint.pt", "")),
-        [OFT, "(action_head--150000_checkpoint.pt)", "isn't supported yet", "about 0 %"],
+        [OFT, "(action_head--150000_checkpoint.pt)", "no log-probs", "use_l1_regression"],
     ),
-    "oft: proprioception": (file("proprio_projector--1_checkpoint.pt", ""), [OFT, "about 0 %"]),
+    "oft: diffusion": (
+        file("noisy_action_projector--latest_checkpoint.pt", ""),
+        [OFT, "(noisy_action_projector--latest_checkpoint.pt)", "no log-probs", "use_diffusion"],
+    ),
+    "oft: FiLM": (
+        file("vision_backbone--9_checkpoint.pt", ""),
+        [OFT, "(vision_backbone--9_checkpoint.pt)", "FiLM", "use_film False"],
+    ),
+    "oft: proprioception": (
+        file("proprio_projector--1_checkpoint.pt", ""),
+        [OFT, "about 0 %", f"{ADOPT} --chunk 8 --convention stop`, with the chunk that it was"],
+    ),
     "oft: a chunk": (
-        file("modeling_prismatic.py", "NUM_ACTIONS_CHUNK = 8  # parallel decoding\n"),
-        [OFT, "NUM_ACTIONS_CHUNK in modeling_prismatic.py"],
+        file("modeling_prismatic.py", "NUM_ACTIONS_CHUNK = 5  # parallel decoding\n"),
+        [
+            OFT,
+            "NUM_ACTIONS_CHUNK in modeling_prismatic.py",
+            f"{ADOPT} --chunk 5 --convention stop`, ",
+        ],
+    ),
+    "oft: by its name": (
+        config(_name_or_path="Haozhan72/Openvla-oft-SFT-libero10-trajall"),
+        [OFT, "(by the name Haozhan72/Openvla-oft-SFT-libero10-trajall)", "if it is plain, say"],
     ),
     "oft: a chunk from elsewhere": (
         file("modeling_prismatic.py", "from constants import (\n    NUM_ACTIONS_CHUNK,\n)\n"),

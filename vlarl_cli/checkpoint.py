@@ -1,4 +1,4 @@
-"""`vlarl checkpoint`: make and inspect OpenVLA checkpoints."""
+"""`vlarl checkpoint`: make and inspect checkpoints of OpenVLA and OpenVLA-OFT."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import typer
 from vlarl.config.checkpoints import with_checkpoints
 from vlarl.terminal import PlainConsole, say, text_column
 from vlarl_cli.evaluate import Best, check_best, config_of_policy
+from vlarl_cli.families import Cameras, Chunk, ConventionOption, Proprio, stated_use
 from vlarl_cli.groups import command_group
 from vlarl_cli.options import one_sentence_errors, read_saved
 
-app = command_group("Make and inspect OpenVLA checkpoints.")
+app = command_group("Make and inspect checkpoints of OpenVLA and OpenVLA-OFT.")
 
 
 @app.command()
@@ -43,6 +44,7 @@ def show(
 
         directory = folder_of(directory)
         config = check_policy_checkpoint(directory)
+        say(f"family        {', '.join([config.family, *stated_use(directory)])}")
         say(f"parameters    {_size(directory):,}")
         say(f"image size    {config.image_size}")
         say(f"centre crop   {config.center_crop}")
@@ -55,34 +57,47 @@ def show(
 
 @app.command()
 def adopt(
-    source: Annotated[Path, typer.Argument(help="Folder of `.bin` weights, or of a LoRA adapter.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of `.bin` weights, of a LoRA adapter, or of an OpenVLA-OFT."),
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to create.")],
     base: Annotated[
         Path | None, typer.Option(help="Folder of the model that the adapter belongs to.")
     ] = None,
+    chunk: Chunk = None,
+    convention: ConventionOption = None,
+    camera: Cameras = None,
+    proprio: Proprio = None,
 ) -> None:
     """Make a checkpoint of a folder that is none yet.
 
     Converts pickled weights (pytorch_model*.bin) to safetensors, of which nothing can run code;
     writes the index that shards have lost; merges a LoRA adapter onto its --base. Names, values
     and data types stay. OUT appears once it is whole; cut short, the same command starts over.
+
+    Of an OpenVLA-OFT with discrete tokens it also writes family.json, without which nobody knows
+    that it is one, and puts its projector of proprioception among the weights.
     """
     _check_vacant(out)
     with one_sentence_errors():
         from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
         from vlarl.files import durable_folder
-        from vlarl.models.openvla.adoption import find_adoption
+        from vlarl.models.adoption import find_adoption
+        from vlarl.models.openvla_oft.adoption import AskedFamily
         from vlarl.weights.hub import folder_of
 
-        found = find_adoption(folder_of(source), base and folder_of(base))
+        asked = AskedFamily(chunk, convention, tuple(camera or ()), proprio)
+        found = find_adoption(folder_of(source), base and folder_of(base), asked)
         columns = (text_column("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         console = PlainConsole(stderr=True)
         bar = Progress(*columns, console=console, disable=not console.is_terminal)
         with durable_folder(out, found.size) as folder, bar:
             task = bar.add_task("", total=found.size)
             found.write(folder, lambda size: bar.advance(task, size))
-        say(f"{out}: {_size(out):,} parameters")
+        use = f"; family.json: {', '.join(stated_use(out))}" if found.family is not None else ""
+        say(f"{out}: {_size(out):,} parameters{use}")
 
 
 @app.command()

@@ -30,8 +30,8 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option(
         "--checkpoint",
-        help="OpenVLA checkpoint to evaluate as it is: a folder, or OWNER/NAME[@REVISION] on the "
-        "Hugging Face hub.",
+        help="Checkpoint of OpenVLA or OpenVLA-OFT to evaluate as it is: a folder, or "
+        "OWNER/NAME[@REVISION] on the Hugging Face hub.",
     ),
 ]
 Trained = Annotated[

@@ -190,7 +190,12 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
         FatalError: something is missing, or doesn't go together.
     """
     from vlarl.data.dataset import check_dataset
-    from vlarl.models.registry import check_any, check_policy_checkpoint, is_openvla
+    from vlarl.models.registry import (
+        check_any,
+        check_policy_checkpoint,
+        is_openvla,
+        policy_family,
+    )
 
     check_logging(settings.logging)
     for folder in settings.data.datasets:
@@ -201,6 +206,8 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
         return
     check_any(settings.checkpoint)
     openvla = is_openvla(settings.checkpoint)
+    if openvla:
+        policy_family(settings.checkpoint).verdict_ids()
     if openvla and settings.policy is not None:
         raise ConfigError("policy: an OpenVLA judges its own action tokens; leave it out")
     if not openvla:

@@ -37,8 +37,8 @@ def policy(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="OpenVLA checkpoint: a folder, or OWNER/NAME[@REVISION] on the Hugging Face hub; "
-            "default: the configuration's."
+            help="Checkpoint of OpenVLA or OpenVLA-OFT: a folder, or OWNER/NAME[@REVISION] on the "
+            "Hugging Face hub; default: the configuration's."
         ),
     ] = None,
     center_crop: Annotated[

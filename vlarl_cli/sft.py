@@ -25,7 +25,7 @@ def sft(
     overrides: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
-    """Fine-tune a policy on demonstrations, by OpenVLA's recipe; writes RUN/checkpoint.
+    """Fine-tune a policy on demonstrations, by its family's recipe; writes RUN/checkpoint.
 
     Killed at any moment, it goes on with --resume RUN. Under torchrun every process runs this
     command, and all must see the same folders:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from vlarl.errors import ConfigError
 from vlarl.models.base import PolicyFamily
 from vlarl.models.openvla.family import OpenVLAFamily
-from vlarl.models.openvla.oft import FAMILY_FILE
+from vlarl.models.openvla.oft import OPENVLA, named_family
+from vlarl.models.openvla_oft.config import FAMILY as OPENVLA_OFT
 from vlarl.models.openvla_oft.family import OFTFamily
 from vlarl.models.spec import PolicySpec
-from vlarl.weights.folder import configuration_of, read_json, reward_model_version
+from vlarl.weights.folder import FAMILY_FILE, configuration_of, read_json, reward_model_version
 from vlarl.weights.wholeness import check_weights
 
-ENGINE_MODELS = OpenVLAFamily.engine_models | OFTFamily.engine_models
+FAMILIES: Mapping[str, type[PolicyFamily]] = {OPENVLA: OpenVLAFamily, OPENVLA_OFT: OFTFamily}
+"""By the names that ``family.json`` has for them."""
+
+ENGINE_MODELS = {
+    name: module for family in FAMILIES.values() for name, module in family.engine_models.items()
+}
 """vLLM's names of all families' architectures to our modules and classes."""
 
 POLICY = "policy"
@@ -22,8 +29,10 @@ POLICY = "policy"
 
 __all__ = [
     "ENGINE_MODELS",
+    "FAMILIES",
     "POLICY",
     "check_any",
+    "check_family_name",
     "check_policy_checkpoint",
     "check_reward_model",
     "is_openvla",
@@ -37,14 +46,27 @@ __all__ = [
 def policy_family(directory: str | Path) -> PolicyFamily:
     """A policy's checkpoint, with everything that depends on which policy it is.
 
-    A folder that has ``family.json`` is OpenVLA-OFT's, any other OpenVLA's.
+    A folder that has ``family.json`` is of the family that it names, any other is OpenVLA's.
 
     Raises:
         ConfigError: a file is missing or can't be used; the message names it.
     """
     directory = Path(directory)
-    has_family = os.path.lexists(directory / FAMILY_FILE)
-    return OFTFamily(directory) if has_family else OpenVLAFamily(directory)
+    return FAMILIES[check_family_name(directory)](directory)
+
+
+def check_family_name(directory: Path) -> str:
+    """The name of a folder's policy family; see `policy_family`.
+
+    Raises:
+        ConfigError: there is no such family, or ``family.json`` can't be read.
+    """
+    name = named_family(directory)
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"{directory / FAMILY_FILE}: family is {name!r}; known: {', '.join(FAMILIES)}"
+        )
+    return name
 
 
 def policy_spec(directory: str | Path) -> PolicySpec:

@@ -13,6 +13,8 @@ from vlarl.weights.whereabouts import folder_fault, no_configuration, no_weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+FAMILY_FILE = "family.json"
+"""Names a checkpoint's policy family, as ``config.json`` says OpenVLA in all of them."""
 REWARD_CARD = "reward_model.json"
 """Makes a checkpoint a process reward model: its version, how it was made, what it is worth."""
 

@@ -33,9 +33,10 @@ from vlarl.disk import room_for
 from vlarl.errors import ConfigError
 from vlarl.invocation import invocation
 from vlarl.terminal import PlainConsole, say
+from vlarl.weights.folder import FAMILY_FILE
 from vlarl.weights.hub_names import HubName, chosen_files
 from vlarl.weights.hub_progress import shown_growth
-from vlarl.weights.whereabouts import OFT_HEADS, is_oft
+from vlarl.weights.whereabouts import OFT_HEADS, adoption, is_oft, useless_head
 
 _LOG = logging.getLogger(__name__)
 _ANSWER_SECONDS = 10.0
@@ -149,18 +150,28 @@ def _ask(name: HubName) -> None:
 def _check_listing(name: HubName, names: list[str]) -> None:
     """Refuses a repository by its files' names, of which some that tell aren't downloaded."""
     heads = [one for pattern in OFT_HEADS for one in fnmatch.filter(names, pattern)]
-    if heads:
+    if heads and useless_head(heads[0]):
         raise ConfigError(is_oft(name, heads[0]))
+    if heads and FAMILY_FILE not in names:
+        raise ConfigError(
+            f"{name} is OpenVLA-OFT ({heads[0]}), of which a part is pickled, which isn't "
+            f"downloaded: {_fetch(name)}, then {adoption('DIR')}, and name OUT"
+        )
     if any(one.endswith(".safetensors") for one in chosen_files(names)):
         return
     pickled = [one for one in names if one.endswith((".bin", ".pt", ".pth"))]
     if not pickled:
         raise ConfigError(f"{name} holds no weights (no .safetensors file): it is no checkpoint")
     raise ConfigError(
-        f"{name}: its weights are pickled ({pickled[0]}), which isn't downloaded: `"
-        f"{invocation('hf')} download {name.model} --revision {name.revision} --local-dir DIR`, "
+        f"{name}: its weights are pickled ({pickled[0]}), which isn't downloaded: {_fetch(name)}, "
         f"then `{invocation()} checkpoint adopt DIR OUT`, and name OUT"
     )
+
+
+def _fetch(name: HubName) -> str:
+    """The command that downloads all files, whatever they are."""
+    command = f"{invocation('hf')} download {name.model} --revision {name.revision}"
+    return f"`{command} --local-dir DIR`"
 
 
 def _repository(name: HubName) -> Path:

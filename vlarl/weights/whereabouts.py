@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import re
@@ -10,13 +11,24 @@ from pathlib import Path
 from vlarl.invocation import invocation
 
 ADAPTER_CONFIG = "adapter_config.json"
-OFT_HEADS = (
-    "action_head--*",
-    "proprio_projector--*",
-    "noisy_action_projector--*",
-    "vision_backbone--*",
+PROPRIO_PROJECTOR = "proprio_projector--*"
+_CONTINUOUS = (
+    "its actions are numbers, by L1 regression or diffusion, so they have no log-probs: take a "
+    "checkpoint that was fine-tuned to discrete tokens (use_l1_regression and use_diffusion False)"
 )
+_USELESS_HEADS = {
+    "noisy_action_projector--*": _CONTINUOUS,
+    "action_head--*": _CONTINUOUS,
+    "vision_backbone--*": (
+        "its towers are changed by the words (FiLM), which isn't supported: take a checkpoint that "
+        "was fine-tuned without it (use_film False)"
+    ),
+}
+"""Patterns of files, and why a checkpoint that has one can't be used."""
+OFT_HEADS = (*_USELESS_HEADS, PROPRIO_PROJECTOR)
 """What OpenVLA-OFT's fine-tuning writes beside the weights."""
+BY_NAME = "by the name"
+"""How a sign begins that is a name alone."""
 _POINTER = b"version https://git-lfs.github.com/"
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """Of what looks like a name on the hub and is a path, as its first part is a folder here."""
@@ -102,17 +114,39 @@ def no_weights(directory: Path) -> str:
     return missing
 
 
-def is_oft(checkpoint: object, sign: str) -> str:
-    """Of OpenVLA-OFT.
+def is_oft(checkpoint: object, sign: str, chunk: int | None = None) -> str:
+    """Of OpenVLA-OFT where OpenVLA is wanted.
 
     Args:
         checkpoint: its folder or its name.
         sign: what shows it.
+        chunk: control steps of a pass, where that is known.
     """
+    told = f"{checkpoint} is OpenVLA-OFT ({sign})"
+    if reason := useless_head(sign):
+        return f"{told}, and {reason}"
+    plain = sign.startswith(BY_NAME) * '; if it is plain, say {"family": "openvla"} in family.json'
     return (
-        f"{checkpoint} is OpenVLA-OFT ({sign}), which isn't supported yet: it answers whole chunks "
-        "of actions in one pass that sees all tokens, and run as plain OpenVLA, which has the same "
-        "weights' names, it would succeed in about 0 % of its episodes"
+        f"{told} without family.json, and run as plain OpenVLA, which has the same weights' names, "
+        f"it would succeed in about 0 % of its episodes: {adoption(checkpoint, chunk)}, and name "
+        f"OUT (docs/openvla-oft.md){plain}"
+    )
+
+
+def useless_head(name: str) -> str:
+    """Why a checkpoint that has this file beside its weights can't be used; empty: it can."""
+    for pattern, reason in _USELESS_HEADS.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            return reason
+    return ""
+
+
+def adoption(source: object, chunk: int | None = None) -> str:
+    """The command that makes a folder OpenVLA-OFT, with what its user has to know."""
+    known = "" if chunk else "with the chunk that it was trained with (LIBERO: 8, Bridge: 5) and "
+    return (
+        f"`{invocation()} checkpoint adopt {source} OUT --chunk {chunk or 8} --convention stop`, "
+        f"{known}`no_stop` if RLinf trained it"
     )
 
 

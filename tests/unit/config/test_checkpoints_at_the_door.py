@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,15 @@ def test_no_engine_is_loaded_to_find_out(command: str, here: Path, tmp_path: Pat
     )
     assert ran.returncode == 0, ran.stderr
     assert "is cut short" in ran.stderr
+
+
+def test_a_policy_that_reads_no_actions_judges_none(here: Path, tmp_path: Path) -> None:
+    checkpoint = lay_out(here / "tiny", tmp_path / "it", lambda _: None)
+    use = {"family": "openvla_oft", "chunk": 8, "convention": "stop"}
+    (checkpoint / "family.json").write_text(json.dumps(use))
+    for command in ("reward train", "serve reward", "up: reward", "reward judge"):
+        said = refusal(here, command, checkpoint)
+        assert said.endswith("which reads no actions, so it can't be a reward model")
 
 
 def test_another_arms_actions_are_not_simulated(here: Path, tmp_path: Path) -> None:

@@ -258,7 +258,15 @@ REFUSED: dict[str, tuple[Callable[[LocalHub], str], list[str]]] = {
     "no weights": (lambda hub: without(hub, "model.safetensors"), ["it is no checkpoint"]),
     "OFT": (
         lambda hub: without(hub, "golden.npz", and_with="action_head--150000_checkpoint.pt"),
-        ["is OpenVLA-OFT (action_head--150000_checkpoint.pt)"],
+        ["is OpenVLA-OFT (action_head--150000_checkpoint.pt)", "they have no log-probs"],
+    ),
+    "OFT in parts": (
+        lambda hub: without(hub, "golden.npz", and_with="proprio_projector--1_checkpoint.pt"),
+        [
+            "is OpenVLA-OFT (proprio_projector--1_checkpoint.pt), of which a part is pickled",
+            "--local-dir DIR`, then `",
+            "checkpoint adopt DIR OUT --chunk 8 --convention stop`",
+        ],
     ),
     "full disk": (too_large, ["has no room for the download of openvla/openvla-tiny (1.07e+09 G"]),
 }
@@ -277,6 +285,13 @@ def test_what_cannot_be_had_is_refused_in_a_sentence(
     for part in said:
         assert part in str(refused.value)
     assert hub.downloaded == []
+
+
+def test_parts_are_no_matter_where_they_have_been_adopted(hub: LocalHub) -> None:
+    name = without(hub, "golden.npz", and_with="proprio_projector--1_checkpoint.pt")
+    (commit,) = hub.revisions[NAME].values()
+    hub.trees[commit]["family.json"] = hub.trees[commit]["config.json"]
+    assert (folder_of(Path(name)) / "family.json").exists()
 
 
 def test_a_token_opens_what_is_private(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,15 +267,15 @@ def test_an_adapter_below_ofts_heads_is_ofts(tmp_path: Path, tiny: Path) -> None
     run = tmp_path / "run"
     run.mkdir()
     source, out, base = adapter(tiny, run / "lora_adapter"), tmp_path / "out", ("--base", str(tiny))
-    for name, content, sign in (
-        ("action_head--9_checkpoint.pt", "", "action_head--9_checkpoint.pt"),
-        ("vision_backbone--9_checkpoint.pt", "", "vision_backbone--9_checkpoint.pt"),
-        ("config.json", '{"num_actions_chunk": 8}', "num_actions_chunk = 8 in config.json"),
+    for name, content, said in (
+        ("action_head--9_checkpoint.pt", "", "(action_head--9_checkpoint.pt), and its actions are"),
+        ("vision_backbone--9_checkpoint.pt", "", "(vision_backbone--9_checkpoint.pt), and its tow"),
+        ("config.json", '{"num_actions_chunk": 8}', "so give --convention, stop for what openvla"),
     ):
         (run / name).write_text(content)
-        assert f"is an adapter of OpenVLA-OFT ({sign})" in refused(source, out, *base)
+        assert said in refused(source, out, *base)
         (tmp_path / "link").symlink_to(source)
-        assert f"is an adapter of OpenVLA-OFT ({sign})" in refused(tmp_path / "link", out, *base)
+        assert said in refused(tmp_path / "link", out, *base)
         (tmp_path / "link").unlink()
         (run / name).unlink()
     (run / "config.json").write_text("somebody's")

@@ -9,6 +9,7 @@ Names, values and data types stay; an adapter is merged in float32 and rounded t
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import zipfile
@@ -23,16 +24,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlarl.errors import ConfigError
-from vlarl.models.openvla.oft import oft_sign_of_adapter
-from vlarl.models.openvla.wholeness import check_openvla, check_settings
-from vlarl.models.registry import check_any, is_openvla
+from vlarl.models.openvla.wholeness import check_settings
+from vlarl.models.registry import check_any, check_policy_checkpoint, is_openvla
 from vlarl.models.statistics import STATISTICS
 from vlarl.weights.checkpoint import CheckpointReader, NotFiniteError, save_tensors
-from vlarl.weights.folder import INDEX, SINGLE, CheckpointError, read_json, weight_files
+from vlarl.weights.folder import (
+    FAMILY_FILE,
+    INDEX,
+    SINGLE,
+    CheckpointError,
+    read_json,
+    weight_files,
+)
 from vlarl.weights.headers import read_header
 from vlarl.weights.whereabouts import (
     ADAPTER_CONFIG,
-    missing_folder,
     pickled_weights,
     pointer_sentence,
 )
@@ -56,6 +62,10 @@ class Adoption:
     size: int
     """Bytes of the weights."""
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    family: Mapping[str, object] | None = None
+    """What ``family.json`` will say; none: it stays as it is, or is none."""
+    look: Callable[[Path], object] = lambda _: None
+    """Raises where the settings in a folder can't be used, before its weights are written."""
 
     def write(self, folder: Path, seen: Callable[[int], object] = lambda _: None) -> None:
         """Fills a new folder, and looks whether it can be loaded.
@@ -73,8 +83,12 @@ class Adoption:
                     shutil.copyfile(path, folder / path.name)
             if self.statistics is not None:
                 shutil.copyfile(self.statistics, folder / STATISTICS)
+            if self.family is not None:
+                written = json.dumps(self.family, indent=1) + "\n"
+                (folder / FAMILY_FILE).write_text(written, encoding="utf-8")
+            self._check(folder, self.look)
             save_tensors(folder, _reported(_apart(self.tensors()), seen))
-            self._check(folder)
+            self._check(folder, check_any)
         except NotFiniteError as error:
             raise CheckpointError(
                 f"{self.files}: its weights have numbers that aren't finite: no policy acts by them"
@@ -83,19 +97,21 @@ class Adoption:
             shutil.rmtree(folder)
             raise
 
-    def _check(self, folder: Path) -> None:
-        """`check_any`, in whose sentences stand the files that people have: the folder's go."""
+    def _check(self, folder: Path, check: Callable[[Path], object]) -> None:
+        """A check in whose sentences stand the files that people have: the folder's go."""
         try:
-            check_any(folder)
+            check(folder)
         except (ConfigError, CheckpointError) as error:
             text = str(error)
+            if self.family is not None:
+                text = text.replace(str(folder / FAMILY_FILE), str(self.files))
             if self.statistics is not None:
                 text = text.replace(str(folder / STATISTICS), str(self.statistics))
             raise type(error)(text.replace(str(folder), str(self.files))) from error
 
 
 def find_adoption(source: Path, base: Path | None = None) -> Adoption:
-    """What can be made of a folder.
+    """What can be made of a folder that isn't OpenVLA-OFT's.
 
     Args:
         source: folder of pickled weights, of shards without an index, or of an adapter.
@@ -104,18 +120,44 @@ def find_adoption(source: Path, base: Path | None = None) -> Adoption:
     Raises:
         ConfigError, CheckpointError: nothing, or nothing needs to be done; the message says why.
     """
-    if not source.is_dir():
-        raise ConfigError(missing_folder(source))
-    if (source / SINGLE).exists() or (source / INDEX).exists():
+    if is_whole(source):
         check_any(source)
         raise ConfigError(f"{source} can be loaded as it is")
-    is_adapter = any((source / name).exists() for name in (ADAPTER_CONFIG, *_ADAPTERS))
-    if is_adapter and not pickled_weights(source):
-        return _of_adapter(source, base)
-    if base is not None:
-        raise ConfigError(f"{source} is no adapter ({ADAPTER_CONFIG} is missing): leave --base out")
+    if is_adapter(source):
+        return of_adapter(source, base)
+    refuse_base(source, base)
     if is_openvla(source):
         check_settings(source)
+    return of_weights(source)
+
+
+def is_whole(source: Path) -> bool:
+    """Whether a folder's weights have the form in which they are loaded."""
+    return (source / SINGLE).exists() or (source / INDEX).exists()
+
+
+def is_adapter(source: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    named = any((source / name).exists() for name in (ADAPTER_CONFIG, *_ADAPTERS))
+    return named and not is_whole(source) and not pickled_weights(source)
+
+
+def refuse_base(source: Path, base: Path | None) -> None:
+    """Of a folder that is no adapter.
+
+    Raises:
+        ConfigError: a base is named.
+    """
+    if base is not None:
+        raise ConfigError(f"{source} is no adapter ({ADAPTER_CONFIG} is missing): leave --base out")
+
+
+def of_weights(source: Path) -> Adoption:
+    """Of shards without an index, or of pickled weights.
+
+    Raises:
+        CheckpointError: some are missing, or there are none.
+    """
     if shards := sorted(source.glob("model-*-of-*.safetensors")):
         _check_all_there(shards)
         for path in shards:
@@ -185,14 +227,18 @@ def _check_all_there(shards: list[Path]) -> None:
         )
 
 
-def _of_adapter(source: Path, base: Path | None) -> Adoption:
+def of_adapter(source: Path, base: Path | None) -> Adoption:
+    """Of an adapter, merged onto its base.
+
+    Raises:
+        ConfigError: no base is named, it is none, or the adapter is of a kind that isn't merged.
+        CheckpointError: files are missing or broken, or belong to another base.
+    """
     config = read_json(source / ADAPTER_CONFIG)
     if base is None:
         named = config.get("base_model_name_or_path") or "the model that it was trained on"
         raise ConfigError(f"{source} is an adapter: name the folder of {named} with --base")
-    check_openvla(base)
-    if sign := oft_sign_of_adapter(source, config):
-        raise ConfigError(f"{source} is an adapter of OpenVLA-OFT ({sign}), which isn't supported")
+    check_policy_checkpoint(base)
     size = sum(path.stat().st_size for path in weight_files(base))
     factors, scaling = _factors(source), _scaling(source, config)
     reader = CheckpointReader(base)

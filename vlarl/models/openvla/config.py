@@ -122,7 +122,7 @@ class OpenVLAConfig:
         raw = read_json(configuration_of(directory))
         norm_stats, path = stored_statistics(directory, raw, "action")
         try:
-            return cls._from_json(raw, norm_stats, path.name, _model_name(directory))
+            return cls._from_json(raw, norm_stats, path.name, model_name(directory))
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{directory / 'config.json'}: {cause}") from error
@@ -200,7 +200,7 @@ def _towers(raw: Mapping[str, Any]) -> tuple[TowerConfig, ...]:
     return tuple(towers)
 
 
-def _model_name(directory: Path) -> str:
+def model_name(directory: Path) -> str:
     """The folder's name; in the hub's cache, where that is a commit's, the model's."""
     folder = directory.resolve()
     if folder.parent.name == "snapshots":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlarl.errors import ConfigError
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.oft import oft_sign
+from vlarl.models.openvla.oft import oft_sign, stated_chunk
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.tensors import Shapes, stored_tensors
 from vlarl.weights.folder import CheckpointError, read_json
@@ -41,8 +41,9 @@ def check_settings(directory: Path) -> OpenVLAConfig:
         ConfigError: as there.
     """
     config = OpenVLAConfig.from_directory(directory)
-    if sign := oft_sign(directory, read_json(directory / "config.json")):
-        raise ConfigError(is_oft(directory, sign))
+    raw = read_json(directory / "config.json")
+    if sign := oft_sign(directory, raw):
+        raise ConfigError(is_oft(directory, sign, stated_chunk(directory, raw)))
     check_preparation(directory, config)
     return config
 

@@ -18,11 +18,11 @@ from typing import Any, Literal
 from vlarl.errors import ConfigError
 from vlarl.models.openvla.config import OpenVLAConfig, stored_statistics
 from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
-from vlarl.models.openvla.oft import FAMILY_FILE
 from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.models.spec import PolicySpec
-from vlarl.models.statistics import ActionStats
-from vlarl.weights.folder import configuration_of, read_json
+from vlarl.models.statistics import STATISTICS, ActionStats
+from vlarl.weights.folder import FAMILY_FILE, configuration_of, read_json
+from vlarl.weights.whereabouts import adoption
 
 FAMILY = "openvla_oft"
 STOP_ID = 2
@@ -34,8 +34,7 @@ RLinf's "official"), or without (RLinf's "rlinf").
 """
 
 _KEYS = ("family", "chunk", "convention", "cameras", "proprio")
-_MAIN_CAMERA = ("agentview",)
-_EXAMPLE = f'{{"family": "{FAMILY}", "chunk": 8, "convention": "stop"}}'
+MAIN_CAMERA = ("agentview",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +59,7 @@ class OFTConfig:
         if not os.path.lexists(path):
             raise ConfigError(
                 f"{path} is missing: config.json doesn't say how many control steps a pass of "
-                f"OpenVLA-OFT answers; write for example {_EXAMPLE}"
+                f"OpenVLA-OFT answers; {adoption(directory)} writes it"
             )
         base, table = OpenVLAConfig.from_directory(directory), read_json(path)
         try:
@@ -128,7 +127,7 @@ def _convention(table: Mapping[str, Any]) -> Convention:
 
 
 def _cameras(table: Mapping[str, Any]) -> tuple[str, ...]:
-    cameras = table.get("cameras", list(_MAIN_CAMERA))
+    cameras = table.get("cameras", list(MAIN_CAMERA))
     named = isinstance(cameras, list) and all(isinstance(one, str) and one for one in cameras)
     if not named or not cameras or len(set(cameras)) != len(cameras):
         raise _FamilyError(
@@ -152,10 +151,17 @@ def _proprio_statistics(
     """Of every dataset, with as many dimensions as the policy reads; none where it reads none."""
     if not width:
         return {}
-    stats, path = stored_statistics(directory, raw, "proprio")
+    try:
+        stats, path = stored_statistics(directory, raw, "proprio")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; the policy reads {width} numbers of proprioception: take the {STATISTICS} "
+            "of its fine-tuning run"
+        ) from error
     if (found := next(iter(stats.values())).action_dim) != width:
         raise _FamilyError(
-            f"proprio is {width}, and {path.name} has statistics of {found} dimensions"
+            f"proprio is {width}, and {path.name} has statistics of {found} dimensions: take those "
+            "of the policy's fine-tuning run"
         )
     return stats
 
