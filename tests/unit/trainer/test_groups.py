@@ -56,8 +56,10 @@ def batch(*episodes: tuple[str, list[float]]) -> Batch:
     return Batch(
         frames=[b""] * start,
         instructions=[""] * start,
+        proprio=[],
         token_ids=np.zeros((start, 7), np.int64),
         server_logprobs=np.zeros((start, 7), np.float32),
+        executed=np.ones(start, np.int64),
         fresh=np.ones(start, bool),
         rewards=np.array([reward for _, rewards in episodes for reward in rewards]),
         episodes=found,
