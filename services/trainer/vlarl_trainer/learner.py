@@ -26,7 +26,7 @@ from vlarl.models.network import ObservationBatch
 from vlarl.models.registry import policy_family
 from vlarl.weights.merge import Checksums, checked_layers
 from vlarl_trainer.algorithms.base import Estimate, Setup
-from vlarl_trainer.algorithms.executed import executed_steps, mean_of_all
+from vlarl_trainer.algorithms.executed import executed_mask, mean_of_all
 from vlarl_trainer.algorithms.registry import build_algorithm
 from vlarl_trainer.algorithms.surrogate import before_a_step, corrected, reference_kl
 from vlarl_trainer.batch import Batch, Experience, Observations, Proprio, build_batch
@@ -187,7 +187,7 @@ class Learner:
 
     def _executed(self, batch: Batch) -> Tensor | None:
         """Which control steps of each answer were executed, see algorithms/executed.py."""
-        return executed_steps(torch.from_numpy(batch.executed), self._spec.chunk)
+        return executed_mask(torch.from_numpy(batch.executed), self._spec.chunk)
 
     def _samples(
         self, observations: Observations, batch: Batch, seen: Seen, estimate: Estimate

@@ -77,6 +77,8 @@ def sequence_length(model: OpenVLAConfig) -> int:
     """Tokens of a sample that the language model reads, with a prompt of `PROMPT_TOKENS`."""
     spec = model.spec
     further = spec.tokens - spec.action_dim + bool(spec.proprio_dim)
+    if spec.chunk > 1:
+        further += 2  # the last token, which one step's pass doesn't read, and stop
     return image_tokens(model) + PROMPT_TOKENS + further
 
 

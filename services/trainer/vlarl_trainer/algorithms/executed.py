@@ -16,7 +16,7 @@ from torch import Tensor
 from vlarl.config.learning import Ratio
 
 
-def executed_steps(counts: Tensor, chunk: int) -> Tensor | None:
+def executed_mask(counts: Tensor, chunk: int) -> Tensor | None:
     """`executed` of answers that are for so many control steps.
 
     counts: int64 [B], of each answer the control steps that were executed, 1 to chunk.

@@ -1,0 +1,164 @@
+"""Trajectories of a tiny OpenVLA-OFT: chunks of eight steps, two cameras, proprioception."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.integration.trainer.trainer_samples import INSTRUCTIONS
+from vlarl.images import encode_jpeg
+from vlarl.learning.trainable import LoraPolicy
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
+from vlarl.models.registry import policy_family
+from vlarl.policy.v1 import policy_pb2
+from vlarl.rollout.v1 import rollout_pb2
+from vlarl.weights.checkpoint import CheckpointReader, save_tensors
+
+SIZE = 40
+"""Of recorded frames, in pixels."""
+KEY = "libero_spatial"
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+PROPRIO = 8
+
+
+SMALL = {"image_size": 28, "tower_dim": 32, "text_dim": 64, "tower_depth": 2}
+
+
+def make_chunk_checkpoint(directory: Path, **sizes: int) -> Path:
+    """As small as the tiny OpenVLA whose towers and language model it has.
+
+    sizes: of `make_tiny_checkpoint`; none: `SMALL`.
+    """
+    base = make_tiny_checkpoint(directory, **(sizes or SMALL))
+    path = directory / "config.json"
+    raw = json.loads(path.read_text())
+    for number, key in enumerate(sorted(raw["norm_stats"])):
+        # Each suite's are others, so that it matters by which the policy's state is normalised.
+        bounds = {"q01": [-1.0 - number] * PROPRIO, "q99": [1.0 + number] * PROPRIO}
+        raw["norm_stats"][key]["proprio"] = bounds
+    path.write_text(json.dumps(raw))
+    family = {"family": "openvla_oft", "chunk": 8, "convention": "stop"}
+    family |= {"cameras": CAMERAS, "proprio": PROPRIO}
+    (directory / "family.json").write_text(json.dumps(family))
+    reader = CheckpointReader(directory)
+    tensors = {key: reader.tensor(key).clone() for key in reader}
+    width, generator = base.text.hidden_size, torch.Generator().manual_seed(5)
+    for name, into in (("fc1", PROPRIO), ("fc2", width)):
+        drawn = torch.randn(width, into, generator=generator) / into**0.5
+        tensors |= {f"proprio_projector.{name}.weight": drawn}
+        tensors |= {f"proprio_projector.{name}.bias": torch.zeros(width)}
+    save_tensors(directory, tensors.items())
+    return directory
+
+
+class ActingInChunks:
+    """Draws chunks at the trainer's temperature and reports their log-probs, an answer at a time,
+    by the path from an observation that the policy server takes.
+    """
+
+    def __init__(self, checkpoint: Path, policy: LoraPolicy, temperature: float) -> None:
+        family = policy_family(checkpoint)
+        self.spec = family.spec
+        self._processor = family.processor(center_crop=False)
+        self._policy = policy
+        self._temperature = temperature
+
+    @torch.no_grad()
+    def act(
+        self, frames: Sequence[bytes], proprio: Sequence[float], instruction: str, seed: int
+    ) -> tuple[list[int], list[float]]:
+        """Tokens [K] and their log-probs."""
+        spec = self.spec
+        pixels = np.stack([self._processor.frame(one) for one in frames])
+        state = self._processor.proprioception(proprio, KEY)[None]
+        seen = self._processor.batch(
+            pixels[None], [self._processor.prompt(instruction)], torch.device("cpu"), state
+        )
+        self._policy._hold_weights()
+        (logits,) = self._policy._model.answer(seen).logits
+        distribution = (logits / self._temperature).log_softmax(dim=-1)
+        generator = torch.Generator().manual_seed(seed)
+        (drawn,) = torch.multinomial(distribution.exp(), 1, generator=generator).T
+        chosen = distribution[torch.arange(spec.tokens), drawn]
+        return (drawn + spec.action_ids.start).tolist(), chosen.tolist()
+
+    def trajectory(
+        self, spec: rollout_pb2.EpisodeSpec, executed: Sequence[int], success: bool
+    ) -> rollout_pb2.Trajectory:
+        """An episode of so many answers, each executed so far."""
+        generator = np.random.default_rng(spec.sampling_seed)
+        cameras, width = self.spec.cameras, self.spec.proprio_dim
+        states = [
+            (
+                [
+                    encode_jpeg(generator.integers(256, size=(SIZE, SIZE, 3), dtype=np.uint8))
+                    for _ in cameras
+                ],
+                generator.normal(scale=0.3, size=width).astype(np.float32).tolist(),
+            )
+            for _ in range(len(executed) + 1)
+        ]
+        instruction = INSTRUCTIONS[spec.task.index % len(INSTRUCTIONS)]
+        steps = []
+        for number, ((frames, proprio), count) in enumerate(zip(states, executed, strict=False)):
+            seed = 100 * spec.sampling_seed + number
+            tokens, logprobs = self.act(frames, proprio, instruction, seed)
+            action = policy_pb2.Action(
+                token_ids=tokens,
+                logprobs=logprobs,
+                values=[0.0] * self.spec.tokens,
+                horizon=self.spec.chunk,
+                policy_version=spec.iteration + 1,
+            )
+            steps.append(
+                rollout_pb2.Step(
+                    image=frames[0],
+                    images=frames[1:],
+                    action=action,
+                    robot_state=rollout_pb2.RobotState(proprio=proprio),
+                    control_steps=count,
+                    executed=count,
+                )
+            )
+        frames, proprio = states[-1]
+        total = [0.0] * (len(steps) - 1) + [float(success)]
+        return rollout_pb2.Trajectory(
+            spec=spec,
+            instruction=instruction,
+            steps=steps,
+            final_image=frames[0],
+            final_images=frames[1:],
+            final_robot_state=rollout_pb2.RobotState(proprio=proprio),
+            cameras=cameras,
+            outcome=rollout_pb2.OUTCOME_SUCCESS if success else rollout_pb2.OUTCOME_TIME_LIMIT,
+            scores=rollout_pb2.RewardScores(model="outcome", sparse=total, total=total),
+        )
+
+
+LENGTHS = ((8, 8, 3), (8, 5), (8, 8, 8, 1), (8, 8))
+"""Of each episode, the actions executed of each answer: ends cut some of the last ones short."""
+
+
+def chunk_trajectories(
+    acting: ActingInChunks, count: int = 4, *, iteration: int = 0
+) -> list[rollout_pb2.Trajectory]:
+    """Episodes of two to four answers in groups of two, every other a success."""
+    found = []
+    for index in range(count):
+        spec = rollout_pb2.EpisodeSpec(
+            episode_id=f"run:{iteration}:{index}",
+            run_id="run",
+            purpose=rollout_pb2.PURPOSE_TRAINING,
+            iteration=iteration,
+            task=rollout_pb2.Task(suite="libero_spatial", index=index % 3),
+            temperature=1.3,
+            sampling_seed=1000 * iteration + index,
+            unnorm_key=KEY,
+            group_id=f"run:00000:0:{index // 2:04d}",
+        )
+        found.append(acting.trajectory(spec, LENGTHS[index], success=index % 2 == 0))
+    return found
