@@ -76,9 +76,10 @@ class ProcessReward:
         scores: list[rollout_pb2.RewardScores | Unscorable] = []
         for trajectory, outcome, found in zip(trajectories, outcomes, problems, strict=True):
             one = Unscorable(found) if found else next(probabilities)
-            if not isinstance(one, Unscorable):
-                one = self._scores(trajectory.steps, outcome, one)
-            scores.append(one)
+            if isinstance(one, Unscorable):
+                scores.append(one)
+            else:
+                scores.append(self._scores(trajectory.steps, outcome, one))
         return scores
 
     def _problems(self, trajectory: rollout_pb2.Trajectory) -> list[tuple[str, str]]:

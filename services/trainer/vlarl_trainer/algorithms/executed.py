@@ -38,7 +38,7 @@ def log_ratio(new: Tensor, old: Tensor, ratio: Ratio, executed: Tensor | None = 
         case "token":
             return moved
         case "step" if executed is not None:
-            return moved.unflatten(-1, (executed.shape[1], -1)).sum(dim=-1)
+            return moved.reshape(*executed.shape, -1).sum(dim=-1)
         case _:
             return moved.sum(dim=-1, keepdim=True)
 

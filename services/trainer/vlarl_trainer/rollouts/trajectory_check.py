@@ -68,8 +68,9 @@ class TrajectoryCheck:
                 count = (len(trajectory.steps) + 1) * camera_count(trajectory)
                 lengths = frames.places[place : place + count, 1]
                 place += count
-            seen = lengths.reshape(-1, camera_count(trajectory)).all(axis=1)
-            fault = next(iter(self._trajectory_faults(trajectory, seen.tolist())), None)
+            states = lengths.reshape(-1, camera_count(trajectory)).tolist()
+            seen = [all(of_cameras) for of_cameras in states]
+            fault = next(iter(self._trajectory_faults(trajectory, seen)), None)
             if fault:
                 worker = f" of worker {trajectory.worker}" if trajectory.worker else ""
                 raise TrajectoryError(f"episode {trajectory.spec.episode_id}{worker}: {fault}")
