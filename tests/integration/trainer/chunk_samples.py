@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from tests.integration.trainer.stand_ins import StandInPolicy
 from tests.integration.trainer.trainer_samples import INSTRUCTIONS
 from vlarl.images import encode_jpeg
 from vlarl.learning.trainable import LoraPolicy
+from vlarl.models.network import ObservationBatch
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.registry import policy_family
 from vlarl.policy.v1 import policy_pb2
@@ -56,41 +59,54 @@ def make_chunk_checkpoint(directory: Path, **sizes: int) -> Path:
 
 
 class ActingInChunks:
-    """Draws chunks at the trainer's temperature and reports their log-probs, an answer at a time,
-    by the path from an observation that the policy server takes.
+    """Draws chunks and reports their log-probs, an answer at a time, by the path from an
+    observation that the policy server takes.
     """
 
-    def __init__(self, checkpoint: Path, policy: LoraPolicy, temperature: float) -> None:
+    def __init__(
+        self, checkpoint: Path, logits: Callable[[ObservationBatch], Tensor], version: int | None
+    ) -> None:
+        """logits: of observations [B, 56, 256]; version: that acts; None: an iteration's own."""
         family = policy_family(checkpoint)
         self.spec = family.spec
+        self.version = version
         self._processor = family.processor(center_crop=False)
-        self._policy = policy
-        self._temperature = temperature
+        self._logits = logits
+
+    @classmethod
+    def of_learner(cls, checkpoint: Path, policy: LoraPolicy) -> ActingInChunks:
+        """With the weights that a learner has by then."""
+        unread = torch.zeros(1, 0, dtype=torch.int64)
+        return cls(checkpoint, lambda seen: policy.logits(seen, unread), None)
 
     @torch.no_grad()
     def act(
-        self, frames: Sequence[bytes], proprio: Sequence[float], instruction: str, seed: int
+        self,
+        frames: Sequence[bytes],
+        proprio: Sequence[float],
+        instruction: str,
+        temperature: float,
+        seed: int,
     ) -> tuple[list[int], list[float]]:
-        """Tokens [K] and their log-probs."""
-        spec = self.spec
+        """Tokens [56] and their log-probs."""
         pixels = np.stack([self._processor.frame(one) for one in frames])
         state = self._processor.proprioception(proprio, KEY)[None]
         seen = self._processor.batch(
             pixels[None], [self._processor.prompt(instruction)], torch.device("cpu"), state
         )
-        self._policy._hold_weights()
-        (logits,) = self._policy._model.answer(seen).logits
-        distribution = (logits / self._temperature).log_softmax(dim=-1)
+        (logits,) = self._logits(seen)
+        distribution = (logits / (temperature or 1.0)).log_softmax(dim=-1)
         generator = torch.Generator().manual_seed(seed)
         (drawn,) = torch.multinomial(distribution.exp(), 1, generator=generator).T
-        chosen = distribution[torch.arange(spec.tokens), drawn]
-        return (drawn + spec.action_ids.start).tolist(), chosen.tolist()
+        drawn = drawn if temperature else distribution.argmax(dim=-1)
+        chosen = distribution[torch.arange(len(drawn)), drawn]
+        return (drawn + self.spec.action_ids.start).tolist(), chosen.tolist()
 
     def trajectory(
         self, spec: rollout_pb2.EpisodeSpec, executed: Sequence[int], success: bool
     ) -> rollout_pb2.Trajectory:
         """An episode of so many answers, each executed so far."""
-        generator = np.random.default_rng(spec.sampling_seed)
+        generator = np.random.default_rng([spec.placement_seed, spec.init_state])
         cameras, width = self.spec.cameras, self.spec.proprio_dim
         states = [
             (
@@ -105,14 +121,14 @@ class ActingInChunks:
         instruction = INSTRUCTIONS[spec.task.index % len(INSTRUCTIONS)]
         steps = []
         for number, ((frames, proprio), count) in enumerate(zip(states, executed, strict=False)):
-            seed = 100 * spec.sampling_seed + number
-            tokens, logprobs = self.act(frames, proprio, instruction, seed)
+            seed = (100 * spec.sampling_seed + number) % 2**63
+            tokens, logprobs = self.act(frames, proprio, instruction, spec.temperature, seed)
             action = policy_pb2.Action(
                 token_ids=tokens,
                 logprobs=logprobs,
                 values=[0.0] * self.spec.tokens,
                 horizon=self.spec.chunk,
-                policy_version=spec.iteration + 1,
+                policy_version=spec.iteration + 1 if self.version is None else self.version,
             )
             steps.append(
                 rollout_pb2.Step(
@@ -156,9 +172,41 @@ def chunk_trajectories(
             iteration=iteration,
             task=rollout_pb2.Task(suite="libero_spatial", index=index % 3),
             temperature=1.3,
+            placement_seed=1000 * iteration + index,
             sampling_seed=1000 * iteration + index,
             unnorm_key=KEY,
             group_id=f"run:00000:0:{index // 2:04d}",
         )
         found.append(acting.trajectory(spec, LENGTHS[index], success=index % 2 == 0))
     return found
+
+
+class ChunkStandIn(StandInPolicy):
+    """The same for a policy that answers in chunks."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        family = policy_family(checkpoint)
+        self.config = family.sizes
+        self.version = 0
+        self.updates = []
+        self.wrong_digest = self.wrong_weights = False
+        self._checkpoint = checkpoint
+        self._digest = ""
+        model = family.network(torch.float32, torch.device("cpu"))
+        self._model = model
+        self._acting = ActingInChunks(checkpoint, lambda seen: model.answer(seen).logits, 0)
+
+    async def GetPolicy(self, request, context) -> policy_pb2.GetPolicyResponse:  # noqa: ANN001
+        described = await super().GetPolicy(request, context)
+        described.chunk, described.proprio = self._acting.spec.chunk, PROPRIO
+        described.cameras.extend(CAMERAS)
+        return described
+
+    def episode(self, spec: rollout_pb2.EpisodeSpec) -> rollout_pb2.Trajectory:
+        """Ends by its sampling, cut short within its last answer."""
+        self._acting.version = self.version
+        drawn = np.random.default_rng([spec.sampling_seed, spec.init_state])
+        executed = [8] * int(drawn.integers(1, 4)) + [int(drawn.integers(1, 9))]
+        found = self._acting.trajectory(spec, executed, success=bool(drawn.integers(2)))
+        found.ClearField("scores")
+        return found

@@ -61,7 +61,7 @@ def grpo(**changes: object) -> TrainerConfig:
 
 @pytest.fixture(scope="module")
 def experience(chunked: Path) -> Experience:
-    acting = ActingInChunks(chunked, learner(chunked).policy, temperature=1.3)
+    acting = ActingInChunks.of_learner(chunked, learner(chunked).policy)
     return Experience(0, 1, chunk_trajectories(acting))
 
 
