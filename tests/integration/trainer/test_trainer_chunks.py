@@ -13,6 +13,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from tests.integration.trainer import rank_program  # noqa: E402
 from tests.integration.trainer.chunk_samples import (  # noqa: E402
+    CAMERAS,
     ActingInChunks,
     chunk_trajectories,
     make_chunk_checkpoint,
@@ -22,9 +23,11 @@ from tests.integration.trainer.trainer_samples import trainer_config  # noqa: E4
 from vlarl.config import CriticConfig, PpoConfig, TrainerConfig  # noqa: E402
 from vlarl.learning.ranks import Ranks  # noqa: E402
 from vlarl.models.registry import policy_family  # noqa: E402
+from vlarl.policy.v1 import policy_pb2  # noqa: E402
 from vlarl_trainer.algorithms.ppo import Ppo, batch_advantages  # noqa: E402
 from vlarl_trainer.batch import Experience, Observations, build_batch  # noqa: E402
 from vlarl_trainer.learner import Learner  # noqa: E402
+from vlarl_trainer.publisher import PublishError, check_policy  # noqa: E402
 from vlarl_trainer.rollouts.trajectory_check import TrajectoryCheck  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -203,6 +206,17 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(chunked: Path, experience: Exper
     assert reports[0] == reports[1]
     one, other = (each.snapshot().tensors for each in (first, second))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_server_that_answers_otherwise_is_refused(chunked: Path) -> None:
+    spec = policy_family(chunked).spec
+    served = policy_pb2.GetPolicyResponse(
+        chunk=8, cameras=CAMERAS, proprio=8, center_crop=spec.center_crop
+    )
+    check_policy(served, spec, "", None)
+    served.chunk = 5
+    with pytest.raises(PublishError, match=r"answers 5 control steps .* trainer's policy 8 "):
+        check_policy(served, spec, "", None)
 
 
 @pytest.mark.slow
