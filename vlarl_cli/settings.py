@@ -140,7 +140,8 @@ def _section(
             continue
         plain = isinstance(field.annotation, type) and "[" not in str(field.annotation)
         kind = str(getattr(field.annotation, "__name__", "")) if plain else str(field.annotation)
-        kind = re.sub(r"(\w+\.)+(?=\w)", "", kind).replace("|", "\\|")  # no module's names
+        kind = re.sub(r"(\w+\.)+(?=\w)", "", kind)  # no module's names
+        kind = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", kind).replace("|", "\\|")
         default = field.get_default(call_default_factory=True)
         shown = "—" if default is None else f"`{default}`"
         shown = "required" if field.is_required() else shown

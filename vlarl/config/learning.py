@@ -4,15 +4,17 @@ has them.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vlarl.config.base import Section
 from vlarl.config.services import MAX_TEMPERATURE, MIN_TEMPERATURE
 
-Ratio = Literal["action", "token"]
-"""Whose probabilities are compared: of whole actions, or of tokens."""
+Ratio = Literal["token", "step", "action"]
+"""Whose probabilities are compared: of tokens, of control steps, or of whole answers, which of a
+policy without chunks are for one control step.
+"""
 Correction = Literal["server", "decoupled"]
 """What an action that other weights sampled is compared with."""
 Schedule = Literal["constant", "linear", "cosine"]
@@ -91,28 +93,33 @@ class AlgorithmConfig(Section):
     """Optimizer steps over which the rate rises from near 0: the first ones have the largest KL."""
     schedule: Schedule = "constant"
     """What the rate does over the run's iterations: stay, or fall to 0 along a line or a cosine."""
-    ratio: Ratio = "action"
-    """Probability ratio of whole actions (the paper's) or of tokens."""
+    one_step_ratio: ClassVar[Ratio] = "action"
+    """What `ratio` is where it is left open, of a policy that answers one control step."""
+    ratio: Ratio | None = None
+    """Probability ratio of tokens, of control steps, or of the policy's whole answers. None: token,
+    where an answer is for several control steps; else action, the paper's, by PPO, and token, the
+    field's, by groups."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped to 1 - clip_low from below."""
     clip_high: float = Field(default=0.2, gt=0)
     """The ratio is clipped to 1 + clip_high from above."""
     gamma: float = Field(default=0.99, gt=0, le=1)
-    """Discount of a policy action."""
+    """Discount of a policy action. An answer of several is discounted by as many as were
+    executed."""
     epochs: int = Field(default=1, ge=1)
     """Passes over a batch."""
     mini_batch: int = Field(default=64, ge=1)
-    """Actions behind one optimizer step, over all ranks."""
+    """Answers of the policy behind one optimizer step, over all ranks."""
     micro_batch: int = Field(default=32, ge=1)
-    """Most actions in one pass of one rank."""
+    """Most answers in one pass of one rank."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens in one pass of one rank, of image, prompt and action, padding included; an action
-    is never cut. None: only `micro_batch` bounds a pass."""
+    """Most tokens in one pass of one rank, of images, prompt and answer, padding included; an
+    answer is never cut. None: only `micro_batch` bounds a pass."""
     kl_stop: float = Field(default=0.1, ge=0)
-    """Approximate KL from where the update began above which it ends, without a further step; 0:
-    never."""
+    """Approximate KL of an answer, from where the update began, above which it ends, without a
+    further step; 0: never. A chunk of eight steps has about eight times a single step's."""
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the KL from the policy that training began with, added to the loss of each action.
+    """Weight of the KL from the policy that training began with, added to the loss of each answer.
     Above 0 its log-probs are computed for each batch."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
@@ -123,6 +130,10 @@ class AlgorithmConfig(Section):
     def limit_is_terminal(self) -> bool:
         """Whether nothing follows an episode that ended by its step limit."""
         return True
+
+    def ratio_for(self, chunk: int) -> Ratio:
+        """`ratio`, or what it is of a policy that answers so many control steps."""
+        return self.ratio or ("token" if chunk > 1 else self.one_step_ratio)
 
     @model_validator(mode="after")
     def _micro_batches_fit(self) -> Self:
@@ -172,11 +183,10 @@ class GroupsConfig(AlgorithmConfig):
     """What of an episode is compared within its group. episode: its return, for all its actions;
     to_go: for each action the return from there on, which dense rewards are for."""
     average: Literal["episodes", "actions"] = "episodes"
-    """Over what the loss is averaged. episodes: over each one's actions first, so that all weigh
-    the same, as SimpleVLA-RL and RLinf do; actions: over the batch's, so that long ones weigh
+    """Over what the loss is averaged. episodes: over each one's executed actions first, so that all
+    weigh the same, as SimpleVLA-RL and RLinf do; actions: over the batch's, so that long ones weigh
     more."""
-    ratio: Ratio = "token"
-    """Probability ratio of whole actions or of tokens; the field's projects take tokens."""
+    one_step_ratio: ClassVar[Ratio] = "token"
     clip_high: float = Field(default=0.28, gt=0)
     """The ratio is clipped to 1 + clip_high from above."""
     gamma: float = Field(default=1.0, gt=0, le=1)
@@ -344,7 +354,10 @@ class TrainerConfig(Section):
                 sections[name] = section
         for name, section in sections.items():
             for key, field in type(section).model_fields.items():
-                if getattr(section, key) != field.get_default(call_default_factory=True):
+                idle = [field.get_default(call_default_factory=True)]
+                if key == "ratio" and isinstance(section, AlgorithmConfig):
+                    idle.append(section.one_step_ratio)  # runs were saved with it
+                if getattr(section, key) not in idle:
                     shared = isinstance(section, AlgorithmConfig)
                     known = shared and key in type(self.chosen).model_fields
                     there = f"move it to [trainer.{self.algorithm}], or " if known else ""

@@ -238,11 +238,13 @@ CONTENTS = frozenset({"policy.checkpoint", "checkpoint", "policy", "data.dataset
 """Fixed keys that name folders: what these hold is fixed, and where they lie is free."""
 
 UNITS, CENTER_CROP, SCENES = "action units", "centre crop", "scenes"
+FAMILY = "policy family"
 """Terms that are no keys: a policy's files and a suite's say them."""
 
 _MEANINGS = {
     UNITS: Kind(OnResume.FIXED, _STATISTICS),
     CENTER_CROP: Kind(OnResume.FIXED, _PIXELS),
+    FAMILY: Kind(OnResume.FIXED, "what was learned is of what it sees and of how it answers"),
     SCENES: Kind(OnResume.FIXED, "in other scenes the same numbers are other tasks"),
 }
 

@@ -1,5 +1,6 @@
 """What files say that gives a run's numbers their meaning, beside its configuration and its
-policy's weights: the units of actions and the crop, and the scenes of a suite of one's own.
+policy's weights: the units of actions and the crop, what the policy sees and answers, and the
+scenes of a suite of one's own.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from pathlib import Path
 
 from vlarl.config import ConfigError, RewardModelConfig, RunConfig, Section, SftConfig
 from vlarl.config.libero import ACTION_DIM, base_suite
-from vlarl.config.resuming import CENTER_CROP, SCENES, UNITS
+from vlarl.config.resuming import CENTER_CROP, FAMILY, SCENES, UNITS
 from vlarl.config.suites import bddl_files
+from vlarl.models.openvla.oft import FAMILY_FILE
 from vlarl.models.registry import policy_spec
 from vlarl.models.spec import PolicySpec
+from vlarl.models.statistics import ActionStats
+from vlarl.weights.folder import read_json
 
 
 def chosen_unnorm_key(config: RunConfig, model: PolicySpec) -> str:
@@ -73,6 +77,7 @@ def _policy_terms(config: Section) -> dict[str, object]:
             return {
                 UNITS: units_of(model, [chosen_unnorm_key(config, model)]),
                 CENTER_CROP: model.crops(config.policy.center_crop),
+                FAMILY: _family(config.policy.checkpoint),
             }
         if isinstance(config, RewardModelConfig):
             return _all_units(config.scored_policy)
@@ -82,15 +87,28 @@ def _policy_terms(config: Section) -> dict[str, object]:
     return {}
 
 
+def _family(folder: Path) -> dict[str, object]:
+    """What ``family.json`` says of a policy's observations and answers."""
+    path = folder / FAMILY_FILE
+    return {"family": "openvla"} | (read_json(path) if path.exists() else {})
+
+
 def _all_units(folder: Path) -> dict[str, object]:
     model = policy_spec(folder)
     return {UNITS: units_of(model, model.norm_stats)}
 
 
 def units_of(model: PolicySpec, keys: Iterable[str]) -> dict[str, object]:
-    """The numbers that un-normalise actions, as JSON has them, by key; without those it lacks."""
+    """The numbers that un-normalise actions, as JSON has them, by key; without those it lacks. Of
+    a policy that reads proprioception also those that normalise that.
+    """
     return {
-        key: {"q01": one.q01.tolist(), "q99": one.q99.tolist(), "mask": one.mask.tolist()}
+        key: _numbers(one) | ({"proprio": _numbers(read)} if read is not None else {})
         for key in sorted(keys)
         if (one := model.norm_stats.get(key)) is not None
+        for read in [model.proprio_stats.get(key)]
     }
+
+
+def _numbers(one: ActionStats) -> dict[str, object]:
+    return {"q01": one.q01.tolist(), "q99": one.q99.tolist(), "mask": one.mask.tolist()}

@@ -476,10 +476,17 @@ def _outline(trajectory: rollout_pb2.Trajectory) -> rollout_pb2.Trajectory:
     """The same without its frames: some hundred bytes a step."""
     outline = rollout_pb2.Trajectory()
     outline.CopyFrom(trajectory)
-    outline.ClearField("final_image")
-    for step in outline.steps:
-        step.ClearField("image")
+    clear_frames(outline)
     return outline
+
+
+def clear_frames(trajectory: rollout_pb2.Trajectory) -> None:
+    """Takes a trajectory's frames away, of all cameras."""
+    trajectory.ClearField("final_image")
+    trajectory.ClearField("final_images")
+    for step in trajectory.steps:
+        step.ClearField("image")
+        step.ClearField("images")
 
 
 def _letter(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlarl.config import TrainerConfig
+from vlarl.config.learning import Ratio
 from vlarl.errors import FatalError
 from vlarl.learning.checkpoints import gathered, take_over
 from vlarl.learning.optimizer import LossScale
@@ -25,9 +26,10 @@ from vlarl.models.network import ObservationBatch
 from vlarl.models.registry import policy_family
 from vlarl.weights.merge import Checksums, checked_layers
 from vlarl_trainer.algorithms.base import Estimate, Setup
+from vlarl_trainer.algorithms.executed import executed_mask, mean_of_all
 from vlarl_trainer.algorithms.registry import build_algorithm
 from vlarl_trainer.algorithms.surrogate import before_a_step, corrected, reference_kl
-from vlarl_trainer.batch import Batch, Experience, Observations, build_batch
+from vlarl_trainer.batch import Batch, Experience, Observations, Proprio, build_batch
 from vlarl_trainer.memory import memory_bytes, place
 from vlarl_trainer.parity import GAP_BOUNDS, Parity
 from vlarl_trainer.policy_update import PolicySamples, PolicyUpdate
@@ -121,6 +123,7 @@ class Learner:
             loss_scale=LossScale() if self.dtype == torch.float16 else None,
         )
         self._processor = family.processor(center_crop)
+        self._spec = family.spec
         self._config = config
         self._seed = seed
         self._ranks = ranks
@@ -140,14 +143,14 @@ class Learner:
         started = time.monotonic()
         batch = build_batch(experience)
         observations = Observations(
-            batch.frames, batch.instructions, self._processor, self._ranks.device
+            batch.frames, batch.instructions, self._processor, self._ranks.device, batch.proprio
         )
         seen = self._look(observations, batch)
         parity = self._check_parity(batch, seen.logprobs)
         estimate = self.algorithm.estimate(batch, seen.features)
         metrics = {
             "stale_actions": 1.0 - float(batch.fresh.mean()),
-            "entropy": float(seen.entropy.mean()),
+            "entropy": mean_of_all(seen.entropy, self._executed(batch)),
             "advantage_deviation": float(estimate.raw.std()),
             "seconds_inference": time.monotonic() - started,
         } | vars(parity)
@@ -169,11 +172,22 @@ class Learner:
             server,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
-            ratio=config.ratio,
+            ratio=self._ratio,
+            executed=self._executed(batch),
         )
         if seen.reference is not None:
-            distances["reference_kl"] = float(reference_kl(seen.logprobs, seen.reference).mean())
+            distance = reference_kl(seen.logprobs, seen.reference, self._executed(batch))
+            distances["reference_kl"] = float(distance.mean())
         return distances
+
+    @property
+    def _ratio(self) -> Ratio:
+        """What the algorithm compares of an answer."""
+        return self.algorithm.config.ratio_for(self._spec.chunk)
+
+    def _executed(self, batch: Batch) -> Tensor | None:
+        """Which control steps of each answer were executed, see algorithms/executed.py."""
+        return executed_mask(torch.from_numpy(batch.executed), self._spec.chunk)
 
     def _samples(
         self, observations: Observations, batch: Batch, seen: Seen, estimate: Estimate
@@ -184,13 +198,15 @@ class Learner:
             start=seen.logprobs,
             server=torch.from_numpy(batch.server_logprobs),
             fresh=torch.from_numpy(batch.fresh),
-            ratio=self.algorithm.config.ratio,
+            ratio=self._ratio,
             cap=self._config.correction_cap,
+            executed=self._executed(batch),
         )
         return PolicySamples(
             observations=observations,
             token_ids=torch.from_numpy(batch.token_ids),
             logprobs=logprobs,
+            executed=self._executed(batch),
             weights=weights,
             start_logprobs=seen.logprobs,
             reference_logprobs=seen.reference if self.algorithm.config.kl_coefficient else None,
@@ -198,15 +214,22 @@ class Learner:
             shares=torch.from_numpy(self.algorithm.shares(batch)).float(),
         )
 
-    def values(self, frames: Sequence[bytes], instruction: str) -> list[float]:
-        """What the algorithm's critic, if it has one, makes of states, given as encoded frames, of
-        one task.
+    def values(
+        self, frames: Sequence[bytes], instruction: str, proprio: Sequence[Proprio] = ()
+    ) -> list[float]:
+        """What the algorithm's critic, if it has one, makes of S states of one task.
+
+        Args:
+            frames: [S * I] encoded images, one state's after another's.
+            instruction: the task in words.
+            proprio: [S], where the policy reads it.
         """
+        spec = self._spec
+        states = len(frames) // len(spec.cameras)
         observations = Observations(
-            frames, [instruction] * len(frames), self._processor, self._ranks.device
+            frames, [instruction] * states, self._processor, self._ranks.device, proprio
         )
-        spec = self.policy.config.spec
-        any_action = np.full((len(frames), spec.action_dim), spec.action_ids.start)
+        any_action = np.full((states, spec.tokens), spec.action_ids.start)
         features, *_ = self._pass(observations, any_action, factors=self.algorithm.view == "policy")
         values: list[float] = self.algorithm.values(features).tolist()
         return values
@@ -219,7 +242,7 @@ class Learner:
         shown = taken
         if view and self.algorithm.looks_at_ends:
             # Any action will do after a final state: what the critic sees comes before it.
-            ends = len(batch.frames) - len(taken)
+            ends = len(batch.instructions) - len(taken)
             shown = np.concatenate([taken, np.full((ends, taken.shape[1]), taken.min())])
         if view == "base":
             features, reference, _ = self._pass(observations, shown, factors=False)

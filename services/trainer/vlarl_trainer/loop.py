@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlarl.answers import actions_of, executed_actions
 from vlarl.config import RunConfig
 from vlarl.data.recording import RolloutRecorder
 from vlarl.learning.optimizer import scheduled
@@ -334,7 +335,11 @@ def executed_steps(trajectories: Sequence[rollout_pb2.Trajectory], action_repeat
 
     action_repeat: what an action counts whose worker, one of 0.1.0, didn't tell.
     """
-    return sum(step.control_steps or action_repeat for one in trajectories for step in one.steps)
+    return sum(
+        step.control_steps or action_repeat * executed_actions(step)
+        for one in trajectories
+        for step in one.steps
+    )
 
 
 def rollout_metrics(collected: Collected, chosen: Collected) -> dict[str, float]:
@@ -345,7 +350,7 @@ def rollout_metrics(collected: Collected, chosen: Collected) -> dict[str, float]
         chosen: those of them that were learned from.
     """
     trajectories = collected.trajectories
-    lengths = [len(trajectory.steps) for trajectory in trajectories]
+    lengths = [actions_of(trajectory.steps) for trajectory in trajectories]
     successes = defaultdict(list)
     for trajectory in trajectories:
         successes[trajectory.spec.task.index].append(

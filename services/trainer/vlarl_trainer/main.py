@@ -135,12 +135,11 @@ async def _train(
         loop = TrainingLoop(
             config=config,
             run_dir=run_dir,
-            expectation=TrajectoryCheck(
+            expectation=TrajectoryCheck.of_policy(
+                model,
                 version=progress.version,
                 staleness=trainer.staleness,
                 temperature=trainer.temperature,
-                action_ids=model.action_ids,
-                action_dim=model.action_dim,
             ),
             unnorm_key=chosen_unnorm_key(config, model),
             scaling=learner.policy.scaling,

@@ -22,7 +22,8 @@ from vlarl.models.openvla.tensors import stored_tensors
 
 GIB = 2**30
 PROMPT_TOKENS = 64
-"""An instruction's prompt in training, and the action's tokens; LIBERO's are shorter."""
+"""An instruction's prompt in training, and one action's tokens; LIBERO's are shorter. The tokens of
+further actions of an answer come to it."""
 ASIDE_BYTES = 3 * GIB
 """What isn't tensors: a process's CUDA context, the libraries' workspaces, and what the allocator
 holds and can't give out. An allowance, not derived."""
@@ -66,7 +67,24 @@ def parameter_counts(model: OpenVLAConfig) -> dict[str, int]:
     for key, shape in stored_tensors(model).items():
         (part,) = (name for prefix, name in names.items() if key.startswith(prefix + "."))
         counts[part] += math.prod(shape)
+    if read := model.spec.proprio_dim:
+        width = model.text.hidden_size
+        counts["proprioception's projector"] = (read + 1 + width + 1) * width
     return dict(counts)
+
+
+def sequence_length(model: OpenVLAConfig) -> int:
+    """Tokens of a sample that the language model reads, with a prompt of `PROMPT_TOKENS`."""
+    spec = model.spec
+    further = spec.tokens - spec.action_dim + bool(spec.proprio_dim)
+    if spec.chunk > 1:
+        further += 2  # the last token, which one step's pass doesn't read, and stop
+    return image_tokens(model) + PROMPT_TOKENS + further
+
+
+def image_tokens(model: OpenVLAConfig) -> int:
+    """Tokens of all of a sample's images."""
+    return len(model.spec.cameras) * model.num_patches
 
 
 def factor_count(model: OpenVLAConfig, rank: int) -> int:
@@ -116,9 +134,9 @@ def _activations(
     config: TrainerConfig, model: OpenVLAConfig, placement: Placement, itemsize: int
 ) -> Budget:
     """What a micro-batch's pass with gradient keeps, at most."""
-    length = model.num_patches + PROMPT_TOKENS
+    length = sequence_length(model)
     rows = _rows(config, length, placement.most_tokens)
-    tokens = rows * length
+    tokens, images = rows * length, rows * len(model.spec.cameras)
     dim, hidden = model.text.hidden_size, model.text.intermediate_size
     layers = model.text.num_hidden_layers
     # What autograd keeps of a block for each token: norms' inputs in float32, and what layers,
@@ -126,12 +144,12 @@ def _activations(
     block = tokens * ((9 + 6 * itemsize) * dim + 4 * itemsize * hidden)
     inputs, kept = itemsize * tokens * dim * layers, block * layers
     for tower in model.towers:
-        patches = rows * (tower.num_patches + tower.class_token + tower.reg_tokens)
+        patches = images * (tower.num_patches + tower.class_token + tower.reg_tokens)
         inputs += itemsize * patches * tower.embed_dim * (tower.depth - 1)
         each = (1 + 8 * itemsize) * tower.embed_dim + 2 * itemsize * tower.mlp_hidden
         kept += patches * each * (tower.depth - 1)
     vision = sum(tower.embed_dim for tower in model.towers)
-    projector = itemsize * rows * model.num_patches * (14 * vision + 3 * dim)
+    projector = itemsize * images * model.num_patches * (14 * vision + 3 * dim)
     gradients = itemsize * tokens * (3 * dim + 3 * hidden)
     recomputed = {"inputs of blocks": inputs, "activations of a block": block}
     return (recomputed if placement.recomputed else {"activations of blocks": kept}) | {
@@ -168,7 +186,7 @@ def place(
     bound = config.chosen.micro_batch_tokens
     if again != "auto":
         return Placement(sharded, again, bound)
-    length = model.num_patches + PROMPT_TOKENS
+    length = sequence_length(model)
     asked = _rows(config, length, bound)
     for rows in range(asked, 0, -1):
         kept = Placement(sharded, recomputed=False, most_tokens=rows * length)
@@ -201,6 +219,6 @@ def _rows(config: TrainerConfig, length: int, most_tokens: int | None) -> int:
 
 
 def _critic_count(config: TrainerConfig, model: OpenVLAConfig) -> int:
-    widths = [model.text.hidden_size + model.num_patches * config.critic.patch_channels]
+    widths = [model.text.hidden_size + image_tokens(model) * config.critic.patch_channels]
     widths += [*config.critic.hidden, 1]
     return sum((a + 1) * b for a, b in pairwise(widths))

@@ -13,6 +13,7 @@ from vlarl.learning.optimizer import LossScale, StepOptimizer, mini_batches, war
 from vlarl.learning.ranks import Indices, Ranks
 from vlarl.learning.trainable import LoraPolicy
 from vlarl_trainer.algorithms.base import Algorithm
+from vlarl_trainer.algorithms.executed import averaged
 from vlarl_trainer.algorithms.surrogate import PolicyTerms, reference_kl
 from vlarl_trainer.batch import Observations
 
@@ -27,7 +28,9 @@ class PolicySamples:
     logprobs: Tensor
     """[N, K], what the ratio is against, see `corrected`."""
     weights: Tensor | None
-    """[N, 1] or [N, K] of the surrogate, see `corrected`; none: 1."""
+    """One for each of the surrogate's ratios, see `corrected`; none: 1."""
+    executed: Tensor | None
+    """bool [N, C], which of an answer's control steps were executed; none: answers have one."""
     start_logprobs: Tensor
     """[N, K], of the weights as they are before the first step: what the KL is measured from. A
     stale action's own were an update behind them, and that drift isn't this update's."""
@@ -179,6 +182,8 @@ class PolicyUpdate:
         def rows(values: Tensor) -> Tensor:
             return values[picked].to(device)
 
+        executed = None if samples.executed is None else rows(samples.executed)
+
         logprobs, entropy = self._policy.logprobs(
             samples.observations[states], rows(samples.token_ids), self._temperature
         )
@@ -188,10 +193,11 @@ class PolicyUpdate:
             rows(samples.start_logprobs),
             rows(samples.advantages),
             None if samples.weights is None else rows(samples.weights),
+            executed,
         )
-        loss = terms.loss - self._config.entropy_coefficient * entropy.mean(dim=-1)
+        loss = terms.loss - self._config.entropy_coefficient * averaged(entropy, executed)
         if samples.reference_logprobs is not None:
-            held = reference_kl(logprobs, rows(samples.reference_logprobs))
+            held = reference_kl(logprobs, rows(samples.reference_logprobs), executed)
             loss = loss + self._config.kl_coefficient * held
         shares = rows(samples.shares)
         return loss * shares, replace(terms, loss=terms.loss * shares)

@@ -249,12 +249,20 @@ def check_policy(
     """What must agree before the first episode is worth anything.
 
     Raises:
-        PublishError: the server has another base checkpoint, or crops otherwise.
+        PublishError: the server has another base checkpoint, answers or sees otherwise, or crops
+            otherwise.
     """
     if policy.base_digest != digest:
         raise PublishError(
             f"the policy server has base checkpoint {policy.base_digest[:12]} ({policy.model}), "
             f"the trainer {digest[:12]}: policy.checkpoint must be the same on both"
+        )
+    # What family.json says isn't among the weights. Servers before it say nothing of it.
+    served = (policy.chunk or 1, tuple(policy.cameras) or model.cameras, policy.proprio)
+    if served != (own := (model.chunk, model.cameras, model.proprio_dim)):
+        raise PublishError(
+            f"the policy server answers {_described(*served)}, the trainer's policy "
+            f"{_described(*own)}: policy.checkpoint must be the same on both, family.json included"
         )
     expected = model.crops(center_crop)
     if policy.center_crop != expected:
@@ -262,3 +270,9 @@ def check_policy(
             f"the policy server's centre crop is {policy.center_crop}, the trainer's {expected}: "
             "policy.center_crop must be the same on both"
         )
+
+
+def _described(chunk: int, cameras: Sequence[str], proprio: int) -> str:
+    """What a policy answers to what."""
+    reads = f" and {proprio} numbers of proprioception" if proprio else ""
+    return f"{chunk} control steps to {', '.join(cameras)}{reads}"

@@ -172,6 +172,23 @@ def test_a_potential_is_of_states_and_ends_as_the_trainers_values_do(
     assert ProcessReward(config_for(checkpoint, form="potential"), ppo).score([one]) == [scores]
 
 
+def test_a_chunk_has_the_potential_of_its_states_and_no_probability(checkpoint: Path) -> None:
+    """The discount is that of the actions that were executed, as the trainer's."""
+    one = trajectory(3, success=False)
+    for step, executed in zip(one.steps, (4, 4, 2), strict=True):
+        step.action.token_ids[:] = [*step.action.token_ids] * 4
+        step.executed = executed
+    (scores,) = ProcessReward(config_for(checkpoint, form="potential"), PPO).score([one])
+    assert isinstance(scores, rollout_pb2.RewardScores)
+    states = potentials_by_hand(checkpoint, trajectory(3, success=False))
+    pairs = zip((4, 4, 2), itertools.pairwise(states), strict=True)
+    wanted = [GAMMA**executed * after - now for executed, (now, after) in pairs]
+    assert list(scores.dense) == pytest.approx(wanted, abs=1e-5)
+    (refused,) = ProcessReward(config_for(checkpoint), PPO).score([one])
+    assert isinstance(refused, Unscorable)
+    assert all('reward.form = "potential"' in why for _, why in refused.problems)
+
+
 def test_a_cut_state_that_cannot_be_scored_is_named(checkpoint: Path) -> None:
     """Only where it counts."""
     bare, broken = trajectory(2, success=False), trajectory(2, success=False)

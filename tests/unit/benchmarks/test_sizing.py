@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,18 @@ from benchmarks import sizing
 from benchmarks.sizing import GIB, GPU_BYTES
 from vlarl.config import RunConfig, load_config
 from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl_trainer.memory import Placement, factor_count, parameter_counts, tensors
+from vlarl.models.statistics import ActionStats
+from vlarl_trainer.memory import (
+    Placement,
+    factor_count,
+    parameter_counts,
+    sequence_length,
+    tensors,
+)
 
 pytestmark = pytest.mark.torch
+
+EIGHT = ActionStats.from_json({"q01": [-1.0] * 8, "q99": [1.0] * 8})
 
 MEASURED = Path("docs/benchmarks.md").read_text().partition("A model of OpenVLA-7B's size")[2]
 
@@ -57,6 +67,31 @@ def test_the_trainers_tensors_are_those_measured(config: RunConfig, model: OpenV
     beside = sum(found.values()) - found["W0 of adapted layers, beside the merged"]
     most = measured("memory: SFT, at most")
     assert 1.0 <= beside / GIB / most <= 1.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "row"),
+    [
+        ({}, "| OpenVLA | 320 | 32.5 | 63.3 |"),
+        ({"chunk": 8}, "| OpenVLA-OFT, one camera | 371 | 33.0 | 67.6 |"),
+        (
+            {"chunk": 8, "cameras": ("main", "wrist"), "proprio_stats": {"libero": EIGHT}},
+            "| OpenVLA-OFT, two cameras, proprioception | 628 | 35.9 | 96.5 |",
+        ),
+    ],
+)
+def test_the_page_says_what_chunks_take(
+    config: RunConfig, model: OpenVLAConfig, changes: dict[str, object], row: str
+) -> None:
+    chunked = replace(model, spec=replace(model.spec, **changes))
+    taken = [
+        sum(tensors(config.trainer, chunked, Placement(False, recomputed)).values()) / GIB
+        for recomputed in (True, False)
+    ]
+    name = row.split("|")[1].strip()
+    found = f"| {name} | {sequence_length(chunked)} | {taken[0]:.1f} | {taken[1]:.1f} |"
+    assert found == row
+    assert row in Path("docs/sizing.md").read_text()
 
 
 def test_a_token_in_the_kv_cache_takes_half_a_mebibyte(

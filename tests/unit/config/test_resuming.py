@@ -231,6 +231,31 @@ def test_the_same_weights_in_other_units_are_another_policy(tmp_path: Path) -> N
         go_on(RunConfig, run)
 
 
+@pytest.mark.torch
+def test_the_same_weights_that_see_or_answer_otherwise_are_another_policy(tmp_path: Path) -> None:
+    """What family.json says isn't among the weights, and neither is how proprioception counts."""
+    from tests.integration.trainer.chunk_samples import make_chunk_checkpoint
+
+    policy = make_chunk_checkpoint(tmp_path / "policy")
+    chosen = (f"policy.checkpoint={policy}", 'unnorm_key="libero_object"')
+    run = begun(RunConfig, tmp_path / "run", chosen)
+    learned = meaning_terms(load_section(RunConfig, run / "config.toml"))
+    checkpoint_of(run, terms=learned, base_digest="")
+    go_on(RunConfig, run)
+    file = policy / "family.json"
+    saved = json.loads(file.read_bytes())
+    for changes in ({"cameras": saved["cameras"][::-1]}, {"convention": "no_stop"}, {"chunk": 4}):
+        file.write_text(json.dumps(saved | changes))
+        with pytest.raises(ConfigError, match="has learned with policy family = "):
+            go_on(RunConfig, run)
+    file.write_text(json.dumps(saved))
+    config = json.loads((policy / "config.json").read_bytes())
+    config["norm_stats"]["libero_object"]["proprio"]["q99"][3] *= 2
+    (policy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"has learned with action units = .*proprio"):
+        go_on(RunConfig, run)
+
+
 def test_a_suite_of_ones_own_keeps_its_scenes_wherever_they_lie(tmp_path: Path) -> None:
     for name in ("was", "same", "other"):
         (tmp_path / name).mkdir()

@@ -119,8 +119,10 @@ def test_two_equally_worthless_ends_have_equal_advantages() -> None:
     batch = Batch(
         frames=[],
         instructions=[],
+        proprio=[],
         token_ids=np.zeros((4, 7), np.int64),
         server_logprobs=np.zeros((4, 7), np.float32),
+        executed=np.ones(4, np.int64),
         fresh=np.ones(4, bool),
         rewards=np.concatenate(shaped),
         episodes=[Episode(0, 2, False, 4), Episode(2, 4, False, 5)],

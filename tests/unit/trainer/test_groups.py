@@ -1,6 +1,7 @@
 """Advantages within a group against numbers computed from the definitions as plain sums."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,10 @@ def batch(*episodes: tuple[str, list[float]]) -> Batch:
     return Batch(
         frames=[b""] * start,
         instructions=[""] * start,
+        proprio=[],
         token_ids=np.zeros((start, 7), np.int64),
         server_logprobs=np.zeros((start, 7), np.float32),
+        executed=np.ones(start, np.int64),
         fresh=np.ones(start, bool),
         rewards=np.array([reward for _, rewards in episodes for reward in rewards]),
         episodes=found,
@@ -108,6 +111,16 @@ def test_losses_are_averaged_over_episodes_or_over_actions() -> None:
     assert (shares * losses).mean() == pytest.approx(np.mean([one.mean() for one in by_episode]))
     assert shares.mean() == pytest.approx(1)
     assert algorithm("grpo", average="actions").shares(TWO_GROUPS).tolist() == [1] * 9
+
+
+def test_an_answer_weighs_what_was_executed_of_it() -> None:
+    """Episodes of 3 + 1, 2, 4 + 4 and 1 actions in chunks of four."""
+    chunks = batch(("a", [0.0, 1.0]), ("a", [0.0]), ("b", [0.0, 1.0]), ("b", [0.0]))
+    chunks = replace(chunks, executed=np.array([3, 1, 2, 4, 4, 1]))
+    expected = np.array([3 / 4, 1 / 4, 1, 1 / 2, 1 / 2, 1]) * 6 / 4
+    assert algorithm("grpo").shares(chunks) == pytest.approx(expected)
+    expected = np.array([3, 1, 2, 4, 4, 1]) * 6 / 15
+    assert algorithm("grpo", average="actions").shares(chunks) == pytest.approx(expected)
 
 
 def test_an_episode_alone_is_not_compared() -> None:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vlarl.allocator import keep_freed_memory
+from vlarl.answers import executed_actions
 from vlarl.config import AlgorithmConfig, ProcessRewardConfig
 from vlarl.errors import FatalError
 from vlarl.images import Frame, ImageError
@@ -73,9 +74,12 @@ class ProcessReward:
         probabilities = iter(self._probabilities(sound))
         outcomes = self._outcome.score(trajectories)
         scores: list[rollout_pb2.RewardScores | Unscorable] = []
-        for outcome, found in zip(outcomes, problems, strict=True):
+        for trajectory, outcome, found in zip(trajectories, outcomes, problems, strict=True):
             one = Unscorable(found) if found else next(probabilities)
-            scores.append(one if isinstance(one, Unscorable) else self._scores(outcome, one))
+            if isinstance(one, Unscorable):
+                scores.append(one)
+            else:
+                scores.append(self._scores(trajectory.steps, outcome, one))
         return scores
 
     def _problems(self, trajectory: rollout_pb2.Trajectory) -> list[tuple[str, str]]:
@@ -90,9 +94,14 @@ class ProcessReward:
             problems.append(("trajectory.instruction", text))
         for number, step in enumerate(trajectory.steps):
             tokens = step.action.token_ids
-            if len(tokens) != width or any(token not in ids for token in tokens):
+            chunks, beside = divmod(len(tokens), width)
+            # A state's potential sees no action, so a chunk of several may follow it.
+            fits = not beside and (chunks == 1 or self._of_states)
+            if not fits or any(token not in ids for token in tokens):
                 field = f"trajectory.steps[{number}].action.token_ids"
                 wanted = f"must be {width} ids from {ids[0]} to {ids[-1]}, the reward model's own"
+                if chunks > 1 and not beside and not self._of_states:
+                    wanted += '; chunks need reward.form = "potential", which scores states'
                 problems.append((field, wanted))
         if self._goes_on(trajectory) and not trajectory.final_image:
             wanted = "must not be empty: the potential form scores the state that a limit cut"
@@ -165,11 +174,15 @@ class ProcessReward:
             return error
 
     def _scores(
-        self, outcome: rollout_pb2.RewardScores, probabilities: Floats
+        self,
+        steps: Sequence[rollout_pb2.Step],
+        outcome: rollout_pb2.RewardScores,
+        probabilities: Floats,
     ) -> rollout_pb2.RewardScores:
         if self._of_states and len(probabilities) == len(outcome.sparse):
             probabilities = np.append(probabilities, 0.0)  # nothing follows
-        dense = dense_rewards(probabilities, self._config.form, self._gamma)
+        discounts = self._gamma ** np.array([executed_actions(step) for step in steps])
+        dense = dense_rewards(probabilities, self._config.form, discounts)
         total = np.array(outcome.sparse) + self._config.coefficient * dense
         return rollout_pb2.RewardScores(
             model=self.name,
@@ -222,7 +235,7 @@ def _broken(frames: Sequence[Frame | ImageError], steps: int) -> list[tuple[str,
 
 
 def dense_rewards(
-    probabilities: Floats, form: Literal["additive", "potential"], gamma: float
+    probabilities: Floats, form: Literal["additive", "potential"], gamma: float | Floats
 ) -> Floats:
     """r_rprm [T] from the model's probabilities.
 
@@ -237,7 +250,8 @@ def dense_rewards(
         probabilities: additive: [T], P of each action; potential: [T + 1], Phi of each state, and
             last of the one after the last action: 0 where nothing follows.
         form: which.
-        gamma: the trainer's discount.
+        gamma: the trainer's discount, of each step [T] or of all: of a chunk to the power of its
+            actions that were executed.
     """
     if form == "additive":
         return probabilities

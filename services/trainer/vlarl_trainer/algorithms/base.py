@@ -37,12 +37,16 @@ class Estimate:
     """[N], of each sample, from there on."""
 
 
-def discounted_sums(values: Floats, factor: float) -> Floats:
-    """[T] of values [T >= 1]: S_t = x_t + factor S_t+1. Of rewards and a discount, the returns."""
+def discounted_sums(values: Floats, factors: float | Floats) -> Floats:
+    """[T] of values [T >= 1]: S_t = x_t + f_t S_t+1. Of rewards and discounts, the returns.
+
+    factors: of each step [T], or of all.
+    """
     sums = np.empty_like(values)
+    each = np.broadcast_to(factors, values.shape)
     running = 0.0
     for t in reversed(range(len(values))):
-        running = values[t] + factor * running
+        running = values[t] + each[t] * running
         sums[t] = running
     return sums
 
@@ -102,17 +106,25 @@ class Algorithm(ABC):
         """
 
     def shares(self, batch: Batch) -> Floats:
-        """What each sample [N] weighs in the mean of losses; 1 on average."""
-        return np.ones(len(batch.token_ids))
+        """What each sample [N] weighs in the mean of losses; 1 on average. By default all executed
+        actions weigh the same.
+        """
+        return np.asarray(batch.executed / batch.executed.mean())
 
     def learns_policy(self, iteration: int, estimate: Estimate) -> bool:  # noqa: ARG002
         """Whether the policy takes steps in this iteration, counted from 0, of this estimate."""
         return True
 
     def terms(
-        self, new: Tensor, old: Tensor, start: Tensor, advantages: Tensor, weights: Tensor | None
+        self,
+        new: Tensor,
+        old: Tensor,
+        start: Tensor,
+        advantages: Tensor,
+        weights: Tensor | None,
+        executed: Tensor | None,
     ) -> PolicyTerms:
-        """The loss of B actions, see `clipped_policy_terms`."""
+        """The loss of B answers, see `clipped_policy_terms`."""
         return clipped_policy_terms(
             new,
             old,
@@ -120,8 +132,9 @@ class Algorithm(ABC):
             advantages,
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
-            ratio=self.config.ratio,
+            ratio=self.config.ratio_for(1 if executed is None else executed.shape[1]),
             weights=weights,
+            executed=executed,
         )
 
     def finish(

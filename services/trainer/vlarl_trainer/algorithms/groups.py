@@ -1,9 +1,10 @@
 """Episodes of a group against each other: the same task and placement, other draws.
 
-    G_m(t)  = sum_{k >= t} gamma^(k - t) r_k      of member m, from step t on   discounted_sums
+    G_m(t)  = r_t + gamma^e_t G_m(t + 1)          of member m, from answer t on   discounted_sums
     A_m(t)  = G_m(t) - what the group had to go at t                              grpo.py, rloo.py
 
-A member that has ended has nothing to go. With `credit = "episode"` all actions of an episode get
+with e_t the actions of answer t that were executed, 1 of a policy without chunks. A member that has
+ended has nothing to go. With `credit = "episode"` all actions of an episode get
 A_m(0). There is no critic, so no state's value, and the step limit is an end.
 """
 
@@ -41,9 +42,12 @@ class GroupAlgorithm(Algorithm):
         """Of all groups, each by itself."""
         returns = np.zeros(len(batch.rewards))
         raw, advantages = np.zeros_like(returns), np.zeros_like(returns)
+        discounts = batch.discounts(self._groups.gamma)
         for members in groups_of(batch):
             to_go = [
-                discounted_sums(batch.rewards[one.start : one.stop], self._groups.gamma)
+                discounted_sums(
+                    batch.rewards[one.start : one.stop], discounts[one.start : one.stop]
+                )
                 for one in members
             ]
             table = np.zeros((len(members), max(map(len, to_go))))
@@ -66,13 +70,13 @@ class GroupAlgorithm(Algorithm):
         return bool(estimate.advantages.any() or held)
 
     def shares(self, batch: Batch) -> Floats:
-        """Equal for all actions, or for all episodes and then for each one's actions."""
-        shares = super().shares(batch)
-        if self._groups.average == "episodes":
-            for one in batch.episodes:
-                shares[one.start : one.stop] /= one.stop - one.start
-            shares *= len(shares) / len(batch.episodes)
-        return shares
+        """Equal for all executed actions, or for all episodes and then for each one's actions."""
+        if self._groups.average == "actions":
+            return super().shares(batch)
+        shares = batch.executed.astype(np.float64)
+        for one in batch.episodes:
+            shares[one.start : one.stop] /= batch.executed[one.start : one.stop].sum()
+        return shares * (len(shares) / len(batch.episodes))
 
 
 def groups_of(batch: Batch) -> Sequence[Sequence[Episode]]:

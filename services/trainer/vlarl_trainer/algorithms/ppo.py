@@ -1,11 +1,12 @@
 """Proximal policy optimisation with a critic, in the order in which an iteration needs it.
 
-    delta_t = r_t + gamma V(s_t+1) - V(s_t)                             generalised_advantages
-    A_t     = delta_t + gamma lambda A_t+1
+    delta_t = r_t + gamma^e_t V(s_t+1) - V(s_t)                         generalised_advantages
+    A_t     = delta_t + gamma^e_t lambda A_t+1
     R_t     = A_t + V(s_t)
     A       = (A - mean A) / max(deviation A, floor)                    whiten
 
-The policy's loss is in surrogate.py, the critic's in critic.py.
+with e_t the actions of answer t that were executed, 1 of a policy without chunks. The policy's
+loss is in surrogate.py, the critic's in critic.py.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Ppo(Algorithm):
 
     def _advantages(self, batch: Batch, values: Tensor, gae_lambda: float) -> tuple[Floats, Floats]:
         """Advantages [N] and returns [N] by the critic's values of the states looked at."""
-        known = np.zeros(len(batch.frames))
+        known = np.zeros(len(batch.instructions))
         known[: len(values)] = values.double().numpy()
         return batch_advantages(
             batch,
@@ -117,13 +118,13 @@ def generalised_advantages(
     bootstrap_value: float,
     *,
     terminal: bool,
-    gamma: float,
+    gamma: float | Floats,
     gae_lambda: float,
 ) -> tuple[Floats, Floats]:
     """Advantages and returns of one episode (GAE, Schulman et al. 2016).
 
-        delta_t = r_t + gamma * V_{t+1} - V_t
-        A_t     = delta_t + gamma * lambda * A_{t+1}
+        delta_t = r_t + gamma_t * V_{t+1} - V_t
+        A_t     = delta_t + gamma_t * lambda * A_{t+1}
         R_t     = A_t + V_t
 
     The recursion ends with the episode. A terminal episode (success) has no value after its last
@@ -135,7 +136,7 @@ def generalised_advantages(
         values: [T], the critic's V(s_0) .. V(s_{T-1}).
         bootstrap_value: V(s_T); ignored where the episode is terminal.
         terminal: whether s_T is terminal.
-        gamma: discount.
+        gamma: discount, of each step [T] or of all.
         gae_lambda: lambda.
 
     Returns:
@@ -161,15 +162,21 @@ def batch_advantages(
 ) -> tuple[Floats, Floats]:
     """Advantages [N], not whitened, and returns [N], from the critic's values [S].
 
-    limit_is_terminal: whether nothing follows an episode that ended by its step limit, either.
+    Args:
+        batch: N samples in S states.
+        values: [S].
+        gamma: discount of an action; a sample is discounted by as many as were executed of it.
+        gae_lambda: lambda, of a sample.
+        limit_is_terminal: whether nothing follows an episode that ended by its step limit, either.
     """
+    discounts = batch.discounts(gamma)
     found = [
         generalised_advantages(
             batch.rewards[episode.start : episode.stop],
             values[episode.start : episode.stop],
             0.0 if episode.final_state is None else float(values[episode.final_state]),
             terminal=episode.terminal or limit_is_terminal,
-            gamma=gamma,
+            gamma=discounts[episode.start : episode.stop],
             gae_lambda=gae_lambda,
         )
         for episode in batch.episodes

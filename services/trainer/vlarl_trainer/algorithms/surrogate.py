@@ -7,7 +7,8 @@
 
 Losses are one number a sample. Nothing is averaged over samples here: the caller weighs them, so
 that gradients accumulated over micro-batches and ranks are exactly those of the whole mini-batch.
-Where each formula is applied: learner.py and policy_update.py.
+Where each formula is applied: learner.py and policy_update.py. Which of an answer's K tokens count:
+executed.py.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ import torch
 from torch import Tensor
 
 from vlarl.config.learning import Correction, Ratio
+from vlarl_trainer.algorithms.executed import averaged, log_ratio, mean_of_all, summed
 
 
 @dataclass(frozen=True)
 class PolicyTerms:
-    """The clipped surrogate loss of B actions of K tokens, and what to watch it by."""
+    """The clipped surrogate loss of B answers of K tokens, and what to watch it by."""
 
     loss: Tensor
     """[B], to be averaged; carries the gradient."""
     kl: Tensor
-    """[B], approximate KL(start || new) of whole actions, detached."""
+    """[B], approximate KL(start || new) of whole answers, detached."""
     clipped: Tensor
-    """[B], share of the action's ratios that clipping changed, detached."""
+    """[B], share of the answer's ratios that clipping changed, detached."""
 
 
 def clipped_policy_terms(
@@ -42,13 +44,14 @@ def clipped_policy_terms(
     clip_high: float,
     ratio: Ratio,
     weights: Tensor | None = None,
+    executed: Tensor | None = None,
 ) -> PolicyTerms:
     """PPO's clipped surrogate (Schulman et al. 2017), asymmetric where the clips differ.
 
         L = w * max(-A * rho, -A * clip(rho, 1 - clip_low, 1 + clip_high))
 
-    with rho = exp(sum_i new_i - sum_i old_i) for a whole action, or exp(new_i - old_i) for each
-    token, averaged over the action's tokens.
+    with rho = exp(sum_i new_i - sum_i old_i) for a whole answer, or for each of its control steps
+    or tokens, averaged over those that were executed.
 
     Args:
         logprobs_new: [B, K] under the policy being optimised.
@@ -58,25 +61,21 @@ def clipped_policy_terms(
         advantages: [B].
         clip_low: the ratio is clipped to 1 - clip_low from below.
         clip_high: the ratio is clipped to 1 + clip_high from above.
-        ratio: of whole actions or of tokens.
-        weights: w, [B, 1] for whole actions, [B, K] for tokens; none: 1.
+        ratio: of what.
+        weights: w, as `corrected` gives them; none: 1.
+        executed: what of the answers was executed, see executed.py; none: all.
     """
-    moved = (logprobs_new - logprobs_start).sum(dim=-1)
-    rho = _log_ratio(logprobs_new, logprobs_old, ratio).exp()
+    moved = log_ratio(logprobs_new, logprobs_start, "action", executed).squeeze(-1)
+    rho = log_ratio(logprobs_new, logprobs_old, ratio, executed).exp()
     advantage = advantages.unsqueeze(-1)
     unclipped = -advantage * rho
     clipped = -advantage * rho.clamp(1.0 - clip_low, 1.0 + clip_high)
     loss = torch.maximum(unclipped, clipped)
     return PolicyTerms(
-        loss=(loss if weights is None else weights * loss).mean(dim=-1),
+        loss=averaged(loss if weights is None else weights * loss, executed),
         kl=approximate_kl(moved).detach(),
-        clipped=(clipped > unclipped).float().mean(dim=-1).detach(),
+        clipped=averaged((clipped > unclipped).float(), executed).detach(),
     )
-
-
-def _log_ratio(new: Tensor, old: Tensor, ratio: Ratio) -> Tensor:
-    """[B, 1] of whole actions, [B, K] of tokens."""
-    return new - old if ratio == "token" else (new - old).sum(dim=-1, keepdim=True)
 
 
 def approximate_kl(log_ratio: Tensor) -> Tensor:
@@ -86,15 +85,17 @@ def approximate_kl(log_ratio: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def reference_kl(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """Estimates KL(policy || reference) of whole actions, from samples of the policy: [B], k3 of
-    each token's distribution, summed over the action's K (GRPO, arXiv 2402.03300, equation 4).
+def reference_kl(logprobs: Tensor, reference: Tensor, executed: Tensor | None = None) -> Tensor:
+    """Estimates KL(policy || reference) of whole answers, from samples of the policy: [B], k3 of
+    each token's distribution, summed over the tokens that were executed (GRPO, arXiv 2402.03300,
+    equation 4).
 
     Args:
         logprobs: [B, K] under the policy.
         reference: [B, K] under the policy that training began with.
+        executed: what of the answers was executed; none: all.
     """
-    return approximate_kl(reference - logprobs).sum(dim=-1)
+    return summed(approximate_kl(reference - logprobs), executed)
 
 
 def corrected(
@@ -105,6 +106,7 @@ def corrected(
     fresh: Tensor,
     ratio: Ratio,
     cap: float,
+    executed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """What the ratio is against, and how much each sample weighs, where other weights than the
     trainer's have sampled.
@@ -122,26 +124,35 @@ def corrected(
         start: [N, K] under the weights at the update's start.
         server: [N, K] as the policy server reported them.
         fresh: bool [N], whether the trainer's version acted.
-        ratio: of whole actions or of tokens.
+        ratio: of what.
         cap: most that a sample weighs.
+        executed: what of the answers was executed; none: all.
 
     Returns:
-        Log-probs [N, K], and weights [N, 1] or [N, K]; none: 1.
+        Log-probs [N, K], and weights, as many as there are ratios: [N, K], [N, C] or [N, 1]; none:
+        1.
     """
     if kind == "server":
         return torch.where(fresh.unsqueeze(-1), start, server), None
-    return start, _log_ratio(start, server, ratio).exp().clamp(max=cap)
+    return start, log_ratio(start, server, ratio, executed).exp().clamp(max=cap)
 
 
 def before_a_step(
-    start: Tensor, server: Tensor, *, clip_low: float, clip_high: float, ratio: Ratio
+    start: Tensor,
+    server: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    ratio: Ratio,
+    executed: Tensor | None = None,
 ) -> dict[str, float]:
     """How far the weights at the update's start are from those that acted, [N, K] each: with equal
     weights nothing but rounding. By their names in record/metrics.py.
     """
-    rho = _log_ratio(start, server, ratio).exp()
+    rho = log_ratio(start, server, ratio, executed).exp()
     outside = (rho < 1.0 - clip_low) | (rho > 1.0 + clip_high)
+    moved = log_ratio(start, server, "action", executed)
     return {
-        "start_outside_clip": float(outside.float().mean()),
-        "start_k3": float(approximate_kl((start - server).sum(dim=-1)).mean()),
+        "start_outside_clip": mean_of_all(outside.float(), executed),
+        "start_k3": float(approximate_kl(moved).mean()),
     }

@@ -1,6 +1,7 @@
 """RUN/actions: what the first policy did, and what the latest does.
 
-    actions/iteration-00000.npz    values [N, action_dim], the actions as the robot got them
+    actions/iteration-00000.npz    values [N, action_dim], the actions as the robot got them; of a
+                                   chunk those that were executed
                                    episodes [N], the episode of each, counted from 0
 
 They show how far training moved the policy through the space of actions. Of the iterations between
@@ -13,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vlarl.answers import actions_of, executed_actions
 from vlarl.rollout.v1 import rollout_pb2
 
 
@@ -30,8 +33,13 @@ class ActionLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         final = self._folder / f"iteration-{iteration:05d}.npz"
         partial = final.with_suffix(".partial")
-        lengths = [len(trajectory.steps) for trajectory in trajectories]
-        values = [step.action.values for trajectory in trajectories for step in trajectory.steps]
+        lengths = [actions_of(trajectory.steps) for trajectory in trajectories]
+        values = [
+            action
+            for trajectory in trajectories
+            for step in trajectory.steps
+            for action in _executed(step)
+        ]
         with partial.open("wb") as file:
             np.savez_compressed(
                 file,
@@ -43,3 +51,10 @@ class ActionLog:
         for old in between:
             if old != final:
                 old.unlink()
+
+
+def _executed(step: rollout_pb2.Step) -> NDArray[np.float32]:
+    """[executed, action_dim]."""
+    horizon = max(1, step.action.horizon)
+    values = np.array(step.action.values, dtype=np.float32).reshape(horizon, -1)
+    return values[: executed_actions(step)]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vlarl.answers import actions_of
 from vlarl.config import EvaluationConfig
 from vlarl.intervals import wilson_interval
 from vlarl.json_lines import JsonLines
@@ -28,7 +29,7 @@ class EpisodeResult:
     instruction: str
     success: bool
     actions: int
-    """Policy actions taken."""
+    """Policy actions executed; each step of a chunk is one."""
     seconds: float
     """Wall-clock seconds it took."""
     policy_version: int
@@ -56,7 +57,7 @@ def score_episode(trajectory: rollout_pb2.Trajectory, version: int) -> EpisodeRe
         init_state=spec.init_state,
         instruction=trajectory.instruction,
         success=trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS,
-        actions=len(trajectory.steps),
+        actions=actions_of(trajectory.steps),
         seconds=round(trajectory.seconds, 3),
         policy_version=version,
         digest=hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
