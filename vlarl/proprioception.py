@@ -31,4 +31,6 @@ def axis_angle(quaternion: ArrayLike) -> NDArray[np.float64]:
     w = np.clip(quaternion[..., 3:], -1.0, 1.0)
     sine = np.sqrt(1.0 - w * w)
     turned = quaternion[..., :3] * 2.0 * np.arccos(w)
-    return np.divide(turned, sine, out=np.zeros_like(turned), where=sine != 0.0)
+    turns: NDArray[np.float64] = np.zeros_like(turned)
+    np.divide(turned, sine, out=turns, where=sine != 0.0)
+    return turns
