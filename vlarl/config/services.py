@@ -87,8 +87,7 @@ class EnvConfig(Section):
     cached_tasks: int = Field(default=1, ge=1)
     """Tasks whose scenes a simulator process keeps loaded, at 0.3 to 0.9 GB each."""
     step_timeout_seconds: float = Field(default=60.0, gt=0)
-    """Time without an answer after which a simulator counts as hung. An answer to a chunk of
-    actions is one, too."""
+    """Time without an answer after which a simulator counts as hung. A chunk has one answer."""
     construct_timeout_seconds: float = Field(default=300.0, gt=0)
     """The same while a simulator is being constructed, and in a new one's first control step, which
     compiles some of robosuite."""
