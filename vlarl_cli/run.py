@@ -204,10 +204,15 @@ def _usage(settings: RunConfig) -> str:
     statistics that actions are in.
     """
     from vlarl.models.meaning import chosen_unnorm_key
+    from vlarl.models.needs import PolicyNeeds, check_needs, check_recordable
     from vlarl.models.registry import check_policy_checkpoint
 
     model = check_policy_checkpoint(settings.policy.checkpoint)
     key = chosen_unnorm_key(settings, model)
+    needs = PolicyNeeds.of_checkpoint(model)
+    check_needs(settings, needs)
+    if settings.trainer.record_rollouts:
+        check_recordable(needs, "trainer.record_rollouts")
     return f"{model.name}: {model.usage(key, settings.policy.center_crop)}"
 
 

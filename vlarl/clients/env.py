@@ -15,14 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from vlarl.clients.closing import Closing
 from vlarl.clients.retry import Patience
-from vlarl.config.libero import ACTION_DIM
+from vlarl.config.libero import ACTION_DIM, MAIN_CAMERA
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl.rpc.arguments import sequence, text, vector, whole
+from vlarl.rpc.arguments import sequence, text, vectors, whole
 from vlarl.rpc.channel import channel_config, open_sync_channel
 from vlarl.rpc.errors import EnvError
 
@@ -76,7 +77,7 @@ class EnvClient(Closing):
         init_state: int | None = None,
         placement_seed: int | None = None,
         max_control_steps: int = 0,
-        cameras: Sequence[str] = ("agentview",),
+        cameras: Sequence[str] = (MAIN_CAMERA,),
     ) -> Episode:
         """Borrows a simulator and starts an episode; `close` it, or use it as a context.
 
@@ -86,7 +87,8 @@ class EnvClient(Closing):
             init_state: one of the task's official initial states, from 0.
             placement_seed: instead of one: draws a placement of its own.
             max_control_steps: after which the episode is cut; 0: the suite's limit.
-            cameras: what to render: agentview, robot0_eye_in_hand.
+            cameras: what to render: agentview, robot0_eye_in_hand; what the policy sees is
+                `get_policy().cameras`.
 
         Raises:
             ValueError: neither or both of `init_state` and `placement_seed`, or an argument that
@@ -136,6 +138,18 @@ class Episode(Closing):
         return self.state.frames[0].image
 
     @property
+    def images(self) -> dict[str, bytes]:
+        """JPEGs of all cameras asked for, by their names and in that order."""
+        return {frame.camera: frame.image for frame in self.state.frames}
+
+    @property
+    def proprio(self) -> NDArray[np.float32]:
+        """[8], what policies read of the arm: position, axis-angle, fingers; [0] of a server that
+        doesn't know it.
+        """
+        return np.array(self.state.robot_state.proprio, np.float32)
+
+    @property
     def instruction(self) -> str:
         """The task in words."""
         return self.state.instruction
@@ -151,18 +165,22 @@ class Episode(Closing):
         return self.state.terminated or self.state.truncated
 
     def step(self, action: ArrayLike, *, repeat: int = 0) -> env_pb2.InteractResponse:
-        """Applies one action and returns the new state.
+        """Applies one action, or several one after the other, and returns the new state.
+
+        The episode's end cuts several short: the state's `executed` says how many were executed.
 
         Args:
-            action: seven numbers in the dataset's units, as the policy answers in `values`.
-            repeat: control steps for which it is held; 0: the server's own number.
+            action: [7] in the dataset's units, or [H, 7], as the policy answers in `values`.
+            repeat: control steps for which each is held; 0: the server's own number.
 
         Raises:
             ValueError: an argument can't be sent; the message names it, the episode goes on.
             EnvError: the call failed, and the episode with it.
         """
-        numbers = vector("action", action, ACTION_DIM)
-        step = env_pb2.StepEpisode(action=numbers, repeat=whole("repeat", repeat, 32))
+        actions = vectors("action", action, ACTION_DIM)
+        step = env_pb2.StepEpisode(
+            action=actions.ravel(), repeat=whole("repeat", repeat, 32), horizon=len(actions)
+        )
         self.state = self._ask(env_pb2.InteractRequest(step=step))
         return self.state
 

@@ -69,6 +69,18 @@ ACTION_DIM = len(ACTION_DIMENSIONS)
 CONTROL_RATE = 20.0
 """Control steps a second."""
 
+PROPRIO_DIM = 8
+"""Numbers of `RobotState.proprio`: position (3), axis times angle (3), fingers (2)."""
+
+MAIN_CAMERA = "agentview"
+"""What policies see where nobody says otherwise."""
+
+SCENE_CAMERAS = (
+    *("agentview", "robot0_eye_in_hand", "frontview", "sideview", "birdview", "galleryview"),
+    *("robot0_robotview", "paperview"),
+)
+"""Cameras of the scenes of LIBERO's suites; paperview isn't in those of a plain table or floor."""
+
 PERTURBED_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 """The suites that have variants."""
 

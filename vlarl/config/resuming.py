@@ -11,7 +11,7 @@ taken for another. docs/configuration.md shows each key's kind, and a test that 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -129,7 +129,7 @@ _KINDS: Mapping[type[Section], _Keys] = {
         free="processes concurrent_steps bddl_directories recycle_episodes cached_tasks "
         "step_timeout_seconds construct_timeout_seconds simulator_restarts "
         "policy_patience_seconds external_processes external_idle_seconds",
-        ahead="profile settle_steps",
+        ahead="profile settle_steps replan_after",
         fixed={
             "cameras": _PIXELS,
             "render_size": _PIXELS,
@@ -248,9 +248,6 @@ _MEANINGS = {
     SCENES: Kind(OnResume.FIXED, "in other scenes the same numbers are other tasks"),
 }
 
-_PARTS: Mapping[str, Callable[[list[object]], object]] = {"env.cameras": lambda names: names[:1]}
-"""Of some keys only a part is fixed: the policy sees the first camera."""
-
 
 def kinds(root: type[Section]) -> dict[str, Kind | None]:
     """Each key's kind, by section.key; None: it hasn't been given one."""
@@ -281,8 +278,7 @@ def terms(config: Section) -> dict[str, object]:
     found = {}
     for key, kind in kinds(type(config)).items():
         if kind is not None and kind.on_resume is OnResume.FIXED and key not in CONTENTS:
-            value = _at(dumped, key)
-            found[key] = _PARTS[key](value) if key in _PARTS and isinstance(value, list) else value
+            found[key] = _at(dumped, key)
     return found
 
 

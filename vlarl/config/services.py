@@ -66,14 +66,18 @@ class EnvConfig(Section):
     cores where software draws, all of them on GPUs."""
     profile: Literal["faithful", "fast"] = "faithful"
     """faithful: the published numbers' physics and pixels; fast: see docs/simulator.md."""
-    cameras: tuple[str, ...] = ("agentview",)
-    """Cameras rendered; the policy sees the first."""
+    cameras: tuple[str, ...] | None = None
+    """The scene's cameras that the policy is shown, in its order; none: those that it was trained
+    with, by their names."""
     render_size: int = Field(default=256, ge=32, le=1024)
     """Side of a rendered frame in pixels."""
     crop: tuple[int, int, int, int] | None = None
     """Part of the upright frame that is kept: top, left, height, width in pixels; none: all."""
     action_repeat: int = Field(default=1, ge=1)
     """Control steps (at 20 Hz) for which each policy action is held."""
+    replan_after: int | None = Field(default=None, ge=1)
+    """Of a policy that answers several actions at once: those that are executed before it is asked
+    again; none: all."""
     settle_steps: int = Field(default=10, ge=0)
     """No-op control steps after a reset, until objects rest. They don't count."""
     bddl_directories: dict[str, Path] = Field(default_factory=dict)
@@ -83,7 +87,7 @@ class EnvConfig(Section):
     cached_tasks: int = Field(default=1, ge=1)
     """Tasks whose scenes a simulator process keeps loaded, at 0.3 to 0.9 GB each."""
     step_timeout_seconds: float = Field(default=60.0, gt=0)
-    """Time without an answer after which a simulator counts as hung."""
+    """Time without an answer after which a simulator counts as hung. A chunk has one answer."""
     construct_timeout_seconds: float = Field(default=300.0, gt=0)
     """The same while a simulator is being constructed, and in a new one's first control step, which
     compiles some of robosuite."""
@@ -109,7 +113,10 @@ class EnvConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _names_a_camera(self) -> Self:
-        if not self.cameras:
-            raise ValueError("cameras must name at least one: the policy sees the first")
+    def _names_cameras_once(self) -> Self:
+        named = self.cameras
+        if named is not None and (not named or len(set(named)) < len(named)):
+            raise ValueError(
+                f"cameras are {list(named)}: name at least one, each once, or leave them out"
+            )
         return self

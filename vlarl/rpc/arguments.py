@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -133,13 +133,18 @@ def sequence(name: str, value: object, of: str) -> list[object]:
         raise ValueError(f"{name} must be a list of {of}, not {_kind(value)}") from None
 
 
-def vector(name: str, value: object, length: int) -> NDArray[np.float32]:
-    """float32[length] of finite numbers, from any array-like.
+def vectors(name: str, value: object, length: int) -> NDArray[np.float32]:
+    """float32[any number above 0, length] of finite numbers, from any array-like of that shape, or
+    of one of them.
 
     Raises:
         ValueError: it is none.
     """
-    return _finite(value, f"{name} must be {length} numbers", length)
+    wanted = f"{name} must be {length} numbers, or several times as many"
+    found = _finite(
+        value, wanted, lambda shape: shape[-1:] == (length,) and len(shape) < 3 and 0 not in shape
+    )
+    return found.reshape(-1, length)
 
 
 def finite_numbers(name: str, value: object) -> NDArray[np.float32]:
@@ -148,17 +153,19 @@ def finite_numbers(name: str, value: object) -> NDArray[np.float32]:
     Raises:
         ValueError: it is none.
     """
-    return _finite(value, f"{name} must be a list of numbers", None)
+    return _finite(value, f"{name} must be a list of numbers", lambda shape: len(shape) == 1)
 
 
-def _finite(value: object, wanted: str, length: int | None) -> NDArray[np.float32]:
+def _finite(
+    value: object, wanted: str, fits: Callable[[tuple[int, ...]], bool]
+) -> NDArray[np.float32]:
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever a library's own arrays say: torch's of gradients
         raise ValueError(f"{wanted}: {' '.join(str(error).split())}") from error
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{wanted}, not {_kind(value)} of {array.dtype}")
-    if array.ndim != 1 or length not in (None, len(array)):
+    if not fits(array.shape):
         raise ValueError(f"{wanted}, not an array of shape {list(array.shape)}")
     with np.errstate(over="ignore"):
         found = array.astype(np.float32)

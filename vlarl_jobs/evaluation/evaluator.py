@@ -8,6 +8,7 @@ from typing import Any
 
 from vlarl.config import RunConfig
 from vlarl.data.recording import RolloutRecorder
+from vlarl.models.needs import PolicyNeeds
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_jobs.evaluation.console import EvaluationDisplay
@@ -114,6 +115,8 @@ def protocol_of(
         simulator: what `vlarl.launch.tasks.simulator_identity` says of the suite.
     """
     env, progress = config.env, subject.progress
+    main, *further = PolicyNeeds.of_checkpoint(subject.model).shown(env)
+    # What an evaluation of before doesn't name is none here: it can be gone on with.
     return {
         "checkpoint": subject.model.name,
         "base_digest": progress.base_digest,
@@ -128,9 +131,11 @@ def protocol_of(
         "center_crop": subject.center_crop,
         "profile": env.profile,
         "settle_steps": env.settle_steps,
-        "camera": env.cameras[0],
+        "camera": main,
+        "further_cameras": further or None,
         "render_size": env.render_size,
         "crop": env.crop,
         "action_repeat": env.action_repeat,
+        "replan_after": env.replan_after,
         "simulator": dict(simulator),
     }

@@ -122,6 +122,8 @@ def draw_frames(
 ) -> Iterator[Frame]:
     """An episode's pictures, one an action, then the last one framed in the outcome's colour.
 
+    What was seen before several actions is shown as long as these took.
+
     Args:
         trajectory: with its frames.
         values: the critic, if there is one.
@@ -139,20 +141,35 @@ def draw_frames(
             numbers.append(f"value {critic[index]:+.3f}")
         lines = [
             f"step {index + 1} of {len(trajectory.steps)}",
-            "tokens " + " ".join(str(token) for token in step.action.token_ids),
-            "action " + " ".join(f"{value:+.2f}" for value in step.action.values),
+            *_action_lines(step),
             "   ".join(numbers),
         ]
-        yield _picture(trajectory, encoded[index], lines)
+        picture = _picture(trajectory, encoded[index], lines)
+        for _ in range(max(1, step.executed)):
+            yield picture
     last = _last_picture(trajectory, encoded[-1])
     for _ in range(max(1, hold)):
         yield last
 
 
+def _action_lines(step: rollout_pb2.Step) -> list[str]:
+    """Tokens and values of an answer's first action, and how many of its actions were executed."""
+    action = step.action
+    horizon = max(1, action.horizon)
+    tokens = action.token_ids[: len(action.token_ids) // horizon]
+    values = action.values[: len(action.values) // horizon]
+    some = f"   first of {step.executed} actions" if horizon > 1 else ""
+    return [
+        "tokens " + " ".join(str(token) for token in tokens),
+        "action " + " ".join(f"{value:+.2f}" for value in values) + some,
+    ]
+
+
 def _last_picture(trajectory: rollout_pb2.Trajectory, encoded: bytes) -> Frame:
     success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
     words = "success" if success else "failure: the time is up"
-    picture = _picture(trajectory, encoded, [f"{words} after {len(trajectory.steps)} actions"])
+    actions = sum(max(1, step.executed) for step in trajectory.steps)
+    picture = _picture(trajectory, encoded, [f"{words} after {actions} actions"])
     corner = (picture.shape[1] - 1, picture.shape[0] - 1)
     cv2.rectangle(picture, (0, 0), corner, _SUCCESS if success else _FAILURE, _BORDER)
     return picture

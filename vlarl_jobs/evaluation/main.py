@@ -19,6 +19,7 @@ from vlarl.disk import explained
 from vlarl.env.v1 import env_pb2
 from vlarl.launch.supervisor import Stack, supervise
 from vlarl.launch.tasks import simulator_identity
+from vlarl.models.needs import PolicyNeeds, check_needs, check_recordable
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl_jobs.evaluation.console import EvaluationDisplay
 from vlarl_jobs.evaluation.evaluated_policy import EvaluatedPolicy, load_evaluated_policy
@@ -59,6 +60,10 @@ def run(
     check_no_run(out)
     simulator = simulator_identity(config.env, config.tasks.suite)
     subject = load_evaluated_policy(config, trained, best=best)
+    needs = PolicyNeeds.of_checkpoint(subject.model)
+    check_needs(config, needs)
+    if record:
+        check_recordable(needs, "--record")
     protocol += f"; {subject.model.usage(subject.unnorm_key, config.policy.center_crop)}"
     if not config.unnorm_key and not subject.unnorm_key.startswith(base_suite(config.tasks.suite)):
         protocol += f", the only ones it has, and none of {config.tasks.suite}"
@@ -111,8 +116,11 @@ def _settled(config: RunConfig, tasks: Sequence[env_pb2.TaskDescription]) -> Run
 
 
 def critic_of(config: RunConfig, subject: EvaluatedPolicy) -> Values | None:
-    """The run's critic, on a model of its own; None: it has none."""
-    if not any(name.startswith("critic.") for name in subject.tensors):
+    """The run's critic, on a model of its own; None: it has none, or it reads more than the frames
+    of one camera.
+    """
+    has_critic = any(name.startswith("critic.") for name in subject.tensors)
+    if not has_critic or len(subject.model.cameras) > 1 or subject.model.proprio_dim:
         return None
     from vlarl.learning.ranks import Ranks
     from vlarl_trainer.learner import Learner

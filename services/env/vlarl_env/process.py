@@ -150,10 +150,10 @@ class SimulatorProcess:
         return answer
 
     async def step(self, command: env_pb2.StepEpisode) -> env_pb2.InteractResponse:
-        """Applies one action, when it is this simulator's turn.
+        """Applies one action or a chunk of them, when it is this simulator's turn.
 
         Raises:
-            CommandRefusedError: no episode runs, or the action isn't seven finite numbers.
+            CommandRefusedError: no episode runs, or an action isn't seven finite numbers.
             SimulatorError: the simulator is lost.
         """
         request = env_pb2.InteractRequest(step=command)

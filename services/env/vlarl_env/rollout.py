@@ -6,16 +6,22 @@ import asyncio
 import contextlib
 import itertools
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 
 from vlarl.clients.policy import Action, AsyncPolicyClient, PolicyError
 from vlarl.config import EnvConfig
 from vlarl.env.v1 import env_pb2
-from vlarl.policy.v1 import policy_pb2
+from vlarl.models.needs import PolicyNeeds
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_env.metrics import EnvMetrics
 from vlarl_env.process import SimulatorProcess
+from vlarl_env.steps import frames, recorded_step, step_command
+
+T = TypeVar("T")
 
 _RETRY_SECONDS = (0.1, 0.3, 1.0, 2.0, 5.0)
 """Pauses between tries of a policy or queue that is away; the last one repeats."""
@@ -29,7 +35,7 @@ _EPISODE_AT_FAULT = {
 
 
 class PolicyAwayError(RuntimeError):
-    """The policy didn't answer within the episode's patience."""
+    """The policy didn't answer within the episode's patience, or another one took its place."""
 
 
 def action_seed(sampling_seed: int, step: int) -> int:
@@ -50,6 +56,17 @@ def retry_pause(attempt: int) -> float:
     return _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How an episode is played."""
+
+    needs: PolicyNeeds
+    cameras: tuple[str, ...]
+    """The scene's, in the policy's order."""
+    executed: int
+    """Actions of each answer that are executed."""
+
+
 class EpisodeRunner:
     """Plays episodes, any number at a time.
 
@@ -68,6 +85,7 @@ class EpisodeRunner:
         self._metrics = metrics
         self._name = name
         self._hurried = asyncio.Event()
+        self._needs: PolicyNeeds | None = None
 
     def hurry(self) -> None:
         """From now on no episode waits for a policy that is away: it may be gone for good."""
@@ -86,26 +104,29 @@ class EpisodeRunner:
         Raises:
             SimulatorError: the simulator is lost.
             CommandRefusedError: it refused; BrokenTaskError: the task's scene can't be built.
+            ConfigError: the policy reads what the configuration doesn't show it.
             PolicyAwayError, PolicyError: the policy gave no answer, or refused the request.
         """
         began = time.monotonic()
-        policy_seconds = 0.0
+        plan = self._plan(await self._policy_needs(), spec)
+        policy_seconds = time.monotonic() - began
         steps: list[rollout_pb2.Step] = []
-        seen = await simulator.reset(self._reset_command(spec))
+        seen = await simulator.reset(self._reset_command(spec, plan))
         while not (seen.terminated or seen.truncated):
             asked = time.monotonic()
-            action = await self._act(seen, spec, action_seed(spec.sampling_seed, len(steps)))
+            action = await self._act(seen, spec, plan, action_seed(spec.sampling_seed, len(steps)))
             waited = time.monotonic() - asked
             policy_seconds += waited
             self._metrics.policy_wait_seconds.inc(waited)
-            after = await simulator.step(env_pb2.StepEpisode(action=action.values))
-            steps.append(_step(seen, action, after, with_frame=spec.record_frames))
+            after = await simulator.step(step_command(action, plan.executed))
+            steps.append(recorded_step(seen, action, after, with_frames=spec.record_frames))
             seen = after
+        final, *further = frames(seen) if spec.record_frames else [b""]
         return rollout_pb2.Trajectory(
             spec=spec,
             instruction=seen.instruction,
             steps=steps,
-            final_image=seen.frames[0].image if spec.record_frames else b"",
+            final_image=final,
             outcome=(
                 rollout_pb2.OUTCOME_SUCCESS if seen.terminated else rollout_pb2.OUTCOME_TIME_LIMIT
             ),
@@ -113,14 +134,25 @@ class EpisodeRunner:
             simulator_restarts=restarts,
             seconds=time.monotonic() - began,
             policy_seconds=policy_seconds,
+            cameras=plan.cameras,
+            final_images=further,
+            final_robot_state=seen.robot_state,
         )
 
-    def _reset_command(self, spec: rollout_pb2.EpisodeSpec) -> env_pb2.ResetEpisode:
+    def _plan(self, needs: PolicyNeeds, spec: rollout_pb2.EpisodeSpec) -> _Plan:
+        """Raises ConfigError where the policy can't be shown what it reads."""
+        needs.check_proprio()
+        return _Plan(
+            needs,
+            cameras=needs.shown(self._config),
+            executed=needs.executed(self._config, spec.max_actions or None),
+        )
+
+    def _reset_command(self, spec: rollout_pb2.EpisodeSpec, plan: _Plan) -> env_pb2.ResetEpisode:
         command = env_pb2.ResetEpisode(
             task=spec.task,
             max_control_steps=spec.max_actions * self._config.action_repeat,
-            # The policy sees one camera; nobody would look at the others.
-            cameras=self._config.cameras[:1],
+            cameras=plan.cameras,
         )
         if spec.WhichOneof("placement") == "init_state":
             command.init_state = spec.init_state
@@ -128,28 +160,75 @@ class EpisodeRunner:
             command.placement_seed = spec.placement_seed
         return command
 
+    async def _policy_needs(self) -> PolicyNeeds:
+        """What the policy reads: asked once, and again after it was away."""
+        if self._needs is None:
+            self._needs = await self._insist(self._ask_for_needs)
+        return self._needs
+
+    async def _ask_for_needs(self) -> PolicyNeeds:
+        try:
+            return PolicyNeeds.of_server(await self._policy.get_policy())
+        except PolicyError as error:
+            if error.code is grpc.StatusCode.UNIMPLEMENTED:  # it can do no more than answer
+                return PolicyNeeds()
+            raise
+
     async def _act(
-        self, seen: env_pb2.InteractResponse, spec: rollout_pb2.EpisodeSpec, seed: int
+        self, seen: env_pb2.InteractResponse, spec: rollout_pb2.EpisodeSpec, plan: _Plan, seed: int
     ) -> Action:
-        """The policy's answer, waited for as long as patience lasts and nobody is in a hurry.
+        """The policy's answer.
 
         Raises:
-            PolicyAwayError: there was none.
+            PolicyAwayError: there was none, or another policy serves now.
+            PolicyError: the policy says that the request is wrong, or contradicts itself.
+        """
+        needs = plan.needs
+        image, *further = frames(seen)
+
+        async def predict() -> Action:
+            return await self._policy.predict(
+                image,
+                seen.instruction,
+                images=dict(zip(needs.cameras[1:], further, strict=True)),
+                proprio=list(seen.robot_state.proprio) if needs.proprio else None,
+                temperature=spec.temperature,
+                seed=seed,
+                unnorm_key=spec.unnorm_key or None,
+            )
+
+        try:
+            action = await self._insist(predict)
+        except PolicyError:
+            await self._check_not_replaced(needs)
+            raise
+        if action.horizon != needs.chunk:
+            await self._check_not_replaced(needs)
+            text = f"an answer for {action.horizon} control steps by a policy of {needs.chunk}"
+            raise PolicyError(grpc.StatusCode.INTERNAL, text)
+        return action
+
+    async def _check_not_replaced(self, needs: PolicyNeeds) -> None:
+        """Raises PolicyAwayError where a policy serves that reads something else than these."""
+        self._needs = None
+        if await self._policy_needs() != needs:
+            raise PolicyAwayError("a policy that reads something else took the place of this one")
+
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the policy answers, waited for as long as patience lasts and nobody is in a hurry.
+
+        Raises:
+            PolicyAwayError: there was no answer.
             PolicyError: the policy says that the request is wrong.
         """
         patience = time.monotonic() + self._config.policy_patience_seconds
         for attempt in itertools.count():
             try:
-                return await self._policy.predict(
-                    seen.frames[0].image,
-                    seen.instruction,
-                    temperature=spec.temperature,
-                    seed=seed,
-                    unnorm_key=spec.unnorm_key or None,
-                )
+                return await call()
             except PolicyError as error:
                 if error.code in _EPISODE_AT_FAULT:
                     raise
+                self._needs = None  # it may come back as another one
                 if self._hurried.is_set():
                     raise PolicyAwayError(f"no policy, and no time to wait: {error}") from error
                 pause = retry_pause(attempt)
@@ -160,25 +239,3 @@ class EpisodeRunner:
                     async with asyncio.timeout(pause):
                         await self._hurried.wait()
         raise AssertionError("unreachable")
-
-
-def _step(
-    seen: env_pb2.InteractResponse,
-    action: Action,
-    after: env_pb2.InteractResponse,
-    *,
-    with_frame: bool,
-) -> rollout_pb2.Step:
-    """What was seen, the action, and what came of it."""
-    return rollout_pb2.Step(
-        image=seen.frames[0].image if with_frame else b"",
-        action=policy_pb2.Action(
-            token_ids=action.token_ids,
-            logprobs=action.logprobs,
-            values=action.values,
-            policy_version=action.policy_version,
-        ),
-        env_reward=after.reward,
-        robot_state=seen.robot_state,
-        control_steps=after.control_steps - seen.control_steps,
-    )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
 from vlarl.config import EnvConfig
-from vlarl.config.libero import ACTION_DIM
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.rpc.errors import (
     DeadlineExceeded,
@@ -20,6 +18,7 @@ from vlarl.rpc.errors import (
     Unavailable,
     Violation,
 )
+from vlarl_env.commands import too_long, wrong_actions
 from vlarl_env.errors import CommandRefusedError, SimulatorError, UnknownTaskError
 from vlarl_env.metrics import EnvMetrics
 from vlarl_env.pool import SimulatorPool
@@ -27,8 +26,6 @@ from vlarl_env.process import SimulatorProcess
 from vlarl_env.simulators.registry import TaskCatalog
 from vlarl_env.tasks import list_tasks
 
-MAX_REPEAT = 200
-"""Control steps (10 s) that one command may ask for."""
 MAX_CONTROL_STEPS = 10_000
 """Control steps that one episode may ask for."""
 
@@ -125,14 +122,10 @@ class EnvServicer(env_pb2_grpc.EnvServiceServicer):
         if before.terminated or before.truncated:
             raise FailedPrecondition("the episode has ended", reason="EPISODE_ENDED")
         problems: list[Violation] = []
-        action = request.step.action
-        if len(action) != ACTION_DIM or not all(map(math.isfinite, action)):
-            # A client may send millions.
-            some = ", ".join(map(str, action[:ACTION_DIM]))
-            text = f"an action is {ACTION_DIM} finite numbers, got {len(action)}: {some}"
-            problems.append(("step.action", text))
-        if request.step.repeat > MAX_REPEAT:
-            problems.append(("step.repeat", f"at most {MAX_REPEAT}, got {request.step.repeat}"))
+        if wrong := wrong_actions(request.step):
+            problems.append(("step.action", wrong))
+        if long := too_long(request.step, self._config.action_repeat):
+            problems.append(long)
         if problems:
             raise InvalidRequest(problems)
         return await simulator.step(request.step)

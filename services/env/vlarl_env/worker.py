@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from vlarl.clients.policy import AsyncPolicyClient, PolicyError
-from vlarl.config import EnvConfig
+from vlarl.config import ConfigError, EnvConfig
 from vlarl.queue.entries import Delivery
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl.rollout.v1 import rollout_pb2
@@ -176,6 +176,8 @@ class EnvWorker:
             await self._give_up_task(order, error)
         except CommandRefusedError as error:
             await self._give_up(order, f"the simulator refused: {error}")
+        except ConfigError as error:
+            await self._give_up(order, str(error))
         except PolicyError as error:
             await self._give_up(order, f"the policy refused: {error}")
         else:

@@ -117,8 +117,11 @@ def reset(**changed: object) -> env_pb2.InteractRequest:
     return env_pb2.InteractRequest(reset=env_pb2.ResetEpisode(**{**fields, **changed}))
 
 
-def step(action: list[float] = TOWARDS_THE_POINT, repeat: int = 0) -> env_pb2.InteractRequest:
-    return env_pb2.InteractRequest(step=env_pb2.StepEpisode(action=action, repeat=repeat))
+def step(
+    action: list[float] = TOWARDS_THE_POINT, repeat: int = 0, horizon: int = 0
+) -> env_pb2.InteractRequest:
+    command = env_pb2.StepEpisode(action=action, repeat=repeat, horizon=horizon)
+    return env_pb2.InteractRequest(step=command)
 
 
 async def refusal(
@@ -151,7 +154,12 @@ async def test_an_episode_over_the_wire(server: Server) -> None:
     assert seen.instruction == only.instruction
     await call.write(step(repeat=2))
     seen = await call.read()
-    assert seen.control_steps == 2
+    assert (seen.control_steps, seen.executed) == (2, 1)
+    await call.write(step(TOWARDS_THE_POINT * 3, repeat=1, horizon=3))
+    seen = await call.read()
+    assert (seen.control_steps, seen.executed) == (5, 3)
+    assert [frame.camera for frame in seen.frames] == ["agentview", "robot0_eye_in_hand"]
+    assert len(seen.robot_state.proprio) == 8
     while not seen.terminated:
         await call.write(step())
         seen = await call.read()
@@ -212,6 +220,11 @@ async def test_the_door_refuses_what_makes_no_sense(server: Server) -> None:
         ([reset(), step([0.0] * 6)], "step.action"),
         ([reset(), step([float("inf")] * 7)], "step.action"),
         ([reset(), step(repeat=10**6)], "step.repeat"),
+        ([reset(), step(TOWARDS_THE_POINT * 2)], "step.action"),
+        ([reset(), step(horizon=2)], "step.action"),
+        ([reset(), step(TOWARDS_THE_POINT * 201, horizon=201)], "step.horizon"),
+        ([reset(), step(TOWARDS_THE_POINT * 51, horizon=51)], "step.horizon"),
+        ([reset(), step(TOWARDS_THE_POINT * 3, horizon=3, repeat=100)], "step.horizon"),
     ]:
         code, text, fields = await refusal(server, *requests)
         assert (code, fields) == (invalid, [field]), text

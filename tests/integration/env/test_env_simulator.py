@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from vlarl.config import EnvConfig
+from vlarl.config.libero import SCENE_CAMERAS
 from vlarl.env.v1 import env_pb2
+from vlarl.proprioception import proprioception
 from vlarl.rollout.v1 import rollout_pb2
 
 if TYPE_CHECKING:
@@ -56,6 +58,15 @@ def stock_rollout(
     return seen
 
 
+def stock_proprio(observation: dict[str, Any]) -> npt.NDArray[np.float64]:
+    """The state that evaluations of OpenVLA-OFT hand to the policy, by robosuite's own function."""
+    from robosuite.utils.transform_utils import quat2axisangle
+
+    turned = quat2axisangle(observation["robot0_eef_quat"].copy())
+    parts = (observation["robot0_eef_pos"], turned, observation["robot0_gripper_qpos"])
+    return np.concatenate(parts)
+
+
 def our_rollout(
     scene: Scene, seed: int, state: npt.NDArray[np.float64] | None, actions: npt.NDArray[np.float64]
 ) -> list[dict[str, Any]]:
@@ -68,12 +79,15 @@ def our_rollout(
     for action in actions:
         scene.control_step(action)
         position, quaternion = scene.effector_pose()
+        fingers = scene.finger_joints()
         seen.append(
             {
                 **{f"{camera}_image": scene.render(camera, SIZE) for camera in CAMERAS},
                 "state": scene.state(),
                 "robot0_eef_pos": position.copy(),
                 "robot0_eef_quat": quaternion,
+                "robot0_gripper_qpos": fingers,
+                "proprio": proprioception(position, quaternion, fingers),
                 "done": scene.succeeded(),
             }
         )
@@ -114,6 +128,10 @@ def test_faithful_is_liberos_own_environment_bit_for_bit(suite: str, index: int)
             np.testing.assert_allclose(
                 got["robot0_eef_quat"], expected["robot0_eef_quat"], atol=1e-12
             )
+            np.testing.assert_array_equal(
+                got["robot0_gripper_qpos"], expected["robot0_gripper_qpos"]
+            )
+            np.testing.assert_allclose(got["proprio"], stock_proprio(expected), atol=1e-12)
             assert got["done"] == expected["done"]
         stock_poses = stock.sim.model.body_pos
         np.testing.assert_array_equal(scene._env.sim.model.body_pos, stock_poses)
@@ -179,6 +197,78 @@ def test_an_episode_ends_with_success(simulator: Simulator) -> None:
     assert seen.instruction == "reach the point above the bowl"
 
 
+CHUNK = [
+    [0.6, -0.3, -0.7, 0.1, -0.1, 0.2, 1.0],
+    [0.1, 0.8, -0.5, 0.0, 0.2, -0.3, 1.0],
+    *([TOWARDS_THE_POINT] * 4),
+    [-0.5, 0.2, 0.1, 0.0, 0.0, 0.4, 0.0],
+    [0.3, 0.3, -0.2, 0.2, 0.0, 0.0, 0.0],
+]
+
+
+def chunk_command(actions: list[list[float]], repeat: int = 0) -> env_pb2.StepEpisode:
+    numbers = [number for action in actions for number in action]
+    return env_pb2.StepEpisode(action=numbers, horizon=len(actions), repeat=repeat)
+
+
+def test_a_chunk_is_its_actions_one_by_one(simulator: Simulator) -> None:
+    """To the bit: the state, the frames of both cameras, the arm."""
+    simulator.reset(reset_command(3, *CAMERAS))
+    for action in CHUNK:
+        single = simulator.step(env_pb2.StepEpisode(action=action, repeat=1))
+        assert single.executed == 1
+    state = simulator._scene.state()
+    assert simulator.reset(reset_command(3, *CAMERAS)).executed == 0
+    whole = simulator.step(chunk_command(CHUNK, repeat=1))
+    np.testing.assert_array_equal(simulator._scene.state(), state)
+    assert (whole.executed, whole.control_steps) == (8, 8)
+    assert [frame.camera for frame in whole.frames] == list(CAMERAS)
+    single.executed = 8
+    assert whole == single
+
+
+def test_success_ends_a_chunk(simulator: Simulator) -> None:
+    simulator.reset(reset_command(3))
+    steps = 0
+    while True:
+        single = simulator.step(env_pb2.StepEpisode(action=TOWARDS_THE_POINT, repeat=1))
+        steps += 1
+        if single.terminated:
+            break
+    simulator.reset(reset_command(3))
+    whole = simulator.step(chunk_command([TOWARDS_THE_POINT] * 100, repeat=2))
+    assert (whole.terminated, whole.truncated, whole.reward) == (True, False, 1.0)
+    assert whole.control_steps == steps
+    assert whole.executed == -(-steps // 2), "the action that the end cut short counts"
+    assert whole.frames == single.frames
+    with pytest.raises(ValueError, match="no episode is running"):
+        simulator.step(step_command())
+
+
+@pytest.mark.parametrize(("limit", "executed"), [(6, 2), (8, 2), (9, 3), (12, 3)])
+def test_the_limit_ends_a_chunk(simulator: Simulator, limit: int, executed: int) -> None:
+    simulator.reset(reset_command(3, limit=limit))
+    seen = simulator.step(chunk_command([TOWARDS_THE_POINT] * 8))
+    assert (seen.control_steps, seen.executed) == (limit, executed)
+    assert (seen.truncated, seen.terminated) == (True, False)
+
+
+def test_policies_read_the_arm_as_robosuite_sees_it(simulator: Simulator) -> None:
+    simulator.reset(reset_command(3))
+    for _ in range(2):
+        seen = simulator.step(chunk_command(CHUNK, repeat=2))
+        observation = simulator._scene.problem._get_observations(force_update=True)
+        expected = stock_proprio(observation)
+        np.testing.assert_allclose(seen.robot_state.proprio, expected, atol=1e-6)
+        assert np.linalg.norm(expected[3:6]) > 1, "no turn proves nothing"
+    left, right = seen.robot_state.proprio[6:]
+    assert left - right == pytest.approx(seen.robot_state.gripper_opening, abs=1e-7)
+
+
+def test_the_cameras_that_are_known_before_anything_starts(simulator: Simulator) -> None:
+    assert set(simulator._scene.cameras) == set(SCENE_CAMERAS) - {"paperview"}
+
+
 def test_frames_are_cropped_upright_jpeg(simulator: Simulator) -> None:
     seen = simulator.reset(reset_command(3, "robot0_eye_in_hand", "agentview"))
     assert [frame.camera for frame in seen.frames] == ["robot0_eye_in_hand", "agentview"]
@@ -238,6 +328,16 @@ def test_bad_actions_are_refused(simulator: Simulator, action: list[float]) -> N
     simulator.reset(reset_command(3))
     with pytest.raises(ValueError, match="7 finite numbers"):
         simulator.step(env_pb2.StepEpisode(action=action))
+    assert simulator.step(step_command()).control_steps == 4
+
+
+@pytest.mark.parametrize("horizon", [2, 9, 2**32 - 1])
+def test_bad_chunks_are_refused(simulator: Simulator, horizon: int) -> None:
+    simulator.reset(reset_command(3))
+    command = chunk_command(CHUNK)
+    command.horizon = horizon
+    with pytest.raises(ValueError, match=f"{horizon} actions are 7 finite numbers each, got 56"):
+        simulator.step(command)
     assert simulator.step(step_command()).control_steps == 4
 
 

@@ -43,6 +43,12 @@ class ScriptedPolicy(policy_pb2_grpc.PolicyServiceServicer):
         self.values = TOWARDS_THE_POINT
         self.requests: list[policy_pb2.PredictActionsRequest] = []
         self.before: Callable[[Context], Awaitable[None]] | None = None
+        self.described = policy_pb2.GetPolicyResponse()
+
+    async def GetPolicy(
+        self, request: policy_pb2.GetPolicyRequest, context: Context
+    ) -> policy_pb2.GetPolicyResponse:
+        return self.described
 
     async def PredictActions(
         self, request: policy_pb2.PredictActionsRequest, context: Context
@@ -50,12 +56,13 @@ class ScriptedPolicy(policy_pb2_grpc.PolicyServiceServicer):
         self.requests.append(request)
         if self.before is not None:
             await self.before(context)
-        version = len(self.requests)
+        version, horizon = len(self.requests), max(1, self.described.chunk)
         action = policy_pb2.Action(
-            token_ids=[31999 - version] * 7,
-            logprobs=[-0.5] * 7,
-            values=self.values,
+            token_ids=[31999 - version] * 7 * horizon,
+            logprobs=[-0.5] * 7 * horizon,
+            values=self.values * horizon,
             policy_version=version,
+            horizon=self.described.chunk,
         )
         return policy_pb2.PredictActionsResponse(actions=[action])
 
@@ -190,6 +197,62 @@ async def test_an_order_becomes_a_trajectory(bench: Bench, simulators: Simulator
     assert sum(executed) == simulators.control_steps() - before
     ended = {"driver": "worker", "outcome": "success"}
     assert bench.registry.get_sample_value("vlarl_env_episodes_total", ended) == 1
+
+
+CHUNKED = policy_pb2.GetPolicyResponse(
+    chunk=8, cameras=["agentview", "robot0_eye_in_hand"], proprio=8
+)
+
+
+async def test_a_policy_is_shown_what_it_reads_and_its_chunks_are_executed(
+    bench: Bench, simulators: Simulators
+) -> None:
+    before = simulators.control_steps()
+    bench.policy.described = CHUNKED
+    await bench.queue.issue([order()])
+    trajectory = await bench.trajectory()
+    assert trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
+    assert list(trajectory.cameras) == list(CHUNKED.cameras)
+    for step, request in zip(trajectory.steps, bench.policy.requests, strict=True):
+        (observation,) = request.observations
+        assert [image.camera for image in observation.images] == ["robot0_eye_in_hand"]
+        assert list(step.images) == [image.image for image in observation.images]
+        assert step.images[0] != step.image == observation.image
+        assert list(step.robot_state.proprio) == list(observation.proprio)
+        assert list(observation.proprio[:3]) == list(step.robot_state.position)
+        assert len(step.action.token_ids) == 56
+    assert trajectory.final_images[0] not in (trajectory.final_image, step.images[0])
+    assert len(trajectory.final_robot_state.proprio) == 8
+    *whole, last = trajectory.steps
+    assert all((step.executed, step.control_steps) == (8, 32) for step in whole)
+    assert 4 * (last.executed - 1) < last.control_steps <= 4 * last.executed
+    chunked_steps = simulators.control_steps() - before
+    # The same actions, one an answer, take the same way.
+    bench.policy.described = policy_pb2.GetPolicyResponse()
+    bench.worker._episodes._needs = None
+    await bench.queue.issue([order("single")])
+    single = await bench.trajectory()
+    assert sum(step.control_steps for step in single.steps) == chunked_steps
+    assert sum(step.executed for step in trajectory.steps) == len(single.steps)
+    assert single.final_image == trajectory.final_image
+    assert single.final_robot_state == trajectory.final_robot_state
+
+
+async def test_a_policy_that_can_not_be_shown_what_it_reads_gets_dead_letters(bench: Bench) -> None:
+    bench.policy.described = policy_pb2.GetPolicyResponse(proprio=14)
+    await bench.queue.issue([order("arm")])
+    async with asyncio.timeout(60):
+        while not (letters := await bench.queue.dead_letters()):
+            await asyncio.sleep(0.05)
+    assert letters[0].cause.startswith("the policy reads 14 numbers of proprioception")
+    bench.policy.described = policy_pb2.GetPolicyResponse(cameras=["behind"])
+    bench.worker._episodes._needs = None
+    await bench.queue.issue([order("camera")])
+    async with asyncio.timeout(60):
+        while len(letters := await bench.queue.dead_letters()) < 2:
+            await asyncio.sleep(0.05)
+    causes = {letter.spec.episode_id: letter.cause for letter in letters}
+    assert "unknown camera 'behind'; the scene has agentview" in causes["camera"]
 
 
 async def test_the_action_limit_cuts_and_frames_may_be_left_out(bench: Bench) -> None:

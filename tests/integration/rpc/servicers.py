@@ -12,6 +12,7 @@ import grpc
 
 from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.policy.v1 import policy_pb2, policy_pb2_grpc
+from vlarl.rollout.v1 import rollout_pb2
 from vlarl.rpc.errors import FailedPrecondition, InvalidRequest, ServiceError, Unavailable
 from vlarl.rpc.server import RpcServer
 
@@ -107,8 +108,17 @@ class EchoEnv(env_pb2_grpc.EnvServiceServicer):
             async for request in request_iterator:
                 if request.HasField("step") and request.step.action[-1] not in (0, 1):
                     raise InvalidRequest([("step.action", "the gripper's must be 0 or 1")])
-                steps += request.HasField("step")
-                yield env_pb2.InteractResponse(control_steps=steps)
+                executed = max(1, request.step.horizon) if request.HasField("step") else 0
+                steps += executed
+                yield env_pb2.InteractResponse(
+                    control_steps=steps,
+                    executed=executed,
+                    frames=[
+                        env_pb2.Frame(camera=camera, image=f"{camera} {steps}".encode())
+                        for camera in ("agentview", "robot0_eye_in_hand")
+                    ],
+                    robot_state=rollout_pb2.RobotState(proprio=range(8)),
+                )
         finally:
             self.open_episodes -= 1
             self.closed.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import grpc
+import numpy as np
 import pytest
 
 from tests.integration.rpc.servicers import Serve
@@ -31,6 +32,21 @@ async def test_an_episode_is_reset_stepped_and_given_back(serve: Serve) -> None:
         return counts
 
     assert await asyncio.to_thread(play) == [0, 1, 2, 3]
+
+
+async def test_a_chunk_is_one_step(serve: Serve) -> None:
+    served = await serve()
+
+    def play() -> None:
+        with EnvClient(served.address) as env, env.episode("reach", init_state=0) as episode:
+            assert episode.step([ACTION] * 8).executed == 8
+            assert episode.state.control_steps == 8
+            assert list(episode.images) == ["agentview", "robot0_eye_in_hand"]
+            assert episode.image == episode.images["agentview"] == b"agentview 8"
+            np.testing.assert_array_equal(episode.proprio, np.arange(8, dtype=np.float32))
+            assert episode.proprio.dtype == np.float32
+
+    await asyncio.to_thread(play)
 
 
 async def test_a_refused_step_is_told_and_ends_its_episode(serve: Serve) -> None:

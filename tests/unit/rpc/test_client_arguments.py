@@ -50,8 +50,9 @@ NO_IMAGE = [
     Tracked(),
 ]
 NO_ACTION = [
-    *(None, "1234567", b"1234567", 3, True, [0.0] * 6, [0.0] * 8, [[0.0] * 7], [], [None] * 7),
+    *(None, "1234567", b"1234567", 3, True, [0.0] * 6, [0.0] * 8, [], [None] * 7),
     *(["0"] * 7, [True] * 7, [0.0] * 6 + [float("nan")], [0.0] * 6 + [float("inf")]),
+    *([[0.0] * 6] * 7, [[[0.0] * 7]], [[]], np.zeros((0, 7)), [[0.0] * 7, [float("nan")] * 7]),
     *([1e39] + [0.0] * 6, [[0.0], [0.0, 1.0]], [10**400] + [0] * 6, [1j] * 7, np.zeros((7, 1))),
     np.array(["x"] * 7),
     Tracked(),
@@ -231,7 +232,11 @@ def test_what_can_be_sent_is(policy: PolicyClient, arguments: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    "action", [[0] * 7, (0.5,) * 7, np.zeros(7, np.float16), np.arange(7), range(7)]
+    "action",
+    [
+        *([0] * 7, (0.5,) * 7, np.zeros(7, np.float16), np.arange(7), range(7)),
+        *([[0] * 7], [(0.5,) * 7] * 3, np.zeros((8, 7))),
+    ],
 )
 def test_what_an_arm_can_do_is_sent(action: Any) -> None:  # noqa: ANN401
     episode = Episode(_NobodysEpisodes(), NOBODY, env_pb2.ResetEpisode())  # type: ignore[arg-type]

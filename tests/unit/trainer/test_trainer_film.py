@@ -49,6 +49,17 @@ def test_a_film_plays_and_shows_the_frames(tmp_path: Path) -> None:
     np.testing.assert_allclose(levels, [0, 40, 80, 120, 120, 120, 120], atol=6)
 
 
+def test_what_is_seen_before_several_actions_lasts_as_long_as_they() -> None:
+    chunked = trajectory()
+    for step, executed in zip(chunked.steps, (8, 8, 3), strict=True):
+        step.action.horizon, step.executed = 8, executed
+        del step.action.token_ids[:], step.action.values[:]
+        step.action.token_ids.extend(range(31900, 31956))
+        step.action.values.extend([0.1] * 56)
+    levels = [frame[WIDTH // 2, WIDTH // 2].mean() for frame in draw_frames(chunked, None, hold=1)]
+    np.testing.assert_allclose(levels, [0] * 8 + [40] * 8 + [80] * 3 + [120], atol=6)
+
+
 def test_each_outcome_of_each_task_gets_its_share(tmp_path: Path) -> None:
     maker = FilmMaker(tmp_path, each=1, action_repeat=1)
     assert maker.wants(3)

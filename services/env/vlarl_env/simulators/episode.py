@@ -14,7 +14,9 @@ from vlarl.config.libero import ACTION_DIM
 from vlarl.env.v1 import env_pb2
 from vlarl.images import encode_jpeg
 from vlarl.models.statistics import to_simulator
+from vlarl.proprioception import proprioception
 from vlarl.rollout.v1 import rollout_pb2
+from vlarl_env.commands import wrong_actions
 from vlarl_env.simulators.libero.scene import NO_OP, Scene
 from vlarl_env.simulators.libero.suites import SuiteTask
 
@@ -31,6 +33,17 @@ def crop_frame(
         top, left, height, width = crop
         frame = frame[top : top + height, left : left + width]
     return np.ascontiguousarray(frame)
+
+
+def _actions(command: env_pb2.StepEpisode) -> npt.NDArray[np.float64]:
+    """A command's actions: float64 [horizon, 7].
+
+    Raises:
+        BadCommandError: they are other numbers than these.
+    """
+    if wrong := wrong_actions(command):
+        raise BadCommandError(wrong)
+    return np.array(command.action, dtype=np.float64).reshape(-1, ACTION_DIM)
 
 
 class Simulator:
@@ -84,33 +97,41 @@ class Simulator:
         self._limit = command.max_control_steps or self._task.max_control_steps
         self._control_steps = 0
         self._running = True
-        return self._response(reward=0.0, terminated=False)
+        return self._response(reward=0.0, terminated=False, executed=0)
 
     def step(self, command: env_pb2.StepEpisode) -> env_pb2.InteractResponse:
-        """Holds one action for its control steps, or until the goal or the limit is reached.
+        """Holds each action for its control steps, until the goal or the limit is reached.
 
         Raises:
-            BadCommandError: no episode is running, or the action isn't seven finite numbers.
+            BadCommandError: no episode is running, or an action isn't seven finite numbers.
             DivergedError: the physics blew up.
         """
         if not self._running:
             raise BadCommandError("no episode is running: reset first")
-        action = np.array(command.action, dtype=np.float64)
-        if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
-            raise BadCommandError(f"an action is {ACTION_DIM} finite numbers, got {action}")
         repeat = command.repeat or self._config.action_repeat
-        terminated = False
+        executed, terminated = 0, False
         with self._timed("physics_seconds"):
-            in_simulator_units = to_simulator(action)
-            for _ in range(min(repeat, self._limit - self._control_steps)):
-                self._scene.control_step(in_simulator_units)
-                self._control_steps += 1
-                terminated = self._scene.succeeded()
-                if terminated:
+            for action in to_simulator(_actions(command)):
+                executed += 1
+                terminated = self._hold(action, repeat)
+                if terminated or self._control_steps >= self._limit:
                     break
-        response = self._response(reward=float(terminated), terminated=terminated)
+        response = self._response(
+            reward=float(terminated), terminated=terminated, executed=executed
+        )
         self._running = not (response.terminated or response.truncated)
         return response
+
+    def _hold(self, action: npt.NDArray[np.float64], repeat: int) -> bool:
+        """Holds one action [7], in the simulator's units, no longer than the limit allows; whether
+        the goal was reached.
+        """
+        for _ in range(min(repeat, self._limit - self._control_steps)):
+            self._scene.control_step(action)
+            self._control_steps += 1
+            if self._scene.succeeded():
+                return True
+        return False
 
     def frame(self, camera: str) -> npt.NDArray[np.uint8]:
         """The frame that is encoded: upright, cropped if configured, uint8[height, width, 3]."""
@@ -120,25 +141,30 @@ class Simulator:
         """Frees the scene."""
         self._scene.close()
 
-    def _response(self, *, reward: float, terminated: bool) -> env_pb2.InteractResponse:
+    def _response(
+        self, *, reward: float, terminated: bool, executed: int
+    ) -> env_pb2.InteractResponse:
         with self._timed("render_seconds"):
             frames = [
                 env_pb2.Frame(camera=camera, image=encode_jpeg(self.frame(camera)))
                 for camera in self._cameras
             ]
         position, quaternion = self._scene.effector_pose()
+        fingers = self._scene.finger_joints()
         return env_pb2.InteractResponse(
             frames=frames,
             instruction=self._task.instruction,
             robot_state=rollout_pb2.RobotState(
                 position=position,
                 quaternion=quaternion,
-                gripper_opening=self._scene.gripper_opening(),
+                gripper_opening=fingers[0] - fingers[1],
+                proprio=proprioception(position, quaternion, fingers),
             ),
             reward=reward,
             terminated=terminated,
             truncated=not terminated and self._control_steps >= self._limit,
             control_steps=self._control_steps,
+            executed=executed,
         )
 
     @contextmanager

@@ -360,10 +360,12 @@ class Scene:
         w, x, y, z = self._observed["xquat"][body]
         return position, np.array([x, y, z, w])
 
-    def gripper_opening(self) -> float:
-        """Metres between the fingers."""
-        left, right = self._observed["qpos"][self._env.robots[0]._ref_gripper_joint_pos_indexes]
-        return float(left - right)
+    def finger_joints(self) -> npt.NDArray[np.float64]:
+        """Metres by which the left and the right finger [2] are from the middle, the right one's
+        below 0.
+        """
+        joints = self._env.robots[0]._ref_gripper_joint_pos_indexes
+        return np.asarray(self._observed["qpos"][joints], dtype=np.float64)
 
     def close(self) -> None:
         """Frees the scene and its context."""
