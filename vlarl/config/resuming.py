@@ -43,6 +43,7 @@ from vlarl.config import (
     TrainerConfig,
 )
 from vlarl.config.base import Section, sections_in
+from vlarl.config.libero import MAIN_CAMERA
 from vlarl.errors import ConfigError
 
 _SHOWN = 200
@@ -249,6 +250,10 @@ _MEANINGS = {
 }
 
 
+_UNSET: Mapping[str, object] = {"env.cameras": [MAIN_CAMERA]}
+"""What keys stand for that aren't set, as runs of before have it."""
+
+
 def kinds(root: type[Section]) -> dict[str, Kind | None]:
     """Each key's kind, by section.key; None: it hasn't been given one."""
     return dict(_walk(root, "", None))
@@ -278,7 +283,8 @@ def terms(config: Section) -> dict[str, object]:
     found = {}
     for key, kind in kinds(type(config)).items():
         if kind is not None and kind.on_resume is OnResume.FIXED and key not in CONTENTS:
-            found[key] = _at(dumped, key)
+            value = _at(dumped, key)
+            found[key] = _UNSET.get(key) if value is None else value
     return found
 
 

@@ -38,19 +38,20 @@ class PolicyNeeds:
         )
 
     def shown(self, env: EnvConfig) -> tuple[str, ...]:
-        """Names of the scene's cameras that are shown, in the policy's order.
+        """Names of the scene's cameras that are shown, in the policy's order: of `env.cameras` as
+        many as it sees.
 
         Raises:
-            ConfigError: `env.cameras` are more or fewer than the policy sees.
+            ConfigError: there are fewer.
         """
         cameras = self.cameras if env.cameras is None else env.cameras
-        if len(cameras) != len(self.cameras):
+        if len(cameras) < len(self.cameras):
             raise ConfigError(
                 f"env.cameras names {len(cameras)} ({', '.join(cameras)}), and the policy sees "
                 f"{len(self.cameras)} ({', '.join(self.cameras)}): name as many, in its order, or "
                 "leave env.cameras out"
             )
-        return cameras
+        return cameras[: len(self.cameras)]
 
     def executed(self, env: EnvConfig, limit: int | None = None) -> int:
         """Actions of each answer that are executed.

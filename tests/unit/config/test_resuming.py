@@ -68,6 +68,10 @@ def test_no_kind_is_given_to_a_key_that_is_gone() -> None:
         assert set(named) <= section.model_fields.keys(), section.__name__
 
 
+def test_a_camera_that_is_not_named_is_the_one_that_runs_of_before_name() -> None:
+    assert terms(RunConfig())["env.cameras"] == ["agentview"]
+
+
 def begun(root: type[Section], folder: Path, overrides: tuple[str, ...] = ()) -> Path:
     config = load_section(root, ROOT / f"configs/{ROOTS[root]}.toml", overrides)
     save_config(config, folder)
