@@ -67,9 +67,7 @@ class ChunkServing(Serving):
 
     def prompt(self, encoded: Encoded, name: str) -> MultiModalInput:
         """One observation as vLLM takes it; name: see `chunk_input`."""
-        return chunk_input(
-            self._model, encoded.prompt_ids, encoded.pixels, encoded.proprio, name
-        )
+        return chunk_input(self._model, encoded.prompt_ids, encoded.pixels, encoded.proprio, name)
 
     def parameters(self, temperature: float, seed: int | None) -> PoolingParams:
         """How one chunk is sampled.

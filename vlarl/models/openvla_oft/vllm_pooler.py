@@ -1,4 +1,4 @@
-"""Where vLLM's engine ends and an answer begins: tokens drawn from the hidden states of one pass."""
+"""An answer inside vLLM: tokens drawn from the hidden states of one pass."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ class ChunkPooler(Pooler):  # type: ignore[misc]
 
     tasks: ClassVar = frozenset({TASK})
 
-    def __init__(
-        self, action_logits: Callable[[Tensor], Tensor], tokens: int, behind: int
-    ) -> None:
+    def __init__(self, action_logits: Callable[[Tensor], Tensor], tokens: int, behind: int) -> None:
         """Args:
         action_logits: of hidden states [..., d], float32 [..., bins].
         tokens: n, of an answer.
