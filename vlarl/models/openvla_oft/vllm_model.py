@@ -21,7 +21,7 @@ from vlarl.models.openvla_oft.vllm_inputs import (
 from vlarl.models.openvla_oft.vllm_pooler import ChunkPooler
 
 
-@attn_type("encoder_only")  # type: ignore[untyped-decorator, unused-ignore]
+@attn_type("encoder_only")
 @MULTIMODAL_REGISTRY.register_processor(
     ChunkEngineProcessor, info=ChunkProcessingInfo, dummy_inputs=DummyInputs
 )
