@@ -218,7 +218,7 @@ def sampling(serving: Serving, spec: PolicySpec) -> object:
     )
 
 
-def token_ids(serving: Serving, output: Any) -> list[int]:
+def token_ids(serving: Serving, output: Any) -> list[int]:  # noqa: ANN401 - vLLM's
     """Of a finished answer."""
     if serving.runner == "pooling":
         return serving.sampled(output).token_ids

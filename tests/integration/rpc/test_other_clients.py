@@ -112,6 +112,24 @@ async def javascript_chunk(served: Served, folder: Path, ask: tuple[str | Path, 
     assert list(seen.proprio) == [0, 1, 2, 3, 4, 5, 6, -0.5]
 
 
+async def test_the_command_shows_a_chunk_step_by_step(serve: Serve, picture: Path) -> None:
+    served = await serve()
+    served.policy.horizon = 2
+    ask = (sys.executable, "-m", "vlarl", "act", "--address", served.address, "--seed", "9")
+    more = ("--camera", f"{WRIST}={picture}", "--proprio", "0.5,-1")
+    asked = ("--image", picture, "--instruction", "lift the bowl", *more)
+    code, output, errors = await run_program(*ask, *asked)
+    assert (code, errors) == (0, "")
+    shown = output.splitlines()[-2:]
+    assert shown == [
+        "action    " + " ".join(["+9.0000"] * 7),
+        " " * 10 + " ".join(["+10.0000"] * 7),
+    ]
+    (seen,) = served.policy.observations
+    assert [(one.camera, one.image) for one in seen.images] == [(WRIST, picture.read_bytes())]
+    assert list(seen.proprio) == [0.5, -1.0]
+
+
 def documented_calls() -> list[str]:
     """Every `buf curl` of the page, with its continued lines."""
     page = (ROOT / "docs/clients.md").read_text()
