@@ -27,9 +27,12 @@ Observe = Callable[[Sequence[bytes], Sequence[str]], list[Observation]]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each family's checkpoint for what asks the shared server, OpenVLA's for the rest."""
+    """Each family's checkpoint for what asks the shared server or shows a policy what it needs,
+    OpenVLA's for the rest.
+    """
     if "checkpoint" in metafunc.fixturenames:
-        families = FAMILIES if "server" in metafunc.fixturenames else FAMILIES[:1]
+        for_each = {"server", "observe"}.intersection(metafunc.fixturenames)
+        families = FAMILIES if for_each else FAMILIES[:1]
         metafunc.parametrize("checkpoint", families, indirect=True, scope="session")
 
 
