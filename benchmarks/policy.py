@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -38,12 +39,14 @@ from benchmarks.report import Report
 from vlarl.clients.policy import AsyncPolicyClient
 from vlarl.config import PolicyConfig
 from vlarl.images import decode_image, prepare_image
+from vlarl.models.base import Serving
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.registry import policy_family
 from vlarl.models.serving import Observation
+from vlarl.models.spec import PolicySpec
 from vlarl.weights.hub import folder_of
 
 UNIT = "actions/s"
@@ -166,46 +169,60 @@ def timed(step: Callable[[], int], seconds: float) -> float:
 
 
 def vllm_loop(checkpoint: Path, batch: int, seconds: float) -> float:
-    """VLLM's synchronous engine on batch after batch."""
-    from vllm import SamplingParams
+    """VLLM's synchronous engine on batch after batch; a chunk is one answer."""
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from vlarl_policy.vllm_engine import engine_args
 
     family = policy_family(checkpoint)
-    config = PolicyConfig(checkpoint=checkpoint, max_batch=max(BATCHES))
+    config, spec = PolicyConfig(checkpoint=checkpoint, max_batch=max(BATCHES)), family.spec
     serving = family.serving()
     args = replace(engine_args(config, serving), worker_extension_cls="")
     engine = LLMEngine.from_engine_args(args)
-    processor = family.processor(family.spec.center_crop)
-    statistics = family.spec.statistics(KEY)
-    params = SamplingParams(
-        temperature=1.0,
-        max_tokens=family.spec.action_dim,
-        ignore_eos=True,
-        allowed_token_ids=list(family.spec.action_ids),
-        logprobs=0,
-        detokenize=False,
-    )
-    pairs = observations(batch)
+    processor = family.processor(spec.center_crop)
+    statistics = spec.statistics(KEY)
+    pairs, rest = observations(batch), [0.0] * spec.proprio_dim
 
     # A name twice, and the engine would take the image's features from its encoder cache.
     names = map(str, itertools.count())
 
     def step() -> int:
         for image, instruction in pairs:
-            name = next(names)
-            prompt = serving.prompt(processor.encode(Observation([image], instruction)), name)
-            engine.add_request(name, prompt, params)
+            name, images = next(names), [image] * len(spec.cameras)
+            encoded = processor.encode(Observation(images, instruction, rest, KEY))
+            engine.add_request(name, serving.prompt(encoded, name), sampling(serving, spec))
         finished = 0
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
-                    processor.actions(list(output.outputs[0].token_ids), statistics)
+                    processor.actions(token_ids(serving, output), statistics)
                     finished += 1
         return finished
 
     return timed(step, seconds)
+
+
+def sampling(serving: Serving, spec: PolicySpec) -> object:
+    """An answer's parameters, at temperature 1."""
+    from vllm import SamplingParams
+
+    if serving.runner == "pooling":
+        return serving.parameters(temperature=1.0, seed=None)
+    return SamplingParams(
+        temperature=1.0,
+        max_tokens=spec.action_dim,
+        ignore_eos=True,
+        allowed_token_ids=list(spec.action_ids),
+        logprobs=0,
+        detokenize=False,
+    )
+
+
+def token_ids(serving: Serving, output: Any) -> list[int]:  # noqa: ANN401 - vLLM's
+    """Of a finished answer."""
+    if serving.runner == "pooling":
+        return serving.sampled(output).token_ids
+    return list(output.outputs[0].token_ids)
 
 
 def eager_loop(checkpoint: Path, batch: int, seconds: float) -> float:

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vlarl.clients.policy import AsyncPolicyClient
+from vlarl.clients.policy import AsyncPolicyClient, Observation
 from vlarl.images import encode_jpeg
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.lora import lora_layers
+from vlarl.policy.v1.policy_pb2 import GetPolicyResponse
 from vlarl.rpc.channel import open_channel, wait_until_serving
 from vlarl.weights.adapter import Adapter
 from vlarl.weights.checkpoint import base_digest
@@ -37,6 +38,19 @@ def observations(count: int) -> list[tuple[bytes, str]]:
     return [
         (encode_jpeg(one.repeat(scale, axis=0).repeat(scale, axis=1)), INSTRUCTIONS[index % 3])
         for index, one in enumerate(tiles)
+    ]
+
+
+def shown(pairs: list[tuple[bytes, str]], policy: GetPolicyResponse) -> list[Observation]:
+    """Observations as the policy wants them: all of its cameras see the same, its arm rests."""
+    return [
+        Observation(
+            image,
+            instruction,
+            dict.fromkeys(policy.cameras[1:], image),
+            np.zeros(policy.proprio, np.float32) if policy.proprio else None,
+        )
+        for image, instruction in pairs
     ]
 
 
@@ -117,6 +131,8 @@ class Load:
     """(begin, end) of every answered request, by `time.perf_counter`."""
     versions: list[int] = field(default_factory=list)
     """Policy version of every answer."""
+    horizon: int = 1
+    """Control steps of an answer."""
     failed: int = 0
     first_failure: str = ""
 
@@ -126,17 +142,22 @@ class Load:
         began, ended = zip(*self.latencies, strict=True)
         return len(self.latencies) / (max(ended) - min(began))
 
+    @property
+    def control_speed(self) -> float:
+        """Control steps that are answered a second."""
+        return self.speed * self.horizon
+
     async def run(self, seconds: float | None, stop: asyncio.Event | None = None) -> None:
         """Asks for so long, or until the event is set."""
-        pairs = observations(self.clients)
+        seen = shown(observations(self.clients), await self.client.get_policy())
         deadline = time.perf_counter() + seconds if seconds else float("inf")
 
         async def one(index: int) -> None:
             while time.perf_counter() < deadline and not (stop and stop.is_set()):
                 began = time.perf_counter()
                 try:
-                    action = await self.client.predict(
-                        *pairs[index], temperature=self.temperature, unnorm_key=self.key
+                    (action,) = await self.client.predict_batch(
+                        [seen[index]], temperature=self.temperature, unnorm_key=self.key
                     )
                 except Exception as error:  # noqa: BLE001 - whatever it was, a request failed
                     self.failed += 1
@@ -145,5 +166,6 @@ class Load:
                 else:
                     self.latencies.append((began, time.perf_counter()))
                     self.versions.append(action.policy_version)
+                    self.horizon = action.horizon
 
         await asyncio.gather(*(one(index) for index in range(self.clients)))

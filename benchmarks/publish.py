@@ -22,6 +22,7 @@ ORDER = (
     "env",
     "env_memory",
     "policy",
+    "policy_chunks",
     "load",
     "swap",
     "precision",

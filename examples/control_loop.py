@@ -3,8 +3,10 @@
     python examples/control_loop.py --address HOST:50051 --rate 5 --instruction "lift the bowl"
 
 A step has one period. Whatever has no answer by then is missed: the robot goes on with what it
-was told before, and the next frame is a fresh one. The camera is a stand-in, moving stripes or a
-folder of pictures; `camera` and `move` are where a robot's own code goes.
+was told before, and the next frame is a fresh one. A policy that answers several control steps at
+once is asked when they have been played, or sooner (`--replan-after`). Cameras and arm are
+stand-ins, moving stripes or a folder of pictures; `camera`, `arm` and `move` are where a robot's
+own code goes.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from grpc import StatusCode
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlarl import Action, PolicyClient, PolicyError
+from vlarl import ChunkedPolicy, Observation, PolicyClient, PolicyError
 from vlarl.images import encode_jpeg
+from vlarl.policy.v1.policy_pb2 import GetPolicyResponse
 
 Frame = NDArray[np.uint8]
 """uint8[height, width, 3]."""
@@ -53,6 +56,11 @@ def pictures(folder: Path) -> Iterator[Frame]:
         raise ValueError(f"{folder} has no picture ({', '.join(sorted(SUFFIXES))})")
     for path in itertools.cycle(paths):
         yield np.asarray(Image.open(path).convert("RGB"))
+
+
+def arm(numbers: int) -> NDArray[np.float32]:
+    """The arm's proprioception, in the dataset's units; of LIBERO position, axis-angle, fingers."""
+    return np.zeros(numbers, np.float32)
 
 
 def move(values: NDArray[np.float32]) -> None:
@@ -84,14 +92,43 @@ class Budget:
         yield f"deadlines missed: {self.missed} of {steps} ({100 * self.missed / steps:.1f} %)"
 
 
+class Robot:
+    """What the policy has to be shown: of each of its cameras a picture, and the arm."""
+
+    def __init__(self, policy: GetPolicyResponse, instruction: str, folder: Path | None) -> None:
+        # A server that is older names no cameras: it has one.
+        names = list(policy.cameras) or ["agentview"]
+        self._cameras = {name: camera(folder) for name in names}
+        self._instruction = instruction
+        self._proprio = policy.proprio
+
+    def frames(self) -> dict[str, Frame]:
+        """A fresh one of each camera, the main one's first."""
+        return {name: next(frames) for name, frames in self._cameras.items()}
+
+    def observation(self, frames: dict[str, Frame]) -> Observation:
+        """The frames as the policy takes them."""
+        # JPEG is several times smaller than PNG, and what the policy was trained on.
+        main, *further = ((name, encode_jpeg(frame)) for name, frame in frames.items())
+        proprio = arm(self._proprio) if self._proprio else None
+        return Observation(main[1], self._instruction, dict(further), proprio)
+
+
 def in_time(
-    policy: PolicyClient, encoded: bytes, instruction: str, unnorm_key: str | None, seconds: float
-) -> Action | None:
-    """The policy's answer, or None where there is none within these seconds."""
-    if seconds <= 0:
+    policy: ChunkedPolicy, seen: Observation, unnorm_key: str | None, seconds: float
+) -> NDArray[np.float32] | None:
+    """The next control step, or None where there is none within these seconds."""
+    if seconds <= 0 and policy.asks:
         return None
     try:
-        return policy.predict(encoded, instruction, unnorm_key=unnorm_key, timeout_seconds=seconds)
+        return policy.act(
+            seen.image,
+            seen.instruction,
+            images=seen.images,
+            proprio=seen.proprio,
+            unnorm_key=unnorm_key,
+            timeout_seconds=seconds,
+        )
     except PolicyError as error:
         # A server that restarts is waited for in the same rhythm; what is refused stays refused.
         if error.code in (StatusCode.DEADLINE_EXCEEDED, StatusCode.UNAVAILABLE):
@@ -99,16 +136,14 @@ def in_time(
         raise
 
 
-def sustainable(
-    policy: PolicyClient, frames: Iterator[Frame], instruction: str, unnorm_key: str | None
-) -> str:
+def sustainable(policy: PolicyClient, robot: Robot, unnorm_key: str | None) -> str:
     """What rate could be kept: measured by steps that have all the time they want. Their answers
     move nothing, as the robot's time is over.
     """
     seconds = []
     for _ in range(UNHURRIED_STEPS):
         began = time.perf_counter()
-        policy.predict(encode_jpeg(next(frames)), instruction, unnorm_key=unnorm_key)
+        policy.predict_batch([robot.observation(robot.frames())], unnorm_key=unnorm_key)
         seconds.append(time.perf_counter() - began)
     rate = math.floor(100 / max(seconds)) / 100
     return f"without haste a step takes up to {1000 * max(seconds):.1f} ms: --rate {rate:g} is kept"
@@ -119,48 +154,51 @@ def control_loop(
     address: Annotated[str, typer.Option(help="Policy server.")] = "127.0.0.1:50051",
     token_file: Annotated[Path | None, typer.Option(help="The client's bearer token.")] = None,
     tls_ca: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust.")] = None,
-    rate: Annotated[float, typer.Option(help="Actions a second.", min=0.1)] = 5.0,
-    steps: Annotated[int, typer.Option(help="Actions until the end.", min=1)] = 100,
+    rate: Annotated[float, typer.Option(help="Control steps a second.", min=0.1)] = 5.0,
+    steps: Annotated[int, typer.Option(help="Control steps until the end.", min=1)] = 100,
+    replan_after: Annotated[
+        int, typer.Option(help="Control steps of an answer that are played; 0: all.", min=0)
+    ] = 0,
     unnorm_key: Annotated[str, typer.Option(help="Dataset whose units are wanted.")] = "",
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures for the camera.", file_okay=False)
     ] = None,
 ) -> None:
-    """Ask for actions at a fixed rate, and print where the time went; where that was too fast,
+    """Move at a fixed rate, and print where the time went; where that was too fast,
     the rate that could be kept.
     """
     period = 1 / rate
     budget = Budget(period)
-    frames = camera(images)
-    with PolicyClient(address, token_file=token_file, tls_ca=tls_ca) as policy:
+    with PolicyClient(address, token_file=token_file, tls_ca=tls_ca) as client:
+        robot = Robot(client.get_policy(), instruction, images)
+        policy = ChunkedPolicy(client, replan_after=replan_after or None)
         # Connects, and fails here if it can't work at all, with more patience than a period.
-        policy.predict(encode_jpeg(next(frames)), instruction, unnorm_key=unnorm_key or None)
+        seen = robot.observation(robot.frames())
+        client.predict_batch([seen], unnorm_key=unnorm_key or None)
         tick = time.perf_counter()
         for _ in range(steps):
             time.sleep(max(0.0, tick - time.perf_counter()))
             began = time.perf_counter()
-            frame = next(frames)
-            seen = time.perf_counter()
-            # JPEG is several times smaller than PNG, and what the policy was trained on.
-            encoded = encode_jpeg(frame)
+            if asks := policy.asks:
+                frames = robot.frames()
+                budget.camera.append(time.perf_counter() - began)
+                seen = robot.observation(frames)
+                budget.encode.append(time.perf_counter() - began - budget.camera[-1])
             asked = time.perf_counter()
-            action = in_time(
-                policy, encoded, instruction, unnorm_key or None, began + period - asked
-            )
+            values = in_time(policy, seen, unnorm_key or None, began + period - asked)
             ended = time.perf_counter()
-            if action is not None:
-                move(action.values)
-                budget.policy.append(ended - asked)
-            budget.missed += action is None or ended - began > period
-            budget.camera.append(seen - began)
-            budget.encode.append(asked - seen)
+            if values is not None:
+                move(values)
+                if asks:
+                    budget.policy.append(ended - asked)
+            budget.missed += values is None or ended - began > period
             budget.whole.append(ended - began)
             # A late step shortens no later one: the rhythm goes on with the next whole period.
             tick += period * max(1, math.ceil((ended - tick) / period))
         for line in budget.lines():
             typer.echo(line)
         if budget.missed:
-            typer.echo(sustainable(policy, frames, instruction, unnorm_key or None))
+            typer.echo(sustainable(client, robot, unnorm_key or None))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ missed=0
 .venv-sim/bin/python -m benchmarks.env_memory "$@" || missed=1
 .venv-sim/bin/python -m benchmarks.blind "$@" || missed=1
 .venv/bin/python -m benchmarks.policy "$@" || missed=1
+.venv/bin/python -m benchmarks.policy_chunks "$@" || missed=1
 .venv/bin/python -m benchmarks.load "$@" || missed=1
 .venv/bin/python -m benchmarks.swap "$@" || missed=1
 .venv/bin/python -m benchmarks.loop "$@" || missed=1

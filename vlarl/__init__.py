@@ -13,16 +13,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vlarl.clients.chunks import ChunkedPolicy
     from vlarl.clients.env import EnvClient, EnvError
-    from vlarl.clients.policy import Action, AsyncPolicyClient, PolicyClient, PolicyError
+    from vlarl.clients.policy import (
+        Action,
+        AsyncPolicyClient,
+        Observation,
+        PolicyClient,
+        PolicyError,
+    )
 
     __version__: str
 
 __all__ = [
     "Action",
     "AsyncPolicyClient",
+    "ChunkedPolicy",
     "EnvClient",
     "EnvError",
+    "Observation",
     "PolicyClient",
     "PolicyError",
     "__version__",
@@ -35,7 +44,8 @@ def __getattr__(name: str) -> object:
 
         return version("vlarl")
     if name in __all__:
-        from vlarl.clients import env, policy
+        from vlarl.clients import chunks, env, policy
 
-        return getattr(env if name.startswith("Env") else policy, name)
+        module = next(one for one in (env, chunks, policy) if name in one.__all__)
+        return getattr(module, name)
     raise AttributeError(f"module 'vlarl' has no attribute {name!r}")

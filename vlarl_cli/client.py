@@ -29,6 +29,12 @@ def act(
     image: Annotated[Path, typer.Option(help="JPEG or PNG file.", exists=True, dir_okay=False)],
     instruction: Annotated[str, typer.Option(help="The task in words.")],
     address: Annotated[str, typer.Option(help="Policy server.")] = "127.0.0.1:50051",
+    camera: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE of a further camera; may be repeated.")
+    ] = None,
+    proprio: Annotated[
+        str, typer.Option(help="Proprioception: numbers with commas between them.")
+    ] = "",
     temperature: Annotated[float, typer.Option(help="0 takes the most probable tokens.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     unnorm_key: Annotated[str, typer.Option(help="Dataset whose units are wanted.")] = "",
@@ -40,7 +46,7 @@ def act(
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
 ) -> None:
-    """Ask a policy server for one action."""
+    """Ask a policy server for one answer."""
     from vlarl.clients.policy import PolicyClient, PolicyError
 
     try:
@@ -55,6 +61,8 @@ def act(
             action = policy.predict(
                 image.read_bytes(),
                 instruction,
+                images=_images(camera or []),
+                proprio=_numbers(proprio),
                 temperature=temperature,
                 seed=seed,
                 unnorm_key=unnorm_key or None,
@@ -66,7 +74,39 @@ def act(
     say(f"version   {action.policy_version}")
     say(f"tokens    {' '.join(str(token) for token in action.token_ids)}")
     say(f"log-prob  {action.logprobs.sum():.4f}")
-    say(f"action    {' '.join(f'{value:+.4f}' for value in action.values)}")
+    for step, values in enumerate(action.values.reshape(action.horizon, -1)):
+        numbers = " ".join(f"{value:+.4f}" for value in values)
+        say(f"{'' if step else 'action':10}{numbers}")
+
+
+def _images(cameras: list[str]) -> dict[str, bytes]:
+    """Of further cameras, by their names.
+
+    Raises:
+        ValueError: one isn't NAME=FILE, or the file can't be read.
+    """
+    images = {}
+    for given in cameras:
+        name, found, file = given.partition("=")
+        if not name or not found:
+            raise ValueError(f"--camera {given!r} must be NAME=FILE")
+        try:
+            images[name] = Path(file).read_bytes()
+        except OSError as error:
+            raise ValueError(f"--camera {given!r}: {error.strerror}") from error
+    return images
+
+
+def _numbers(text: str) -> list[float] | None:
+    """The numbers of "1,2.5,-3"; none where there is nothing.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    try:
+        return [float(one) for one in text.split(",")] if text else None
+    except ValueError as error:
+        raise ValueError(f"--proprio {text!r} must be numbers with commas between them") from error
 
 
 def _hint(error: PolicyError) -> str:

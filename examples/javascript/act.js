@@ -1,8 +1,14 @@
-// Asks a policy server for one action, with what protos/ says and nothing else of this project.
+// Asks a policy server for one answer, with what protos/ says and nothing else of this project.
 //
 //   npm ci
 //   node act.js --address HOST:50051 --token-file client --image frame.png \
 //     --instruction "put the bowl on the plate"
+//
+// A policy that sees several cameras and reads the arm wants more:
+//
+//   node act.js ... --camera robot0_eye_in_hand=wrist.png --proprio 0.1,0,0.9,3.1,0,0,0.04,-0.04
+//
+// What it needs is what GetPolicy says.
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -15,12 +21,12 @@ const PROTOS = fileURLToPath(new URL("../../protos", import.meta.url));
 const MEBIBYTE = 2 ** 20;
 
 // Balanced over the addresses of a name (dns:///NAME:PORT), repeated where a server is
-// unavailable: PredictActions changes nothing.
+// unavailable: neither method changes anything.
 const SERVICE_CONFIG = {
   loadBalancingConfig: [{ round_robin: {} }],
   methodConfig: [
     {
-      name: [{ service: SERVICE, method: "PredictActions" }],
+      name: ["GetPolicy", "PredictActions"].map((method) => ({ service: SERVICE, method })),
       retryPolicy: {
         maxAttempts: 5,
         initialBackoff: "0.1s",
@@ -52,22 +58,49 @@ function openClient(address, tlsCa) {
   });
 }
 
-// Resolves with a PredictActionsResponse; fails with gRPC's error, whose code and details say why.
-function predictActions(client, request, token, timeoutSeconds) {
+// Resolves with the method's response; fails with gRPC's error, whose code and details say why.
+function ask(client, method, request, token, timeoutSeconds) {
   const metadata = new grpc.Metadata();
   if (token) metadata.set("authorization", `Bearer ${token}`);
   const deadline = new Date(Date.now() + 1000 * timeoutSeconds);
   return new Promise((resolve, reject) => {
-    client.predictActions(request, metadata, { deadline }, (error, response) =>
+    client[method](request, metadata, { deadline }, (error, response) =>
       error ? reject(error) : resolve(response),
     );
   });
 }
 
+// The pictures of further cameras, from "NAME=FILE".
+function furtherImages(cameras) {
+  return cameras.map((given) => {
+    const [camera, file] = given.split("=", 2);
+    return { camera, image: readFileSync(file) };
+  });
+}
+
+// What is missing of what the policy reads, in words; empty: nothing.
+function missing(policy, images, proprio) {
+  const given = new Set(images.map(({ camera }) => camera));
+  const lacking = policy.cameras.slice(1).filter((camera) => !given.has(camera));
+  const needs = lacking.map((camera) => `--camera ${camera}=FILE`);
+  if (policy.proprio && proprio.length !== policy.proprio)
+    needs.push(`--proprio with ${policy.proprio} numbers`);
+  return needs.join(", ");
+}
+
+// An answer's values, of a chunk a row for each control step.
+function rows({ horizon, values }) {
+  if (horizon <= 1) return values;
+  const width = values.length / horizon;
+  return Array.from({ length: horizon }, (_, step) => values.slice(step * width, (step + 1) * width));
+}
+
 const { values: options } = parseArgs({
   options: {
     address: { type: "string", default: "127.0.0.1:50051" },
-    image: { type: "string" }, // JPEG or PNG
+    image: { type: "string" }, // JPEG or PNG, of the main camera
+    camera: { type: "string", multiple: true, default: [] }, // NAME=FILE, of another one
+    proprio: { type: "string", default: "" }, // numbers with commas between them
     instruction: { type: "string" },
     "token-file": { type: "string" },
     "tls-ca": { type: "string" },
@@ -82,27 +115,33 @@ if (!options.image || !options.instruction) {
   process.exit(2);
 }
 const token = options["token-file"] && readFileSync(options["token-file"], "utf8").split("\n")[0];
+const timeout = Number(options.timeout);
+const proprio = options.proprio ? options.proprio.split(",").map(Number) : [];
 const client = openClient(options.address, options["tls-ca"]);
 try {
-  const { actions } = await predictActions(
-    client,
-    {
-      observations: [
-        {
-          image: readFileSync(options.image),
-          instruction: options.instruction,
-          ...(options.seed !== undefined && { seed: options.seed }),
-        },
-      ],
-      temperature: Number(options.temperature),
-      unnormKey: options["unnorm-key"],
-    },
-    token?.trim(),
-    Number(options.timeout),
-  );
-  console.log(JSON.stringify(actions[0]));
+  const images = furtherImages(options.camera);
+  const policy = await ask(client, "getPolicy", {}, token?.trim(), timeout);
+  const needs = missing(policy, images, proprio);
+  if (needs) throw new Error(`the policy needs ${needs}`);
+  const request = {
+    observations: [
+      {
+        image: readFileSync(options.image),
+        instruction: options.instruction,
+        images,
+        proprio,
+        ...(options.seed !== undefined && { seed: options.seed }),
+      },
+    ],
+    temperature: Number(options.temperature),
+    unnormKey: options["unnorm-key"],
+  };
+  const { actions } = await ask(client, "predictActions", request, token?.trim(), timeout);
+  const { horizon, ...action } = actions[0];
+  console.log(JSON.stringify({ ...action, values: rows(actions[0]) }));
 } catch (error) {
-  console.error(`error: ${options.address}: ${error.details} (${grpc.status[error.code]})`);
+  const said = error.details ? `${error.details} (${grpc.status[error.code]})` : error.message;
+  console.error(`error: ${options.address}: ${said}`);
   process.exitCode = 1;
 } finally {
   client.close();

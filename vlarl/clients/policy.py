@@ -332,7 +332,7 @@ def _observation(
     words = text(f"{where}instruction", instruction)
     if not words.strip():
         raise ValueError(f"{where}instruction is empty: the task in words")
-    if not isinstance(images or {}, Mapping):
+    if images is not None and not isinstance(images, Mapping):
         kind = type(images).__name__
         raise ValueError(f"{where}images must be images by their camera's name, not {kind}")
     further = images if isinstance(images, Mapping) else {}

@@ -1,7 +1,7 @@
 """vLLM's engine, set up so that an action's log-probs are those that the trainer computes.
 
-One action is one engine request, which the policy's `Serving` makes. The engine batches whatever
-requests are there. Weights change while it is paused, that is, when no action is half done.
+One answer is one engine request, which the policy's `Serving` makes. The engine batches whatever
+requests are there. Weights change while it is paused, that is, when no answer is half done.
 """
 
 from __future__ import annotations
@@ -201,7 +201,9 @@ class PolicyEngine:
         request_id = str(next(self._ids))
         parameters = self._serving.parameters(temperature, seed)
         prompt = self._serving.prompt(encoded, request_id)
-        async for output in self._engine.generate(prompt, parameters, request_id):
+        pooling = self._serving.runner == "pooling"
+        ask = self._engine.encode if pooling else self._engine.generate
+        async for output in ask(prompt, parameters, request_id):
             answer = output
         self._batch_size.observe(min(self._in_progress + 1, self._max_batch))
         return self._serving.sampled(answer)
@@ -235,6 +237,9 @@ class PolicyEngine:
     async def exchange(self, version: int) -> None:
         """Puts what was prepared in the place of what serves, while paused."""
         await self._engine.collective_rpc("exchange_weights")
+        if self._serving.runner == "pooling":
+            # vLLM names no version in a pooling request's output.
+            await self._engine.collective_rpc("stamp_answers", args=(version,))
         await self._engine.update_weight_version(str(version))
 
     @property

@@ -89,6 +89,10 @@ class MergeWorker:
         self._moved_layers = prepared.moved
         del self._prepared, self._preparing
 
+    def stamp_answers(self, version: int) -> None:
+        """From now on a pooling model's answers carry this version; while the engine is paused."""
+        self.get_model().pooler.version = version  # type: ignore[attr-defined]
+
 
 class _Weight:
     """A module's new weight, in the form that the engine computes with."""

@@ -171,6 +171,11 @@ async def test_an_episode_over_the_wire(server: Server) -> None:
 class Pointer(policy_pb2_grpc.PolicyServiceServicer):
     """A policy that always knows where the point is."""
 
+    async def GetPolicy(
+        self, request: policy_pb2.GetPolicyRequest, context: Context
+    ) -> policy_pb2.GetPolicyResponse:
+        return policy_pb2.GetPolicyResponse(cameras=["agentview"])
+
     async def PredictActions(
         self, request: policy_pb2.PredictActionsRequest, context: Context
     ) -> policy_pb2.PredictActionsResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -20,14 +22,14 @@ import psutil
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from vlarl.clients.policy import Action
+from vlarl.clients.policy import Action, Observation
 from vlarl.images import decode_image, encode_jpeg, prepare_image
-from vlarl.models.network import pad_prompts
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.lora import lora_layers
-from vlarl.models.openvla.network import OpenVLA, load_model
+from vlarl.models.network import ObservationBatch, pad_prompts
 from vlarl.models.openvla.pixels import PixelNormalizer
 from vlarl.models.openvla.prompt import PromptBuilder
+from vlarl.models.registry import lora_layers, policy_family
+from vlarl.models.spec import PolicySpec
+from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.weights.adapter import Adapter, adapter_header, merged_digest
 from vlarl.weights.checkpoint import base_digest
 from vlarl.weights.merge import checksum, merged_tensors
@@ -47,6 +49,48 @@ def frames(count: int, seed: int = 0) -> list[bytes]:
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return [encode_jpeg(one.repeat(32, axis=0).repeat(32, axis=1)) for one in small]
+
+
+@functools.lru_cache(maxsize=64)
+def wrist(image: bytes) -> bytes:
+    """What another camera sees meanwhile."""
+    return encode_jpeg(np.ascontiguousarray(decode_image(image)[::-1, ::-1]))
+
+
+def proprioception(spec: PolicySpec, image: bytes) -> npt.NDArray[np.float32]:
+    """Float32 [P] of an arm that is seen like this, some of it beyond the statistics."""
+    statistics = spec.proprio_stats[KEY]
+    share = np.random.default_rng(zlib.crc32(image)).uniform(-0.1, 1.1, spec.proprio_dim)
+    values = statistics.q01 + share * (statistics.q99 - statistics.q01)
+    return values.astype(np.float32)
+
+
+def observations(
+    spec: PolicySpec, images: Sequence[bytes], instructions: Sequence[str]
+) -> list[Observation]:
+    """All that the policy has to be shown, from what its main camera sees."""
+    return [
+        Observation(
+            image,
+            instruction,
+            {camera: wrist(image) for camera in spec.cameras[1:]},
+            proprioception(spec, image) if spec.proprio_dim else None,
+        )
+        for image, instruction in zip(images, instructions, strict=True)
+    ]
+
+
+def completed(spec: PolicySpec, request: pb.PredictActionsRequest) -> pb.PredictActionsRequest:
+    """A request with what the policy reads beside main images and instructions."""
+    (good,) = observations(spec, frames(1), INSTRUCTIONS[:1])
+    whole = pb.PredictActionsRequest()
+    whole.CopyFrom(request)
+    for observation in whole.observations:
+        for camera, image in (good.images or {}).items():
+            observation.images.add(camera=camera, image=image)
+        if good.proprio is not None:
+            observation.proprio.extend(good.proprio)
+    return whole
 
 
 class PolicyProcess:
@@ -133,15 +177,17 @@ class Reference:
 
     def __init__(self, checkpoint: Path, adapter: Adapter | None = None) -> None:
         self.checkpoint = checkpoint
-        self.model: OpenVLA = load_model(checkpoint)
-        self.config = self.model.config
+        family = policy_family(checkpoint)
+        self.spec = family.spec
+        self.config = family.sizes
+        self.model = family.network(torch.float32, torch.device("cpu"))
         self.merged_digest = ""
         self.checksums: dict[str, int] = {}
         if adapter and adapter.factors:
             merged = dict(
                 merged_tensors(
                     checkpoint,
-                    lora_layers(OpenVLAConfig.from_directory(checkpoint)),
+                    family.lora_layers(),
                     adapter.factors,
                     adapter.scaling,
                     torch.float32,
@@ -155,6 +201,12 @@ class Reference:
         self._normalizer = PixelNormalizer.from_directory(checkpoint)
         self._prompts = PromptBuilder(checkpoint)
 
+    def observations(
+        self, images: Sequence[bytes], instructions: Sequence[str]
+    ) -> list[Observation]:
+        """What the policy has to be shown, from what its main camera sees."""
+        return observations(self.spec, images, instructions)
+
     def action_logits(
         self,
         images: Sequence[bytes],
@@ -162,21 +214,32 @@ class Reference:
         token_ids: npt.NDArray[np.int64],
         center_crop: bool | None = None,
     ) -> torch.Tensor:
-        """float32 [B, 7, 256], teacher-forced."""
-        crop = self.config.spec.center_crop if center_crop is None else center_crop
+        """float32 [B, tokens, 256], teacher-forced."""
+        crop = self.spec.center_crop if center_crop is None else center_crop
+        seen = [[one, *(wrist(one) for _ in self.spec.cameras[1:])] for one in images]
         pixels = np.stack(
-            [prepare_image(decode_image(one), self.config.spec.image_size, crop) for one in images]
+            [
+                np.concatenate([self._normalizer(self._prepared(one, crop)) for one in each])
+                for each in seen
+            ]
         )
         prompts, lengths = pad_prompts(
             [self._prompts.token_ids(one) for one in instructions], self.config.pad_token_id
         )
+        proprio = self._proprio(images) if self.spec.proprio_dim else None
+        batch = ObservationBatch(torch.from_numpy(pixels), prompts, lengths, proprio)
         with torch.inference_mode():
-            return self.model(
-                torch.from_numpy(self._normalizer(pixels)),
-                prompts,
-                lengths,
-                torch.from_numpy(token_ids),
-            ).logits
+            return self.model.answer(batch, torch.from_numpy(token_ids)).logits
+
+    def _prepared(self, image: bytes, crop: bool) -> npt.NDArray[np.uint8]:
+        return prepare_image(decode_image(image), self.spec.image_size, crop)
+
+    def _proprio(self, images: Sequence[bytes]) -> torch.Tensor:
+        """By the formula of docs/openvla-oft.md."""
+        statistics = self.spec.proprio_stats[KEY]
+        values = np.stack([proprioception(self.spec, one) for one in images]).astype(np.float64)
+        unit = (values - statistics.q01) / (statistics.q99 - statistics.q01 + 1e-8)
+        return torch.from_numpy(np.clip(2 * unit - 1, -1, 1)).float()
 
     def check(
         self,
@@ -189,7 +252,7 @@ class Reference:
         """Largest difference of a token's log-prob; greedy tokens must be the most probable."""
         token_ids = np.array([action.token_ids for action in actions])
         logits = self.action_logits(images, instructions, token_ids, center_crop)
-        index = torch.from_numpy(token_ids - self.config.spec.action_ids.start)
+        index = torch.from_numpy(token_ids - self.spec.action_ids.start)
         if temperature == 0:
             best = logits.max(dim=-1).values
             chosen = logits.gather(-1, index[..., None])[..., 0]
@@ -203,13 +266,12 @@ def random_adapter(
     checkpoint: Path, version: int, *, run: str = "run", seed: int | None = None, rank: int = 4
 ) -> Adapter:
     """Factors that move every adaptable layer about as far as training would, and more."""
-    config = OpenVLAConfig.from_directory(checkpoint)
     generator = torch.Generator().manual_seed(version if seed is None else seed)
     factors = {
         layer: (
             torch.randn(rank, into, generator=generator) / into**0.5,
             torch.randn(out, rank, generator=generator) * 0.2,
         )
-        for layer, (out, into) in lora_layers(config).items()
+        for layer, (out, into) in lora_layers(checkpoint).items()
     }
     return Adapter(run, version, base_digest(checkpoint), 0.5, factors)

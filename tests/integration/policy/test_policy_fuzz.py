@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import grpc
 import numpy as np
 import pytest
 
 from tests.fuzzing import bombard, bombard_stream, damaged, fuzz_requests, large, said, wild
-from tests.integration.policy.policy_harness import KEY, PolicyProcess, frames
+from tests.integration.policy.policy_harness import KEY, PolicyProcess, completed, frames
 from vlarl.clients.policy import AsyncPolicyClient
+from vlarl.models.registry import policy_spec
+from vlarl.models.spec import PolicySpec
 from vlarl.policy.v1 import policy_pb2 as pb
 from vlarl.policy.v1 import policy_pb2_grpc
 from vlarl.rpc.channel import open_channel
+
+if TYPE_CHECKING:
+    from tests.integration.policy.conftest import Observe
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -26,8 +34,11 @@ async def test_damaged_requests_for_actions(
     server: PolicyProcess,
     stub: policy_pb2_grpc.PolicyServiceAsyncStub,
     client: AsyncPolicyClient,
+    checkpoint: Path,
+    observe: Observe,
 ) -> None:
-    image = frames(1)[0]
+    spec, image = policy_spec(checkpoint), frames(1)[0]
+    seen = observe([image], ["turn on the stove"])
     observation = pb.Observation(image=image, instruction="turn on the stove", seed=3)
     good = [
         pb.PredictActionsRequest(observations=[observation] * count, unnorm_key=KEY, temperature=t)
@@ -37,33 +48,34 @@ async def test_damaged_requests_for_actions(
     slight = pb.PredictActionsRequest(
         observations=[pb.Observation(image=b"\xff\xd8", instruction="a")], unnorm_key=KEY
     )
-    sources = [one.SerializeToString() for one in (*good, slight, slight, slight)]
+    requests = [completed(spec, one) for one in (*good, slight, slight, slight)]
+    sources = [one.SerializeToString() for one in requests]
     rng = np.random.default_rng(11)
     payloads = [damaged(rng, sources) for _ in range(REQUESTS * 3 // 4)]
-    payloads += [_peculiar(rng, image) for _ in range(REQUESTS // 4)]
+    payloads += [_peculiar(rng, spec, image) for _ in range(REQUESTS // 4)]
     slight.observations[0].instruction = "turn on the stove " * 2**20
     payloads += [
         large(pb.PredictActionsRequest, "observations", pb.Observation()),
         large(pb.PredictActionsRequest, "unnorm_key", "é"),
         slight.SerializeToString(),
     ]
-    before = await client.predict(image, "turn on the stove", unnorm_key=KEY)
+    (before,) = await client.predict_batch(seen, unnorm_key=KEY)
     async with open_channel(server.address) as channel:
         codes = await bombard(channel, f"{SERVICE}/PredictActions", payloads)
     said("PredictActions", codes.items())
     # A damaged pixel is a picture still.
     assert set(codes) <= {CODE.INVALID_ARGUMENT, CODE.OK}, codes
     assert codes[CODE.INVALID_ARGUMENT] > REQUESTS / 2, codes
-    after = await client.predict(image, "turn on the stove", unnorm_key=KEY)
+    (after,) = await client.predict_batch(seen, unnorm_key=KEY)
     assert after.token_ids.tolist() == before.token_ids.tolist()
 
 
-def _peculiar(rng: np.random.Generator, image: bytes) -> bytes:
+def _peculiar(rng: np.random.Generator, spec: PolicySpec, image: bytes) -> bytes:
     """A request whose pictures are some, and the rest as the types allow."""
     request = wild(rng, pb.PredictActionsRequest, (KEY, "turn on the stove"))
     for observation in request.observations:
         observation.image = image
-    data: bytes = request.SerializeToString()
+    data: bytes = completed(spec, request).SerializeToString()
     return data
 
 

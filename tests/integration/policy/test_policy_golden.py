@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ torch = pytest.importorskip("torch")
 
 from prometheus_client import CollectorRegistry  # noqa: E402
 
-from tests.integration.policy.policy_harness import random_adapter  # noqa: E402
+from tests.integration.policy.policy_harness import KEY, frames, random_adapter  # noqa: E402
 from vlarl.config import PolicyConfig  # noqa: E402
 from vlarl.models.registry import policy_family  # noqa: E402
-from vlarl.models.serving import Encoded  # noqa: E402
+from vlarl.models.serving import Encoded, Observation  # noqa: E402
 from vlarl.weights.adapter import write_adapter  # noqa: E402
 from vlarl.weights.checkpoint import CheckpointReader, save_tensors  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.integration.policy.conftest import Observe
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 GOLDEN = Path(__file__).parents[2] / "golden" / "openvla-tiny"
@@ -66,7 +70,7 @@ def test_greedy_tokens_and_logits_are_the_originals() -> None:
 
 
 async def test_a_merge_that_fails_half_way_changes_nothing(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, tmp_path: Path, observe: Observe
 ) -> None:
     from vlarl_policy.metrics import PolicyMetrics
     from vlarl_policy.vllm_engine import PolicyEngine
@@ -80,13 +84,18 @@ async def test_a_merge_that_fails_half_way_changes_nothing(
     for version in (1, 2):
         files[version] = tmp_path / f"{version}.safetensors"
         write_adapter(random_adapter(directory, version), files[version])
-    prompt_ids = family.processor(center_crop=False).prompt("turn on the stove")
+    (seen,) = observe(frames(1), ["turn on the stove"])
+    images, proprio = [seen.image, *(seen.images or {}).values()], seen.proprio
+    encoded = family.processor(center_crop=False).encode(
+        Observation(images, seen.instruction, () if proprio is None else proprio, KEY)
+    )
     metrics = PolicyMetrics(CollectorRegistry())
     engine = await PolicyEngine.start(config, family.spec.name, family.serving(), metrics)
 
-    async def logprobs() -> list[float]:
-        pixels = np.full((56, 56, 3), 100, np.uint8)
-        return (await engine.act(Encoded(prompt_ids, pixels), 1.0, seed=3)).logprobs
+    async def logprobs(version: int) -> list[float]:
+        sampled = await engine.act(encoded, 1.0, seed=3)
+        assert sampled.policy_version == version
+        return sampled.logprobs
 
     async def merge(version: int) -> dict[str, int]:
         checksums = await engine.prepare(str(files[version]), checked)
@@ -96,9 +105,9 @@ async def test_a_merge_that_fails_half_way_changes_nothing(
         return checksums
 
     try:
-        base = await logprobs()
+        base = await logprobs(0)
         checksums = await merge(1)
-        first = await logprobs()
+        first = await logprobs(1)
         assert first != base
 
         # W0 of a layer in the middle is missing: half of the layers have been merged by then.
@@ -108,11 +117,11 @@ async def test_a_merge_that_fails_half_way_changes_nothing(
         save_tensors(directory, [(key, reader.tensor(key)) for key in reader if key != left_out])
         with pytest.raises(Exception, match="k_proj"):
             await merge(2)
-        assert await logprobs() == first
+        assert await logprobs(1) == first
         (directory / "model.safetensors").write_bytes(whole)
         await merge(2)
-        assert await logprobs() not in (base, first)
+        assert await logprobs(2) not in (base, first)
         assert await merge(1) == checksums
-        assert await logprobs() == first
+        assert await logprobs(1) == first
     finally:
         engine.shutdown()

@@ -27,12 +27,12 @@ from vlarl.weights import adapter as wire  # noqa: E402
 from vlarl.weights.checkpoint import base_digest  # noqa: E402
 
 if TYPE_CHECKING:
+    from tests.integration.policy.conftest import Observe
     from vlarl.policy.v1.policy_pb2_grpc import PolicyServiceAsyncStub as Stub
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 IMAGES = frames(4)
-PAIRS = list(zip(IMAGES, INSTRUCTIONS, strict=True))
 
 
 async def publish(
@@ -43,9 +43,9 @@ async def publish(
 
 async def gap_now(client: AsyncPolicyClient, reference: Reference, version: int) -> float:
     """The largest difference at all temperatures; every action must be of that version."""
-    gap = 0.0
+    gap, seen = 0.0, reference.observations(IMAGES, INSTRUCTIONS)
     for temperature in (0.0, 1.0, 1.5):
-        actions = await client.predict_batch(PAIRS, temperature=temperature, unnorm_key=KEY)
+        actions = await client.predict_batch(seen, temperature=temperature, unnorm_key=KEY)
         assert {action.policy_version for action in actions} == {version}
         gap = max(gap, reference.check(IMAGES, INSTRUCTIONS, actions, temperature))
     return gap
@@ -83,8 +83,10 @@ async def test_swapped_weights_serve_and_both_sides_agree(
         assert policy.merged_digest == reference.merged_digest
         assert await gap_now(client, reference, adapter.version) < 1e-4
     # Weights that moved so little that any would do would prove nothing.
-    actions = await client.predict_batch(PAIRS, temperature=1.0, unnorm_key=KEY)
-    assert Reference(checkpoint).check(IMAGES, INSTRUCTIONS, actions, 1.0) > 0.1
+    base = Reference(checkpoint)
+    seen = base.observations(IMAGES, INSTRUCTIONS)
+    actions = await client.predict_batch(seen, temperature=1.0, unnorm_key=KEY)
+    assert base.check(IMAGES, INSTRUCTIONS, actions, 1.0) > 0.1
 
 
 async def test_versions_of_a_run_only_rise(stub: Stub, checkpoint: Path) -> None:
@@ -206,8 +208,9 @@ async def test_a_client_that_leaves_half_way_changes_nothing(
 
 
 async def test_every_action_is_of_one_version_while_20_swaps_pass(
-    client: AsyncPolicyClient, stub: Stub, checkpoint: Path
+    client: AsyncPolicyClient, stub: Stub, checkpoint: Path, observe: Observe
 ) -> None:
+    seen = observe(IMAGES, INSTRUCTIONS)
     adapters = [random_adapter(checkpoint, version) for version in range(1, 21)]
     await publish(stub, adapters[0], takeover=True)
     done = asyncio.Event()
@@ -216,8 +219,8 @@ async def test_every_action_is_of_one_version_while_20_swaps_pass(
     async def act(index: int) -> None:
         temperature = (0.0, 1.0, 1.5)[index % 3]
         while not done.is_set():
-            action = await client.predict(
-                *PAIRS[index % 4], temperature=temperature, unnorm_key=KEY
+            (action,) = await client.predict_batch(
+                [seen[index % 4]], temperature=temperature, unnorm_key=KEY
             )
             answered.append((index % 4, temperature, action))
 
@@ -263,7 +266,11 @@ async def test_two_publishers_at_once_leave_one_version(
 
 
 async def test_metrics_count_what_happened(
-    client: AsyncPolicyClient, stub: Stub, server: PolicyProcess, checkpoint: Path
+    client: AsyncPolicyClient,
+    stub: Stub,
+    server: PolicyProcess,
+    checkpoint: Path,
+    observe: Observe,
 ) -> None:
     def metric(name: str, **labels: str) -> float:
         return server.metric(f"vlarl_policy_{name}", **labels)
@@ -276,7 +283,7 @@ async def test_metrics_count_what_happened(
 
     await publish(stub, random_adapter(checkpoint, 40), takeover=True)
     answer = await publish(stub, random_adapter(checkpoint, 41))
-    await client.predict_batch(PAIRS, unnorm_key=KEY)
+    await client.predict_batch(observe(IMAGES, INSTRUCTIONS), unnorm_key=KEY)
     with pytest.raises(grpc.aio.AioRpcError):
         await stub.UpdateWeights(bad_stream("other base", checkpoint))
     with pytest.raises(grpc.aio.AioRpcError):

@@ -39,7 +39,17 @@ class EchoPolicy(policy_pb2_grpc.PolicyServiceServicer):
         self.release = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.images: list[bytes] = []
+        self.observations: list[policy_pb2.Observation] = []
         self.metadata: dict[str, Any] = {}
+        self.horizon = 0
+        """Control steps of an answer; step after step, values are 1 higher. 0: not said."""
+        self.described: policy_pb2.GetPolicyResponse | None = None
+        """What GetPolicy answers, where it is offered."""
+
+    async def GetPolicy(self, request: Any, context: Any) -> Any:
+        if self.described is None:
+            return super().GetPolicy(request, context)
+        return self.described
 
     async def PredictActions(self, request: Any, context: Any) -> Any:
         self.calls += 1
@@ -48,10 +58,11 @@ class EchoPolicy(policy_pb2_grpc.PolicyServiceServicer):
             self.unavailable -= 1
             raise Unavailable("the engine is restarting")
         self.images += [o.image for o in request.observations]
+        self.observations += request.observations
         await self._trouble(request.observations[0].instruction)
         await asyncio.sleep(self.seconds)
         return policy_pb2.PredictActionsResponse(
-            actions=[_act(request, o) for o in request.observations]
+            actions=[_act(request, o, self.horizon) for o in request.observations]
         )
 
     async def _trouble(self, wish: str) -> None:
@@ -80,13 +91,15 @@ class EchoPolicy(policy_pb2_grpc.PolicyServiceServicer):
         return policy_pb2.UpdateWeightsResponse(policy_version=version, bytes=received)
 
 
-def _act(request: Any, observation: Any) -> Any:
+def _act(request: Any, observation: Any, horizon: int) -> Any:
+    steps = max(horizon, 1)
     digest = hashlib.sha256(observation.image).digest()
     return policy_pb2.Action(
-        token_ids=[32_000 - byte for byte in digest[:7]],
-        logprobs=[-request.temperature] * 7,
-        values=[observation.seed] * 7,
+        token_ids=[32_000 - byte for byte in digest[:7]] * steps,
+        logprobs=[-request.temperature] * 7 * steps,
+        values=[observation.seed + step for step in range(steps) for _ in range(7)],
         policy_version=3,
+        horizon=horizon,
     )
 
 

@@ -14,12 +14,18 @@ import pytest
 from PIL import Image
 
 from tests.integration.rpc.programs import ROOT, run_program
-from tests.integration.rpc.servicers import Serve
+from tests.integration.rpc.servicers import Serve, Served
+from vlarl.policy.v1 import policy_pb2
 
 ALICE = "alice"
 NPM_SECONDS = 45
 PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:1")
 """Where nobody listens."""
+WRIST = "robot0_eye_in_hand"
+ONE_STEP = policy_pb2.GetPolicyResponse(family="openvla", chunk=1, cameras=["agentview"])
+CHUNKED = policy_pb2.GetPolicyResponse(
+    family="openvla_oft", chunk=2, cameras=["agentview", WRIST], proprio=8
+)
 
 
 @pytest.fixture
@@ -64,6 +70,7 @@ async def test_javascript(
     serve: Serve, javascript: Path, picture: Path, tokens: dict[str, Path]
 ) -> None:
     served = await serve(**tokens)
+    served.policy.described = ONE_STEP
     served.policy.unavailable = 1
     asked = ("--image", picture, "--instruction", "lift the bowl", "--seed", "9")
     ask = ("node", "act.js", "--address", served.address, *asked, "--temperature", "0.5")
@@ -84,6 +91,43 @@ async def test_javascript(
     assert (code, output) == (1, "")
     said = f"error: {served.address}: a bearer token is needed (UNAUTHENTICATED)\n"
     assert errors == said
+    await javascript_chunk(served, javascript, (*ask, "--token-file", tokens["client_token_file"]))
+
+
+async def javascript_chunk(served: Served, folder: Path, ask: tuple[str | Path, ...]) -> None:
+    """A policy that sees two cameras, reads the arm and answers two steps."""
+    served.policy.described, served.policy.horizon = CHUNKED, 2
+    code, output, errors = await run_program(*ask, folder=folder)
+    assert (code, output) == (1, "")
+    needs = f"--camera {WRIST}=FILE, --proprio with 8 numbers"
+    assert errors == f"error: {served.address}: the policy needs {needs}\n"
+    wrist = folder / "wrist.png"
+    Image.new("RGB", (8, 6), (1, 2, 3)).save(wrist)
+    more = ("--camera", f"{WRIST}={wrist}", "--proprio", "0,1,2,3,4,5,6,-0.5")
+    code, output, errors = await run_program(*ask, *more, folder=folder)
+    assert (code, errors) == (0, "")
+    assert json.loads(output)["values"] == [[9] * 7, [10] * 7]
+    seen = served.policy.observations[-1]
+    assert [(one.camera, one.image) for one in seen.images] == [(WRIST, wrist.read_bytes())]
+    assert list(seen.proprio) == [0, 1, 2, 3, 4, 5, 6, -0.5]
+
+
+async def test_the_command_shows_a_chunk_step_by_step(serve: Serve, picture: Path) -> None:
+    served = await serve()
+    served.policy.horizon = 2
+    ask = (sys.executable, "-m", "vlarl", "act", "--address", served.address, "--seed", "9")
+    more = ("--camera", f"{WRIST}={picture}", "--proprio", "0.5,-1")
+    asked = ("--image", picture, "--instruction", "lift the bowl", *more)
+    code, output, errors = await run_program(*ask, *asked)
+    assert (code, errors) == (0, "")
+    shown = output.splitlines()[-2:]
+    assert shown == [
+        "action    " + " ".join(["+9.0000"] * 7),
+        " " * 10 + " ".join(["+10.0000"] * 7),
+    ]
+    (seen,) = served.policy.observations
+    assert [(one.camera, one.image) for one in seen.images] == [(WRIST, picture.read_bytes())]
+    assert list(seen.proprio) == [0.5, -1.0]
 
 
 def documented_calls() -> list[str]:
@@ -128,6 +172,7 @@ async def test_the_control_loop_keeps_its_rate(
     serve: Serve, tmp_path: Path, tokens: dict[str, Path]
 ) -> None:
     served = await serve(**tokens)
+    served.policy.described = ONE_STEP
     folder = tmp_path / "camera"
     folder.mkdir()
     for number, colour in enumerate(("red", "green")):
@@ -146,8 +191,26 @@ async def test_the_control_loop_keeps_its_rate(
     assert reds == [True, False, True, False]
 
 
+async def test_the_control_loop_plays_chunks(serve: Serve) -> None:
+    served = await serve()
+    served.policy.described, served.policy.horizon = CHUNKED, 2
+    options = ("--rate", "10", "--steps", "5", "--replan-after", "0")
+    code, output, errors = await run_program(*control_loop(served.address, *options))
+    assert (code, errors) == (0, "")
+    assert re.search(r"^deadlines missed: \d of 5 \(", output, re.MULTILINE)
+    missed = int(re.findall(r"missed: (\d) of", output)[0])
+    # One before it begins, and ten to find the rate that could be kept.
+    assert served.policy.calls >= 1 + 3 + 10 * bool(missed)
+    if not missed:
+        assert served.policy.calls == 1 + 3
+    for seen in served.policy.observations:
+        assert [one.camera for one in seen.images] == [WRIST]
+        assert list(seen.proprio) == [0.0] * 8
+
+
 async def test_the_control_loop_counts_what_comes_too_late(serve: Serve) -> None:
     served = await serve()
+    served.policy.described = ONE_STEP
     options = ("--rate", "2000", "--steps", "20")
     code, output, errors = await run_program(*control_loop(served.address, *options))
     assert (code, errors) == (0, "")
@@ -159,6 +222,7 @@ async def test_the_control_loop_counts_what_comes_too_late(serve: Serve) -> None
 
 async def test_the_rate_that_could_be_kept_is_one_that_is(serve: Serve) -> None:
     served = await serve()
+    served.policy.described = ONE_STEP
     served.policy.seconds = 0.2  # longer than a period at the rate asked for
     code, output, errors = await run_program(
         *control_loop(served.address, "--rate", "10", "--steps", "3")

@@ -57,9 +57,20 @@ NO_ACTION = [
     np.array(["x"] * 7),
     Tracked(),
 ]
+NO_PROPRIO = [
+    *("1234567", b"1234567", 3, True, [[0.0] * 8], [None] * 8, ["0"] * 8, [True] * 8),
+    *([float("nan")] * 8, [float("inf")], [1e39], [10**400], [1j], np.zeros((8, 1))),
+    Tracked(),
+]
 POLICY_ARGUMENTS: dict[str, list[Any]] = {
     "image": NO_IMAGE,
     "instruction": [*NO_TEXT, "", " \n"],
+    "images": [
+        *("wrist", b"frame", 3, True, [FRAME], FRAME, [("wrist", FRAME)]),
+        *({"wrist": image} for image in NO_IMAGE),
+        *({name: FRAME} for name in (None, 3, 2.5, True, b"wrist", HALF)),
+    ],
+    "proprio": NO_PROPRIO,
     "temperature": [*NO_NUMBER, -1.0, float("inf"), 1e39, 1e-50],
     "seed": NO_WHOLE_NUMBER,
     "unnorm_key": NO_TEXT[1:],
@@ -224,6 +235,8 @@ def test_every_argument_is_tried() -> None:
         {"instruction": np.str_("lift the bowl"), "unnorm_key": ""},
         {"image": memoryview(FRAME), "timeout_seconds": -1},
         {"image": FRAME[::-1, ::2]},
+        {"images": {"wrist": FRAME, "left": b"frame"}, "proprio": np.zeros(8, np.float16)},
+        {"images": {}, "proprio": [0, 1, 2]},
     ],
 )
 def test_what_can_be_sent_is(policy: PolicyClient, arguments: dict[str, Any]) -> None:

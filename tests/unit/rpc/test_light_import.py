@@ -53,6 +53,7 @@ def test_exports_are_found_lazily() -> None:
     )
     assert "vlarl.clients.policy" in loaded
     assert "vlarl.clients.env" in _modules_after("from vlarl import EnvClient, EnvError")
+    assert "vlarl.clients.chunks" in _modules_after("from vlarl import ChunkedPolicy, Observation")
     assert _modules_after("import vlarl; assert vlarl.__version__[0].isdigit()")
 
 

@@ -22,12 +22,20 @@ def longest_sequence(model: OpenVLAConfig) -> int:
 
 
 def max_batched_tokens(config: PolicyConfig, model: OpenVLAConfig) -> int:
+    """`most_tokens_of_a_pass` of OpenVLA."""
+    return most_tokens_of_a_pass(config, longest_sequence(model))
+
+
+def most_tokens_of_a_pass(config: PolicyConfig, longest: int) -> int:
     """Most tokens in one pass: of `max_batch` of the longest requests, if they aren't too many.
 
     When it starts, the engine computes so many to see what memory a pass takes. On a CPU 8,192
     tokens of a 7B model take longer than eight minutes.
+
+    Args:
+        config: how many requests run at once.
+        longest: tokens of the longest request.
     """
-    longest = longest_sequence(model)
     # The engine also counts each of its requests as a token.
     return max(longest, min(config.max_batch * longest, MOST_BATCHED_TOKENS), config.max_batch)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlarl.images import Frame, decode_image, prepare_image
+from vlarl.images import Frame, ImageError, decode_image, prepare_image
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
 from vlarl.models.openvla.prompt import PromptBuilder
@@ -85,7 +85,10 @@ class ObservationProcessor(ABC):
                 f"the policy sees {len(cameras)} ({', '.join(cameras)}), not "
                 f"{len(observation.images)}",
             )
-        frames = [self.frame(one, observation.center_crop) for one in observation.images]
+        frames = [
+            self._seen_by(camera, image, observation.center_crop)
+            for camera, image in zip(cameras, observation.images, strict=True)
+        ]
         prompt_ids = self.prompt(observation.instruction)
         if len(prompt_ids) > MAX_PROMPT_TOKENS:
             raise ObservationError(
@@ -95,6 +98,15 @@ class ObservationProcessor(ABC):
         if self.spec.proprio_dim:
             proprio = self.proprioception(observation.proprio, observation.unnorm_key)
         return Encoded(prompt_ids, self._together(frames), proprio)
+
+    def _seen_by(self, camera: str, image: bytes, center_crop: bool | None) -> Frame:
+        """`frame` of a camera, which is named where it is another than the main one."""
+        try:
+            return self.frame(image, center_crop)
+        except ImageError as error:
+            if camera == self.spec.cameras[0]:
+                raise
+            raise ObservationError("images", f"{camera}: {error}") from error
 
     @abstractmethod
     def _together(self, frames: Sequence[Frame]) -> Frame:
