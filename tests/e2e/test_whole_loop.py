@@ -181,7 +181,7 @@ def test_a_services_death_ends_the_run_and_is_named(
     assert survivors(family) == set()
 
 
-def test_a_trainer_and_a_queue_that_are_killed_and_ctrl_c_cost_no_episode(
+def test_an_env_server_a_trainer_and_a_queue_that_are_killed_and_ctrl_c_cost_no_episode(
     tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
 ) -> None:
     """Of groups: nothing is solved, so each is dropped once, and the last one is learned from all
@@ -192,7 +192,7 @@ def test_a_trainer_and_a_queue_that_are_killed_and_ctrl_c_cost_no_episode(
     started.append(process)
     wait_for(lambda: len(run.iterations()) >= 1, process, run)
     family = descendants(process.pid)
-    for pid in [run.service(name) for name in ("trainer", "queue")]:
+    for pid in [run.service(name) for name in ("env", "trainer", "queue")]:
         os.kill(pid, signal.SIGKILL)
     assert process.wait(120) not in {0, 130}
     assert survivors(family) == set()
