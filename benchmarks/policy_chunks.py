@@ -50,7 +50,7 @@ def untrained(folder: Path, chunk: int = 1) -> Path:
     make_tiny_checkpoint(folder, image_size=224)
     if chunk > 1:
         family = {"family": "openvla_oft", "chunk": chunk, "convention": "stop"}
-        (folder / "family.json").write_text(json.dumps(family))
+        (folder / "family.json").write_text(json.dumps(family), encoding="utf-8")
     return folder
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from tests.e2e.prometheus import Prometheus, check_panels, metrics_addresses
 from tests.e2e.stack import ROOT, Run, descendants, end, of_groups, survivors, wait_for
+from tests.tiny_oft import make_tiny_oft
 from tests.unit.deploy.tools import find_tool
 from vlarl.config import PolicyConfig, QueueConfig, load_config
 from vlarl.rpc.channel import open_sync_channel
@@ -182,12 +183,14 @@ def test_a_services_death_ends_the_run_and_is_named(
 
 
 def test_an_env_server_a_trainer_and_a_queue_that_are_killed_and_ctrl_c_cost_no_episode(
-    tmp_path: Path, checkpoint: Path, started: list[subprocess.Popen[bytes]]
+    tmp_path: Path, started: list[subprocess.Popen[bytes]]
 ) -> None:
-    """Of groups: nothing is solved, so each is dropped once, and the last one is learned from all
-    the same. tests/integration/trainer does the same to PPO's trainer.
+    """Of groups and of chunks: nothing is solved, so each group is dropped once, and the last one
+    is learned from all the same. Two of a chunk's eight actions are executed, and one where the
+    limit of three comes. tests/integration/trainer does the same to PPO's trainer.
     """
-    run = Run(tmp_path / "run", checkpoint, **of_groups())
+    make_tiny_oft(tmp_path / "chunks")
+    run = Run(tmp_path / "run", tmp_path / "chunks", **of_groups(), **{"env.replan_after": "2"})
     process = run.start()
     started.append(process)
     wait_for(lambda: len(run.iterations()) >= 1, process, run)
@@ -212,4 +215,5 @@ def test_an_env_server_a_trainer_and_a_queue_that_are_killed_and_ctrl_c_cost_no_
     lines = run.iterations()
     assert [line["iteration"] for line in lines] == [0, 1, 2]
     assert all(line["episodes"] == 6 for line in lines)
+    assert all(line["logprob_gap"] < 1e-4 for line in lines)
     assert len(read_run(run.run_dir).starts) == 3
