@@ -31,6 +31,8 @@ from vlarl_policy.metrics import PolicyMetrics
 
 _SHUTDOWN_SECONDS = 1.0
 _POLL_SECONDS = 0.02
+_SOCKETS = "VLLM_RPC_BASE_PATH"
+"""The variable that says in which folder vLLM's sockets lie."""
 
 _EXACT_FLOAT32 = {
     "TRITON_F32_DEFAULT": "ieee",  # products in Triton's kernels: attention
@@ -176,14 +178,21 @@ class PolicyEngine:
         set_engine_environment(config, on_gpu=not arguments.enforce_eager)
         # vLLM leaves its sockets behind.
         sockets = tempfile.TemporaryDirectory(prefix="vlarl-")
-        os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
         view = _plain_view(config.checkpoint, serving.settings, Path(sockets.name) / name)
         arguments = replace(arguments, model=str(view))
+        before = os.environ.get(_SOCKETS)
+        os.environ[_SOCKETS] = sockets.name
         try:
             engine = await _construct(arguments)
         except BaseException:
             sockets.cleanup()
             raise
+        finally:
+            # Another engine of this process would look for a folder that goes with this one.
+            if before is None:
+                del os.environ[_SOCKETS]
+            else:
+                os.environ[_SOCKETS] = before
         await engine.update_weight_version("0")
         return cls(engine, sockets, serving, config, metrics)
 
