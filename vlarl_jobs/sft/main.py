@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from vlarl.learning.export import checkpoint_bytes, copy_but_weights, export_che
 from vlarl.learning.fit import Fit, Objective, Stage
 from vlarl.learning.ranks import Ranks
 from vlarl.learning.stage_progress import StageProgress, stage_weights
+from vlarl.models.openvla.oft import FAMILY_FILE
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.openvla.wholeness import check_openvla
 from vlarl.models.openvla_oft.family import OFTFamily
@@ -80,6 +82,8 @@ def _begin(config: SftConfig, folder: Path) -> None:
     elif config.checkpoint is None:
         make_tiny_oft_checkpoint(folder, seed=config.seed, **family, **sizes)
     else:
+        if os.path.lexists(config.checkpoint / FAMILY_FILE):
+            raise ConfigError(f"{config.checkpoint} is OpenVLA-OFT already: leave [family] out")
         check_openvla(config.checkpoint)
         copy_but_weights(config.checkpoint, folder)
         reader = CheckpointReader(config.checkpoint)
