@@ -34,8 +34,8 @@ class TinyModelConfig(Section):
 
 
 class FamilyConfig(Section):
-    """What makes the model that training starts from one of another family. Its towers and its
-    language model stay; what it reads beside is new.
+    """The family that the model to start from becomes one of. Its towers and its language model
+    stay. What it reads beside is new.
     """
 
     name: Literal["openvla_oft"] = "openvla_oft"
