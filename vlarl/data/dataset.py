@@ -350,16 +350,55 @@ def read_dataset(directory: Path) -> Dataset:
     return Dataset(capture, [_read_task(file, capture) for file in files])
 
 
-def check_dataset(directory: Path) -> None:
+def check_dataset(directory: Path, cameras: Sequence[str] = (), proprio: int = 0) -> None:
     """Looks at all of a folder's dataset but its frames, in a moment.
 
+    Args:
+        directory: the folder.
+        cameras: that the policy sees, as `require_cameras` takes them.
+        proprio: numbers of proprioception that it reads.
+
     Raises:
-        DatasetError: no dataset is here, a file is broken, or holds what no demonstration can.
+        DatasetError: no dataset is here, a file is broken, holds what no demonstration can, or
+            lacks what the policy reads.
     """
     capture, files = find_dataset(directory)
+    require_cameras(directory, capture.cameras, cameras)
     tasks = [_read_task(file, capture, with_frames=False) for file in files]
     if not any(len(task.frames) for task in tasks):
         raise DatasetError(f"{directory} holds no sample: make it anew from other demonstrations")
+    for task in tasks if proprio else ():
+        require_proprioception(directory, task, proprio)
+
+
+def require_cameras(directory: Path, has: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refuses a dataset without the frames of one of several cameras that a policy sees. One that
+    sees a single camera takes the main one's, whatever its name.
+
+    Raises:
+        DatasetError: one is missing.
+    """
+    missing = [camera for camera in wanted if camera not in has]
+    if missing and len(wanted) > 1:
+        options = " ".join(f"--camera {camera}" for camera in wanted)
+        raise DatasetError(
+            f"{directory} has no frames of {' and '.join(missing)}, which the policy sees: make it "
+            f"anew by `{invocation()} demos convert` with {options}"
+        )
+
+
+def require_proprioception(directory: Path, task: TaskSamples, width: int) -> None:
+    """Refuses a task without the proprioception that a policy reads.
+
+    Raises:
+        DatasetError: it has none, or of another width.
+    """
+    has = 0 if task.proprio is None else task.proprio.shape[1]
+    if has != width:
+        raise DatasetError(
+            f"{directory}: {task.suite} task {task.index} has {has} numbers of proprioception, and "
+            f"the policy reads {width}: make it anew by `{invocation()} demos convert`"
+        )
 
 
 def find_dataset(directory: Path) -> tuple[Capture, list[Path]]:

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlarl.data.chunks import chunk_targets
-from vlarl.data.dataset import DatasetError, Frames, TaskSamples
+from vlarl.data.dataset import Frames, TaskSamples, require_cameras, require_proprioception
 from vlarl.data.frames import FrameStore
 from vlarl.data.samples import Samples
 from vlarl.images import Frame
-from vlarl.invocation import invocation
 from vlarl.learning.ranks import Indices
 from vlarl.models.base import PolicyFamily
 from vlarl.models.network import pad_prompts
@@ -101,7 +100,7 @@ class Pool:
         ]
         reading = tasks if spec.proprio_dim else ()
         for task in reading:
-            _check_proprioception(task, spec.proprio_dim)
+            require_proprioception(task.folder, task.samples, spec.proprio_dim)
         self._proprio = [_proprioception(task.samples, spec, statistics) for task in reading]
         self._poses = [_poses(one, self.pose_names) for one in samples]
         self._labels = [task.labels for task in tasks]
@@ -173,37 +172,15 @@ def _stats(task: TaskSamples, spec: PolicySpec, statistics: dict[str, Statistics
 
 
 def _frames_of(task: Task, cameras: Sequence[str]) -> tuple[Frames, ...]:
-    """What each of a policy's cameras saw. One that sees a single camera takes the main one's,
-    whatever its name.
+    """What each of a policy's cameras saw; a single one takes the main one's place.
 
     Raises:
         DatasetError: the dataset lacks one.
     """
     if len(cameras) == 1:
         return (task.samples.frames,)
-    if missing := [camera for camera in cameras if camera not in task.cameras]:
-        wanted = " ".join(f"--camera {camera}" for camera in cameras)
-        raise DatasetError(
-            f"{task.folder} has no frames of {' and '.join(missing)}, which the policy sees: make "
-            f"it anew by `{invocation()} demos convert` with {wanted}"
-        )
+    require_cameras(task.folder, task.cameras, cameras)
     return tuple(task.samples.all_frames[task.cameras.index(camera)] for camera in cameras)
-
-
-def _check_proprioception(task: Task, width: int) -> None:
-    """Refuses a task without the proprioception that the policy reads.
-
-    Raises:
-        DatasetError: it has none, or of another width.
-    """
-    samples = task.samples
-    has = 0 if samples.proprio is None else samples.proprio.shape[1]
-    if has != width:
-        raise DatasetError(
-            f"{task.folder}: {samples.suite} task {samples.index} has {has} numbers of "
-            f"proprioception, and the policy reads {width}: make the dataset anew by "
-            f"`{invocation()} demos convert`"
-        )
 
 
 def _proprioception(

@@ -119,6 +119,19 @@ def test_a_dataset_of_one_camera_is_what_it_was(tmp_path: Path) -> None:
     assert task.further_frames == ()
 
 
+def test_what_a_policy_reads_and_a_dataset_lacks_is_found_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    write_task(tmp_path, CAPTURE, samples())
+    check_dataset(tmp_path, ("front",))  # a single camera takes the main one's place
+    with pytest.raises(DatasetError, match=r"no frames of wrist, .*--camera agentview --camera wr"):
+        check_dataset(tmp_path, ("agentview", "wrist"))
+    with pytest.raises(DatasetError, match=r"reach task 0 has 0 numbers of proprio.* reads 8"):
+        check_dataset(tmp_path, ("agentview",), 8)
+    write_task(tmp_path, CAPTURE, replace(samples(), proprio=np.zeros((5, 8), np.float32)))
+    check_dataset(tmp_path, ("agentview",), 8)
+
+
 def test_cameras_and_proprioception_must_fit_the_samples(tmp_path: Path) -> None:
     few = Frames.of([b"x"] * 4)
     with pytest.raises(DatasetError, match="5 frames of one camera, 4 of another"):
