@@ -342,6 +342,15 @@ class Scene:
         with self._as_observed():
             return self._renderer.picture(camera, size)[::-1, ::-1]
 
+    def proprioception(self) -> npt.NDArray[np.float64]:
+        """What policies of LIBERO read of the arm, as observed: the end effector's position in
+        metres [3], its rotation as an axis times an angle in radians [3], finger joints in metres
+        [2].
+        """
+        position, quaternion = self.effector_pose()
+        fingers = self._observed["qpos"][self._env.robots[0]._ref_gripper_joint_pos_indexes]
+        return np.concatenate([position, axis_angle(quaternion), fingers])
+
     @property
     def problem(self) -> Untyped:
         """LIBERO's own environment, for who may look behind the picture."""
@@ -359,15 +368,6 @@ class Scene:
         body = self._env.sim.model.body_name2id(robot.robot_model.eef_name)
         w, x, y, z = self._observed["xquat"][body]
         return position, np.array([x, y, z, w])
-
-    def proprioception(self) -> npt.NDArray[np.float64]:
-        """What policies of LIBERO read of the arm, as observed: the end effector's position in
-        metres [3], its rotation as an axis times an angle in radians [3], finger joints in metres
-        [2].
-        """
-        position, quaternion = self.effector_pose()
-        fingers = self._observed["qpos"][self._env.robots[0]._ref_gripper_joint_pos_indexes]
-        return np.concatenate([position, axis_angle(quaternion), fingers])
 
     def gripper_opening(self) -> float:
         """Metres between the fingers."""
