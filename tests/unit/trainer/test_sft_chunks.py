@@ -140,6 +140,24 @@ def test_each_camera_has_random_numbers_of_its_own() -> None:
     assert torch.equal(torch.cat(taken, dim=1), draws)
 
 
+def test_cameras_are_augmented_differently(tiny: Path, tmp_path: Path) -> None:
+    """Two that see the same differ by their random numbers alone."""
+    task = two_cameras(task_samples(length=5))
+    task = replace(task, further_frames=(task.frames,))
+    folder = write_dataset(tmp_path, task, capture=replace(CAPTURE, further_cameras=CAMERAS[1:]))
+    config = sft_config(folder, model=None, checkpoint=tiny)
+    found = read_demonstrations(config.data, tiny, center_crop=False, seed=0)
+    batch = found.train[np.arange(2)]
+    draws = torch.rand(2, 48, generator=torch.Generator().manual_seed(0))
+    alike = torch.cat([draws[:, :6], draws[:, :6], draws[:, 12:]], dim=1)
+    with Ranks.joined(1) as ranks:
+        objective = imitation(config, tiny, found, ranks)
+    for given, same in ((None, True), (alike, True), (draws, False)):
+        main, wrist = objective._observations(batch, given).pixel_values.chunk(2, dim=1)
+        assert main.shape == (2, 6, 28, 28)
+        assert torch.equal(main, wrist) == same
+
+
 def test_the_loss_is_that_of_its_formula() -> None:
     """Softened, with tokens that don't count, as sums in float64."""
     rng = np.random.default_rng(5)
