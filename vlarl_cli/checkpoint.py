@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
+from vlarl.config import ConfigError
 from vlarl.config.checkpoints import with_checkpoints
 from vlarl.terminal import PlainConsole, say, text_column
 from vlarl_cli.evaluate import Best, check_best, config_of_policy
@@ -21,14 +22,48 @@ app = command_group("Make and inspect checkpoints of OpenVLA and OpenVLA-OFT.")
 def tiny(
     directory: Annotated[Path, typer.Argument(help="Folder to create.")],
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 7,
+    family: Annotated[
+        Literal["openvla", "openvla_oft"], typer.Option(help="What the policy is.")
+    ] = "openvla",
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="OpenVLA-OFT: actions of an answer; default: 8.")
+    ] = None,
+    convention: Annotated[
+        Literal["stop", "no_stop"] | None,
+        typer.Option(help="OpenVLA-OFT: what follows the placeholders; default: stop."),
+    ] = None,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="OpenVLA-OFT: a camera that it sees; repeat it for several, the main one first. "
+            "Default: agentview."
+        ),
+    ] = None,
+    proprio: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="OpenVLA-OFT: numbers of proprioception, 8 on LIBERO; default: 0."
+        ),
+    ] = None,
 ) -> None:
-    """Make a tiny untrained checkpoint: OpenVLA's format and code path, about a million weights."""
-    from vlarl.models.openvla.tiny import make_tiny_checkpoint
-
+    """Make a tiny untrained checkpoint, about a million weights, in its family's format."""
     _check_vacant(directory)
     with one_sentence_errors():
-        make_tiny_checkpoint(directory, seed=seed)
-    say(f"{directory}: an untrained OpenVLA of {_size(directory):,} parameters")
+        from vlarl.models.openvla.tiny import make_tiny_checkpoint
+        from vlarl.models.openvla_oft.starting import make_tiny_oft_checkpoint
+
+        options = {"chunk": chunk, "convention": convention, "cameras": camera, "proprio": proprio}
+        given: dict[str, Any] = {key: one for key, one in options.items() if one is not None}
+        if family == "openvla":
+            if given:
+                raise ConfigError(
+                    "--chunk, --convention, --camera and --proprio are for --family openvla_oft"
+                )
+            make_tiny_checkpoint(directory, seed=seed)
+        else:
+            make_tiny_oft_checkpoint(directory, seed=seed, **given)
+    name = {"openvla": "OpenVLA", "openvla_oft": "OpenVLA-OFT"}[family]
+    say(f"{directory}: an untrained {name} of {_size(directory):,} parameters")
 
 
 @app.command()

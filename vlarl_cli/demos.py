@@ -156,7 +156,10 @@ def convert(
         Path, typer.Argument(help="An .hdf5 or .h5 file, or a folder of them and of folders.")
     ],
     out: Annotated[Path, typer.Option(help="The dataset's folder.")],
-    camera: Annotated[str, typer.Option(help="Camera in the scene.")] = "agentview",
+    camera: Annotated[
+        list[str],
+        typer.Option(help="Camera in the scene; repeat it for several, the main one first."),
+    ] = ["agentview"],  # noqa: B006 - read alone
     size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the frame, pixels.")] = 256,
     crop: Annotated[
         str, typer.Option(metavar="TOP,LEFT,HEIGHT,WIDTH", help="Part of the frame to keep.")
@@ -205,6 +208,8 @@ def convert(
 
     with one_sentence_errors():
         cut = _crop(crop, size)
+        if len({*camera}) < len(camera):
+            raise ConfigError(f"--camera names each once, not {', '.join(camera)}")
         terms = Terms(gripper, clip, _scale(action_scale), keep_failures, trust_actions)
         catalog, folders = _catalog(bddl)
         sources = find_sources(demos, catalog, terms, _task(catalog, task) if task else None)
@@ -213,7 +218,8 @@ def convert(
             profile=profile,
             suites=folders,
             action_repeat=common_repeat(sources, action_repeat),
-            camera=camera,
+            camera=camera[0],
+            further_cameras=tuple(camera[1:]),
             render_size=size,
             crop=cut,
         )

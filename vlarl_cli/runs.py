@@ -198,12 +198,17 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
     )
 
     check_logging(settings.logging)
+    if isinstance(settings, SftConfig):
+        spec = settings.checkpoint and check_policy_checkpoint(settings.checkpoint)
+        if settings.family is not None:
+            reads = settings.family.cameras, settings.family.proprio
+        else:
+            reads = (spec.cameras, spec.proprio_dim) if spec else ((), 0)
+        for folder in settings.data.datasets:
+            check_dataset(folder, *reads)
+        return
     for folder in settings.data.datasets:
         check_dataset(folder)
-    if isinstance(settings, SftConfig):
-        if settings.checkpoint is not None:
-            check_policy_checkpoint(settings.checkpoint)
-        return
     check_any(settings.checkpoint)
     openvla = is_openvla(settings.checkpoint)
     if openvla:

@@ -44,6 +44,7 @@ from vlarl.config.services import EnvConfig, PolicyConfig
 from vlarl.config.sft import (
     AugmentationConfig,
     DataConfig,
+    FamilyConfig,
     FitConfig,
     SftConfig,
     SimulationConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "DataConfig",
     "EnvConfig",
     "EvaluationConfig",
+    "FamilyConfig",
     "FitConfig",
     "GroupsConfig",
     "GrpoConfig",

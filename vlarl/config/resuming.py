@@ -190,6 +190,7 @@ _KINDS: Mapping[type[Section], _Keys] = {
             "mode": "it says what the checkpoints' weights are",
             "target_sigma": "the lowest held-out loss so far was measured with it",
             "model": "training began with it",
+            "family": "it says what the checkpoints' weights are",
         },
     ),
     DataConfig: _Keys(
@@ -200,6 +201,7 @@ _KINDS: Mapping[type[Section], _Keys] = {
             "held_out_samples": "the lowest held-out loss so far was measured on these",
             "statistics": _STATISTICS,
             "range_floor": _STATISTICS,
+            "partial_chunks": "what is learned from and measured on follows from it",
         },
     ),
     AugmentationConfig: _Keys(

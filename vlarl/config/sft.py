@@ -11,6 +11,12 @@ from vlarl.config.base import NAME_PATTERN, Section
 from vlarl.config.learning import LoraConfig, Schedule
 from vlarl.config.tracking import LoggingConfig
 
+NO_TOKENS_READ = (
+    "it is noise on action tokens after which others are predicted, and OpenVLA-OFT reads none: "
+    "set it to 0"
+)
+"""Why `input_sigma` is refused."""
+
 
 class TinyModelConfig(Section):
     """A new tiny model to start from, with random weights."""
@@ -25,6 +31,30 @@ class TinyModelConfig(Section):
     """Width of the language model; heads are 32 wide."""
     text_layers: int = Field(default=2, ge=1)
     """Layers of the language model."""
+
+
+class FamilyConfig(Section):
+    """The family that the model to start from becomes one of. Its towers and its language model
+    stay. What it reads beside is new.
+    """
+
+    name: Literal["openvla_oft"] = "openvla_oft"
+    """OpenVLA-OFT: a chunk of control steps from one pass."""
+    chunk: int = Field(default=8, ge=1)
+    """Actions of one answer."""
+    convention: Literal["stop", "no_stop"] = "stop"
+    """Whether a stop token follows the placeholders, as in openvla-oft, or nothing does, as in
+    RLinf's own."""
+    cameras: tuple[str, ...] = Field(default=("agentview",), min_length=1, max_length=8)
+    """Names of the cameras that it sees, the main one first; the datasets must have them."""
+    proprio: int = Field(default=0, ge=0)
+    """Numbers of proprioception that it reads, 8 on LIBERO; 0: none."""
+
+    @model_validator(mode="after")
+    def _cameras_differ(self) -> Self:
+        if len({*self.cameras}) != len(self.cameras) or not all(self.cameras):
+            raise ValueError(f"cameras: name each once, not {', '.join(self.cameras)}")
+        return self
 
 
 class DataConfig(Section):
@@ -42,6 +72,10 @@ class DataConfig(Section):
     range_floor: float = Field(default=0.1, ge=0)
     """Least distance of q01 and q99, in the actions' units: a dimension that hardly moves would
     otherwise spread its noise over all bins."""
+    partial_chunks: bool = False
+    """Of a policy that answers chunks: learn also from samples so near to their episode's end that
+    it has only a part of the chunk. Steps after the end carry no loss. False: as openvla-oft, whole
+    chunks only."""
     cache_gib: float = Field(default=4.0, ge=0)
     """Memory for decoded frames; frames beyond it are decoded anew each time."""
 
@@ -139,6 +173,9 @@ class SftConfig(Section):
     """Threads of torch on a CPU; none: all cores."""
     model: TinyModelConfig | None = None
     """A new tiny model to start from, instead of `checkpoint`."""
+    family: FamilyConfig | None = None
+    """Makes `checkpoint`, an OpenVLA, or the new model one of another family. None: it is what it
+    is."""
     data: DataConfig
     """Demonstrations."""
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -172,5 +209,18 @@ class SftConfig(Section):
         if self.model is not None and self.data.statistics == "checkpoint":
             raise ValueError(
                 "a new [model] has no statistics of its own: leave data.statistics at dataset"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _family_can_be_learned(self) -> Self:
+        if self.family is None:
+            return self
+        if self.input_sigma:
+            raise ValueError(f"input_sigma: {NO_TOKENS_READ}")
+        if self.family.proprio and self.data.statistics == "checkpoint":
+            raise ValueError(
+                "an OpenVLA has no statistics of proprioception: leave data.statistics at dataset, "
+                "or set family.proprio to 0"
             )
         return self

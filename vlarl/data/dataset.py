@@ -1,4 +1,4 @@
-"""Demonstrations and rollouts as training reads them: a frame and an action, sample by sample.
+"""Demonstrations and rollouts as training reads them: frames and an action, sample by sample.
 
     DATASET/dataset.json                  how the frames were taken
             libero_spatial-00.safetensors one file a task, or several: libero_spatial-00.PART...
@@ -36,6 +36,8 @@ FORMAT = 1
 _DESCRIPTION = "dataset.json"
 _MAY_LACK = ("placements", "succeeded")
 """Arrays of a task, one value a sample, that not every recording has."""
+_FRAMES, _OFFSETS = "frames", "frame_offsets"
+"""Names of the main camera's arrays; those of further cameras end in their number, from 1."""
 _LONGEST_HEADER = 1 << 20
 """Bytes of a file's description that are looked at."""
 
@@ -49,7 +51,7 @@ class Capture:
     """How a dataset's frames were taken. All of its tasks share it."""
 
     camera: str
-    """Camera in the scene."""
+    """The main camera in the scene."""
     render_size: int
     """Side of the rendered frame in pixels."""
     crop: tuple[int, int, int, int] | None
@@ -58,6 +60,20 @@ class Capture:
     """The simulator's profile, faithful or fast; of other sources any word."""
     action_repeat: int
     """Control steps for which each action is held."""
+    further_cameras: tuple[str, ...] = ()
+    """Cameras whose frames were taken at the same moments, in the same way."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """All of them, the main one first."""
+        return (self.camera, *self.further_cameras)
+
+    def written(self) -> dict[str, Any]:
+        """Its fields; without further cameras where there are none, as before these were known."""
+        fields = asdict(self)
+        if not self.further_cameras:
+            del fields["further_cameras"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,10 @@ class Frames(Sequence[bytes]):
         """Puts encoded frames together."""
         offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+
+    def only(self, places: NDArray[np.int64]) -> Frames:
+        """Some of them, by number."""
+        return Frames.of([self[int(place)] for place in places])
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -121,7 +141,7 @@ class TaskSamples:
     index: int
     instruction: str
     frames: Frames
-    """What the camera saw before each action."""
+    """What the main camera saw before each action."""
     actions: NDArray[np.float32]
     """[N, 7], what the expert would do, or what the policy did, in the units of the environment:
     translation, rotation, gripper (0 closed, 1 open)."""
@@ -138,6 +158,11 @@ class TaskSamples:
     official initial state i. None: unknown, each episode is its own."""
     succeeded: NDArray[np.bool_] | None = None
     """[N], whether each sample's episode reached its goal. None: all did."""
+    further_frames: tuple[Frames, ...] = ()
+    """What each further camera saw at the same moments, in the capture's order."""
+    proprio: NDArray[np.float32] | None = None
+    """[N, P], the arm's proprioception before each action, in the units of the environment. None:
+    it wasn't recorded."""
 
     def __post_init__(self) -> None:
         """Raises DatasetError where the arrays don't fit together."""
@@ -160,6 +185,13 @@ class TaskSamples:
                 raise DatasetError(
                     f"{self.suite} task {self.index}: {count} frames with {name} {shape}"
                 )
+        for frames in self.further_frames:
+            if len(frames) != count:
+                raise DatasetError(
+                    f"{self.suite} task {self.index}: {count} frames of one camera, "
+                    f"{len(frames)} of another"
+                )
+        self._check_proprioception(count)
         if not np.isfinite(self.actions).all():
             raise DatasetError(f"{self.suite} task {self.index}: an action is not finite")
         if self.motion is not None and not self.motion.fits(self.episodes):
@@ -167,17 +199,35 @@ class TaskSamples:
                 f"{self.suite} task {self.index}: the motion isn't that of the samples' episodes"
             )
 
+    def _check_proprioception(self, count: int) -> None:
+        state = self.proprio
+        if state is None:
+            return
+        if state.ndim != 2 or len(state) != count:
+            raise DatasetError(
+                f"{self.suite} task {self.index}: {count} frames with proprioception "
+                f"{list(state.shape)}"
+            )
+        if not np.isfinite(state).all():
+            raise DatasetError(f"{self.suite} task {self.index}: proprioception is not finite")
+
+    @property
+    def all_frames(self) -> tuple[Frames, ...]:
+        """Of each camera, the main one's first."""
+        return (self.frames, *self.further_frames)
+
     def only(self, chosen: NDArray[np.bool_]) -> TaskSamples:
         """Some of the samples, given as [N]."""
         arrays = {
             name: value[chosen]
-            for name in ("actions", "episodes", "poses", *_MAY_LACK)
+            for name in ("actions", "episodes", "poses", "proprio", *_MAY_LACK)
             if (value := getattr(self, name)) is not None
         }
         if self.motion is not None:
             arrays["motion"] = replace(self.motion, starts=self.motion.starts[chosen])
-        frames = Frames.of([self.frames[int(place)] for place in np.flatnonzero(chosen)])
-        return replace(self, frames=frames, **arrays)
+        places = np.flatnonzero(chosen)
+        frames, *further = (one.only(places) for one in self.all_frames)
+        return replace(self, frames=frames, further_frames=tuple(further), **arrays)
 
 
 @dataclass(frozen=True)
@@ -210,7 +260,7 @@ def describe_dataset(directory: Path, capture: Capture) -> None:
         if (there := _read_capture(description)) != capture:
             raise DatasetError(f"{directory} holds frames taken as {there}, not as {capture}")
     else:
-        content = {"format": FORMAT, **asdict(capture)}
+        content = {"format": FORMAT, **capture.written()}
         partial = description.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         partial.replace(description)
@@ -229,19 +279,26 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples, part: st
     """Adds a task, or a part of one, to a dataset, or replaces it.
 
     Raises:
-        DatasetError: the folder's frames were taken in another way.
+        DatasetError: the folder's frames were taken in another way, or of other cameras.
         DiskFullError: there is no room.
     """
+    if len(samples.all_frames) != len(capture.cameras):
+        raise DatasetError(
+            f"{samples.suite} task {samples.index} has frames of {len(samples.all_frames)} "
+            f"cameras, not of {', '.join(capture.cameras)}"
+        )
     describe_dataset(directory, capture)
     target = task_file(directory, samples.suite, samples.index, part)
     partial = target.with_suffix(".partial")
     tensors: dict[str, NDArray[np.generic]] = {
-        "frames": samples.frames.buffer,
-        "frame_offsets": samples.frames.offsets,
         "actions": samples.actions,
         "episodes": samples.episodes,
         "poses": samples.poses,
     }
+    for number, frames in enumerate(samples.all_frames):
+        tensors |= dict(zip(_frame_arrays(number), (frames.buffer, frames.offsets), strict=True))
+    if samples.proprio is not None:
+        tensors["proprio"] = samples.proprio
     if samples.motion is not None:
         tensors |= {f"motion_{name}": value for name, value in vars(samples.motion).items()}
     found = {name: getattr(samples, name) for name in _MAY_LACK}
@@ -259,6 +316,12 @@ def write_task(directory: Path, capture: Capture, samples: TaskSamples, part: st
         share(partial)
     partial.replace(target)
     return target
+
+
+def _frame_arrays(camera: int) -> tuple[str, str]:
+    """Names of a camera's arrays, by its number in the capture."""
+    ending = f"_{camera}" if camera else ""
+    return f"{_FRAMES}{ending}", f"{_OFFSETS}{ending}"
 
 
 def _sort_metadata(path: Path) -> None:
@@ -284,19 +347,58 @@ def read_dataset(directory: Path) -> Dataset:
         DatasetError: no dataset is here, or a file is broken.
     """
     capture, files = find_dataset(directory)
-    return Dataset(capture, [_read_task(file) for file in files])
+    return Dataset(capture, [_read_task(file, capture) for file in files])
 
 
-def check_dataset(directory: Path) -> None:
+def check_dataset(directory: Path, cameras: Sequence[str] = (), proprio: int = 0) -> None:
     """Looks at all of a folder's dataset but its frames, in a moment.
 
+    Args:
+        directory: the folder.
+        cameras: that the policy sees, as `require_cameras` takes them.
+        proprio: numbers of proprioception that it reads.
+
     Raises:
-        DatasetError: no dataset is here, a file is broken, or holds what no demonstration can.
+        DatasetError: no dataset is here, a file is broken, holds what no demonstration can, or
+            lacks what the policy reads.
     """
-    _, files = find_dataset(directory)
-    tasks = [_read_task(file, with_frames=False) for file in files]
+    capture, files = find_dataset(directory)
+    require_cameras(directory, capture.cameras, cameras)
+    tasks = [_read_task(file, capture, with_frames=False) for file in files]
     if not any(len(task.frames) for task in tasks):
         raise DatasetError(f"{directory} holds no sample: make it anew from other demonstrations")
+    for task in tasks if proprio else ():
+        require_proprioception(directory, task, proprio)
+
+
+def require_cameras(directory: Path, has: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refuses a dataset without the frames of one of several cameras that a policy sees. One that
+    sees a single camera takes the main one's, whatever its name.
+
+    Raises:
+        DatasetError: one is missing.
+    """
+    missing = [camera for camera in wanted if camera not in has]
+    if missing and len(wanted) > 1:
+        options = " ".join(f"--camera {camera}" for camera in wanted)
+        raise DatasetError(
+            f"{directory} has no frames of {' and '.join(missing)}, which the policy sees: make it "
+            f"anew by `{invocation()} demos convert` with {options}"
+        )
+
+
+def require_proprioception(directory: Path, task: TaskSamples, width: int) -> None:
+    """Refuses a task without the proprioception that a policy reads.
+
+    Raises:
+        DatasetError: it has none, or of another width.
+    """
+    has = 0 if task.proprio is None else task.proprio.shape[1]
+    if has != width:
+        raise DatasetError(
+            f"{directory}: {task.suite} task {task.index} has {has} numbers of proprioception, and "
+            f"the policy reads {width}: make it anew by `{invocation()} demos convert`"
+        )
 
 
 def find_dataset(directory: Path) -> tuple[Capture, list[Path]]:
@@ -327,7 +429,8 @@ def dataset_digest(directory: Path) -> str:
         DatasetError: no dataset is here, or a file can't be read.
     """
     capture, files = find_dataset(directory)
-    digest = hashlib.sha256(repr(capture).encode())
+    fields = ", ".join(f"{name}={value!r}" for name, value in capture.written().items())
+    digest = hashlib.sha256(f"Capture({fields})".encode())
     for path in files:
         try:
             with path.open("rb") as file:
@@ -344,27 +447,28 @@ def _read_capture(path: Path) -> Capture:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise DatasetError(f"{path} is of another format than {FORMAT}: make it anew")
-        crop = content.pop("crop")
-        return Capture(crop=tuple(crop) if crop else None, **content)
+        crop, further = content.pop("crop"), content.pop("further_cameras", ())
+        crop = tuple(crop) if crop else None
+        return Capture(crop=crop, further_cameras=tuple(further), **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path} can't be read: {error!r}") from error
 
 
-def _read_task(path: Path, *, with_frames: bool = True) -> TaskSamples:
+def _read_task(path: Path, capture: Capture, *, with_frames: bool = True) -> TaskSamples:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata()
-            further = {*_MAY_LACK} & {*file.keys()}
-            (size,) = file.get_slice("frames").get_shape()
-            offsets = file.get_tensor("frame_offsets")
-            if not _divides(offsets, size):
-                raise DatasetError(f"{path}: its frames are damaged; make it anew")
-            buffer = file.get_tensor("frames") if with_frames else np.zeros(0, np.uint8)
+            further = {*_MAY_LACK, "proprio"} & {*file.keys()}
+            frames = [
+                _read_frames(path, file, number, with_frames=with_frames)
+                for number in range(len(capture.cameras))
+            ]
             samples = TaskSamples(
                 suite=metadata["suite"],
                 index=int(metadata["index"]),
                 instruction=metadata["instruction"],
-                frames=Frames(buffer, offsets),
+                frames=frames[0],
+                further_frames=tuple(frames[1:]),
                 actions=file.get_tensor("actions"),
                 episodes=file.get_tensor("episodes"),
                 poses=file.get_tensor("poses"),
@@ -377,6 +481,22 @@ def _read_task(path: Path, *, with_frames: bool = True) -> TaskSamples:
     if samples.succeeded is None:
         _check_demonstrated(path, samples.actions)
     return samples
+
+
+def _read_frames(
+    path: Path,
+    file: Any,  # noqa: ANN401 - safetensors' handle is untyped
+    camera: int,
+    *,
+    with_frames: bool,
+) -> Frames:
+    """Those of a camera, by its number in the capture; or only where each begins."""
+    name, places = _frame_arrays(camera)
+    (size,) = file.get_slice(name).get_shape()
+    offsets = file.get_tensor(places)
+    if not _divides(offsets, size):
+        raise DatasetError(f"{path}: its frames are damaged; make it anew")
+    return Frames(file.get_tensor(name) if with_frames else np.zeros(0, np.uint8), offsets)
 
 
 def _divides(offsets: NDArray[np.int64], size: int) -> bool:

@@ -9,6 +9,13 @@ from vlarl.config import AugmentationConfig
 from vlarl.data.augmentation import IMAGE_DRAWS, augment, to_levels
 
 
+def camera_draws(draws: Tensor, camera: int) -> Tensor:
+    """Random numbers [B, IMAGE_DRAWS] of a camera's frames, by its number, among a sample's
+    [B, DRAWS + FURTHER_DRAWS]: each camera is augmented differently, as in openvla-oft.
+    """
+    return draws[:, camera * IMAGE_DRAWS : (camera + 1) * IMAGE_DRAWS]
+
+
 class Pixels:
     """The augmentation, and a checkpoint's normalisation after it, on the model's device."""
 
@@ -32,7 +39,7 @@ class Pixels:
         return normalized
 
     def augmented(self, frames: Tensor, draws: Tensor) -> Tensor:
-        """The same, each frame augmented by its random numbers, the first of [B, DRAWS]."""
+        """The same, each frame augmented by its random numbers, the first of [B, M]."""
         images = frames.permute(0, 3, 1, 2).float() / 255
         augmented = augment(images, draws[:, :IMAGE_DRAWS], self._augmentation)
         levels = to_levels(augmented).permute(0, 2, 3, 1)

@@ -1,7 +1,8 @@
-"""Samples as batches of tensors: frames, prompts, action tokens, poses, labels."""
+"""Samples as batches of tensors: frames, prompts, action tokens, proprioception, poses, labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,23 +21,31 @@ class SampleBatch:
     """B samples as tensors."""
 
     frames: Tensor
-    """uint8 [B, S, S, 3]."""
+    """uint8 [B, S, S, 3], of the main camera."""
     prompt_ids: Tensor
     """int64 [B, L], padded on the right."""
     prompt_lengths: Tensor
     """int64 [B]."""
     token_ids: Tensor
-    """int64 [B, 7], the expert's action."""
+    """int64 [B, K], the expert's action; of a policy that answers chunks, its next actions."""
     poses: Tensor
     """float32 [B, P] in metres, NaN where a sample's task has no such pose."""
     tasks: Tensor
     """int64 [B], number of each sample's task among those that were read."""
     labels: Tensor
     """float32 [B], 1 where the action leads somewhere, 0 where it doesn't; NaN: nobody asked."""
+    counted: Tensor
+    """bool [B, K], whether a token's action is one of the episode's. After its end, tokens are
+    those of its last action."""
+    proprio: Tensor | None = None
+    """float32 [B, P], normalised, where the policy reads it."""
+    further_frames: Tensor | None = None
+    """uint8 [B, I - 1, S, S, 3], of the policy's further cameras; None: it has none."""
 
     def to(self, device: torch.device) -> SampleBatch:
         """The same on a device."""
-        return SampleBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        return SampleBatch(**{name: value.to(device) for name, value in found.items()})
 
 
 class Samples:
@@ -50,17 +59,30 @@ class Samples:
         token_ids: NDArray[np.int64],
         poses: NDArray[np.float32],
         labels: NDArray[np.float32],
+        counted: NDArray[np.bool_],
+        proprio: NDArray[np.float32] | None = None,
+        further_frames: Sequence[FrameStore] = (),
     ) -> None:
-        """prompts: every task's, padded, and their lengths; tasks: [N], the row of each sample."""
+        """Arrays of all samples, as a batch has them of some. prompts: every task's, padded, and
+        their lengths; tasks: [N], the row of each sample.
+        """
         self.frames = frames
         self.token_ids = token_ids
         self.poses = poses
         self.labels = labels
+        self.counted = counted
+        self.proprio = proprio
+        self.further_frames = further_frames
         self._prompts = prompts
         self._tasks = torch.from_numpy(tasks)
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that decoded frames of all cameras may come to take."""
+        return sum(store.kept_bytes for store in (self.frames, *self.further_frames))
 
     def __getitem__(self, chosen: Indices) -> SampleBatch:
         """Samples by number, on the CPU.
@@ -69,7 +91,7 @@ class Samples:
             DatasetError: a frame is no image.
         """
         try:
-            frames = self.frames[chosen]
+            frames, *further = (store[chosen] for store in (self.frames, *self.further_frames))
         except ImageError as error:
             raise DatasetError(f"a demonstration's frame is no image: {error}") from error
         ids, lengths = self._prompts
@@ -83,4 +105,7 @@ class Samples:
             poses=torch.from_numpy(self.poses[chosen]),
             tasks=rows,
             labels=torch.from_numpy(self.labels[chosen]),
+            counted=torch.from_numpy(self.counted[chosen]),
+            proprio=None if self.proprio is None else torch.from_numpy(self.proprio[chosen]),
+            further_frames=torch.from_numpy(np.stack(further, axis=1)) if further else None,
         )

@@ -37,7 +37,8 @@ def export_checkpoint(
     Args:
         base: the checkpoint that training began with.
         target: folder to write; what is there is replaced.
-        weights: trained tensors by their keys, or with `lora` its factors: "LAYER.A", "LAYER.B".
+        weights: trained tensors by their keys; with `lora` its factors "LAYER.A", "LAYER.B" among
+            them.
         lora: the factors' scaling; none: `weights` are the weights.
         statistics: new ``norm_stats``, as OpenVLA replaces them; none: those of `base` stay.
         center_crop: whether frames are cropped where the policy acts; none: as in `base`.
@@ -92,4 +93,5 @@ def _merged(
     changed = {f"{layer}.weight" for layer in layers}
     for key in reader:
         if key not in changed:
-            yield key, reader.tensor(key)
+            stored = reader.tensor(key)
+            yield key, factors[key].to(stored.dtype) if key in factors else stored

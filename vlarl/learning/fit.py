@@ -101,7 +101,8 @@ class Objective(Protocol[B]):
     def losses(self, batch: B, draws: Tensor) -> Tensor:
         """Loss [B] of samples on the model's device.
 
-        draws: float32 [B, DRAWS], uniform in [0, 1): the only source of what is random.
+        draws: float32 [B, DRAWS + FURTHER_DRAWS], uniform in [0, 1): the only source of what is
+            random.
         """
 
     def measure(self, batch: B) -> Tensor:

@@ -18,7 +18,10 @@ from vlarl.learning.ranks import MicroBatch, Ranks
 from vlarl.learning.seeds import Stream, generator_for
 
 DRAWS = 16
-"""Random numbers that one sample may take in a step."""
+"""Random numbers that one sample may take in a step, without those of further cameras."""
+
+FURTHER_DRAWS = 32
+"""Further ones, drawn after all samples' first: so these stay what they were without them."""
 
 
 class SampleOrder:
@@ -44,7 +47,12 @@ class SampleOrder:
                         yield step, one
 
     def draws(self, step: int, micro_batch: MicroBatch) -> Tensor:
-        """Random numbers of a micro-batch's samples: float32 [B, DRAWS], uniform in [0, 1)."""
+        """Random numbers of a micro-batch's samples: float32 [B, DRAWS + FURTHER_DRAWS], uniform in
+        [0, 1).
+        """
         generator = generator_for(self._seed, Stream.SFT_AUGMENTATION, self._stage, step)
-        drawn = generator.random((micro_batch.size, DRAWS), dtype=np.float32)
-        return torch.from_numpy(drawn[micro_batch.places])
+        drawn = [
+            generator.random((micro_batch.size, count), dtype=np.float32)[micro_batch.places]
+            for count in (DRAWS, FURTHER_DRAWS)
+        ]
+        return torch.from_numpy(np.concatenate(drawn, axis=1))

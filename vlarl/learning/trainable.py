@@ -72,6 +72,11 @@ class TrainablePolicy(ABC):
         self._hold_weights()
         return self._passed(observations, token_ids, answer_ids).logits
 
+    def supervised_logits(self, observations: ObservationBatch) -> Tensor:
+        """Logits [B, K + 1, V]; see `PolicyNetwork.supervised_logits`."""
+        self._hold_weights()
+        return self._model.supervised_logits(observations)
+
     def greedy(self, observations: ObservationBatch, likeliest: Tensor) -> Tensor:
         """The tokens that the policy takes at temperature 0 (int64 [B, K]); see
         `PolicyNetwork.greedy`.
@@ -107,7 +112,7 @@ class States(NamedTuple):
 
 
 class LoraPolicy(TrainablePolicy):
-    """A policy with LoRA factors, which alone are trained."""
+    """A policy with LoRA factors, which alone are trained, but for weights that are new."""
 
     def __init__(
         self,
@@ -119,6 +124,7 @@ class LoraPolicy(TrainablePolicy):
         ranks: Ranks,
         activation_checkpointing: bool = False,
         sharded: bool = True,
+        with_new: bool = False,
     ) -> None:
         """Loads the checkpoint and adds factors drawn with the seed, the same on every rank.
 
@@ -131,6 +137,7 @@ class LoraPolicy(TrainablePolicy):
             activation_checkpointing: whether blocks' activations are computed again.
             sharded: whether each rank holds a part of the weights, where there are several or a
                 GPU, or all of them.
+            with_new: whether the weights that a family calls new are trained, too, in float32.
         """
         family = policy_family(checkpoint)
         self.config = family.sizes
@@ -138,6 +145,12 @@ class LoraPolicy(TrainablePolicy):
         self._first_action_id = family.spec.action_ids.start
         model = family.network(dtype, ranks.device).requires_grad_(False)
         self._layers = MergedLayers(model, lora, seed, list(family.lora_layers()))
+        self._new_prefixes = family.new_prefixes if with_new else ()
+        for name, parameter in model.named_parameters():
+            if name.startswith(self._new_prefixes):
+                # Memory of its own, as that of `trainable_model`.
+                parameter.data = parameter.data.float().clone()
+                parameter.requires_grad_()
         super().__init__(
             model,
             dtype=dtype,
@@ -148,8 +161,13 @@ class LoraPolicy(TrainablePolicy):
         self._layers.keep_base()
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The factors, "LAYER.A" and "LAYER.B"."""
-        return self._layers.named_factors()
+        """The factors, "LAYER.A" and "LAYER.B"; and new weights that are trained, by their keys."""
+        new = {
+            name: parameter
+            for name, parameter in self._model.named_parameters()
+            if name.startswith(self._new_prefixes)
+        }
+        return self._layers.named_factors() | new
 
     def logprobs(
         self, observations: ObservationBatch, token_ids: Tensor, temperature: float
@@ -298,4 +316,5 @@ def load_learner(config: LearnerConfig, checkpoint: Path, ranks: Ranks) -> Train
         seed=config.seed,
         ranks=ranks,
         activation_checkpointing=config.activation_checkpointing,
+        with_new=True,
     )

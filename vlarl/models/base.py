@@ -137,6 +137,9 @@ class PolicyFamily(ABC):
 
     engine_models: ClassVar[dict[str, str]]
     """vLLM's name of the architecture to our module and class."""
+    new_prefixes: ClassVar[tuple[str, ...]] = ()
+    """How the keys of weights begin that may be new where a policy is fine-tuned by LoRA: they are
+    trained as they are."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Children read the settings, no weights.

@@ -79,6 +79,12 @@ class PolicyNetwork(nn.Module):
                 which logits are wanted; empty: logits are of the action ids.
         """
 
+    def supervised_logits(self, observations: ObservationBatch) -> Tensor:
+        """Logits [B, K + 1, V] over the whole vocabulary, of a policy whose tokens depend on no
+        other: for each action token, and for what ends the answer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} predicts tokens after others")
+
     @abstractmethod
     def greedy(self, observations: ObservationBatch, likeliest: Tensor) -> Tensor:
         """The tokens that the policy takes at temperature 0: int64 [B, K].

@@ -21,7 +21,10 @@ _LARGEST = float(np.finfo(np.float32).max) / 4
 
 
 def dataset_statistics(
-    actions: NDArray[np.float32], trajectories: int, range_floor: float
+    actions: NDArray[np.float32],
+    trajectories: int,
+    range_floor: float,
+    proprio: NDArray[np.float32] | None = None,
 ) -> Statistics:
     """Statistics of a suite's actions [N, 7]: their quantiles become the ends of the bins.
 
@@ -33,6 +36,7 @@ def dataset_statistics(
         actions: float32[N, 7], in the units of the environment.
         trajectories: number of episodes behind them.
         range_floor: least distance of q01 and q99, in the actions' units.
+        proprio: float32[N, P], whose quantiles become its ends, as they are; none: there is none.
     """
     values = actions.astype(np.float64)
     q01, q99 = np.quantile(values, 0.01, axis=0), np.quantile(values, 0.99, axis=0)
@@ -41,20 +45,27 @@ def dataset_statistics(
     middle = (q01 + q99) / 2
     q01 = np.where(narrow, middle - range_floor / 2, q01)
     q99 = np.where(narrow, middle + range_floor / 2, q99)
-    numbers = {
+    numbers = _spread(values) | {"q01": q01, "q99": q99, "mask": mask}
+    found: Statistics = {"action": _listed(numbers)}
+    if proprio is not None:
+        state = proprio.astype(np.float64)
+        ends = {name: np.quantile(state, at, axis=0) for name, at in (("q01", 0.01), ("q99", 0.99))}
+        found["proprio"] = _listed(_spread(state) | ends)
+    return found | {"num_transitions": len(values), "num_trajectories": trajectories}
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """Of each column."""
+    return {
         "mean": values.mean(axis=0),
         "std": values.std(axis=0),
         "max": values.max(axis=0),
         "min": values.min(axis=0),
-        "q01": q01,
-        "q99": q99,
-        "mask": mask,
     }
-    return {
-        "action": {name: vector.tolist() for name, vector in numbers.items()},
-        "num_transitions": len(values),
-        "num_trajectories": trajectories,
-    }
+
+
+def _listed(numbers: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    return {name: vector.tolist() for name, vector in numbers.items()}
 
 
 @dataclass(frozen=True, eq=False)

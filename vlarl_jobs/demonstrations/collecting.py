@@ -147,7 +147,9 @@ async def collect(
         WorkerDiedError: a worker ended on its own.
     """
     out = out.resolve()
-    _claim(out / PARTS, {**settings.model_dump(mode="json"), **asdict(wish)})
+    # Nothing is rendered here.
+    played = settings.model_dump(mode="json", exclude={"further_cameras"})
+    _claim(out / PARTS, {**played, **asdict(wish)})
     open_tasks = {
         task.index: TaskProgress(task, wish, out / PARTS / f"{task.suite}-{task.index:02d}")
         for task in tasks

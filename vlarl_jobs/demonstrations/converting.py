@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ from vlarl_jobs.demonstrations.worker_processes import run_crew
 
 PARTS = ".parts"
 """Folder of rendered episodes within the dataset's folder."""
+
+_RENDERED = "with proprioception"
+"""What rendered episodes have that those of earlier versions lack."""
 
 ORIGINS = "origins.json"
 """Within the dataset's folder: of which file each task was made, how that was read, what was left
@@ -367,7 +370,8 @@ class _Job:
     def _part(self, source: Source, demo: str) -> Path:
         """Where a rendered demonstration is kept: elsewhere, where it is read in another way."""
         task = f"{source.task.suite}-{source.task.index:02d}"
-        way = hashlib.sha256(json.dumps(self._way(source)).encode()).hexdigest()[:8]
+        way = json.dumps([self._way(source), _RENDERED])
+        way = hashlib.sha256(way.encode()).hexdigest()[:8]
         return self._dataset / PARTS / f"{task}-{way}" / f"{demo}.npz"
 
 
@@ -378,6 +382,7 @@ def _capture(settings: Settings) -> Capture:
         crop=settings.crop,
         profile=settings.profile,
         action_repeat=settings.action_repeat,
+        further_cameras=settings.further_cameras,
     )
 
 
@@ -396,14 +401,22 @@ def _samples(task: SuiteTask, parts: Sequence[Path]) -> TaskSamples:
         suite=task.suite,
         index=task.index,
         instruction=task.instruction,
-        frames=Frames.of([frame for episode in episodes for frame in episode.frames]),
+        frames=_joined([episode.frames for episode in episodes]),
         actions=np.concatenate([episode.actions for episode in episodes]),
         episodes=np.repeat(np.arange(len(episodes), dtype=np.int32), lengths),
         poses=np.concatenate([episode.poses for episode in episodes]),
         pose_names=episodes[0].pose_names,
         motion=_motion(episodes),
         placements=_placements(episodes),
+        further_frames=tuple(
+            map(_joined, zip(*(episode.further_frames for episode in episodes), strict=True))
+        ),
+        proprio=np.concatenate([episode.proprio for episode in episodes]),
     )
+
+
+def _joined(episodes: Iterable[Frames]) -> Frames:
+    return Frames.of([frame for frames in episodes for frame in frames])
 
 
 def _placements(episodes: Sequence[RenderedEpisode]) -> npt.NDArray[np.int64] | None:

@@ -5,6 +5,7 @@ A part is written aside and renamed: it is whole or not there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ class RenderedEpisode:
     """[T, 9], at all control steps; [0, 9] where they weren't recorded."""
     placement_seed: int | None
     """None: unknown."""
+    further_frames: tuple[Frames, ...]
+    """Of each further camera."""
+    proprio: npt.NDArray[np.float32]
+    """[M, 8], see `Scene.proprioception`."""
 
 
 def save_episode(path: Path, episode: Episode, placement_seed: int | None) -> None:
@@ -72,7 +77,16 @@ def save_rendered(path: Path, rendered: RenderedEpisode) -> None:
         starts=rendered.starts,
         robot_states=rendered.robot_states,
         placement_seed=np.array(seed, dtype=np.int64),
+        proprio=rendered.proprio,
+        **_further_arrays(rendered.further_frames),
     )
+
+
+def _further_arrays(cameras: Sequence[Frames]) -> dict[str, npt.NDArray[np.generic]]:
+    found: dict[str, npt.NDArray[np.generic]] = {}
+    for number, frames in enumerate(cameras, start=1):
+        found |= {f"frames_{number}": frames.buffer, f"offsets_{number}": frames.offsets}
+    return found
 
 
 def load_rendered(path: Path) -> RenderedEpisode:
@@ -86,6 +100,11 @@ def load_rendered(path: Path) -> RenderedEpisode:
             starts=arrays["starts"],
             robot_states=arrays["robot_states"],
             placement_seed=next(iter(arrays["placement_seed"].tolist()), None),
+            further_frames=tuple(
+                Frames(arrays[f"frames_{number}"], arrays[f"offsets_{number}"])
+                for number in range(1, 1 + sum(name.startswith("frames_") for name in arrays.files))
+            ),
+            proprio=arrays["proprio"],
         )
 
 

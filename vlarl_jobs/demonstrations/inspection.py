@@ -140,7 +140,13 @@ def filmed(
 def _frames(dataset: Dataset, episodes: int) -> Iterator[list[Frame]]:
     for task in dataset.tasks:
         for number in np.unique(task.episodes)[:episodes]:
-            yield [decode_image(task.frames[i]) for i in np.flatnonzero(task.episodes == number)]
+            places = np.flatnonzero(task.episodes == number)
+            yield [_side_by_side(task, int(place)) for place in places]
+
+
+def _side_by_side(task: TaskSamples, place: int) -> Frame:
+    """What each camera saw, the main one on the left."""
+    return np.concatenate([decode_image(frames[place]) for frames in task.all_frames], axis=1)
 
 
 def _rendered(renderer: Renderer, source: Source, episodes: int) -> Iterator[list[Frame]]:

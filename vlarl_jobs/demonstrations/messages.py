@@ -38,7 +38,9 @@ class Settings(_Message):
     max_actions: int | None = None
     """Length at which an episode is cut; none: the task's own."""
     camera: str = "agentview"
-    """Camera that is rendered."""
+    """The main camera that is rendered."""
+    further_cameras: tuple[str, ...] = ()
+    """Cameras that are rendered beside it."""
     render_size: int = 256
     """Side of the rendered frame in pixels."""
     crop: tuple[int, int, int, int] | None = None

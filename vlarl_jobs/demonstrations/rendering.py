@@ -37,6 +37,7 @@ class Renderer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._cameras = (settings.camera, *settings.further_cameras)
         self._stages = SceneCache(settings.suites, settings.profile)
 
     def do(self, order: str) -> Answer:
@@ -73,11 +74,10 @@ class Renderer:
                 f"{file}: {demo} has states of {episode.states.shape[1]} numbers, the scene of "
                 f"{task} has {len(stage.scene.state())}"
             )
-        if self._settings.camera not in stage.scene.cameras:
-            known = ", ".join(sorted(stage.scene.cameras))
-            raise SceneError(
-                f"the scene of {task} has no camera {self._settings.camera!r}, but {known}"
-            )
+        for camera in self._cameras:
+            if camera not in stage.scene.cameras:
+                known = ", ".join(sorted(stage.scene.cameras))
+                raise SceneError(f"the scene of {task} has no camera {camera!r}, but {known}")
         try:
             _place(stage.scene, episode, demo)
         except ValueError as error:
@@ -98,21 +98,27 @@ class Renderer:
     def _render(self, stage: Stage, episode: Episode, steps: PolicySteps) -> RenderedEpisode:
         scene, sight = stage.scene, stage.sight
         names = pose_names(sight)
-        frames, poses = [], []
+        seen: list[list[bytes]] = [[] for _ in self._cameras]
+        poses, proprio = [], []
         for state in episode.states[steps.starts]:
             scene.show(state)
-            frame = scene.render(self._settings.camera, self._settings.render_size)
-            frames.append(encode_jpeg(crop_frame(frame, self._settings.crop)))
+            for camera, frames in zip(self._cameras, seen, strict=True):
+                frame = scene.render(camera, self._settings.render_size)
+                frames.append(encode_jpeg(crop_frame(frame, self._settings.crop)))
             poses.append(poses_now(sight))
-        table = np.array(poses, dtype=np.float32).reshape(len(frames), len(names))
+            proprio.append(scene.proprioception())
+        table = np.array(poses, dtype=np.float32).reshape(len(poses), len(names))
+        main, *further = map(Frames.of, seen)
         return RenderedEpisode(
-            frames=Frames.of(frames),
+            frames=main,
             actions=steps.actions,
             poses=table,
             pose_names=names,
             starts=steps.starts.astype(np.int32),
             robot_states=episode.robot_states.astype(np.float32),
             placement_seed=episode.placement_seed,
+            further_frames=tuple(further),
+            proprio=np.array(proprio, dtype=np.float32).reshape(len(proprio), -1),
         )
 
 

@@ -15,6 +15,7 @@ from vlarl.config.libero import CONTROL_RATE
 from vlarl.data.dataset import DatasetError, TaskSamples, read_dataset
 from vlarl.data.pool import Pool, Task, measured
 from vlarl.data.samples import Samples
+from vlarl.errors import ConfigError
 from vlarl.learning.ranks import Indices
 from vlarl.models.registry import policy_family
 from vlarl_jobs.reward_model.backbones import reading
@@ -60,6 +61,11 @@ def read_labelled(config: RewardModelConfig) -> Labelled:
         ConfigError: the checkpoint has no statistics for a suite.
     """
     policy = policy_family(config.scored_policy)
+    if policy.spec.chunk > 1:
+        raise ConfigError(
+            f"{config.scored_policy} answers {policy.spec.chunk} actions at once, and a process "
+            "reward model scores one: train it for an OpenVLA"
+        )
     data, crop = config.data, config.augmentation.random_crop
     sources = [source for folder in data.datasets for source in _read(folder, config)]
     tasks = [source.task for source in sources]

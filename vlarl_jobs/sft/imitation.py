@@ -1,4 +1,6 @@
-"""Behaviour cloning: the next action token, given the frame, the instruction and those before."""
+"""Behaviour cloning: the expert's action tokens, given the frames, the instruction and what else
+the policy reads. A policy that predicts token after token reads those before.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +13,35 @@ from torch import Tensor, nn
 from vlarl.config import SftConfig
 from vlarl.config.libero import ACTION_DIMENSIONS
 from vlarl.data.augmentation import IMAGE_DRAWS
-from vlarl.data.pixels import Pixels
+from vlarl.data.pixels import Pixels, camera_draws
 from vlarl.data.samples import SampleBatch
 from vlarl.learning.ranks import Ranks
 from vlarl.learning.trainable import load_learner
+from vlarl.models.base import PolicyFamily
 from vlarl.models.network import ObservationBatch
+from vlarl.models.openvla_oft.family import OFTFamily
+from vlarl.models.openvla_oft.losses import softened_losses
 from vlarl.models.registry import policy_family
 from vlarl_jobs.sft.losses import action_loss, jittered, label_logprobs, soft_targets
 from vlarl_jobs.sft.reading import Demonstrations
 
 
+def imitation(
+    config: SftConfig, checkpoint: Path, demonstrations: Demonstrations, ranks: Ranks
+) -> Imitation:
+    """The objective of fine-tuning a checkpoint, which is loaded."""
+    family = policy_family(checkpoint)
+    kind = ChunkImitation if isinstance(family, OFTFamily) else Imitation
+    return kind(config, family, demonstrations, ranks)
+
+
 class Imitation:
-    """The objective of fine-tuning."""
+    """The objective of fine-tuning an OpenVLA: each token after the expert's before it."""
 
     def __init__(
-        self, config: SftConfig, checkpoint: Path, demonstrations: Demonstrations, ranks: Ranks
+        self, config: SftConfig, family: PolicyFamily, demonstrations: Demonstrations, ranks: Ranks
     ) -> None:
         """Loads the checkpoint."""
-        family = policy_family(checkpoint)
         self.train = demonstrations.train
         self.held_out = demonstrations.held_out
         self._tokenizer = family.action_tokenizer
@@ -40,7 +53,7 @@ class Imitation:
         sigmas = [config.target_sigma if one else 0.0 for one in varies]
         self._targets = soft_targets(sigmas, len(self._action_ids)).to(ranks.device)
         self._pixels = Pixels(family.tower_pixels(), config.augmentation, ranks.device)
-        self._policy = load_learner(config, checkpoint, ranks)
+        self._policy = load_learner(config, family.checkpoint, ranks)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return self._policy.named_parameters()
@@ -52,26 +65,40 @@ class Imitation:
         bins = batch.token_ids - self._first_id
         own = draws[:, IMAGE_DRAWS : IMAGE_DRAWS + bins.shape[1]]
         read = jittered(bins, own, self._input_sigma, len(self._action_ids))
-        observations = self._observations(batch, self._pixels.augmented(batch.frames, draws))
+        observations = self._observations(batch, draws)
         logits = self._policy.logits(observations, read + self._first_id)
         return action_loss(logits, bins, self._targets)
 
     def measure(self, batch: SampleBatch) -> Tensor:
         """Rows of the loss and, for each token, the label's log-prob, the likeliest bin after the
-        expert's tokens, the bin that the policy chooses after its own, and the label.
+        expert's tokens, the bin that the policy chooses after its own, the label, and whether it
+        counts.
         """
-        observations = self._observations(batch, self._pixels.plain(batch.frames))
+        observations = self._observations(batch)
         bins = batch.token_ids - self._first_id
-        logits = self._policy.logits(observations, batch.token_ids)
+        loss, logits = self._measured(observations, batch)
         likeliest = logits.argmax(dim=-1)
         chosen = self._policy.greedy(observations, likeliest + self._first_id) - self._first_id
-        loss = action_loss(logits, bins, self._targets)
-        tokens = [label_logprobs(logits, bins), likeliest, chosen, bins]
+        tokens = [label_logprobs(logits, bins), likeliest, chosen, bins, batch.counted]
         return torch.cat([loss[:, None], *(one.float() for one in tokens)], dim=1)
 
+    def _measured(
+        self, observations: ObservationBatch, batch: SampleBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Loss [B], and logits [B, K, bins] over the action ids."""
+        logits = self._policy.logits(observations, batch.token_ids)
+        return action_loss(logits, batch.token_ids - self._first_id, self._targets), logits
+
     def summary(self, rows: Tensor) -> dict[str, float]:
+        """Metrics; those of a dimension are over all steps of the chunks that count."""
         loss, tokens = rows[:, 0].double(), rows[:, 1:].double()
-        logp, likeliest, chosen, bins = tokens.reshape(len(rows), 4, -1).unbind(dim=1)
+        # Each as one row a control step, whose numbers count or don't together.
+        steps = [
+            one.reshape(-1, len(ACTION_DIMENSIONS))
+            for one in tokens.reshape(len(rows), 5, -1).unbind(dim=1)
+        ]
+        counted = steps[-1][:, 0] > 0
+        logp, likeliest, chosen, bins = (one[counted] for one in steps[:-1])
         correct = (likeliest == bins).double().mean(dim=0)
         off = (chosen - bins).abs().mean(dim=0)
         actions, expert = (
@@ -88,5 +115,37 @@ class Imitation:
             metrics[f"held_out_bins/{name}"] = float(off[number])
         return metrics
 
-    def _observations(self, batch: SampleBatch, pixels: Tensor) -> ObservationBatch:
-        return ObservationBatch(pixels, batch.prompt_ids, batch.prompt_lengths)
+    def _observations(self, batch: SampleBatch, draws: Tensor | None = None) -> ObservationBatch:
+        """What the policy reads; with draws, each camera's frames are augmented on their own."""
+        pixels = [self._camera(batch.frames, 0, draws)]
+        if batch.further_frames is not None:
+            further = batch.further_frames.unbind(dim=1)
+            pixels += [self._camera(one, number, draws) for number, one in enumerate(further, 1)]
+        return ObservationBatch(
+            torch.cat(pixels, dim=1) if len(pixels) > 1 else pixels[0],
+            batch.prompt_ids,
+            batch.prompt_lengths,
+            batch.proprio,
+        )
+
+    def _camera(self, frames: Tensor, number: int, draws: Tensor | None) -> Tensor:
+        if draws is None:
+            return self._pixels.plain(frames)
+        return self._pixels.augmented(frames, camera_draws(draws, number))
+
+
+class ChunkImitation(Imitation):
+    """The objective of fine-tuning an OpenVLA-OFT: all tokens of a chunk at once, and stop."""
+
+    def losses(self, batch: SampleBatch, draws: Tensor) -> Tensor:
+        return self._loss(self._policy.supervised_logits(self._observations(batch, draws)), batch)
+
+    def _measured(
+        self, observations: ObservationBatch, batch: SampleBatch
+    ) -> tuple[Tensor, Tensor]:
+        logits = self._policy.supervised_logits(observations)
+        return self._loss(logits, batch), logits[:, :-1, self._first_id : self._action_ids.stop]
+
+    def _loss(self, logits: Tensor, batch: SampleBatch) -> Tensor:
+        bins = batch.token_ids - self._first_id
+        return softened_losses(logits, bins, batch.counted, self._targets, self._first_id)

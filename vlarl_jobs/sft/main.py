@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vlarl.config import FitConfig, SftConfig
+from vlarl.config import ConfigError, FitConfig, SftConfig
+from vlarl.config.sft import NO_TOKENS_READ
 from vlarl.data.contents import content_terms
 from vlarl.data.samples import SampleBatch
 from vlarl.disk import explained
 from vlarl.files import durable_folder
-from vlarl.learning.export import export_checkpoint
+from vlarl.learning.export import checkpoint_bytes, copy_but_weights, export_checkpoint
 from vlarl.learning.fit import Fit, Objective, Stage
 from vlarl.learning.ranks import Ranks
 from vlarl.learning.stage_progress import StageProgress, stage_weights
+from vlarl.models.openvla.oft import FAMILY_FILE
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
-from vlarl.weights.checkpoint import base_digest
-from vlarl_jobs.sft.imitation import Imitation
+from vlarl.models.openvla.wholeness import check_openvla
+from vlarl.models.openvla_oft.family import OFTFamily
+from vlarl.models.openvla_oft.starting import begin_oft, make_tiny_oft_checkpoint
+from vlarl.models.registry import policy_family
+from vlarl.weights.checkpoint import CheckpointReader, base_digest
+from vlarl_jobs.sft.imitation import imitation
 from vlarl_jobs.sft.perception import Perception
 from vlarl_jobs.sft.reading import Demonstrations, read_demonstrations
 from vlarl_jobs.sft.simulation import Simulation
@@ -37,6 +45,7 @@ def run(config: SftConfig, run_dir: Path) -> None:
     """
     with explained(run_dir), Ranks.joined(config.threads) as ranks:
         base = _starting_checkpoint(config, run_dir, ranks)
+        _check_readable(config, base)
         demonstrations = read_demonstrations(
             config.data, base, center_crop=config.augmentation.random_crop, seed=config.seed
         )
@@ -49,16 +58,46 @@ def run(config: SftConfig, run_dir: Path) -> None:
 
 
 def _starting_checkpoint(config: SftConfig, run_dir: Path, ranks: Ranks) -> Path:
-    """The checkpoint named, or a new tiny one, which rank 0 makes."""
-    if config.model is None:
-        assert config.checkpoint is not None  # noqa: S101 - SftConfig has one of the two
+    """The checkpoint named; or a new tiny one, or the named one as one of another family, which
+    rank 0 makes.
+    """
+    if config.checkpoint is not None and config.family is None:
         return config.checkpoint
     directory = run_dir / "initial"
     if ranks.first and not directory.exists():
-        with durable_folder(directory) as folder:
-            make_tiny_checkpoint(folder, seed=config.seed, **config.model.model_dump())
+        needed = 0 if config.checkpoint is None else checkpoint_bytes(config.checkpoint)
+        with durable_folder(directory, needed) as folder:
+            _begin(config, folder)
     ranks.wait_for_first()
     return directory
+
+
+def _begin(config: SftConfig, folder: Path) -> None:
+    family: dict[str, Any] = {}
+    if config.family is not None:
+        family = config.family.model_dump(exclude={"name"})
+    sizes = config.model.model_dump() if config.model is not None else {}
+    if not family:
+        make_tiny_checkpoint(folder, seed=config.seed, **sizes)
+    elif config.checkpoint is None:
+        make_tiny_oft_checkpoint(folder, seed=config.seed, **family, **sizes)
+    else:
+        if os.path.lexists(config.checkpoint / FAMILY_FILE):
+            raise ConfigError(f"{config.checkpoint} is OpenVLA-OFT already: leave [family] out")
+        check_openvla(config.checkpoint)
+        copy_but_weights(config.checkpoint, folder)
+        reader = CheckpointReader(config.checkpoint)
+        begin_oft(folder, ((key, reader.tensor(key)) for key in reader), config.seed, **family)
+
+
+def _check_readable(config: SftConfig, base: Path) -> None:
+    """Refuses settings that mean nothing for the policy.
+
+    Raises:
+        ConfigError: one does.
+    """
+    if config.input_sigma and isinstance(policy_family(base), OFTFamily):
+        raise ConfigError(f"input_sigma: {NO_TOKENS_READ}")
 
 
 @dataclass(frozen=True)
@@ -102,8 +141,8 @@ class _Stages:
             steps = config.training.steps
             simulation = Simulation(config.simulation, self.run_dir, steps, export, self.ranks)
             evaluate = simulation.success
-        imitation = Imitation(config, base, self.demonstrations, self.ranks)
-        progress = self._fit(stage, imitation, evaluate)
+        objective = imitation(config, base, self.demonstrations, self.ranks)
+        progress = self._fit(stage, objective, evaluate)
         if not self.ranks.first:
             return
         step = progress.best_step if config.export == "best" else progress.step

@@ -33,8 +33,8 @@ _LEAST_DEVIATION = 1e-3
 
 
 class PoseRegressor(ImageEncoder):
-    """The model's image encoder, and a head on all patches together: where matters, so nothing is
-    pooled.
+    """The model's image encoder, and a head on all patches of the main image together: where
+    matters, so nothing is pooled.
     """
 
     def __init__(self, model: VisionLanguageModel, poses: int) -> None:
@@ -43,7 +43,8 @@ class PoseRegressor(ImageEncoder):
         width = model.feature_width
         self.norm = nn.LayerNorm(width)
         self.reduce = nn.Linear(width, _CHANNELS)
-        self.hidden = nn.Linear(model.patches * _CHANNELS, _HIDDEN)
+        # Of one image: a policy may see several, and poses are told from the main one alone.
+        self.hidden = nn.Linear(model.config.num_patches * _CHANNELS, _HIDDEN)
         self.out = nn.Linear(_HIDDEN, poses)
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlarl.config import DataConfig
+from vlarl.data.chunks import chunk_targets
 from vlarl.data.dataset import DatasetError, TaskSamples, read_dataset
 from vlarl.data.pool import Pool, Task, measured
 from vlarl.data.samples import Samples
@@ -51,16 +52,21 @@ def read_demonstrations(
     tasks = _read_tasks(data, seed)
     statistics: dict[str, Statistics] = {}
     if data.statistics == "dataset":
-        statistics = _suite_statistics(tasks, data.range_floor)
+        statistics = _suite_statistics(tasks, data.range_floor, policy.spec.proprio_dim)
     pool = Pool(tasks, policy, statistics)
+    chunk = 1 if data.partial_chunks else policy.spec.chunk
+    usable = [chunk_targets(task.samples.episodes, chunk).whole for task in tasks]
     cropped = policy.processor(center_crop)
     cache = int(data.cache_gib * 2**30)
-    held_out = pool.gather(measured(tasks, data.held_out_samples), cropped, cache)
-    learned = [np.flatnonzero(~task.held_out) for task in tasks]
+    held_out = pool.gather(measured(tasks, data.held_out_samples, usable), cropped, cache)
+    learned = [
+        np.flatnonzero(~task.held_out & one) for task, one in zip(tasks, usable, strict=True)
+    ]
     plain = policy.processor(center_crop=False)
-    train = pool.gather(learned, plain, cache - held_out.frames.kept_bytes)
+    train = pool.gather(learned, plain, cache - held_out.kept_bytes)
     if not len(train):
-        raise DatasetError("the datasets hold no sample to learn from: add demonstrations")
+        longer = f" with episodes of at least {chunk} actions, the policy's chunk" * (chunk > 1)
+        raise DatasetError(f"the datasets hold no sample to learn from: add demonstrations{longer}")
     return Demonstrations(train, held_out, statistics, pool.pose_names, _describe(tasks))
 
 
@@ -76,7 +82,10 @@ def _read_tasks(data: DataConfig, seed: int) -> list[Task]:
                 continue
             held_out = _held_out(samples, folder.name, data.held_out, seed)
             labels = np.full(len(samples.frames), np.nan, np.float32)
-            tasks.append(Task(folder, dataset.capture.action_repeat, samples, held_out, labels))
+            capture = dataset.capture
+            tasks.append(
+                Task(folder, capture.action_repeat, samples, held_out, labels, capture.cameras)
+            )
     if not tasks:
         raise DatasetError(
             "the datasets hold no sample to learn from: add demonstrations that reach their goals"
@@ -109,7 +118,10 @@ def _held_out(task: TaskSamples, folder: str, share: float, seed: int) -> NDArra
     return np.isin(task.episodes, sorted(episodes, key=rank)[:count])
 
 
-def _suite_statistics(tasks: list[Task], range_floor: float) -> dict[str, Statistics]:
+def _suite_statistics(
+    tasks: list[Task], range_floor: float, proprio_dim: int
+) -> dict[str, Statistics]:
+    """Of all samples, those included that begin no whole chunk, as the originals compute them."""
     suites: dict[str, list[TaskSamples]] = {}
     for task in tasks:
         suites.setdefault(task.samples.suite, []).append(task.samples)
@@ -118,9 +130,17 @@ def _suite_statistics(tasks: list[Task], range_floor: float) -> dict[str, Statis
             np.concatenate([one.actions for one in members]),
             sum(len(np.unique(one.episodes)) for one in members),
             range_floor,
+            _proprioception(members, proprio_dim),
         )
         for suite, members in suites.items()
     }
+
+
+def _proprioception(members: list[TaskSamples], width: int) -> NDArray[np.float32] | None:
+    """Of all samples of a suite, where all have it as the policy reads it; which is said later."""
+    known = [one.proprio for one in members if one.proprio is not None]
+    fits = len(known) == len(members) and {one.shape[1] for one in known} == {width}
+    return np.concatenate(known) if fits else None
 
 
 def _describe(tasks: list[Task]) -> str:

@@ -23,6 +23,7 @@ from tests.recordings import Edit, acted, changed, variant
 from vlarl.config import EnvConfig
 from vlarl.data.dataset import Dataset, read_dataset
 from vlarl.env.v1 import env_pb2
+from vlarl.images import decode_image
 from vlarl.models.statistics import to_simulator
 from vlarl.rollout.v1 import rollout_pb2
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.sim
 
 ROOT = Path(__file__).parents[3]
 EPISODES = 6
+CAMERAS = ("agentview", "robot0_eye_in_hand")
 CROP = (30, 22, 84, 80)
 REACH = "reach_the_point_above_the_bowl_demo.hdf5"
 
@@ -49,7 +51,9 @@ def collection(out: Path, episodes: int) -> list[object]:
 
 def conversion(file: Path, out: Path) -> list[object]:
     crop = ",".join(map(str, CROP))
-    return ["convert", file, "--out", out, "--size", 128, "--crop", crop, "--processes", 1]
+    cameras = [word for camera in CAMERAS for word in ("--camera", camera)]
+    taken = ["--size", 128, "--crop", crop, *cameras]
+    return ["convert", file, "--out", out, *taken, "--processes", 1]
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +126,17 @@ def test_a_collection_that_is_killed_goes_on_to_the_same_end(
     assert "another episodes" in refusal(*collection(tmp_path, EPISODES + 1))
 
 
-def test_a_converted_frame_is_what_the_simulator_encodes(collected: Path, dataset: Dataset) -> None:
+def test_a_converted_sample_is_what_the_simulator_reports(
+    collected: Path, dataset: Dataset
+) -> None:
+    """Of two cameras; the arm's state as robosuite has the turn of the hand."""
+    from robosuite.utils.transform_utils import quat2axisangle
+
     from vlarl_env.simulators.episode import Simulator
     from vlarl_env.simulators.registry import TaskCatalog
 
-    config = EnvConfig(profile="fast", render_size=128, crop=CROP, action_repeat=4)
+    config = EnvConfig(profile="fast", render_size=128, crop=CROP, action_repeat=4, cameras=CAMERAS)
+    assert dataset.capture.cameras == CAMERAS
     simulator = Simulator(TaskCatalog().find("reach", 0), config)
     samples = dataset.tasks[0]
     assert (samples.suite, samples.index) == ("reach", 0)
@@ -137,13 +147,23 @@ def test_a_converted_frame_is_what_the_simulator_encodes(collected: Path, datase
     for number, seed in enumerate(seeds):
         own = np.flatnonzero(samples.episodes == number)
         task = rollout_pb2.Task(suite="reach", index=0)
-        seen = simulator.reset(env_pb2.ResetEpisode(task=task, placement_seed=seed))
+        wanted = env_pb2.ResetEpisode(task=task, placement_seed=seed, cameras=CAMERAS)
+        seen = simulator.reset(wanted)
         executed = arrays[f"data/demo_{number}/actions"][::4]
         clean = arrays[f"data/demo_{number}/expert_actions"][::4]
         np.testing.assert_allclose(to_simulator(samples.actions[own]), clean, atol=1e-6)
         for index, action in zip(own, executed, strict=True):
             assert not seen.terminated
-            assert samples.frames[index] == seen.frames[0].image
+            main, wrist = (frame.image for frame in seen.frames)
+            assert samples.frames[index] == main
+            # A pose that is computed back may round otherwise, and this camera moves with it.
+            pair = (samples.further_frames[0][int(index)], wrist)
+            shown, now = (decode_image(one).astype(int) for one in pair)
+            assert abs(shown - now).mean() < 0.1
+            state, arm = samples.proprio[index], seen.robot_state
+            turn = quat2axisangle(np.array(arm.quaternion))
+            np.testing.assert_allclose(state[:6], [*arm.position, *turn], atol=1e-5)
+            assert state[6] - state[7] == pytest.approx(arm.gripper_opening, abs=1e-6)
             hand = [samples.poses[index][samples.pose_names.index(f"hand.{a}")] for a in "xyz"]
             np.testing.assert_allclose(hand, seen.robot_state.position, atol=1e-5)
             command = env_pb2.StepEpisode(action=[*action[:6], (1 - action[6]) / 2])

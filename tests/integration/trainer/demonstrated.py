@@ -1,12 +1,13 @@
 """Small datasets of demonstrations: a square on a grey table, and the action that reaches it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from vlarl.config import SftConfig
 from vlarl.data.dataset import Capture, Frames, TaskSamples, write_task
-from vlarl.images import encode_jpeg
+from vlarl.images import decode_image, encode_jpeg
 
 CAPTURE = Capture("agentview", 128, None, "fast", 4)
 SIDE = 8
@@ -47,6 +48,16 @@ def task_samples(
         poses=(0.3 * places).astype(np.float32),
         pose_names=("square_x", "square_y"),
     )
+
+
+def two_cameras(task: TaskSamples) -> TaskSamples:
+    """The same task with a second camera, to which all is turned round, and proprioception: where
+    the square is, and six numbers that say nothing.
+    """
+    turned = [encode_jpeg(decode_image(frame)[::-1, ::-1]) for frame in task.frames]
+    noise = np.random.default_rng(len(turned)).normal(size=(len(turned), 6))
+    state = np.concatenate([task.actions[:, :2], noise], axis=1).astype(np.float32)
+    return replace(task, further_frames=(Frames.of(turned),), proprio=state)
 
 
 def write_dataset(folder: Path, *tasks: TaskSamples, capture: Capture = CAPTURE) -> Path:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,14 @@ from typer.testing import CliRunner  # noqa: E402
 
 from tests.integration.trainer import sft_program  # noqa: E402
 from tests.integration.trainer.demonstrated import (  # noqa: E402
+    CAPTURE,
     sft_config,
     task_samples,
+    two_cameras,
     write_dataset,
 )
 from tests.integration.trainer.forked import Program  # noqa: E402
-from vlarl.config import SftConfig, dump_toml  # noqa: E402
+from vlarl.config import ConfigError, SftConfig, dump_toml  # noqa: E402
 from vlarl.data.dataset import read_dataset  # noqa: E402
 from vlarl.images import decode_image, prepare_image  # noqa: E402
 from vlarl.json_lines import read_lines  # noqa: E402
@@ -34,6 +37,7 @@ from vlarl.models.openvla.network import generate_actions, load_model  # noqa: E
 from vlarl.models.openvla.pixels import PixelNormalizer  # noqa: E402
 from vlarl.models.openvla.prompt import PromptBuilder  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.models.registry import policy_family  # noqa: E402
 from vlarl.weights.checkpoint import CheckpointReader, base_digest  # noqa: E402
 from vlarl_cli import app  # noqa: E402
 from vlarl_jobs.sft.main import run  # noqa: E402
@@ -209,6 +213,87 @@ def test_pretraining_tells_where_things_are_and_leaves_no_head(tmp_path: Path) -
     assert changed
     assert all(key.startswith(("vision_backbone", "projector")) for key in changed)
     assert not any(".blocks.1." in key for key in changed), "the last blocks are never computed"
+
+
+FAMILY = {"chunk": 2, "cameras": ["agentview", "wrist"], "proprio": 8}
+
+
+def chunk_dataset(folder: Path) -> Path:
+    capture = replace(CAPTURE, further_cameras=("wrist",))
+    return write_dataset(folder, two_cameras(task_samples(episodes=4, length=5)), capture=capture)
+
+
+@pytest.mark.parametrize("convention", ["stop", "no_stop"])
+def test_a_chunk_policy_learns_what_it_shows_in_its_checkpoint(
+    tmp_path: Path, convention: str
+) -> None:
+    """From random weights, pretrained: two cameras, proprioception, chunks of two actions."""
+    stage = {"steps": 120, "mini_batch": 8, "micro_batch": 8, "evaluate_every": 40, "log_every": 5}
+    config = sft_config(
+        chunk_dataset(tmp_path / "data"),
+        family=FAMILY | {"convention": convention},
+        data={"partial_chunks": True},
+        target_sigma=1.0,
+        pretrain=stage | {"steps": 20},
+        training=stage | {"learning_rate": 2e-3},
+    )
+    run(config, tmp_path)
+    lines = [line for line in metrics_of(tmp_path) if line["stage"] == "training"]
+    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
+    assert lines[-1].keys() >= {"held_out_l1", "held_out_bins/x", "held_out_accuracy/gripper"}
+    family = policy_family(tmp_path / "checkpoint")
+    family.check()
+    spec = family.spec
+    assert (spec.family, spec.chunk, spec.cameras) == ("openvla_oft", 2, ("agentview", "wrist"))
+    assert spec.center_crop
+    (task,) = read_dataset(tmp_path / "data").tasks
+    expected = np.quantile(task.proprio.astype(np.float64), 0.99, axis=0)
+    np.testing.assert_array_equal(spec.proprio_stats["squares"].q99, expected)
+    before, after = (CheckpointReader(tmp_path / one) for one in ("initial", "checkpoint"))
+    assert list(before) == list(after)
+    for name in ("proprio_projector.fc1.weight", "proprio_projector.fc2.bias"):
+        assert not torch.equal(before.tensor(name), after.tensor(name))
+
+
+def test_an_openvla_becomes_a_chunk_policy_by_lora(tmp_path: Path) -> None:
+    """Its weights stay; of what is learned, only the projector of proprioception is new."""
+    base = tmp_path / "base"
+    make_tiny_checkpoint(base, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)
+    config = sft_config(
+        chunk_dataset(tmp_path / "data"),
+        mode="lora",
+        model=None,
+        checkpoint=base,
+        family=FAMILY,
+        activation_checkpointing=True,
+    )
+    run_here(config, tmp_path / "one")
+    plain, initial, learned = map(
+        CheckpointReader, (base, tmp_path / "one/initial", tmp_path / "one/checkpoint")
+    )
+    assert all(torch.equal(plain.tensor(name), initial.tensor(name)) for name in plain)
+    new = {name for name in initial if name.startswith("proprio_projector.")}
+    assert {*initial} - {*plain} == new
+    changed = {
+        name for name in initial if not torch.equal(initial.tensor(name), learned.tensor(name))
+    }
+    layers = lora_layers(OpenVLAConfig.from_directory(base))
+    assert changed == {f"{layer}.weight" for layer in layers} | new
+    run_to_the_end(config, tmp_path / "two", 2)
+    expected, got = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name], tensor, atol=1e-4, rtol=1e-3)
+    with pytest.raises(
+        ConfigError, match=r"checkpoint is OpenVLA-OFT already: leave \[family\] out"
+    ):
+        run_here(
+            config.model_copy(update={"checkpoint": tmp_path / "one/checkpoint"}), tmp_path / "x"
+        )
+    noisy = config.model_copy(
+        update={"checkpoint": tmp_path / "one/checkpoint", "family": None, "input_sigma": 2.0}
+    )
+    with pytest.raises(ConfigError, match="input_sigma: it is noise on action tokens"):
+        run_here(noisy, tmp_path / "y")
 
 
 def test_what_is_written_is_the_best_or_the_last(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Datasets of demonstrations: what is written is read, and what is broken is named."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from vlarl.data.dataset import (
     TaskSamples,
     abandon_dataset,
     check_dataset,
+    dataset_digest,
     describe_dataset,
     read_dataset,
     task_file,
@@ -76,6 +78,80 @@ def motion() -> Motion:
         offsets=np.array([0, 3, 5, 9]),
         starts=np.array([0, 2, 0, 1, 3], np.int32),
     )
+
+
+def test_frames_of_several_cameras_come_back_with_proprioception(tmp_path: Path) -> None:
+    both = replace(CAPTURE, further_cameras=("wrist", "side"))
+    further = tuple(
+        Frames.of([bytes([number, camera]) * camera for number in range(5)]) for camera in (7, 9)
+    )
+    state = np.arange(40, dtype=np.float32).reshape(5, 8) / 7
+    whole = replace(samples(), further_frames=further, proprio=state)
+    write_task(tmp_path, both, whole)
+    check_dataset(tmp_path)
+    dataset = read_dataset(tmp_path)
+    assert dataset.capture == both
+    assert dataset.capture.cameras == ("agentview", "wrist", "side")
+    (task,) = dataset.tasks
+    assert [list(frames) for frames in task.all_frames] == [
+        [bytes([number]) * (number + 1) for number in range(5)],
+        *([bytes([number, camera]) * camera for number in range(5)] for camera in (7, 9)),
+    ]
+    np.testing.assert_array_equal(task.proprio, state)
+    some = task.only(np.array([False, True, False, True, False]))
+    assert list(some.further_frames[1]) == [bytes([1, 9]) * 9, bytes([3, 9]) * 9]
+    np.testing.assert_array_equal(some.proprio, state[[1, 3]])
+    with pytest.raises(DatasetError, match=r"holds frames taken as .*wrist.* not as"):
+        write_task(tmp_path, CAPTURE, samples("approach"))
+
+
+def test_a_dataset_of_one_camera_is_what_it_was(tmp_path: Path) -> None:
+    """The bytes and the digest that version 0.1 gave: a run may go on with it."""
+    file = write_task(tmp_path, CAPTURE, samples())
+    for path, digest in (
+        (file, "7932922f61c3067d"),
+        (tmp_path / "dataset.json", "93f9c8a8ce0a9302"),
+    ):
+        assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest), path
+    assert dataset_digest(tmp_path).startswith("d4c504f991390a32")
+    (task,) = read_dataset(tmp_path).tasks
+    assert task.proprio is None
+    assert task.further_frames == ()
+
+
+def test_what_a_policy_reads_and_a_dataset_lacks_is_found_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    write_task(tmp_path, CAPTURE, samples())
+    check_dataset(tmp_path, ("front",))  # a single camera takes the main one's place
+    with pytest.raises(DatasetError, match=r"no frames of wrist, .*--camera agentview --camera wr"):
+        check_dataset(tmp_path, ("agentview", "wrist"))
+    with pytest.raises(DatasetError, match=r"reach task 0 has 0 numbers of proprio.* reads 8"):
+        check_dataset(tmp_path, ("agentview",), 8)
+    write_task(tmp_path, CAPTURE, replace(samples(), proprio=np.zeros((5, 8), np.float32)))
+    check_dataset(tmp_path, ("agentview",), 8)
+
+
+def test_cameras_and_proprioception_must_fit_the_samples(tmp_path: Path) -> None:
+    few = Frames.of([b"x"] * 4)
+    with pytest.raises(DatasetError, match="5 frames of one camera, 4 of another"):
+        replace(samples(), further_frames=(few,))
+    for state, said in (
+        (np.zeros((4, 8), np.float32), r"5 frames with proprioception \[4, 8\]"),
+        (np.zeros(5, np.float32), r"proprioception \[5\]"),
+        (np.full((5, 8), np.inf, np.float32), "proprioception is not finite"),
+    ):
+        with pytest.raises(DatasetError, match=said):
+            replace(samples(), proprio=state)
+    two = replace(CAPTURE, further_cameras=("wrist",))
+    with pytest.raises(DatasetError, match="frames of 1 cameras, not of agentview, wrist"):
+        write_task(tmp_path, two, samples())
+    assert not list(tmp_path.iterdir())
+    write_task(tmp_path, CAPTURE, samples())
+    described = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**described, "further_cameras": ["wrist"]}))
+    with pytest.raises(DatasetError, match=r"reach-00.*frames_1.*make it anew"):
+        check_dataset(tmp_path)
 
 
 def test_frames_are_a_sequence() -> None:

@@ -111,6 +111,27 @@ def test_statistics_are_quantiles_over_all_samples() -> None:
         assert got["std"][dimension] == pytest.approx(math.sqrt(variance))
 
 
+def test_statistics_of_proprioception_are_quantiles_as_they_are() -> None:
+    """No mask and no floor, as openvla-oft writes them: a constant dimension keeps no range."""
+    rng = np.random.default_rng(2)
+    state = rng.normal(size=(120, 8)).astype(np.float32)
+    state[:, 5] = 0.25
+    entry = dataset_statistics(np.zeros((120, 7), np.float32), 3, range_floor=0.1, proprio=state)
+    assert list(entry) == ["action", "proprio", "num_transitions", "num_trajectories"]
+    got = entry["proprio"]
+    assert sorted(got) == ["max", "mean", "min", "q01", "q99", "std"]
+    for dimension in range(8):
+        values = sorted(float(value) for value in state[:, dimension])
+        # 0.01 and 0.99 of 119 steps: 1.19 and 117.81.
+        low = values[1] + 0.19 * (values[2] - values[1])
+        high = values[117] + 0.81 * (values[118] - values[117])
+        assert got["q01"][dimension] == pytest.approx(low, abs=1e-9)
+        assert got["q99"][dimension] == pytest.approx(high, abs=1e-9)
+        assert (got["min"][dimension], got["max"][dimension]) == (values[0], values[-1])
+    assert got["q01"][5] == got["q99"][5] == 0.25
+    assert "proprio" not in dataset_statistics(np.zeros((9, 7), np.float32), 1, range_floor=0.1)
+
+
 def test_a_dimension_that_hardly_moves_keeps_a_range_and_its_constant() -> None:
     actions = np.zeros((100, 7), np.float32)
     actions[:, 1] = 0.3

@@ -52,9 +52,35 @@ def make_tiny_checkpoint(
     Raises:
         ConfigError: the sizes don't fit together.
     """
+    directory = Path(directory)
+    config = write_tiny_settings(
+        directory,
+        image_size=image_size,
+        tower_dim=tower_dim,
+        tower_depth=tower_depth,
+        text_dim=text_dim,
+        text_layers=text_layers,
+    )
+    save_tensors(directory, initial_tensors(config, seed))
+    return config
+
+
+def write_tiny_settings(
+    directory: Path,
+    *,
+    image_size: int = 84,
+    tower_dim: int = 64,
+    tower_depth: int = 3,
+    text_dim: int = 128,
+    text_layers: int = 2,
+) -> OpenVLAConfig:
+    """`make_tiny_checkpoint` without the weights.
+
+    Raises:
+        ConfigError: the sizes don't fit together.
+    """
     if text_dim % _HEAD_DIM:
         raise ValueError(f"text_dim must be a multiple of {_HEAD_DIM}, not {text_dim}")
-    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tower = {"embed_dim": tower_dim, "depth": tower_depth, "num_heads": max(1, tower_dim // 32)}
     text = _text_config(text_dim, text_layers)
@@ -62,7 +88,6 @@ def make_tiny_checkpoint(
     config = OpenVLAConfig.from_directory(directory)
     _write_json(directory / "preprocessor_config.json", _preprocessor(image_size))
     _write_tokenizer(directory)
-    save_tensors(directory, _initial_tensors(config, seed))
     return config
 
 
@@ -227,7 +252,8 @@ def _preprocessor(image_size: int) -> dict[str, Any]:
     }
 
 
-def _initial_tensors(config: OpenVLAConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+def initial_tensors(config: OpenVLAConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Random weights, by their keys."""
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in OpenVLA(config).state_dict().items()}
     generator = torch.Generator().manual_seed(seed)

@@ -34,6 +34,8 @@ class OFTFamily(PolicyFamily):
         )
     }
 
+    new_prefixes: ClassVar = ("proprio_projector.",)
+
     def __init__(self, checkpoint: Path) -> None:
         """Reads the settings, no weights.
 

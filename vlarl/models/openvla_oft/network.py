@@ -116,6 +116,17 @@ class OpenVLAOFT(VisionLanguageModel):
         )
         return output
 
+    def supervised_logits(self, observations: ObservationBatch) -> Tensor:
+        """Logits [B, n + 1, V] for the originals' loss: of the action tokens and of stop."""
+        output: ActionForward = self(
+            observations.pixel_values,
+            observations.prompt_ids,
+            observations.prompt_lengths,
+            observations.proprio,
+            supervised=True,
+        )
+        return output.logits
+
     def greedy(self, observations: ObservationBatch, likeliest: Tensor) -> Tensor:  # noqa: ARG002
         """The likeliest ids themselves: no token depends on another."""
         return likeliest
