@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from vlarl_cli.evaluate import evaluation_config
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Overrides, Verbose, one_sentence_errors
 from vlarl_cli.runs import Resume, RunDirectory, check_sources, chosen_run, first_rank
+
+if TYPE_CHECKING:
+    from vlarl.models.needs import PolicyNeeds
 
 SftConfigArgument = Annotated[
     Path | None, typer.Argument(help="The run's TOML file, e.g. configs/sft-reach.toml.")
@@ -48,8 +51,22 @@ def _check(settings: SftConfig) -> None:
     if simulation is None or not first_rank():
         return
     from vlarl.launch.tasks import choose_tasks, suite_tasks
+    from vlarl.models.needs import check_needs
 
     # As `vlarl eval CONFIG` reads it.
     episodes, overrides = simulation.episodes_per_task, list(simulation.overrides)
     run, _ = evaluation_config(simulation.config, None, None, None, None, episodes, overrides)
+    check_needs(run, _needs(settings))
     choose_tasks(suite_tasks(run.env, run.tasks.suite), run.tasks.indices, episodes)
+
+
+def _needs(settings: SftConfig) -> PolicyNeeds:
+    """What the policy that is trained will read."""
+    from vlarl.models.needs import PolicyNeeds
+    from vlarl.models.registry import policy_spec
+
+    if (family := settings.family) is not None:
+        return PolicyNeeds(family.cameras, family.proprio, family.chunk)
+    if settings.checkpoint is None:
+        return PolicyNeeds()
+    return PolicyNeeds.of_checkpoint(policy_spec(settings.checkpoint))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,22 +11,17 @@ from torch import Tensor
 
 from tests.integration.trainer.stand_ins import StandInPolicy
 from tests.integration.trainer.trainer_samples import INSTRUCTIONS
+from tests.tiny_oft import CAMERAS, PROPRIO, make_tiny_oft
 from vlarl.images import encode_jpeg
 from vlarl.learning.trainable import LoraPolicy
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.registry import policy_family
 from vlarl.policy.v1 import policy_pb2
 from vlarl.rollout.v1 import rollout_pb2
-from vlarl.weights.checkpoint import CheckpointReader, save_tensors
 
 SIZE = 40
 """Of recorded frames, in pixels."""
 KEY = "libero_spatial"
-CAMERAS = ("agentview", "robot0_eye_in_hand")
-PROPRIO = 8
-
-
 SMALL = {"image_size": 28, "tower_dim": 32, "text_dim": 64, "tower_depth": 2}
 
 
@@ -36,26 +30,7 @@ def make_chunk_checkpoint(directory: Path, **sizes: int) -> Path:
 
     sizes: of `make_tiny_checkpoint`; none: `SMALL`.
     """
-    base = make_tiny_checkpoint(directory, **(sizes or SMALL))
-    path = directory / "config.json"
-    raw = json.loads(path.read_text())
-    for number, key in enumerate(sorted(raw["norm_stats"])):
-        # Each suite's are others, so that it matters by which the policy's state is normalised.
-        bounds = {"q01": [-1.0 - number] * PROPRIO, "q99": [1.0 + number] * PROPRIO}
-        raw["norm_stats"][key]["proprio"] = bounds
-    path.write_text(json.dumps(raw))
-    family = {"family": "openvla_oft", "chunk": 8, "convention": "stop"}
-    family |= {"cameras": CAMERAS, "proprio": PROPRIO}
-    (directory / "family.json").write_text(json.dumps(family))
-    reader = CheckpointReader(directory)
-    tensors = {key: reader.tensor(key).clone() for key in reader}
-    width, generator = base.text.hidden_size, torch.Generator().manual_seed(5)
-    for name, into in (("fc1", PROPRIO), ("fc2", width)):
-        drawn = torch.randn(width, into, generator=generator) / into**0.5
-        tensors |= {f"proprio_projector.{name}.weight": drawn}
-        tensors |= {f"proprio_projector.{name}.bias": torch.zeros(width)}
-    save_tensors(directory, tensors.items())
-    return directory
+    return make_tiny_oft(directory, **(sizes or SMALL))
 
 
 class ActingInChunks:

@@ -29,6 +29,7 @@ from robosuite import load_controller_config  # noqa: E402
 from robosuite.utils.binding_utils import MjRenderContextOffscreen  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
+from vlarl.proprioception import proprioception  # noqa: E402
 from vlarl_env.errors import BrokenSceneError, NoRoomError  # noqa: E402
 from vlarl_env.simulators.libero import predicates  # noqa: E402
 from vlarl_env.simulators.libero.bddl_reader import read_bddl  # noqa: E402
@@ -343,13 +344,8 @@ class Scene:
             return self._renderer.picture(camera, size)[::-1, ::-1]
 
     def proprioception(self) -> npt.NDArray[np.float64]:
-        """What policies of LIBERO read of the arm, as observed: the end effector's position in
-        metres [3], its rotation as an axis times an angle in radians [3], finger joints in metres
-        [2].
-        """
-        position, quaternion = self.effector_pose()
-        fingers = self._observed["qpos"][self._env.robots[0]._ref_gripper_joint_pos_indexes]
-        return np.concatenate([position, axis_angle(quaternion), fingers])
+        """What policies of LIBERO read of the arm, as observed: [8]."""
+        return proprioception(*self.effector_pose(), self.finger_joints())
 
     @property
     def problem(self) -> Untyped:
@@ -382,18 +378,6 @@ class Scene:
         self._env.sim._render_context_offscreen.gl_ctx.make_current()
         del self._renderer  # which holds the context
         self._env.close()
-
-
-def axis_angle(quaternion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A rotation's axis times its angle [3], 0 to 2 pi, of a quaternion x, y, z, w [4].
-
-    Beyond half a turn it isn't turned back: near there, where LIBERO's hands point, it would jump.
-    """
-    w = float(np.clip(quaternion[3], -1.0, 1.0))
-    sine = np.sqrt(1.0 - w * w)
-    if np.isclose(sine, 0.0):
-        return np.zeros(3)
-    return np.asarray(quaternion[:3] * 2.0 * np.arccos(w) / sine)
 
 
 def _no_room(bddl_file: Path, tries: int) -> str:
