@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("transformers", reason="runs in the torch environment (.venv)")
 
-from typer.testing import CliRunner  # noqa: E402
+import torch
+from typer.testing import CliRunner
 
-from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
-from vlarl.models.openvla_oft.starting import begin_oft, make_tiny_oft_checkpoint  # noqa: E402
-from vlarl.models.registry import check_policy_checkpoint, policy_family  # noqa: E402
-from vlarl.weights.checkpoint import CheckpointReader  # noqa: E402
-from vlarl_cli import app  # noqa: E402
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
+from vlarl.models.openvla_oft.starting import begin_oft, make_tiny_oft_checkpoint
+from vlarl.models.registry import check_policy_checkpoint, policy_family
+from vlarl.weights.checkpoint import CheckpointReader
+from vlarl_cli import app
 
 pytestmark = pytest.mark.torch
 SIZES = {"image_size": 28, "tower_dim": 32, "tower_depth": 2, "text_dim": 64, "text_layers": 1}
