@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vlarl.answers import actions_of, executed_actions
 from vlarl.config.libero import CONTROL_RATE
 from vlarl.errors import FatalError
 from vlarl.images import decode_image
@@ -145,7 +146,7 @@ def draw_frames(
             "   ".join(numbers),
         ]
         picture = _picture(trajectory, encoded[index], lines)
-        for _ in range(max(1, step.executed)):
+        for _ in range(executed_actions(step)):
             yield picture
     last = _last_picture(trajectory, encoded[-1])
     for _ in range(max(1, hold)):
@@ -168,7 +169,7 @@ def _action_lines(step: rollout_pb2.Step) -> list[str]:
 def _last_picture(trajectory: rollout_pb2.Trajectory, encoded: bytes) -> Frame:
     success = trajectory.outcome == rollout_pb2.OUTCOME_SUCCESS
     words = "success" if success else "failure: the time is up"
-    actions = sum(max(1, step.executed) for step in trajectory.steps)
+    actions = actions_of(trajectory.steps)
     picture = _picture(trajectory, encoded, [f"{words} after {actions} actions"])
     corner = (picture.shape[1] - 1, picture.shape[0] - 1)
     cv2.rectangle(picture, (0, 0), corner, _SUCCESS if success else _FAILURE, _BORDER)

@@ -135,23 +135,6 @@ class ObservationProcessor(ABC):
             raise ObservationError("proprio", "proprioception has numbers that aren't finite")
         return normalized_proprio(array, self.spec.proprio_stats[self.spec.unnorm_key(key)])
 
-    @abstractmethod
-    def tokens(self, actions: ArrayLike, statistics: ActionStats) -> NDArray[np.int64]:
-        """Ids int64 [..., K] of answers in the statistics' units.
-
-        Raises:
-            ValueError: a number is NaN, or an answer has another shape.
-        """
-
-    @abstractmethod
-    def actions(self, token_ids: ArrayLike, statistics: ActionStats) -> NDArray[np.float64]:
-        """What ids [..., K] mean, in the statistics' units: float64 [..., D], of chunks
-        [..., C, D].
-
-        Raises:
-            ValueError: an id is not an action id, or an answer has another number of them.
-        """
-
     def batch(
         self,
         frames: NDArray[np.uint8],

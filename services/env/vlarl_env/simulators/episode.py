@@ -14,6 +14,7 @@ from vlarl.config.libero import ACTION_DIM
 from vlarl.env.v1 import env_pb2
 from vlarl.images import encode_jpeg
 from vlarl.models.statistics import to_simulator
+from vlarl.proprioception import proprioception
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl_env.commands import wrong_actions
 from vlarl_env.simulators.libero.scene import NO_OP, Scene
@@ -157,7 +158,7 @@ class Simulator:
                 position=position,
                 quaternion=quaternion,
                 gripper_opening=fingers[0] - fingers[1],
-                proprio=self._scene.proprioception(),
+                proprio=proprioception(position, quaternion, fingers),
             ),
             reward=reward,
             terminated=terminated,

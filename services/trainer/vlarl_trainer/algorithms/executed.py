@@ -30,10 +30,8 @@ def log_ratio(new: Tensor, old: Tensor, ratio: Ratio, executed: Tensor | None = 
     """Differences of log-probs [B, K], of what the ratio is of: [B, K] of tokens, [B, C] of control
     steps, [B, 1] of whole answers; 0 where nothing was executed.
     """
-    moved = new - old
-    if executed is not None:
-        # Before anything is exponentiated: there is nothing that a later product could spoil.
-        moved = moved.masked_fill(~_spread(executed, moved.shape[1]), 0.0)
+    # Before anything is exponentiated: there is nothing that a later product could spoil.
+    moved = _only(new - old, executed)
     match ratio:
         case "token":
             return moved
@@ -43,19 +41,16 @@ def log_ratio(new: Tensor, old: Tensor, ratio: Ratio, executed: Tensor | None = 
             return moved.sum(dim=-1, keepdim=True)
 
 
-def summed(tokens: Tensor, executed: Tensor | None = None) -> Tensor:
-    """Sums [B] of [B, K] over the tokens that count."""
-    if executed is not None:
-        tokens = tokens.masked_fill(~_spread(executed, tokens.shape[1]), 0.0)
-    return tokens.sum(dim=-1)
+def summed(values: Tensor, executed: Tensor | None = None) -> Tensor:
+    """Sums [B] of [B, R] over what counts; R: K tokens or C control steps."""
+    return _only(values, executed).sum(dim=-1)
 
 
 def averaged(values: Tensor, executed: Tensor | None = None) -> Tensor:
     """Means [B] of [B, R] over what counts; R: K tokens, C control steps, or 1."""
     if executed is None or values.shape[1] == 1:
         return values.mean(dim=-1)
-    counts = _spread(executed, values.shape[1])
-    return values.masked_fill(~counts, 0.0).sum(dim=-1) / counts.sum(dim=-1)
+    return summed(values, executed) / _spread(executed, values.shape[1]).sum(dim=-1)
 
 
 def mean_of_all(values: Tensor, executed: Tensor | None = None) -> float:
@@ -63,6 +58,13 @@ def mean_of_all(values: Tensor, executed: Tensor | None = None) -> float:
     if executed is not None and values.shape[1] > 1:
         values = values[_spread(executed, values.shape[1])]
     return float(values.mean())
+
+
+def _only(values: Tensor, executed: Tensor | None) -> Tensor:
+    """[B, R] with zeros in the place of what doesn't count."""
+    if executed is None:
+        return values
+    return values.masked_fill(~_spread(executed, values.shape[1]), 0.0)
 
 
 def _spread(executed: Tensor, width: int) -> Tensor:
