@@ -28,6 +28,8 @@ from vlarl.config.base import NAME_PATTERN
 from vlarl.config.checkpoints import CHECKPOINTS, with_checkpoints
 from vlarl.config.files import read_toml, runs_inside, with_overrides
 from vlarl.config.resuming import check_algorithm
+from vlarl.config.sft import NO_TOKENS_READ
+from vlarl.models.openvla.oft import OPENVLA
 from vlarl.ownership import owned
 from vlarl.weights.hub import folder_of, pinned, require_commit
 from vlarl_cli.extras import check_logging
@@ -192,6 +194,7 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
     from vlarl.data.dataset import check_dataset
     from vlarl.models.registry import (
         check_any,
+        check_family_name,
         check_policy_checkpoint,
         is_openvla,
         policy_family,
@@ -200,6 +203,8 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
     check_logging(settings.logging)
     if isinstance(settings, SftConfig):
         spec = settings.checkpoint and check_policy_checkpoint(settings.checkpoint)
+        if settings.checkpoint is not None:
+            _check_recipe(settings, check_family_name(settings.checkpoint))
         if settings.family is not None:
             reads = settings.family.cameras, settings.family.proprio
         else:
@@ -222,6 +227,16 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
                 '`policy`, and set mode = "lora"'
             )
         check_policy_checkpoint(settings.policy)
+
+
+def _check_recipe(settings: SftConfig, family: str) -> None:
+    """Whether a checkpoint of this family can be trained as it is wished."""
+    if family == OPENVLA:
+        return
+    if settings.family is not None:
+        raise ConfigError(f"{settings.checkpoint} is OpenVLA-OFT already: leave [family] out")
+    if settings.input_sigma:
+        raise ConfigError(f"input_sigma: {NO_TOKENS_READ}")
 
 
 def check_reward(settings: RunConfig) -> None:

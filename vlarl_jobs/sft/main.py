@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlarl.config import ConfigError, FitConfig, SftConfig
-from vlarl.config.sft import NO_TOKENS_READ
+from vlarl.config import FitConfig, SftConfig
 from vlarl.data.contents import content_terms
 from vlarl.data.samples import SampleBatch
 from vlarl.disk import explained
@@ -20,12 +18,8 @@ from vlarl.learning.export import checkpoint_bytes, copy_but_weights, export_che
 from vlarl.learning.fit import Fit, Objective, Stage
 from vlarl.learning.ranks import Ranks
 from vlarl.learning.stage_progress import StageProgress, stage_weights
-from vlarl.models.openvla.oft import FAMILY_FILE
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
-from vlarl.models.openvla.wholeness import check_openvla
-from vlarl.models.openvla_oft.family import OFTFamily
 from vlarl.models.openvla_oft.starting import begin_oft, make_tiny_oft_checkpoint
-from vlarl.models.registry import policy_family
 from vlarl.weights.checkpoint import CheckpointReader, base_digest
 from vlarl_jobs.sft.imitation import imitation
 from vlarl_jobs.sft.perception import Perception
@@ -45,7 +39,6 @@ def run(config: SftConfig, run_dir: Path) -> None:
     """
     with explained(run_dir), Ranks.joined(config.threads) as ranks:
         base = _starting_checkpoint(config, run_dir, ranks)
-        _check_readable(config, base)
         demonstrations = read_demonstrations(
             config.data, base, center_crop=config.augmentation.random_crop, seed=config.seed
         )
@@ -82,22 +75,9 @@ def _begin(config: SftConfig, folder: Path) -> None:
     elif config.checkpoint is None:
         make_tiny_oft_checkpoint(folder, seed=config.seed, **family, **sizes)
     else:
-        if os.path.lexists(config.checkpoint / FAMILY_FILE):
-            raise ConfigError(f"{config.checkpoint} is OpenVLA-OFT already: leave [family] out")
-        check_openvla(config.checkpoint)
         copy_but_weights(config.checkpoint, folder)
         reader = CheckpointReader(config.checkpoint)
         begin_oft(folder, ((key, reader.tensor(key)) for key in reader), config.seed, **family)
-
-
-def _check_readable(config: SftConfig, base: Path) -> None:
-    """Refuses settings that mean nothing for the policy.
-
-    Raises:
-        ConfigError: one does.
-    """
-    if config.input_sigma and isinstance(policy_family(base), OFTFamily):
-        raise ConfigError(f"input_sigma: {NO_TOKENS_READ}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from vlarl_policy.vllm_engine import EngineDeadError, PolicyEngine
 Problem = tuple[str, str]
 """A request's field and what is wrong with it."""
 
-
+_SKIP_SECONDS = 10.0
 _LARGEST = float(np.finfo(np.float32).max)
 """What answers can hold: they are float32."""
 
@@ -138,7 +139,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         """Receives an adapter and swaps it in."""
         _, swapper = self._opened()
         try:
-            return await swapper.update(_parts(request_iterator))
+            return await _update(swapper, request_iterator)
         except AdapterError as error:
             self._metrics.failures.labels("UpdateWeights", error.cause).inc()
             if error.cause == "base":
@@ -298,6 +299,27 @@ def _temperature(request: pb.PredictActionsRequest) -> float:
     """The request's, of which float32 puts 0.01 just below MIN_TEMPERATURE."""
     lowest = float(np.float32(MIN_TEMPERATURE))
     return MIN_TEMPERATURE if request.temperature == lowest else float(request.temperature)
+
+
+async def _update(
+    swapper: WeightSwapper, requests: AsyncIterator[pb.UpdateWeightsRequest]
+) -> pb.UpdateWeightsResponse:
+    """The swap; whatever its answer, the client may send to its end before it gets it."""
+    try:
+        answer = await swapper.update(_parts(requests))
+    except (AdapterError, VersionRefused):
+        await _skip(requests)
+        raise
+    await _skip(requests)
+    return answer
+
+
+async def _skip(requests: AsyncIterator[pb.UpdateWeightsRequest]) -> None:
+    # An asyncio client in whose writing an answer falls may see INTERNAL in its place.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_SKIP_SECONDS):
+            async for _ in requests:
+                pass
 
 
 async def _parts(

@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED}
+_WRITE_FAILED = "Internal error from Core"
+"""What gRPC's asyncio client says where an answer, or the end of the connection, falls into its
+writing. It hides the answer's own code, so the server is asked again."""
 _RETRY_SECONDS = 1.0
 
 
@@ -223,13 +226,18 @@ class Publisher:
                 try:
                     return await call(stub)
                 except grpc.aio.AioRpcError as error:
-                    if error.code() not in _PASSING or time.monotonic() > deadline:
+                    if not passes(error) or time.monotonic() > deadline:
                         raise PublishError(f"policy server {address}: {describe(error)}") from error
                     if address not in await self._replicas():
                         _LOG.info("policy server %s is no longer one of the run's", address)
                         return None
                     _LOG.warning("policy server %s: %s; trying again", address, describe(error))
                 await asyncio.sleep(_RETRY_SECONDS)
+
+
+def passes(error: grpc.aio.AioRpcError) -> bool:
+    """Whether to ask again may help."""
+    return error.code() in _PASSING or error.details() == _WRITE_FAILED
 
 
 async def _requests(

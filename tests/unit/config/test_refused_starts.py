@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tests.integration.trainer.demonstrated import sft_config, task_samples, write_dataset
 from vlarl.config import EnvConfig, dump_toml
 from vlarl.config.suites import check_suite
+from vlarl.models.openvla_oft.starting import make_tiny_oft_checkpoint
 from vlarl_cli import app, main
 
 pytestmark = pytest.mark.torch
@@ -85,6 +86,19 @@ def test_fine_tuning_looks_at_what_it_shall_simulate(tmp_path: Path) -> None:
     assert said == "error: suite 'reach' has tasks 0 to 0, so there is no number 3"
     with pytest.raises(ValidationError, match="must be a multiple"):
         sft_config(tmp_path / "data", simulation={**simulation, "every_steps": 3})
+
+
+def test_a_chunk_policy_is_not_made_one_again(tmp_path: Path) -> None:
+    make_tiny_oft_checkpoint(tmp_path / "oft", chunk=2, cameras=["agentview"])
+    write_dataset(tmp_path / "data")
+    settings = {"mode": "lora", "model": None, "checkpoint": tmp_path / "oft"}
+    file = tmp_path / "sft.toml"
+    file.write_text(dump_toml(sft_config(tmp_path / "data", family={"chunk": 2}, **settings)))
+    said = refusal(tmp_path / "run", "sft", str(file))
+    assert said == f"error: {tmp_path / 'oft'} is OpenVLA-OFT already: leave [family] out"
+    file.write_text(dump_toml(sft_config(tmp_path / "data", input_sigma=2.0, **settings)))
+    said = refusal(tmp_path / "run", "sft", str(file))
+    assert said.startswith("error: input_sigma: it is noise on action tokens")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
