@@ -34,7 +34,7 @@ from vlarl.weights.adapter import update_requests
 SWAPS = 20
 CLIENTS = 8
 RANK = 32
-EXCHANGE = "of these, after the actions in progress had ended"
+EXCHANGE = "of these, after the engine's step had ended"
 
 
 @dataclass(frozen=True)

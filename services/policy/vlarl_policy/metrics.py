@@ -51,6 +51,11 @@ class PolicyMetrics:
             buckets=(0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
             registry=registry,
         )
+        self.interrupted = Counter(
+            "vlarl_policy_actions_interrupted",
+            "Actions that began again because the weights changed",
+            registry=registry,
+        )
         self.swap_bytes = Counter(
             "vlarl_policy_swap_bytes", "Bytes of factors received and applied", registry=registry
         )

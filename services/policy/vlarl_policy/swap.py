@@ -6,8 +6,9 @@
                  never noticed                   same               are merged again
 
 An update is refused before its chunks arrive where the header says enough. Nothing of it touches
-the engine before the whole adapter is here and checked. Actions go on while it is merged; the pause
-is for the exchange alone. Once merging has begun the swap runs to its end, whether or not the
+the engine before the whole adapter is here and checked. Actions go on while it is merged. The pause
+is for the exchange alone: it waits for the engine's step, and actions that are half done begin
+again with the new weights. Once merging has begun the swap runs to its end, whether or not the
 client still listens.
 """
 
@@ -93,7 +94,7 @@ class Pause:
     seconds: float
     """In which no action could start."""
     exchange_seconds: float
-    """Of these, after the last action in progress had ended."""
+    """Of these, after the engine had ended the step that it was in."""
 
 
 def serves_already(header: pb.AdapterHeader, serving: ServingWeights) -> bool:

@@ -1,23 +1,25 @@
 """vLLM's engine, set up so that an action's log-probs are those that the trainer computes.
 
 One answer is one engine request, which the policy's `Serving` makes. The engine batches whatever
-requests are there. Weights change while it is paused, that is, when no answer is half done.
+requests are there. Weights change while it is paused; answers that are half done begin again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from vllm import AsyncEngineArgs
+from vllm import AsyncEngineArgs, PoolingParams, SamplingParams
+from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.utils.torch_utils import available_cpu_count
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -135,6 +137,13 @@ def _plain_view(checkpoint: Path, settings: Iterable[str], folder: Path) -> Path
     return folder
 
 
+def _interrupted(answer: RequestOutput | PoolingRequestOutput) -> bool:
+    """Whether the engine gave an answer up half-way."""
+    if isinstance(answer, PoolingRequestOutput):
+        return bool(answer.outputs.data.numel() == 0)
+    return bool(answer.outputs[0].finish_reason == "abort")
+
+
 class PolicyEngine:
     """The running engine of one checkpoint."""
 
@@ -151,12 +160,16 @@ class PolicyEngine:
         self._sockets = sockets
         self._max_batch = config.max_batch
         self._merge_threads = merge_threads(config)
-        self._paused = False
+        self._open = asyncio.Event()
+        self._open.set()
         self._batch_size = metrics.batch_size
+        self._interruptions = metrics.interrupted
         metrics.running.set_function(lambda: self._running)
         metrics.waiting.set_function(lambda: self._in_progress - self._running)
         self._serving = serving
         self._ids = itertools.count()
+        self._asked: set[str] = set()
+        self._pauses = 0
         self.dtype = str(engine.model_config.dtype).removeprefix("torch.")
 
     @classmethod
@@ -207,25 +220,47 @@ class PolicyEngine:
         Raises:
             EngineDeadError: the engine is gone, and this process has to be replaced.
         """
-        request_id = str(next(self._ids))
         parameters = self._serving.parameters(temperature, seed)
-        prompt = self._serving.prompt(encoded, request_id)
-        pooling = self._serving.runner == "pooling"
-        ask = self._engine.encode if pooling else self._engine.generate
-        async for output in ask(prompt, parameters, request_id):
-            answer = output
+        pauses = self._pauses
+        while _interrupted(answer := await self._ask(encoded, parameters)):
+            if pauses == self._pauses:
+                raise EngineDeadError("it gave an action up")
+            pauses = self._pauses
+            self._interruptions.inc()
         self._batch_size.observe(min(self._in_progress + 1, self._max_batch))
         return self._serving.sampled(answer)
 
+    async def _ask(
+        self, encoded: Encoded, parameters: SamplingParams | PoolingParams
+    ) -> RequestOutput | PoolingRequestOutput:
+        await self._open.wait()
+        request_id = str(next(self._ids))
+        pooling = self._serving.runner == "pooling"
+        ask = self._engine.encode if pooling else self._engine.generate
+        self._asked.add(request_id)
+        try:
+            async for output in ask(
+                self._serving.prompt(encoded, request_id), parameters, request_id
+            ):
+                answer = output
+        finally:
+            self._asked.discard(request_id)
+        return answer
+
     async def pause(self) -> None:
-        """Lets the actions in progress end and holds new ones back; forgets cached features."""
-        self._paused = True
-        await self._engine.pause_generation(mode="wait", clear_cache=True)
+        """Interrupts the actions in progress, which begin again after the pause, and holds new ones
+        back; forgets cached features.
+        """
+        self._open.clear()
+        self._pauses += 1
+        with self._opened_by_death():
+            await self._engine.abort(self._asked.copy())
+            await self._engine.pause_generation(mode="wait", clear_cache=True)
 
     async def resume(self) -> None:
-        """Starts what was held back."""
+        """Starts what was interrupted or held back."""
         await self._engine.resume_generation()
-        self._paused = False
+        self._open.set()
 
     async def prepare(
         self, adapter_path: str | None, checked_layers: Sequence[str]
@@ -245,11 +280,21 @@ class PolicyEngine:
 
     async def exchange(self, version: int) -> None:
         """Puts what was prepared in the place of what serves, while paused."""
-        await self._engine.collective_rpc("exchange_weights")
-        if self._serving.runner == "pooling":
-            # vLLM names no version in a pooling request's output.
-            await self._engine.collective_rpc("stamp_answers", args=(version,))
-        await self._engine.update_weight_version(str(version))
+        with self._opened_by_death():
+            await self._engine.collective_rpc("exchange_weights")
+            if self._serving.runner == "pooling":
+                # vLLM names no version in a pooling request's output.
+                await self._engine.collective_rpc("stamp_answers", args=(version,))
+            await self._engine.update_weight_version(str(version))
+
+    @contextlib.contextmanager
+    def _opened_by_death(self) -> Iterator[None]:
+        # What waits for the pause to end is told by the engine that it is gone.
+        try:
+            yield
+        except EngineDeadError:
+            self._open.set()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -262,7 +307,7 @@ class PolicyEngine:
 
     @property
     def _running(self) -> int:
-        return 0 if self._paused else min(self._in_progress, self._max_batch)
+        return min(self._in_progress, self._max_batch)
 
     def shutdown(self) -> None:
         """Ends the engine's processes."""
