@@ -60,9 +60,9 @@ class CriticConfig(Section):
 
     hidden: tuple[int, ...] = (256,)
     """Widths of the MLP's hidden layers."""
-    features: Literal["base", "policy"] = "base"
-    """Whose view of a state the critic sees. base: the policy's before it was trained, in a pass of
-    its own; policy: the policy's as it is, from the pass that computes log-probs. See
+    features: Literal["base", "policy"] = "policy"
+    """Whose view of a state the critic sees. policy: the policy's as it is, from the pass that
+    computes log-probs; base: the policy's before it was trained, in a pass of its own. See
     docs/decisions/0020."""
     patch_channels: int = Field(default=0, ge=0)
     """Numbers of each image patch, random projections of the projector's output, that the critic
@@ -355,8 +355,11 @@ class TrainerConfig(Section):
         for name, section in sections.items():
             for key, field in type(section).model_fields.items():
                 idle = [field.get_default(call_default_factory=True)]
+                # Runs were saved with defaults of their time.
                 if key == "ratio" and isinstance(section, AlgorithmConfig):
-                    idle.append(section.one_step_ratio)  # runs were saved with it
+                    idle.append(section.one_step_ratio)
+                if key == "features":
+                    idle.append("base")
                 if getattr(section, key) not in idle:
                     shared = isinstance(section, AlgorithmConfig)
                     known = shared and key in type(self.chosen).model_fields

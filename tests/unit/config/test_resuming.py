@@ -46,7 +46,7 @@ FIXED = {
     "trainer.lora.rank": 8,
     "trainer.lora.alpha": 64.0,
     "trainer.critic.hidden": [8, 8],
-    "trainer.critic.features": "policy",
+    "trainer.critic.features": "base",
     "trainer.critic.patch_channels": 9,
 }
 

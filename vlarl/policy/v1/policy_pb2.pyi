@@ -550,7 +550,7 @@ class UpdateWeightsResponse(_message.Message):
     already_applied: _builtins.bool
     """True where this version served already and nothing was done."""
     exchange_seconds: _builtins.float
-    """Of pause_seconds, those after the last action in progress had ended."""
+    """Of pause_seconds, those after the engine had ended the step that it was in."""
     @_builtins.property
     def checksums(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Checksums of the merged weights of the layers that the header named, by layer. A repeat has
