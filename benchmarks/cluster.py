@@ -1,4 +1,5 @@
-"""What a run of OpenVLA-7B takes of 1, 8 and 64 GPUs, beside the GPUs' own memory.
+"""What a run of OpenVLA-7B takes of 1, 8 and 64 GPUs, beside the GPUs' own memory, and how fast a
+policy server of it can be, and of OpenVLA-OFT at that size.
 
     python -m benchmarks.cluster
 
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from benchmarks.sizing import openvla_7b
+from benchmarks.sizing import Model, models_7b, openvla_7b, sizes
 from vlarl.config import PolicyConfig
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.limits import MOST_BATCHED_TOKENS, kv_cache_bytes
 from vlarl.models.openvla.lora import lora_layers
+from vlarl.models.openvla_oft.config import OFTConfig
 from vlarl.terminal import show
-from vlarl_trainer.memory import parameter_counts
+from vlarl_trainer.memory import image_tokens, parameter_counts, sequence_length
 
 GB = 10**9
 
@@ -61,6 +63,10 @@ RANK_BYTES = 6 * GB
 """Allowance for a rank's process: torch, CUDA's host memory, and the checkpoint's pages in use."""
 DECODED_BYTES = 224 * 224 * 3
 """Of a frame that a rank has decoded; it keeps each for the iteration."""
+IN_WORK = (1, 8, 32, 64)
+"""Answers that an engine computes at once (`policy.max_batch`), in the table of both families."""
+VISION = ("first tower", "second tower", "projector")
+"""Parts that read images' tokens alone."""
 LOOKS = 2
 """How often each state is looked at by some rank: once before the update, and once an epoch."""
 
@@ -118,21 +124,47 @@ CLUSTERS = (
 )
 
 
-def actions_a_second(model: OpenVLAConfig, sequences: int) -> float:
-    """Most actions a second of an engine that has so many actions in work, always.
+@dataclass(frozen=True)
+class Answer:
+    """What one answer of a policy takes, in the engine's passes."""
 
-    An action takes as many passes as it has tokens. In the first its prompt is read, which is
-    nearly all of its operations. So in each pass a share of the actions begins, and the others add
-    a token each. A pass reads all weights once.
+    passes: int
+    """From the first to the last one."""
+    first: int
+    """Tokens of the language model in the first pass."""
+    operations: float
+    """Of all passes, a multiplication and an addition being two; attention's own products, some
+    percent, left out."""
+    steps: int
+    """Control steps that it is for."""
+
+    @classmethod
+    def of(cls, model: Model) -> Answer:
+        """Token by token: one pass a token, of which the first reads the prompt. A chunk: one pass,
+        which reads the placeholders of all its tokens with the prompt.
+        """
+        its = sizes(model)
+        parameters, spec, images = parameter_counts(its), its.spec, image_tokens(its)
+        if isinstance(model, OFTConfig):
+            passes, first = 1, sequence_length(its)
+        else:
+            passes = spec.tokens
+            first = images + PROMPT_TOKENS - passes
+        vision = sum(parameters[part] for part in VISION)
+        language = (first + passes - 1) * parameters["language model"]
+        return cls(passes, first, 2.0 * (language + images * vision), spec.chunk)
+
+
+def answers_a_second(model: Model, sequences: int) -> float:
+    """Most answers a second of an engine that has so many in work, always.
+
+    In each pass a share of the answers begins, which is nearly all of their operations; the others
+    add a token each. A pass reads all weights once.
     """
-    parameters, passes = parameter_counts(model), model.spec.action_dim
-    prompt = model.num_patches + PROMPT_TOKENS - passes
-    begin = min(sequences / passes, MOST_BATCHED_TOKENS / prompt)
-    vision = sum(count for part, count in parameters.items() if part != "language model")
-    language = begin * (prompt + passes - 1) * parameters["language model"]
-    operations = 2 * (language + begin * model.num_patches * vision)
-    reading = 2 * sum(parameters.values()) / READ_BYTES
-    return begin / (max(operations / MATRIX_FLOPS, reading) + PASS_SECONDS)
+    answer = Answer.of(model)
+    begin = min(sequences / answer.passes, MOST_BATCHED_TOKENS / answer.first)
+    reading = 2 * sum(parameter_counts(sizes(model)).values()) / READ_BYTES
+    return begin / (max(begin * answer.operations / MATRIX_FLOPS, reading) + PASS_SECONDS)
 
 
 def simulators_bytes(profile: str, scenes: int, processes: int) -> float:
@@ -149,7 +181,7 @@ def checkpoint_bytes(model: OpenVLAConfig, rank: int) -> int:
 def rows(cluster: Cluster, model: OpenVLAConfig) -> dict[str, str]:
     """The table's column."""
     acted = cluster.env_cores * STEPS_A_CORE
-    servable = max(cluster.policy_gpus, 1) * actions_a_second(model, 64)
+    servable = max(cluster.policy_gpus, 1) * answers_a_second(model, 64)
     learned = cluster.trainer_gpus * LEARNED_A_SECOND
     actions = cluster.simulators * STEPS
     pods = math.ceil(cluster.simulators / 4)
@@ -177,19 +209,35 @@ def rows(cluster: Cluster, model: OpenVLAConfig) -> dict[str, str]:
 
 def engine_rates(model: OpenVLAConfig) -> Table:
     """What `policy.max_batch` is worth, and what it takes."""
-    most = actions_a_second(model, 256)
+    most = answers_a_second(model, 256)
     table = Table("policy.max_batch", "actions/s, at most", "share", "KV cache, GiB", title="H100")
     for sequences in (1, 8, 16, 32, 64, 128, 256):
-        rate = actions_a_second(model, sequences)
+        rate = answers_a_second(model, sequences)
         cache = kv_cache_bytes(PolicyConfig(max_batch=sequences), model, itemsize=2) / 2**30
         table.add_row(str(sequences), f"{rate:.0f}", f"{rate / most:.2f}", f"{cache:.2f}")
     return table
+
+
+def answer_row(model: Model) -> list[str]:
+    """What an answer takes, and most control steps a second with so many answers in work."""
+    answer = Answer.of(model)
+    teras = answer.operations / 1e12
+    rates = [answer.steps * answers_a_second(model, number) for number in IN_WORK]
+    return [
+        *(str(answer.passes), str(answer.first), f"{teras:.1f}", f"{teras / answer.steps:.2f}"),
+        *(f"{rate:.0f}" for rate in rates),
+    ]
 
 
 def main() -> None:
     """Entry point."""
     model = openvla_7b()
     show(engine_rates(model))
+    heads = ("passes", "tokens of the first", "TFLOP an answer", "TFLOP a control step")
+    table = Table("7B", *heads, *map(str, IN_WORK), title="H100, control steps/s, at most")
+    for name, its in models_7b().items():
+        table.add_row(name, *answer_row(its))
+    show(table)
     table = Table("", *(f"{one.gpus} GPUs" for one in CLUSTERS), title="OpenVLA-7B, H100")
     columns = [rows(one, model) for one in CLUSTERS]
     for name in columns[0]:

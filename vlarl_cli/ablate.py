@@ -117,8 +117,10 @@ def _check_variants(ablation: Ablation) -> None:
         try:
             if suite not in listed:
                 listed[suite] = tasks.suite_tasks(config.env, config.tasks.suite)
-            tasks.choose_tasks(listed[suite], config.tasks.indices, config.evaluation.states_needed)
-            check_checkpoints(with_checkpoints(config, folder_of))
+            chosen = tasks.choose_tasks(
+                listed[suite], config.tasks.indices, config.evaluation.states_needed
+            )
+            check_checkpoints(with_checkpoints(config, folder_of), chosen)
         except FatalError as error:
             raise ConfigError(f"variants.{planned.variant}: {error}") from error
 

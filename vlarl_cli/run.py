@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +20,9 @@ from vlarl_cli.extras import check_logging, missing_packages
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Metrics, Overrides, Verbose, one_sentence_errors, read_section
 from vlarl_cli.runs import CONFIG, Resume, RunDirectory, check_reward, chosen_run, first_rank
+
+if TYPE_CHECKING:
+    from vlarl.env.v1 import env_pb2
 
 _LOG = logging.getLogger(__name__)
 _TRAINERS = ("policy.checkpoint",)
@@ -185,32 +189,45 @@ def _check_stack(settings: RunConfig) -> None:
     from vlarl.launch.tasks import choose_tasks, suite_tasks
 
     tasks = suite_tasks(settings.env, settings.tasks.suite)
-    choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
-    check_checkpoints(settings)
+    chosen = choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
+    check_checkpoints(settings, chosen)
 
 
-def check_checkpoints(settings: RunConfig) -> None:
+def check_checkpoints(settings: RunConfig, tasks: Sequence[env_pb2.TaskDescription] = ()) -> None:
     """Looks at a run's policy and reward model.
 
+    Args:
+        settings: the run's.
+        tasks: those that are meant, where simulators have been asked.
+
     Raises:
-        FatalError: one can't be loaded, or has no statistics for the run's actions.
+        FatalError: one can't be loaded, has no statistics for the run's actions, or doesn't fit the
+            rest.
     """
-    _usage(settings)
+    _usage(settings, tasks)
     check_reward(settings)
 
 
-def _usage(settings: RunConfig) -> str:
+def _usage(settings: RunConfig, tasks: Sequence[env_pb2.TaskDescription] = ()) -> str:
     """How the run uses its policy, whose checkpoint is looked at first, and in it for the
     statistics that actions are in.
     """
     from vlarl.models.meaning import chosen_unnorm_key
-    from vlarl.models.needs import PolicyNeeds, check_needs, check_recordable
+    from vlarl.models.needs import (
+        PolicyNeeds,
+        check_mini_batch,
+        check_needs,
+        check_recordable,
+        check_reward_form,
+    )
     from vlarl.models.registry import check_policy_checkpoint
 
     model = check_policy_checkpoint(settings.policy.checkpoint)
     key = chosen_unnorm_key(settings, model)
     needs = PolicyNeeds.of_checkpoint(model)
-    check_needs(settings, needs)
+    check_needs(settings, needs, tasks)
+    check_mini_batch(settings, needs, tasks)
+    check_reward_form(settings.reward, needs)
     if settings.trainer.record_rollouts:
         check_recordable(needs, "trainer.record_rollouts")
     return f"{model.name}: {model.usage(key, settings.policy.center_crop)}"

@@ -56,8 +56,8 @@ def _check(settings: SftConfig) -> None:
     # As `vlarl eval CONFIG` reads it.
     episodes, overrides = simulation.episodes_per_task, list(simulation.overrides)
     run, _ = evaluation_config(simulation.config, None, None, None, None, episodes, overrides)
-    check_needs(run, _needs(settings))
-    choose_tasks(suite_tasks(run.env, run.tasks.suite), run.tasks.indices, episodes)
+    tasks = choose_tasks(suite_tasks(run.env, run.tasks.suite), run.tasks.indices, episodes)
+    check_needs(run, _needs(settings), tasks)
 
 
 def _needs(settings: SftConfig) -> PolicyNeeds:

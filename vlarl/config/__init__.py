@@ -167,14 +167,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _groups_fill_a_mini_batch(self) -> Self:
+        """As far as it can be told without the policy: an answer of it is one action or more."""
         trainer, limit = self.trainer, self.actions_of_an_episode
         groups = trainer.groups
         most = trainer.episodes_per_iteration * (limit or 0)
         if groups and limit and most < groups.mini_batch:
             raise ValueError(
-                f"trainer.{trainer.algorithm}.mini_batch is {groups.mini_batch} actions, but "
-                f"{trainer.episodes_per_iteration} episodes (trainer.episodes_per_iteration) of at "
-                f"most {limit} actions are {most}: lower it, or order more episodes"
+                f"trainer.{trainer.algorithm}.mini_batch is {groups.mini_batch} answers of "
+                f"the policy, but {trainer.episodes_per_iteration} episodes "
+                f"(trainer.episodes_per_iteration) of at most {limit} actions have at most {most}: "
+                "lower it, or order more episodes"
             )
         return self
 

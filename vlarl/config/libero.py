@@ -77,9 +77,19 @@ MAIN_CAMERA = "agentview"
 
 SCENE_CAMERAS = (
     *("agentview", "robot0_eye_in_hand", "frontview", "sideview", "birdview", "galleryview"),
-    *("robot0_robotview", "paperview"),
+    "robot0_robotview",
 )
-"""Cameras of the scenes of LIBERO's suites; paperview isn't in those of a plain table or floor."""
+"""Cameras that every scene has."""
+
+FURTHER_CAMERAS: Mapping[str, tuple[str, ...]] = {
+    "libero_tabletop_manipulation": (),
+    "libero_floor_manipulation": (),
+    "libero_kitchen_tabletop_manipulation": ("paperview",),
+    "libero_living_room_tabletop_manipulation": ("paperview",),
+    "libero_study_tabletop_manipulation": ("paperview",),
+    "libero_coffee_table_manipulation": ("canonical_agentview",),
+}
+"""Those that a scene has beside them, by the problem that its BDDL file names."""
 
 PERTURBED_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 """The suites that have variants."""
@@ -99,6 +109,11 @@ def base_suite(suite: str) -> str:
     """The suite that this one is a variant of; itself where it is none."""
     return next((base for base in PERTURBED_SUITES if suite in variants(base)), suite)
 
+
+SUITES_OF_ROOMS = ("libero_10", "libero_90")
+"""The suites, and so their variants, that play in kitchens, living rooms and studies; scenes of the
+others are a plain table or a floor.
+"""
 
 LIBERO_STEP_LIMITS = {
     "libero_spatial": 220,

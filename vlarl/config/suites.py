@@ -5,14 +5,24 @@ before anything else, and which files of a folder are scenes.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from vlarl.config import ConfigError, EnvConfig
-from vlarl.config.libero import LIBERO_SUITES
+from vlarl.config.libero import (
+    FURTHER_CAMERAS,
+    LIBERO_SUITES,
+    SCENE_CAMERAS,
+    SUITES_OF_ROOMS,
+    base_suite,
+)
 
 SHIPPED_NAMES = ("reach", "approach")
 """Suites of our own that come with the package."""
+
+_COMMENT = re.compile(r";[^\n]*")
+_PROBLEM = re.compile(r"\(\s*problem\s+([^\s()]+)", re.IGNORECASE)
 
 _MAX_NAME = 100
 """Characters of an unknown suite's name that are looked at."""
@@ -37,6 +47,41 @@ def unknown_suite(suite: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(suite, names, n=1)
     hint = f"did you mean {near[0]!r}? There" if near else "there"
     return f"unknown suite {suite!r}; {hint} are {', '.join(names)}"
+
+
+def scene_cameras(env: EnvConfig, suite: str, indices: Collection[int] = ()) -> tuple[str, ...]:
+    """Cameras that all scenes of a suite have.
+
+    Args:
+        env: where suites of the user's own lie. One whose folder isn't here may have what any
+            scene has.
+        suite: its name.
+        indices: the tasks that are meant; empty: all.
+    """
+    if suite in env.bddl_directories:
+        kinds = _problems(env.bddl_directories[suite], indices)
+        further = [FURTHER_CAMERAS[kind] for kind in kinds if kind in FURTHER_CAMERAS]
+        if not further:
+            return (
+                *SCENE_CAMERAS,
+                *sorted({one for some in FURTHER_CAMERAS.values() for one in some}),
+            )
+        return (*SCENE_CAMERAS, *sorted(set(further[0]).intersection(*further[1:])))
+    rooms = base_suite(suite) in SUITES_OF_ROOMS
+    return (*SCENE_CAMERAS, "paperview") if rooms else SCENE_CAMERAS
+
+
+def _problems(folder: Path, indices: Collection[int]) -> set[str]:
+    """What the scene files of a folder name as their problem, as far as they can be read: whether
+    they are right, the simulator's environment says.
+    """
+    try:
+        files = bddl_files(folder)
+        meant = [file for number, file in enumerate(files) if not indices or number in indices]
+        texts = [_COMMENT.sub("", file.read_text("utf-8", errors="replace")) for file in meant]
+    except OSError:
+        return set()
+    return {found[1].lower() for text in texts if (found := _PROBLEM.search(text))}
 
 
 def bddl_files(folder: Path) -> list[Path]:

@@ -5,10 +5,14 @@ Asked of a checkpoint before anything starts, and of the policy server by whoeve
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlarl.config import EnvConfig, RunConfig
-from vlarl.config.libero import LIBERO_SUITES, MAIN_CAMERA, PROPRIO_DIM, SCENE_CAMERAS
+from vlarl.config import EnvConfig, ProcessRewardConfig, RewardConfig, RunConfig
+from vlarl.config.libero import MAIN_CAMERA, PROPRIO_DIM
+from vlarl.config.suites import scene_cameras
+from vlarl.env.v1 import env_pb2
 from vlarl.errors import ConfigError
 from vlarl.models.spec import PolicySpec
 from vlarl.policy.v1 import policy_pb2
@@ -73,7 +77,8 @@ class PolicyNeeds:
         if limit is not None and actions > limit:
             raise ConfigError(
                 f"{actions} actions of each answer are executed, and an episode has at most "
-                f"{limit}: raise tasks.max_actions, or set env.replan_after to at most {limit}"
+                f"{limit}: set tasks.max_actions to at least {actions}, or env.replan_after to at "
+                f"most {limit}"
             )
         return actions
 
@@ -91,22 +96,86 @@ class PolicyNeeds:
             )
 
 
-def check_needs(config: RunConfig, needs: PolicyNeeds) -> None:
+def check_needs(
+    config: RunConfig, needs: PolicyNeeds, tasks: Sequence[env_pb2.TaskDescription] = ()
+) -> None:
     """Makes sure, before anything starts, that a run can show the policy what it reads.
+
+    Args:
+        config: the run's.
+        needs: the policy's.
+        tasks: see `most_actions`.
 
     Raises:
         ConfigError: it can't; the message says what to do.
     """
-    cameras = needs.shown(config.env)
-    unknown = [camera for camera in cameras if camera not in SCENE_CAMERAS]
-    if unknown and config.tasks.suite in LIBERO_SUITES:
+    suite = config.tasks.suite
+    known = scene_cameras(config.env, suite, config.tasks.indices)
+    unknown = [camera for camera in needs.shown(config.env) if camera not in known]
+    if unknown:
         key = "env.cameras" if config.env.cameras else "the policy's cameras"
         raise ConfigError(
-            f"{key}: the scenes of {config.tasks.suite} have no camera {unknown[0]!r}; set "
-            f"env.cameras to some of {', '.join(SCENE_CAMERAS)}"
+            f"{key}: the scenes of {suite} have no camera {unknown[0]!r}; set env.cameras to some "
+            f"of {', '.join(known)}"
         )
-    needs.executed(config.env, config.actions_of_an_episode)
+    needs.executed(config.env, most_actions(config, tasks))
     needs.check_proprio()
+
+
+def most_actions(config: RunConfig, tasks: Sequence[env_pb2.TaskDescription]) -> int | None:
+    """The most actions that an episode of any of the run's tasks may have; None: nobody knows here.
+
+    Args:
+        config: the run's.
+        tasks: those that are meant, as simulators describe them; empty: none has been asked, and
+            only the limits of LIBERO's own suites are known.
+    """
+    if (limit := config.actions_of_an_episode) is not None or not tasks:
+        return limit
+    steps = max(task.max_control_steps for task in tasks)
+    return math.ceil(steps / config.env.action_repeat)
+
+
+def check_mini_batch(
+    config: RunConfig, needs: PolicyNeeds, tasks: Sequence[env_pb2.TaskDescription] = ()
+) -> None:
+    """Makes sure that an iteration can have a mini-batch's answers, where groups are compared.
+
+    Args:
+        config: the run's, which looked at this as if each answer were one action.
+        needs: the policy's.
+        tasks: see `most_actions`.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    trainer, limit = config.trainer, most_actions(config, tasks)
+    if (groups := trainer.groups) is None or limit is None:
+        return
+    executed = needs.executed(config.env, limit)
+    most = trainer.episodes_per_iteration * math.ceil(limit / executed)
+    if most < groups.mini_batch:
+        raise ConfigError(
+            f"trainer.{trainer.algorithm}.mini_batch is {groups.mini_batch} answers of the policy, "
+            f"but {trainer.episodes_per_iteration} episodes (trainer.episodes_per_iteration) of at "
+            f"most {limit} actions, {executed} of each answer, are {most}: lower it, or order more "
+            "episodes"
+        )
+
+
+def check_reward_form(reward: RewardConfig, needs: PolicyNeeds) -> None:
+    """Makes sure that a process reward model can score the policy's answers.
+
+    Raises:
+        ConfigError: it scores each action's tokens, and an answer has those of several, however
+            many of them are executed.
+    """
+    if isinstance(reward, ProcessRewardConfig) and reward.form == "additive" and needs.chunk > 1:
+        raise ConfigError(
+            'reward.form = "additive" scores actions one by one, and the policy answers '
+            f'{needs.chunk} at once: set reward.form = "potential", which scores states, or '
+            'reward.model = "outcome"'
+        )
 
 
 def check_recordable(needs: PolicyNeeds, option: str) -> None:

@@ -19,7 +19,7 @@ from vlarl.disk import explained
 from vlarl.env.v1 import env_pb2
 from vlarl.launch.supervisor import Stack, supervise
 from vlarl.launch.tasks import simulator_identity
-from vlarl.models.needs import PolicyNeeds, check_needs, check_recordable
+from vlarl.models.needs import PolicyNeeds, check_needs, check_recordable, check_reward_form
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl_jobs.evaluation.console import EvaluationDisplay
 from vlarl_jobs.evaluation.evaluated_policy import EvaluatedPolicy, load_evaluated_policy
@@ -61,7 +61,9 @@ def run(
     simulator = simulator_identity(config.env, config.tasks.suite)
     subject = load_evaluated_policy(config, trained, best=best)
     needs = PolicyNeeds.of_checkpoint(subject.model)
-    check_needs(config, needs)
+    check_needs(config, needs, tasks)
+    if videos:
+        check_reward_form(config.reward, needs)
     if record:
         check_recordable(needs, "--record")
     protocol += f"; {subject.model.usage(subject.unnorm_key, config.policy.center_crop)}"

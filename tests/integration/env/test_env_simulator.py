@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vlarl.config import EnvConfig
-from vlarl.config.libero import SCENE_CAMERAS
+from vlarl.config.suites import scene_cameras
 from vlarl.env.v1 import env_pb2
 from vlarl.proprioception import proprioception
 from vlarl.rollout.v1 import rollout_pb2
@@ -266,7 +266,21 @@ def test_policies_read_the_arm_as_robosuite_sees_it(simulator: Simulator) -> Non
 
 
 def test_the_cameras_that_are_known_before_anything_starts(simulator: Simulator) -> None:
-    assert set(simulator._scene.cameras) == set(SCENE_CAMERAS) - {"paperview"}
+    assert set(simulator._scene.cameras) == set(scene_cameras(EnvConfig(), "reach"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suite", "index"), [("libero_object", 0), ("libero_10", 0), ("libero_10", 2), ("libero_10", 5)]
+)
+def test_the_cameras_of_each_kind_of_scene(suite: str, index: int) -> None:
+    """A floor, a living room, a kitchen, a study. No suite plays on a coffee table."""
+    from vlarl_env.simulators.libero.scene import Scene
+    from vlarl_env.simulators.registry import TaskCatalog
+
+    scene = Scene(TaskCatalog().find(suite, index).bddl_file, "fast")
+    assert set(scene.cameras) == set(scene_cameras(EnvConfig(), suite))
+    scene.close()
 
 
 def test_frames_are_cropped_upright_jpeg(simulator: Simulator) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from benchmarks import cluster
+from benchmarks import cluster, operations
 from benchmarks.cluster import GB, Cluster, simulators_bytes
-from benchmarks.sizing import GPU_BYTES, openvla_7b, policy_budget
+from benchmarks.sizing import GPU_BYTES, models_7b, openvla_7b, policy_budget
 from tests.unit.deploy.tools import KUBERNETES, OVERLAYS, Object, built
 from vlarl.config import load_config
 from vlarl.models.openvla.config import OpenVLAConfig
@@ -55,11 +55,30 @@ def model() -> OpenVLAConfig:
 
 
 def test_max_batch_is_worth_what_its_comments_say(model: OpenVLAConfig) -> None:
-    most = cluster.actions_a_second(model, 256)
-    shares = [cluster.actions_a_second(model, number) / most for number in (16, 32, 64)]
+    most = cluster.answers_a_second(model, 256)
+    shares = [cluster.answers_a_second(model, number) / most for number in (16, 32, 64)]
     assert shares == pytest.approx([0.76, 0.88, 0.95], abs=0.005)
     for config, number in (("configs/libero-7b.toml", 32), (GPU_RUN, 64)):
         assert load_config(Path(config)).policy.max_batch == number
+
+
+@pytest.mark.parametrize("name", models_7b())
+def test_the_page_says_how_fast_policy_servers_can_be(name: str) -> None:
+    row = " | ".join([name, *cluster.answer_row(models_7b()[name])])
+    assert f"| {row} |" in Path("docs/sizing.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "tokens"), [("OpenVLA", 57, 7), ("OpenVLA-OFT, one camera", 60, 56)]
+)
+def test_an_answers_operations_are_its_layers(
+    model: OpenVLAConfig, name: str, prompt: int, tokens: int
+) -> None:
+    """Layer by layer, with attention's products and without logits that nobody asks for."""
+    answer = cluster.Answer.of(models_7b()[name])
+    least = operations.least(model, 32, prompt, tokens)
+    assert answer.first + answer.passes - 1 == 256 + prompt + tokens - 1
+    assert answer.operations == pytest.approx(least.forward, rel=0.03)
 
 
 def test_a_policy_pod_fits_its_gpu(model: OpenVLAConfig) -> None:

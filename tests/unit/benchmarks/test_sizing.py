@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from benchmarks import sizing
 from benchmarks.sizing import GIB, GPU_BYTES
 from vlarl.config import RunConfig, load_config
 from vlarl.models.openvla.config import OpenVLAConfig
+from vlarl.models.openvla_oft.config import OFTConfig
 from vlarl.models.statistics import ActionStats
 from vlarl_trainer.memory import (
     Placement,
@@ -100,6 +102,37 @@ def test_a_token_in_the_kv_cache_takes_half_a_mebibyte(
     # 2 (keys, values) x 32 layers x 4096 x 2 bytes; 32 actions of 640 tokens.
     cache = sizing.policy_budget(config, model)["KV cache"]
     assert cache == 32 * 640 * (2 * 32 * 4096 * 2)
+
+
+@pytest.mark.parametrize("name", sizing.models_7b())
+def test_the_page_says_what_policy_servers_take(config: RunConfig, name: str) -> None:
+    row = " | ".join([name, *sizing.server_row(config, sizing.models_7b()[name])])
+    assert f"| {row} |" in Path("docs/sizing.md").read_text()
+
+
+def test_a_checkpoint_is_of_its_own_family(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlarl.models.openvla_oft.starting import make_tiny_oft_checkpoint
+
+    two = ("agentview", "robot0_eye_in_hand")
+    made = make_tiny_oft_checkpoint(tmp_path / "oft", cameras=two, proprio=8)
+    (tmp_path / "run.toml").write_text(f'policy.checkpoint = "{tmp_path / "oft"}"')
+    seen: list[sizing.Model] = []
+    monkeypatch.setattr(sizing, "layouts", lambda _, model: seen.append(model) or {})
+    monkeypatch.setattr(sys, "argv", ["sizing", str(tmp_path / "run.toml")])
+    sizing.main()
+    (model,) = seen
+    assert isinstance(model, OFTConfig)
+    assert sizing.longest_request(model) == made.longest_sequence == 240 + made.num_patches + 58
+    budget = sizing.policy_budget(config, model)
+    assert "KV cache" not in budget
+    # Two images, 8 steps of 7 tokens: what the trainer's passes are of.
+    assert sequence_length(sizing.sizes(model)) == made.num_patches + 64 + 49 + 1 + 2
+    taken = sizing.trainer_budget(config.trainer, sizing.sizes(model))
+    single = replace(model.base, spec=replace(model.spec, cameras=("agentview",)))
+    inputs = "activations of blocks"
+    assert taken[inputs] > sizing.trainer_budget(config.trainer, single)[inputs]
 
 
 @pytest.mark.parametrize("run", ["configs/libero-7b.toml", "deploy/compose/run-7b.toml"])

@@ -169,7 +169,7 @@ def test_what_goes_by_evaluations_needs_some(override: str) -> None:
         (["grpo.keep_between=[0.13, 0.2]"], r"holds no share that 8 episodes \(group_size\) can"),
         (
             ["grpo.mini_batch=97"],
-            r"trainer.grpo.mini_batch is 97 actions, but 16 episodes .* 96",
+            r"trainer.grpo.mini_batch is 97 answers of the policy, but 16 episodes .* 96",
         ),
         (["algorithm=dpo"], r"trainer.algorithm: .*'ppo', 'grpo' or 'rloo'"),
     ],
