@@ -50,6 +50,20 @@ def test_the_pages_commands_have_their_options() -> None:
             assert option in shown, (command, option)
 
 
+def test_fine_tuning_is_shown_by_the_commands_of_its_configuration() -> None:
+    head = (ROOT / "configs/sft-object-oft.toml").read_text(encoding="utf-8").partition("\nname")[0]
+    shown = (ROOT / "docs/sft.md").read_text(encoding="utf-8").partition("## Chunks")[2]
+    of_head, of_page = (
+        [command.replace("\\\n", "").split() for command in re.findall(pattern, text, re.MULTILINE)]
+        for pattern, text in (
+            (r"^vlarl (?:.*\\\n)*.*$", re.sub(r"^# *", "", head, flags=re.MULTILINE)),
+            (r"^vlarl (?:.*\\\n)*.*$", shown),
+        )
+    )
+    assert len(of_head) == 3
+    assert of_page[:3] == of_head
+
+
 def test_a_source_and_a_base_may_be_names_on_the_hub() -> None:
     shown = CliRunner().invoke(app, ["checkpoint", "adopt", "--help"], env={"COLUMNS": "200"})
     assert shown.output.count("OWNER/NAME[@REVISION]") == 2
