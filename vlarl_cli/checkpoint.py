@@ -94,11 +94,18 @@ def show(
 def adopt(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of `.bin` weights, of a LoRA adapter, or of an OpenVLA-OFT."),
+        typer.Argument(
+            help="Folder, or OWNER/NAME[@REVISION] on the hub: a LoRA adapter, an OpenVLA-OFT, or "
+            "`.bin` weights, which are taken of folders alone."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder to create.")],
     base: Annotated[
-        Path | None, typer.Option(help="Folder of the model that the adapter belongs to.")
+        Path | None,
+        typer.Option(
+            help="The model that the adapter belongs to: a folder, or OWNER/NAME[@REVISION] on the "
+            "hub."
+        ),
     ] = None,
     chunk: Chunk = None,
     convention: ConventionOption = None,

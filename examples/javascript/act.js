@@ -6,9 +6,10 @@
 //
 // A policy that sees several cameras and reads the arm wants more:
 //
-//   node act.js ... --camera robot0_eye_in_hand=wrist.png --proprio 0.1,0,0.9,3.1,0,0,0.04,-0.04
+//   node act.js ... --camera robot0_eye_in_hand=wrist.png --proprio=-0.1,0,0.9,3.1,0,0,0.04,-0.04
 //
-// What it needs is what GetPolicy says.
+// What it needs is what GetPolicy says. Without the "=", Node.js refuses numbers that begin with a
+// minus.
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -73,8 +74,9 @@ function ask(client, method, request, token, timeoutSeconds) {
 // The pictures of further cameras, from "NAME=FILE".
 function furtherImages(cameras) {
   return cameras.map((given) => {
-    const [camera, file] = given.split("=", 2);
-    return { camera, image: readFileSync(file) };
+    const equals = given.indexOf("="); // the first one: a file's name may have others
+    if (equals < 1) throw new Error(`--camera takes NAME=FILE, not ${given}`);
+    return { camera: given.slice(0, equals), image: readFileSync(given.slice(equals + 1)) };
   });
 }
 
@@ -84,7 +86,7 @@ function missing(policy, images, proprio) {
   const lacking = policy.cameras.slice(1).filter((camera) => !given.has(camera));
   const needs = lacking.map((camera) => `--camera ${camera}=FILE`);
   if (policy.proprio && proprio.length !== policy.proprio)
-    needs.push(`--proprio with ${policy.proprio} numbers`);
+    needs.push(`--proprio=NUMBER,... with ${policy.proprio} numbers`);
   return needs.join(", ");
 }
 
@@ -95,30 +97,39 @@ function rows({ horizon, values }) {
   return Array.from({ length: horizon }, (_, step) => values.slice(step * width, (step + 1) * width));
 }
 
-const { values: options } = parseArgs({
-  options: {
-    address: { type: "string", default: "127.0.0.1:50051" },
-    image: { type: "string" }, // JPEG or PNG, of the main camera
-    camera: { type: "string", multiple: true, default: [] }, // NAME=FILE, of another one
-    proprio: { type: "string", default: "" }, // numbers with commas between them
-    instruction: { type: "string" },
-    "token-file": { type: "string" },
-    "tls-ca": { type: "string" },
-    temperature: { type: "string", default: "0" },
-    seed: { type: "string" },
-    "unnorm-key": { type: "string", default: "" },
-    timeout: { type: "string", default: "30" }, // seconds
-  },
-});
-if (!options.image || !options.instruction) {
-  console.error("error: --image and --instruction are needed");
-  process.exit(2);
+// What the command line says; ends the program where that can't be.
+function commandLine() {
+  try {
+    const { values } = parseArgs({
+      options: {
+        address: { type: "string", default: "127.0.0.1:50051" },
+        image: { type: "string" }, // JPEG or PNG, of the main camera
+        camera: { type: "string", multiple: true, default: [] }, // NAME=FILE, of another one
+        proprio: { type: "string", default: "" }, // numbers with commas between them
+        instruction: { type: "string" },
+        "token-file": { type: "string" },
+        "tls-ca": { type: "string" },
+        temperature: { type: "string", default: "0" },
+        seed: { type: "string" },
+        "unnorm-key": { type: "string", default: "" },
+        timeout: { type: "string", default: "30" }, // seconds
+      },
+    });
+    if (!values.image || !values.instruction) throw new Error("--image and --instruction are needed");
+    return values;
+  } catch (error) {
+    console.error(`error: ${error.message.replaceAll("\n", " ")}`);
+    process.exit(2);
+  }
 }
-const token = options["token-file"] && readFileSync(options["token-file"], "utf8").split("\n")[0];
+
+const options = commandLine();
 const timeout = Number(options.timeout);
 const proprio = options.proprio ? options.proprio.split(",").map(Number) : [];
-const client = openClient(options.address, options["tls-ca"]);
+let client;
 try {
+  const token = options["token-file"] && readFileSync(options["token-file"], "utf8").split("\n")[0];
+  client = openClient(options.address, options["tls-ca"]);
   const images = furtherImages(options.camera);
   const policy = await ask(client, "getPolicy", {}, token?.trim(), timeout);
   const needs = missing(policy, images, proprio);
@@ -144,5 +155,5 @@ try {
   console.error(`error: ${options.address}: ${said}`);
   process.exitCode = 1;
 } finally {
-  client.close();
+  client?.close();
 }

@@ -33,7 +33,7 @@ class ChunkedPolicy:
         Args:
             client: of the policy server.
             replan_after: control steps of an answer that are played before the policy is asked
-                again; none: all of them.
+                again, at most as many as an answer has; none: all of them.
 
         Raises:
             ValueError: `replan_after` is no whole number of at least 1.
@@ -77,12 +77,13 @@ class ChunkedPolicy:
         one. Else nothing but the instruction is looked at. Arguments are `PolicyClient.predict`'s.
 
         Raises:
-            ValueError: an argument can't be sent; the message names it.
+            ValueError: an argument can't be sent, or the answer has fewer control steps than
+                `replan_after`; the message names it.
             PolicyError: the call failed. The next step asks again.
         """
         if not self._left or instruction != self._instruction:
             self._left = []
-            self.action = self._client.predict(
+            action = self._client.predict(
                 image,
                 instruction,
                 images=images,
@@ -93,6 +94,13 @@ class ChunkedPolicy:
                 center_crop=center_crop,
                 timeout_seconds=timeout_seconds,
             )
-            self._instruction = instruction
-            self._left = list(np.atleast_2d(self.action.values)[: self._replan_after])
+            steps = np.atleast_2d(action.values)
+            if self._replan_after is not None and self._replan_after > len(steps):
+                raise ValueError(
+                    f"replan_after is {self._replan_after}, and an answer of the policy has "
+                    f"{len(steps)} control step{'s' * (len(steps) > 1)}: set it to at most so "
+                    "many, or leave it out"
+                )
+            self.action, self._instruction = action, instruction
+            self._left = list(steps[: self._replan_after])
         return self._left.pop(0)

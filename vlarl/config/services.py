@@ -19,9 +19,9 @@ class PolicyConfig(Section):
     """The policy server and its engine."""
 
     checkpoint: Path = Path("checkpoints/tiny")
-    """OpenVLA checkpoint, of the original format and any size: a folder, or `OWNER/NAME[@REVISION]`
-    on the Hugging Face hub (docs/openvla.md). A run keeps the commit that a name was when it began.
-    """
+    """Checkpoint of OpenVLA or OpenVLA-OFT, of any size: a folder, or `OWNER/NAME[@REVISION]` on
+    the Hugging Face hub (docs/openvla.md, docs/openvla-oft.md). A run keeps the commit that a name
+    was when it began."""
     addresses: str = "127.0.0.1:50051"
     """Where clients find the replicas: HOST:PORT, several with commas, or dns:///NAME:PORT."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

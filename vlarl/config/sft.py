@@ -153,7 +153,8 @@ class SftConfig(Section):
     seed: int = Field(default=7, ge=0)
     """Seed of new weights, the held-out episodes, the order of samples and their augmentation."""
     checkpoint: Path | None = None
-    """OpenVLA checkpoint to start from, a folder or a name on the hub; or give `[model]`."""
+    """Checkpoint of OpenVLA or OpenVLA-OFT to start from, a folder or a name on the hub; or give
+    `[model]`."""
     mode: Literal["full", "lora"] = "full"
     """What learns: all weights, or LoRA factors that are merged into the checkpoint written."""
     target_sigma: float = Field(default=0.0, ge=0)

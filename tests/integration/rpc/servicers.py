@@ -109,6 +109,10 @@ class EchoEnv(env_pb2_grpc.EnvServiceServicer):
     def __init__(self) -> None:
         self.open_episodes = 0
         self.closed = asyncio.Event()
+        self.last_step = 0
+        """Control steps after which an episode is over; 0: it never is."""
+        self.actions: list[list[float]] = []
+        """Of steps, as they arrived."""
 
     async def ListTasks(self, request: Any, context: Any) -> Any:
         task = env_pb2.TaskDescription(name=request.suite)
@@ -123,9 +127,12 @@ class EchoEnv(env_pb2_grpc.EnvServiceServicer):
                     raise InvalidRequest([("step.action", "the gripper's must be 0 or 1")])
                 executed = max(1, request.step.horizon) if request.HasField("step") else 0
                 steps += executed
+                if executed:
+                    self.actions.append(list(request.step.action))
                 yield env_pb2.InteractResponse(
                     control_steps=steps,
                     executed=executed,
+                    terminated=0 < self.last_step <= steps,
                     frames=[
                         env_pb2.Frame(camera=camera, image=f"{camera} {steps}".encode())
                         for camera in ("agentview", "robot0_eye_in_hand")

@@ -31,9 +31,9 @@ async def play(address: str, episode: Callable[[PolicyClient], list[float]]) -> 
         (4, None, [0, 1, 2, 3, 0, 1, 2, 3, 0], 3),
         (4, 3, [0, 1, 2, 0, 1, 2, 0, 1, 2], 3),
         (4, 1, [0] * 9, 9),
-        (4, 100, [0, 1, 2, 3, 0, 1, 2, 3, 0], 3),
+        (4, 4, [0, 1, 2, 3, 0, 1, 2, 3, 0], 3),
         (1, None, [0] * 9, 9),
-        (0, 5, [0] * 9, 9),  # as servers before had it
+        (0, 1, [0] * 9, 9),  # as servers before had it
     ],
 )
 async def test_an_answer_is_played_and_then_the_policy_asked_again(
@@ -91,6 +91,26 @@ async def test_a_failed_call_leaves_nothing_to_play(serve: Serve) -> None:
 
     assert await play(served.address, episode) == [0, 0]
     assert served.policy.calls == 4
+
+
+@pytest.mark.parametrize(("horizon", "has"), [(4, "4 control steps"), (1, "1 control step")])
+async def test_more_steps_than_an_answer_has_are_refused(
+    serve: Serve, horizon: int, has: str
+) -> None:
+    served = await serve()
+    served.policy.horizon = horizon
+
+    def episode(client: PolicyClient) -> list[float]:
+        policy = ChunkedPolicy(client, replan_after=5)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=f"replan_after is 5, .* has {has}: set it to"):
+                policy.act(b"frame", WISH, seed=0)
+            assert policy.action is None
+            assert policy.asks
+        return []
+
+    await play(served.address, episode)
+    assert served.policy.calls == 2
 
 
 async def test_all_that_a_policy_reads_is_sent(serve: Serve) -> None:

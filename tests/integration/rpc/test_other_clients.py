@@ -9,13 +9,19 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from textwrap import indent
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.integration.rpc.programs import ROOT, run_program
 from tests.integration.rpc.servicers import Serve, Served
+from vlarl import AsyncPolicyClient
+from vlarl.env.v1 import env_pb2, env_pb2_grpc
 from vlarl.policy.v1 import policy_pb2
+from vlarl.rollout.v1 import rollout_pb2
+from vlarl.rpc.channel import open_channel
 
 ALICE = "alice"
 NPM_SECONDS = 45
@@ -99,17 +105,36 @@ async def javascript_chunk(served: Served, folder: Path, ask: tuple[str | Path, 
     served.policy.described, served.policy.horizon = CHUNKED, 2
     code, output, errors = await run_program(*ask, folder=folder)
     assert (code, output) == (1, "")
-    needs = f"--camera {WRIST}=FILE, --proprio with 8 numbers"
+    needs = f"--camera {WRIST}=FILE, --proprio=NUMBER,... with 8 numbers"
     assert errors == f"error: {served.address}: the policy needs {needs}\n"
-    wrist = folder / "wrist.png"
+    wrist = folder / "wrist=left=.png"
     Image.new("RGB", (8, 6), (1, 2, 3)).save(wrist)
-    more = ("--camera", f"{WRIST}={wrist}", "--proprio", "0,1,2,3,4,5,6,-0.5")
+    more = ("--camera", f"{WRIST}={wrist}", "--proprio=-0.5,1,2,3,4,5,6,7")
     code, output, errors = await run_program(*ask, *more, folder=folder)
     assert (code, errors) == (0, "")
     assert json.loads(output)["values"] == [[9] * 7, [10] * 7]
     seen = served.policy.observations[-1]
     assert [(one.camera, one.image) for one in seen.images] == [(WRIST, wrist.read_bytes())]
-    assert list(seen.proprio) == [0, 1, 2, 3, 4, 5, 6, -0.5]
+    assert list(seen.proprio) == [-0.5, 1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        (("--proprio", "-0.1,0"), 2, r"error: .*'--proprio' .* use '--proprio=-XYZ'\.\n"),
+        (("--nothing",), 2, r"error: Unknown option '--nothing'.*\n"),
+        (("--image", ""), 2, r"error: --image and --instruction are needed\n"),
+        (("--camera", "wrist.png"), 1, r"error: .*: --camera takes NAME=FILE, not wrist\.png\n"),
+        (("--token-file", "none"), 1, r"error: .*: ENOENT: .* 'none'\n"),
+    ],
+)
+async def test_javascript_says_in_a_line_what_is_wrong_with_its_arguments(
+    javascript: Path, picture: Path, given: tuple[str, ...], code: int, said: str
+) -> None:
+    ask = ("node", "act.js", "--address", "127.0.0.1:1", "--image", picture, "--instruction", "go")
+    ended, output, errors = await run_program(*ask, *given, folder=javascript)
+    assert (ended, output) == (code, "")
+    assert re.fullmatch(said, errors), errors
 
 
 async def test_the_command_shows_a_chunk_step_by_step(serve: Serve, picture: Path) -> None:
@@ -128,6 +153,25 @@ async def test_the_command_shows_a_chunk_step_by_step(serve: Serve, picture: Pat
     (seen,) = served.policy.observations
     assert [(one.camera, one.image) for one in seen.images] == [(WRIST, picture.read_bytes())]
     assert list(seen.proprio) == [0.5, -1.0]
+
+
+@pytest.mark.parametrize("horizon", [0, 2])
+async def test_the_stream_as_documented(serve: Serve, horizon: int) -> None:
+    """With actions of one control step, and with chunks."""
+    page = (ROOT / "docs/clients.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(async with open_channel\(.*?)```", page, re.DOTALL)
+    served = await serve()
+    served.policy.horizon, served.env.last_step = horizon, 4
+    code = code.replace("HOST:50052", served.address).replace("token=token", "")
+    code = code.replace("state.instruction", "'lift'")  # this server gives none
+    names = {"open_channel": open_channel, "rollout_pb2": rollout_pb2, "env_pb2": env_pb2}
+    async with AsyncPolicyClient(served.address) as policy:
+        known: dict[str, Any] = {**names, "env_pb2_grpc": env_pb2_grpc, "policy": policy}
+        exec(f"async def episode():\n{indent(code, '    ')}", known)  # noqa: S102 - our own page
+        await known["episode"]()
+    of_step = [[0.0] * 7 + [1.0] * 7] * 2 if horizon else [[0.0] * 7] * 4
+    assert served.env.actions == of_step
+    assert served.policy.calls == len(of_step)
 
 
 def documented_calls() -> list[str]:

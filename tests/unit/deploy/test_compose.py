@@ -384,14 +384,21 @@ def test_the_run_on_gpus_learns_as_the_papers_configuration() -> None:
     assert ours.policy.max_batch == papers.policy.max_batch
 
 
-def test_the_papers_configuration_says_of_each_value_whose_it_is() -> None:
-    for name in ("libero-7b", "libero-7b-paper"):
-        load_config(ROOT / f"configs/{name}.toml")
-        lines = (ROOT / f"configs/{name}.toml").read_text().splitlines()
-        values = [line for line in lines if re.match(r"\w+ = ", line)][1:]  # but its name
-        assert len(values) >= 20
-        for line in values:
-            assert re.search(r"  # (ours|code|paper, code|paper)\b", line), line
+@pytest.mark.parametrize(
+    ("name", "whose"),
+    [
+        ("libero-7b", "ours|code|paper, code|paper"),
+        ("libero-7b-paper", "ours|code|paper, code|paper"),
+        ("libero-7b-oft", "ours|both|SimpleVLA-RL|RLinf"),
+    ],
+)
+def test_a_configuration_of_7b_says_of_each_value_whose_it_is(name: str, whose: str) -> None:
+    load_config(ROOT / f"configs/{name}.toml")
+    lines = (ROOT / f"configs/{name}.toml").read_text(encoding="utf-8").splitlines()
+    values = [line for line in lines if re.match(r"\w+ = ", line)][1:]  # but its name
+    assert len(values) >= 20
+    for line in values:
+        assert re.search(rf"  # ({whose})\b", line), line
 
 
 def test_profiles_keep_their_runs_apart() -> None:

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from vlarl.errors import ConfigError
-from vlarl.images import Frame
+from vlarl.images import Frame, decode_image, prepare_image
 from vlarl.models.instructions import words_of
 from vlarl.models.network import pad_prompts
 from vlarl.models.registry import scored_policy
@@ -201,6 +201,9 @@ class ImageTextReward:
         policy = scored_policy(checkpoint)
         reader = ImageTextReader(checkpoint, policy.image_size)
         return cls(ImageTextNetwork(checkpoint, reader, policy, dtype, device), reader, policy)
+
+    def frame(self, encoded: bytes) -> Frame:
+        return prepare_image(decode_image(encoded), self.policy.image_size, self.policy.center_crop)
 
     def prompt(self, instruction: str) -> list[int]:
         return self._reader.prompt(instruction)

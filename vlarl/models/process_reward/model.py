@@ -15,14 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlarl.images import Frame, decode_image, prepare_image
-from vlarl.models.network import pad_prompts
-from vlarl.models.openvla.config import OpenVLAConfig
-from vlarl.models.openvla.network import load_model
-from vlarl.models.openvla.prompt import PromptBuilder
-from vlarl.models.openvla.vision import TowerPixels
+from vlarl.images import Frame
 from vlarl.models.process_reward.image_text import ImageTextReward
-from vlarl.models.registry import is_openvla
+from vlarl.models.registry import is_openvla, policy_family
 from vlarl.models.spec import PolicySpec
 
 
@@ -31,6 +26,13 @@ class _Network(Protocol):
 
     policy: PolicySpec
     """The policy whose frames and action tokens it knows."""
+
+    def frame(self, encoded: bytes) -> Frame:
+        """Decodes and prepares a frame: uint8 [S, S, 3].
+
+        Raises:
+            ImageError: the bytes are no image.
+        """
 
     def prompt(self, instruction: str) -> list[int]:
         """Ids of the prompt."""
@@ -85,7 +87,7 @@ class ProcessRewardModel:
         Raises:
             ImageError: the bytes are no image.
         """
-        return prepare_image(decode_image(encoded), self.config.image_size, self.config.center_crop)
+        return self._network.frame(encoded)
 
     def prompt(self, instruction: str) -> list[int]:
         """Ids of the prompt."""
@@ -112,29 +114,25 @@ class ProcessRewardModel:
 
 
 class _OpenVLAReward:
-    """An OpenVLA with a card: the policy's own architecture, and its own vocabulary."""
+    """An OpenVLA with a card: the policy's own architecture, vocabulary and way to see."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype, device: torch.device) -> None:
-        config = OpenVLAConfig.from_directory(checkpoint)
-        self.policy, self._pad_id = config.spec, config.pad_token_id
+        family = policy_family(checkpoint)
+        self.policy = family.spec
+        self._answers = family.verdict_ids()
+        self._processor = family.processor(self.policy.center_crop)
+        self._model = family.network(dtype, device)
         self._device = device
-        self._prompts = PromptBuilder(checkpoint)
-        self._answers = self._prompts.verdict_ids
-        self._pixels = TowerPixels(checkpoint).to(device)
-        self._model = load_model(checkpoint, dtype, device)
+
+    def frame(self, encoded: bytes) -> Frame:
+        return self._processor.frame(encoded)
 
     def prompt(self, instruction: str) -> list[int]:
-        return self._prompts.token_ids(instruction)
+        return self._processor.prompt(instruction)
 
     def verdicts(
         self, frames: Frame, prompts: Sequence[Sequence[int]], token_ids: NDArray[np.int64]
     ) -> Tensor:
-        ids, lengths = pad_prompts(prompts, self._pad_id, self._device)
-        logits: Tensor = self._model(
-            self._pixels(torch.from_numpy(frames).to(self._device)),
-            ids,
-            lengths,
-            torch.from_numpy(token_ids).to(self._device),
-            self._answers,
-        ).logits
-        return logits
+        seen = self._processor.batch(frames[:, None], prompts, self._device)
+        taken = torch.from_numpy(token_ids).to(self._device)
+        return self._model.answer(seen, taken, self._answers).logits
