@@ -382,14 +382,18 @@ BROKEN: dict[str, tuple[Layout, list[str]]] = {
     ),
     "oft: proprioception": (
         file("proprio_projector--1_checkpoint.pt", ""),
-        [OFT, "about 0 %", f"{ADOPT} --chunk 8 --convention stop`, with the chunk that it was"],
+        [
+            *(OFT, "about 0 %"),
+            f"{ADOPT} --chunk 8 --convention stop`, with the chunk that it was",
+            "with --camera NAME for each image that it saw, the main one first",
+        ],
     ),
     "oft: a chunk": (
         file("modeling_prismatic.py", "NUM_ACTIONS_CHUNK = 5  # parallel decoding\n"),
         [
             OFT,
             "NUM_ACTIONS_CHUNK in modeling_prismatic.py",
-            f"{ADOPT} --chunk 5 --convention stop`, ",
+            f"{ADOPT} --chunk 5 --convention stop`, with --camera NAME for each image that it saw",
         ],
     ),
     "oft: by its name": (

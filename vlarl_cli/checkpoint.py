@@ -140,6 +140,11 @@ def adopt(
             found.write(folder, lambda size: bar.advance(task, size))
         use = f"; family.json: {', '.join(stated_use(out))}" if found.family is not None else ""
         say(f"{out}: {_size(out):,} parameters{use}")
+        if found.family is not None and not camera:
+            say(
+                f"no --camera was given, so {out} sees one image, agentview: if it was trained on "
+                f"several, remove {out} and adopt it again with --camera NAME for each"
+            )
 
 
 @app.command()

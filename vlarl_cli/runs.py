@@ -28,8 +28,6 @@ from vlarl.config.base import NAME_PATTERN
 from vlarl.config.checkpoints import CHECKPOINTS, with_checkpoints
 from vlarl.config.files import read_toml, runs_inside, with_overrides
 from vlarl.config.resuming import check_algorithm
-from vlarl.config.sft import NO_TOKENS_READ
-from vlarl.models.openvla.oft import OPENVLA
 from vlarl.ownership import owned
 from vlarl.weights.hub import folder_of, pinned, require_commit
 from vlarl_cli.extras import check_logging
@@ -185,8 +183,8 @@ def saved_config(run: Path) -> Path:
     return saved
 
 
-def check_sources(settings: SftConfig | RewardModelConfig) -> None:
-    """Looks for datasets, for a checkpoint to start from where one is named, and for wandb.
+def check_sources(settings: RewardModelConfig) -> None:
+    """Looks for a reward model's datasets and checkpoint, and for wandb.
 
     Raises:
         FatalError: something is missing, or doesn't go together.
@@ -194,24 +192,12 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
     from vlarl.data.dataset import check_dataset
     from vlarl.models.registry import (
         check_any,
-        check_family_name,
         check_policy_checkpoint,
         is_openvla,
         policy_family,
     )
 
     check_logging(settings.logging)
-    if isinstance(settings, SftConfig):
-        spec = settings.checkpoint and check_policy_checkpoint(settings.checkpoint)
-        if settings.checkpoint is not None:
-            _check_recipe(settings, check_family_name(settings.checkpoint))
-        if settings.family is not None:
-            reads = settings.family.cameras, settings.family.proprio
-        else:
-            reads = (spec.cameras, spec.proprio_dim) if spec else ((), 0)
-        for folder in settings.data.datasets:
-            check_dataset(folder, *reads)
-        return
     for folder in settings.data.datasets:
         check_dataset(folder)
     check_any(settings.checkpoint)
@@ -227,16 +213,6 @@ def check_sources(settings: SftConfig | RewardModelConfig) -> None:
                 '`policy`, and set mode = "lora"'
             )
         check_policy_checkpoint(settings.policy)
-
-
-def _check_recipe(settings: SftConfig, family: str) -> None:
-    """Whether a checkpoint of this family can be trained as it is wished."""
-    if family == OPENVLA:
-        return
-    if settings.family is not None:
-        raise ConfigError(f"{settings.checkpoint} is OpenVLA-OFT already: leave [family] out")
-    if settings.input_sigma:
-        raise ConfigError(f"input_sigma: {NO_TOKENS_READ}")
 
 
 def check_reward(settings: RunConfig) -> None:

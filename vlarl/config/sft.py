@@ -12,7 +12,7 @@ from vlarl.config.learning import LoraConfig, Schedule
 from vlarl.config.tracking import LoggingConfig
 
 NO_TOKENS_READ = (
-    "it is noise on action tokens after which others are predicted, and OpenVLA-OFT reads none: "
+    "it is noise on action tokens after which others are predicted, and the policy reads none: "
     "set it to 0"
 )
 """Why `input_sigma` is refused."""

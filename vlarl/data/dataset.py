@@ -340,14 +340,19 @@ def _sort_metadata(path: Path) -> None:
             file.write(ordered.ljust(length))
 
 
-def read_dataset(directory: Path) -> Dataset:
+def read_dataset(directory: Path, *, with_frames: bool = True) -> Dataset:
     """All tasks of a folder, by name; one in several parts comes in as many.
+
+    Args:
+        directory: the folder.
+        with_frames: False: all but the frames, in a moment; these are empty.
 
     Raises:
         DatasetError: no dataset is here, or a file is broken.
     """
     capture, files = find_dataset(directory)
-    return Dataset(capture, [_read_task(file, capture) for file in files])
+    tasks = [_read_task(file, capture, with_frames=with_frames) for file in files]
+    return Dataset(capture, tasks)
 
 
 def check_dataset(directory: Path, cameras: Sequence[str] = (), proprio: int = 0) -> None:

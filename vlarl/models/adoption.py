@@ -9,7 +9,7 @@ from vlarl.models.openvla.adoption import Adoption, is_adapter
 from vlarl.models.openvla.adoption import find_adoption as find_plain
 from vlarl.models.openvla.oft import (
     OPENVLA,
-    named_family,
+    OPENVLA_OFT,
     oft_heads,
     oft_sign,
     oft_sign_of_adapter,
@@ -33,10 +33,16 @@ def find_adoption(source: Path, base: Path | None, asked: AskedFamily) -> Adopti
     """
     if not source.is_dir():
         raise ConfigError(missing_folder(source))
-    for folder in (source, base):
-        if folder is not None:
-            check_family_name(folder)
-    if asked or _is_oft(source) or (base is not None and named_family(base) != OPENVLA):
+    families = {one: check_family_name(one) for one in (source, base) if one is not None}
+    for folder, family in families.items():
+        if family not in (OPENVLA, OPENVLA_OFT):
+            if asked:
+                raise ConfigError(
+                    f"{folder} is of the family {family}, and --chunk, --convention, --camera and "
+                    "--proprio are OpenVLA-OFT's: leave them out"
+                )
+            return find_plain(source, base)
+    if asked or OPENVLA_OFT in families.values() or _is_oft(source):
         return find_chunked_adoption(source, base, asked)
     return find_plain(source, base)
 

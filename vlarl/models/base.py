@@ -3,6 +3,7 @@
     folder ──▶ registry ──▶ PolicyFamily ──▶ spec            observations and actions
                                          ├─▶ processor()     frames, prompts, tokens    numpy
                                          ├─▶ network()       what is trained            torch
+                                         ├─▶ imitation_losses()                         torch
                                          └─▶ serving()       what vLLM is told          vLLM
 
 A family is a folder beside this file, and a line in registry.py. Parts are imported when they are
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import ArrayLike, NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     from vlarl.config import PolicyConfig
     from vlarl.models.network import ObservationBatch, PolicyNetwork
@@ -140,6 +141,9 @@ class PolicyFamily(ABC):
     new_prefixes: ClassVar[tuple[str, ...]] = ()
     """How the keys of weights begin that may be new where a policy is fine-tuned by LoRA: they are
     trained as they are."""
+    reads_action_tokens: ClassVar[bool]
+    """Whether each action token is predicted after those before it, which the network reads. False:
+    all come from one pass that reads none."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Children read the settings, no weights.
@@ -199,6 +203,21 @@ class PolicyFamily(ABC):
 
         Raises:
             ConfigError: the numbers are missing or can't be used.
+        """
+
+    @abstractmethod
+    def imitation_losses(
+        self, logits: Tensor, bins: Tensor, counted: Tensor, targets: Tensor
+    ) -> Tensor:
+        """What supervised fine-tuning lowers: the loss of each sample, in nats: [B].
+
+        Args:
+            logits: of a family that reads action tokens, [B, K, bins] over the action ids, each
+                after the expert's tokens before it; of any other, its network's
+                `supervised_logits`.
+            bins: int64 [B, K], the expert's tokens, counted from the first action id.
+            counted: bool [B, K], whether a token's action is one of the episode's.
+            targets: [K, bins, bins]: for each token, by the expert's bin, how it is spread.
         """
 
     @abstractmethod

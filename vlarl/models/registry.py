@@ -9,8 +9,7 @@ from pathlib import Path
 from vlarl.errors import ConfigError
 from vlarl.models.base import PolicyFamily
 from vlarl.models.openvla.family import OpenVLAFamily
-from vlarl.models.openvla.oft import OPENVLA, named_family
-from vlarl.models.openvla_oft.config import FAMILY as OPENVLA_OFT
+from vlarl.models.openvla.oft import OPENVLA, OPENVLA_OFT, named_family
 from vlarl.models.openvla_oft.family import OFTFamily
 from vlarl.models.spec import PolicySpec
 from vlarl.weights.folder import FAMILY_FILE, configuration_of, read_json, reward_model_version

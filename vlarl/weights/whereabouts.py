@@ -27,6 +27,11 @@ _USELESS_HEADS = {
 """Patterns of files, and why a checkpoint that has one can't be used."""
 OFT_HEADS = (*_USELESS_HEADS, PROPRIO_PROJECTOR)
 """What OpenVLA-OFT's fine-tuning writes beside the weights."""
+EACH_CAMERA = (
+    "--camera NAME for each image that it saw, the main one first (agentview alone where none is "
+    "given)"
+)
+"""What has to be said of an OpenVLA-OFT because nothing in its files tells it."""
 BY_NAME = "by the name"
 """How a sign begins that is a name alone."""
 _POINTER = b"version https://git-lfs.github.com/"
@@ -143,10 +148,10 @@ def useless_head(name: str) -> str:
 
 def adoption(source: object, chunk: int | None = None) -> str:
     """The command that makes a folder OpenVLA-OFT, with what its user has to know."""
-    known = "" if chunk else "with the chunk that it was trained with (LIBERO: 8, Bridge: 5) and "
+    known = "" if chunk else "with the chunk that it was trained with (LIBERO: 8, Bridge: 5), "
     return (
         f"`{invocation()} checkpoint adopt {source} OUT --chunk {chunk or 8} --convention stop`, "
-        f"{known}`no_stop` if RLinf trained it"
+        f"{known}with {EACH_CAMERA} and `no_stop` if RLinf trained it"
     )
 
 

@@ -19,10 +19,8 @@ from vlarl.learning.ranks import Ranks
 from vlarl.learning.trainable import load_learner
 from vlarl.models.base import PolicyFamily
 from vlarl.models.network import ObservationBatch
-from vlarl.models.openvla_oft.family import OFTFamily
-from vlarl.models.openvla_oft.losses import softened_losses
 from vlarl.models.registry import policy_family
-from vlarl_jobs.sft.losses import action_loss, jittered, label_logprobs, soft_targets
+from vlarl_jobs.sft.losses import jittered, label_logprobs, soft_targets
 from vlarl_jobs.sft.reading import Demonstrations
 
 
@@ -31,12 +29,14 @@ def imitation(
 ) -> Imitation:
     """The objective of fine-tuning a checkpoint, which is loaded."""
     family = policy_family(checkpoint)
-    kind = ChunkImitation if isinstance(family, OFTFamily) else Imitation
+    kind = Imitation if family.reads_action_tokens else ParallelImitation
     return kind(config, family, demonstrations, ranks)
 
 
 class Imitation:
-    """The objective of fine-tuning an OpenVLA: each token after the expert's before it."""
+    """The objective of fine-tuning a policy that reads action tokens: each after the expert's
+    before it.
+    """
 
     def __init__(
         self, config: SftConfig, family: PolicyFamily, demonstrations: Demonstrations, ranks: Ranks
@@ -44,6 +44,7 @@ class Imitation:
         """Loads the checkpoint."""
         self.train = demonstrations.train
         self.held_out = demonstrations.held_out
+        self._family = family
         self._tokenizer = family.action_tokenizer
         self._action_ids = family.spec.action_ids
         self._first_id = self._action_ids.start
@@ -66,8 +67,7 @@ class Imitation:
         own = draws[:, IMAGE_DRAWS : IMAGE_DRAWS + bins.shape[1]]
         read = jittered(bins, own, self._input_sigma, len(self._action_ids))
         observations = self._observations(batch, draws)
-        logits = self._policy.logits(observations, read + self._first_id)
-        return action_loss(logits, bins, self._targets)
+        return self._loss(self._policy.logits(observations, read + self._first_id), batch)
 
     def measure(self, batch: SampleBatch) -> Tensor:
         """Rows of the loss and, for each token, the label's log-prob, the likeliest bin after the
@@ -87,7 +87,11 @@ class Imitation:
     ) -> tuple[Tensor, Tensor]:
         """Loss [B], and logits [B, K, bins] over the action ids."""
         logits = self._policy.logits(observations, batch.token_ids)
-        return action_loss(logits, batch.token_ids - self._first_id, self._targets), logits
+        return self._loss(logits, batch), logits
+
+    def _loss(self, logits: Tensor, batch: SampleBatch) -> Tensor:
+        bins = batch.token_ids - self._first_id
+        return self._family.imitation_losses(logits, bins, batch.counted, self._targets)
 
     def summary(self, rows: Tensor) -> dict[str, float]:
         """Metrics; those of a dimension are over all steps of the chunks that count."""
@@ -134,8 +138,8 @@ class Imitation:
         return self._pixels.augmented(frames, camera_draws(draws, number))
 
 
-class ChunkImitation(Imitation):
-    """The objective of fine-tuning an OpenVLA-OFT: all tokens of a chunk at once, and stop."""
+class ParallelImitation(Imitation):
+    """The objective of fine-tuning a policy that reads no action tokens: all of them at once."""
 
     def losses(self, batch: SampleBatch, draws: Tensor) -> Tensor:
         return self._loss(self._policy.supervised_logits(self._observations(batch, draws)), batch)
@@ -145,7 +149,3 @@ class ChunkImitation(Imitation):
     ) -> tuple[Tensor, Tensor]:
         logits = self._policy.supervised_logits(observations)
         return self._loss(logits, batch), logits[:, :-1, self._first_id : self._action_ids.stop]
-
-    def _loss(self, logits: Tensor, batch: SampleBatch) -> Tensor:
-        bins = batch.token_ids - self._first_id
-        return softened_losses(logits, bins, batch.counted, self._targets, self._first_id)

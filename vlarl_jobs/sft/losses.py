@@ -1,4 +1,4 @@
-"""The loss of imitation and what it is measured by, one number a token; pure functions."""
+"""Targets of imitation and what it is measured by, one number a token; pure functions."""
 
 from __future__ import annotations
 
@@ -23,19 +23,6 @@ def soft_targets(sigmas: Sequence[float], bins: int) -> Tensor:
     return torch.stack(rows)
 
 
-def action_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of B actions, the mean over their tokens: [B], in nats.
-
-    Args:
-        logits: [B, K, bins], over the action ids, teacher-forced.
-        labels: int64 [B, K], the expert's bins, counted from the first action id.
-        targets: [K, bins, bins], `soft_targets`.
-    """
-    logp = logits.float().log_softmax(dim=-1)
-    tokens = torch.arange(labels.shape[1], device=labels.device)
-    return -(targets[tokens, labels] * logp).sum(dim=-1).mean(dim=-1)
-
-
 def jittered(labels: Tensor, draws: Tensor, sigma: float, bins: int) -> Tensor:
     """Labels int64 [B, K], each moved by Gaussian noise and kept within the bins.
 
@@ -51,7 +38,9 @@ def jittered(labels: Tensor, draws: Tensor, sigma: float, bins: int) -> Tensor:
 
 
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each label [B, K]; arguments as those of `action_loss`."""
+    """Log-probability of each label [B, K], an int64 bin, by logits [B, K, bins] over the action
+    ids.
+    """
     logp = logits.float().log_softmax(dim=-1)
     return logp.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 

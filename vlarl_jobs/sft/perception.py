@@ -15,7 +15,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vlarl.config import SftConfig
-from vlarl.data.dataset import DatasetError
 from vlarl.data.pixels import Pixels
 from vlarl.data.samples import SampleBatch
 from vlarl.learning.ranks import Ranks
@@ -24,7 +23,7 @@ from vlarl.learning.trainable import trainable_model, trained_parameters
 from vlarl.models.openvla.backbone import ImageEncoder, VisionLanguageModel
 from vlarl.models.registry import policy_family
 from vlarl_jobs.sft.losses import pose_loss
-from vlarl_jobs.sft.reading import Demonstrations
+from vlarl_jobs.sft.reading import Demonstrations, require_poses
 
 _CHANNELS = 16
 _HIDDEN = 256
@@ -66,8 +65,7 @@ class Perception:
         Raises:
             DatasetError: the demonstrations come without poses.
         """
-        if not demonstrations.pose_names:
-            raise DatasetError("[pretrain] needs poses, and no dataset has any: leave it out")
+        require_poses(demonstrations.pose_names)
         self.train = demonstrations.train
         self.held_out = demonstrations.held_out
         self._names = demonstrations.pose_names

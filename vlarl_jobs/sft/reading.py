@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vlarl.data.chunks import chunk_targets
 from vlarl.data.dataset import DatasetError, TaskSamples, read_dataset
 from vlarl.data.pool import Pool, Task, measured
 from vlarl.data.samples import Samples
+from vlarl.learning.ranks import Indices
 from vlarl.models.registry import policy_family
 from vlarl.models.statistics import Statistics, dataset_statistics
 
@@ -55,25 +57,72 @@ def read_demonstrations(
         statistics = _suite_statistics(tasks, data.range_floor, policy.spec.proprio_dim)
     pool = Pool(tasks, policy, statistics)
     chunk = 1 if data.partial_chunks else policy.spec.chunk
-    usable = [chunk_targets(task.samples.episodes, chunk).whole for task in tasks]
+    usable = [_usable(task, chunk) for task in tasks]
     cropped = policy.processor(center_crop)
     cache = int(data.cache_gib * 2**30)
     held_out = pool.gather(measured(tasks, data.held_out_samples, usable), cropped, cache)
-    learned = [
-        np.flatnonzero(~task.held_out & one) for task, one in zip(tasks, usable, strict=True)
-    ]
+    learned = _learned(tasks, chunk)
     plain = policy.processor(center_crop=False)
     train = pool.gather(learned, plain, cache - held_out.kept_bytes)
-    if not len(train):
-        longer = f" with episodes of at least {chunk} actions, the policy's chunk" * (chunk > 1)
-        raise DatasetError(f"the datasets hold no sample to learn from: add demonstrations{longer}")
     return Demonstrations(train, held_out, statistics, pool.pose_names, _describe(tasks))
 
 
-def _read_tasks(data: DataConfig, seed: int) -> list[Task]:
+def check_demonstrations(data: DataConfig, chunk: int, *, seed: int) -> list[TaskSamples]:
+    """Makes sure that there is something to learn from. No frame is read.
+
+    Args:
+        data: the datasets, and how much is held out.
+        chunk: actions of one of the policy's answers.
+        seed: of the choice of held-out episodes.
+
+    Returns:
+        What is learned from and measured on, with empty frames.
+
+    Raises:
+        DatasetError: a dataset can't be read, datasets don't go together, or there is nothing.
+    """
+    tasks = _read_tasks(data, seed, with_frames=False)
+    _learned(tasks, 1 if data.partial_chunks else chunk)
+    return [task.samples for task in tasks]
+
+
+def require_poses(names: Sequence[str]) -> None:
+    """Refuses datasets from which vision can't be pretrained.
+
+    names: what the poses of all tasks are.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    if not names:
+        raise DatasetError("[pretrain] needs poses, and no dataset has any: leave it out")
+
+
+def _usable(task: Task, chunk: int) -> NDArray[np.bool_]:
+    """Which samples [N] have a whole chunk."""
+    return chunk_targets(task.samples.episodes, chunk).whole
+
+
+def _learned(tasks: list[Task], chunk: int) -> list[Indices]:
+    """Of each task, the samples that are learned from.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    learned = [np.flatnonzero(~task.held_out & _usable(task, chunk)) for task in tasks]
+    if not any(map(len, learned)):
+        longer = (
+            f" with episodes of at least {chunk} actions, the policy's chunk, or set "
+            "data.partial_chunks to true"
+        ) * (chunk > 1)
+        raise DatasetError(f"the datasets hold no sample to learn from: add demonstrations{longer}")
+    return learned
+
+
+def _read_tasks(data: DataConfig, seed: int, *, with_frames: bool = True) -> list[Task]:
     tasks: list[Task] = []
     for folder in data.datasets:
-        dataset = read_dataset(folder)
+        dataset = read_dataset(folder, with_frames=with_frames)
         for recorded in dataset.tasks:
             samples = recorded
             if recorded.succeeded is not None:

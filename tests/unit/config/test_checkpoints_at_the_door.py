@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("transformers", reason="runs in the torch environment (.venv)")
 
+import torch
 from huggingface_hub import constants
 
 from tests.checkpoint_layouts import BROKEN, WHOLE, lay_out
@@ -168,6 +169,34 @@ def test_a_policy_that_reads_no_actions_judges_none(here: Path, tmp_path: Path) 
     for command in ("reward train", "serve reward", "up: reward", "reward judge"):
         said = refusal(here, command, checkpoint)
         assert said.endswith("which reads no actions, so it can't be a reward model")
+
+
+def test_a_vocabulary_without_room_for_placeholders_is_refused(here: Path, tmp_path: Path) -> None:
+    """By each command that takes a policy: no server listens or reads weights first."""
+    from tests.checkpoint_layouts import LM_HEAD, configured, weights
+
+    checkpoint = lay_out(here / "tiny", tmp_path / "it", lambda _: None)
+    last = json.loads((checkpoint / "config.json").read_text())["pad_token_id"] + 1
+
+    def cut_off(tensors: dict[str, torch.Tensor]) -> None:
+        for key in (LM_HEAD, "language_model.model.embed_tokens.weight"):
+            tensors[key] = tensors[key][:last].clone()
+
+    weights(checkpoint, cut_off)
+    configured(
+        checkpoint,
+        lambda config: (
+            config["text_config"].update(vocab_size=last),
+            config.update(pad_to_multiple_of=1),
+        ),
+    )
+    assert CliRunner().invoke(app, ["checkpoint", "show", str(checkpoint)]).exit_code == 0
+    use = {"family": "openvla_oft", "chunk": 8, "convention": "stop"}
+    (checkpoint / "family.json").write_text(json.dumps(use))
+    for command in ("checkpoint show", "serve policy", "up", "train", "eval", "sft", "ablate"):
+        said = refusal(here, command, checkpoint)
+        assert f"{checkpoint}: placeholders are the id after pad_token_id, which is" in said
+        assert "give embed_tokens and lm_head a row more" in said
 
 
 def test_another_arms_actions_are_not_simulated(here: Path, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
@@ -13,8 +15,10 @@ from typer.testing import CliRunner
 from tests.integration.trainer.demonstrated import sft_config, task_samples, write_dataset
 from vlarl.config import EnvConfig, dump_toml
 from vlarl.config.suites import check_suite
+from vlarl.models.openvla.tiny import make_tiny_checkpoint
 from vlarl.models.openvla_oft.starting import make_tiny_oft_checkpoint
 from vlarl_cli import app, main
+from vlarl_cli.sft import _check
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
@@ -95,10 +99,62 @@ def test_a_chunk_policy_is_not_made_one_again(tmp_path: Path) -> None:
     file = tmp_path / "sft.toml"
     file.write_text(dump_toml(sft_config(tmp_path / "data", family={"chunk": 2}, **settings)))
     said = refusal(tmp_path / "run", "sft", str(file))
-    assert said == f"error: {tmp_path / 'oft'} is OpenVLA-OFT already: leave [family] out"
+    assert said == (
+        f"error: {tmp_path / 'oft'} is of the family openvla_oft already, and [family] is for an "
+        "OpenVLA: leave [family] out"
+    )
     file.write_text(dump_toml(sft_config(tmp_path / "data", input_sigma=2.0, **settings)))
     said = refusal(tmp_path / "run", "sft", str(file))
     assert said.startswith("error: input_sigma: it is noise on action tokens")
+
+
+def test_a_chunk_that_does_not_fit_is_refused_before_a_folder_exists(tmp_path: Path) -> None:
+    """Episodes of 5 actions; the language model takes 2,048 tokens."""
+    data = write_dataset(tmp_path / "data", task_samples(length=5))
+    make_tiny_checkpoint(tmp_path / "plain", image_size=28, tower_dim=32, text_dim=64)
+    make_tiny_oft_checkpoint(tmp_path / "oft", chunk=6, image_size=28, tower_dim=32, text_dim=64)
+    named = {"model": None, "checkpoint": tmp_path / "plain"}
+    file = tmp_path / "sft.toml"
+
+    def said(**changes: object) -> str:
+        file.write_text(dump_toml(sft_config(data, **changes)))
+        return refusal(tmp_path / "run", "sft", str(file))
+
+    short = "with episodes of at least 6 actions, the policy's chunk, or set data.partial_chunks"
+    assert short in said(family={"chunk": 6})
+    assert short in said(family={"chunk": 6}, **named)
+    assert short in said(model=None, checkpoint=tmp_path / "oft")
+    long = "and the language model takes 2048: take a smaller chunk or fewer cameras"
+    partial = {"partial_chunks": True}
+    assert long in said(family={"chunk": 300}, data=partial)
+    assert long in said(family={"chunk": 300}, data=partial, **named)
+    one_long = [task_samples(length=5), task_samples(index=1, episodes=1, length=6)]
+    write_dataset(tmp_path / "data", *one_long)
+    for fits in ({"family": {"chunk": 6}}, {"family": {"chunk": 9}, "data": partial}):
+        _check(sft_config(data, **fits))
+
+
+def test_what_fine_tuning_learns_from_is_looked_for_before_a_folder_exists(tmp_path: Path) -> None:
+    make_tiny_checkpoint(tmp_path / "plain", image_size=28, tower_dim=32, text_dim=64)
+    failed = replace(task_samples(), succeeded=np.zeros(12, np.bool_))
+    blind = replace(task_samples(), poses=np.zeros((12, 0), np.float32), pose_names=())
+    named = {"model": None, "checkpoint": tmp_path / "plain"}
+    file = tmp_path / "sft.toml"
+    for number, (task, changes, sentence) in enumerate(
+        (
+            (failed, {}, "add demonstrations that reach their goals"),
+            (blind, {"pretrain": {"steps": 1}}, "[pretrain] needs poses, and no dataset has any"),
+            (
+                task_samples(),
+                {**named, "data": {"statistics": "checkpoint"}},
+                "no dataset statistics named 'squares'; the checkpoint has: libero_10, ",
+            ),
+            (task_samples(), {"model": {"tower_dim": 112}}, "impossible size of tower"),
+        )
+    ):
+        data = write_dataset(tmp_path / f"data{number}", task)
+        file.write_text(dump_toml(sft_config(data, **changes)))
+        assert sentence in refusal(tmp_path / "run", "sft", str(file))
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])

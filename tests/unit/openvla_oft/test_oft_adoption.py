@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,15 +16,31 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 from safetensors.torch import load_file, save_file  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from tests.checkpoint_layouts import POINTER, beside, lay_out  # noqa: E402
+from tests.checkpoint_layouts import (  # noqa: E402
+    INDEX,
+    POINTER,
+    beside,
+    lay_out,
+    pickled,
+    sharded,
+    then,
+    without,
+)
 from tests.unit.openvla.test_openvla_adoption import adapter, adopt, refused  # noqa: E402
 from tests.unit.openvla_oft.oft_golden import CAMERAS, GOLDEN, make_checkpoint  # noqa: E402
 from vlarl.errors import ConfigError  # noqa: E402
+from vlarl.models import registry  # noqa: E402
+from vlarl.models.openvla.family import OpenVLAFamily  # noqa: E402
+from vlarl.models.openvla.tensors import stored_tensors  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
+from vlarl.models.openvla.wholeness import check_preparation, check_stored  # noqa: E402
+from vlarl.models.openvla_oft.config import OFTConfig  # noqa: E402
 from vlarl.models.openvla_oft.network import load_model  # noqa: E402
 from vlarl.models.registry import check_policy_checkpoint, policy_family  # noqa: E402
+from vlarl.models.spec import PolicySpec  # noqa: E402
 from vlarl.weights.checkpoint import CheckpointReader, base_digest  # noqa: E402
 from vlarl.weights.folder import CheckpointError  # noqa: E402
+from vlarl.weights.wholeness import check_weights  # noqa: E402
 from vlarl_cli import app  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -32,6 +50,19 @@ BESIDE = "proprio_projector--150000_checkpoint.pt"
 STOP = ("--convention", "stop")
 CHUNK = ("--chunk", "8")
 BOTH = ("--camera", CAMERAS[0], "--camera", CAMERAS[1])
+
+
+class MirroredFamily(OpenVLAFamily):
+    """A third family, as docs/extend-policy-family.md makes one."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        return replace(self.config.spec, family="mirrored")
+
+    def check(self) -> None:
+        check_preparation(self.checkpoint, self.config)
+        tensors = check_weights(self.checkpoint)
+        check_stored(self.checkpoint, "mirrored OpenVLA", stored_tensors(self.config), tensors)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +107,7 @@ def test_the_projector_joins_the_weights_as_the_originals_numbers_have_it(
     assert base_digest(out) == base_digest(whole)
     assert family(out) == json.loads((whole / "family.json").read_text())
     assert "family.json: chunk 8, convention stop, cameras agentview and robot0_eye" in said
+    assert "no --camera was given" not in said
     assert not list(out.glob("*.pt"))
     spec = check_policy_checkpoint(out)
     assert (spec.family, spec.chunk, spec.proprio_dim) == ("openvla_oft", 8, 8)
@@ -92,7 +124,9 @@ def make_checkpoint_in(folder: Path, name: str) -> Path:
 def test_weights_without_parts_get_their_family_alone(tmp_path: Path) -> None:
     source, out = published(tmp_path / "source"), tmp_path / "out"
     (source / BESIDE).unlink()
-    adopt(source, str(out), *CHUNK, "--convention", "no_stop")
+    said = adopt(source, str(out), *CHUNK, "--convention", "no_stop")
+    told = "no --camera was given, so {} sees one image, agentview: if it was trained on several"
+    assert told.format(out) in " ".join(said.split())
     whole = make_checkpoint_in(tmp_path / "golden", "nostop_img1")
     assert base_digest(out) == base_digest(whole)
     assert family(out) == {
@@ -194,12 +228,39 @@ def test_the_chunk_is_the_codes_where_it_names_one(
     said = refused(source, out)
     assert ("give --chunk, the control steps" in said) is (chunk is None)
     assert "--convention, stop for what openvla-oft or SimpleVLA-RL trained, no_stop" in said
+    assert "and --camera NAME for each image that it saw, the main one first" in said
+    assert "--camera" not in refused(source, out, *BOTH)
     if chunk is None:
         assert "so give --chunk, the control steps that a pass" in refused(source, out, *STOP)
         adopt(source, str(out), *STOP, *CHUNK)
     else:
         adopt(source, str(out), *STOP)
     assert family(out)["chunk"] == (chunk or 8)
+
+
+def test_another_familys_adapters_and_weights_are_not_openvla_ofts(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged and converted as they are, whatever their code says of chunks."""
+    families: Any = registry.FAMILIES
+    monkeypatch.setitem(families, "mirrored", MirroredFamily)
+    mirrored = lay_out(tiny, tmp_path / "mirrored", lambda _: None)
+    (mirrored / "family.json").write_text('{"family": "mirrored"}')
+    source = adapter(tiny, tmp_path / "adapter")
+    base = ("--base", str(mirrored))
+    adopt(source, str(tmp_path / "merged"), *base)
+    said = refused(source, tmp_path / "out", *base, *CHUNK, *STOP)
+    assert f"{mirrored} is of the family mirrored, and --chunk, --convention" in said
+    assert said.endswith("are OpenVLA-OFT's: leave them out")
+    kinds = (("pickled", pickled), ("shards", then(sharded, without(INDEX))))
+    for name, layout in kinds:
+        folder = lay_out(mirrored, tmp_path / name, layout)
+        (folder / "constants.py").write_text("NUM_ACTIONS_CHUNK = 8\n")
+        adopt(folder, str(tmp_path / f"{name}-out"))
+        assert base_digest(tmp_path / f"{name}-out") == base_digest(mirrored)
+    for name in ("merged", "pickled-out", "shards-out"):
+        assert family(tmp_path / name) == {"family": "mirrored"}
+        assert check_policy_checkpoint(tmp_path / name).family == "mirrored"
 
 
 def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path: Path, tiny: Path) -> None:
@@ -227,6 +288,10 @@ def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path: Path, tiny: Pa
     assert "is no adapter" in refused(source, out, *asked, "--base", str(tiny))
     said = refused(source, out, *asked, "--chunk", "300")
     assert f"error: {source}: a pass has up to " in said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OFTConfig, "placeholder_id", 832)
+        said = refused(source, out, *asked)
+    assert f"error: {source}: placeholders are the id after pad_token_id" in said
     statistics = json.loads((source / "dataset_statistics.json").read_text())
     del statistics["libero_spatial_no_noops"]["proprio"]
     (source / "dataset_statistics.json").write_text(json.dumps(statistics))

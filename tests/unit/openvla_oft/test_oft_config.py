@@ -96,5 +96,7 @@ def test_missing_files_and_statistics_are_named(tmp_path: Path) -> None:
 def test_family_json_keeps_a_checkpoint_from_being_run_as_openvla(tmp_path: Path) -> None:
     write_settings(tmp_path)
     assert oft_sign(tmp_path, {}) == "family.json"
+    _change(tmp_path / "family.json", family="mirrored")
+    assert oft_sign(tmp_path, {"num_actions_chunk": 8}) == ""
     (tmp_path / "family.json").unlink()
     assert oft_sign(tmp_path, {}) == ""

@@ -1,7 +1,9 @@
 """Beginnings of an OpenVLA-OFT: what is new, and what stays an OpenVLA's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +12,13 @@ pytest.importorskip("transformers", reason="runs in the torch environment (.venv
 import torch
 from typer.testing import CliRunner
 
-from vlarl.models.openvla.tiny import make_tiny_checkpoint
-from vlarl.models.openvla_oft.starting import begin_oft, make_tiny_oft_checkpoint
+from vlarl.errors import ConfigError
+from vlarl.models.openvla.tiny import make_tiny_checkpoint, tiny_config
+from vlarl.models.openvla_oft.starting import (
+    begin_oft,
+    check_beginning,
+    make_tiny_oft_checkpoint,
+)
 from vlarl.models.registry import check_policy_checkpoint, policy_family
 from vlarl.weights.checkpoint import CheckpointReader
 from vlarl_cli import app
@@ -66,6 +73,18 @@ def test_statistics_that_fit_stay(tmp_path: Path) -> None:
     check_policy_checkpoint(folder)
 
 
+def test_a_model_that_has_no_room_cannot_become_one() -> None:
+    base = tiny_config(**SIZES)
+    use: dict[str, Any] = {"convention": "stop", "cameras": CAMERAS, "proprio": 8}
+    # Two images of four patches, 240 of prompt, proprioception, stop, and 7 tokens an action.
+    check_beginning(base, chunk=(2048 - 8 - 240 - 2) // 7, **use)
+    with pytest.raises(ConfigError, match="a pass has up to 2049 tokens, 8 of images and 1799 of"):
+        check_beginning(base, chunk=257, **use)
+    full = replace(base, text=replace(base.text, vocab_size=base.pad_token_id + 1))
+    with pytest.raises(ConfigError, match=r"tiny: placeholders .* lm_head a row more"):
+        check_beginning(full, chunk=2, **use)
+
+
 def test_the_command_makes_one(tmp_path: Path) -> None:
     def tiny(*options: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, ["checkpoint", "tiny", *options])
@@ -79,6 +98,16 @@ def test_the_command_makes_one(tmp_path: Path) -> None:
     assert "an untrained OpenVLA-OFT of 1," in said
     spec = check_policy_checkpoint(tmp_path / "it")
     assert (spec.chunk, spec.cameras, spec.proprio_dim) == (5, CAMERAS, 8)
+    again = str(tmp_path / "again")
+    for wrong, reason in (
+        (("--chunk", "5000"), "and the language model takes 2048: take a smaller chunk or fewer"),
+        (("--camera", "a", "--camera", "a"), "list each camera's name once"),
+    ):
+        code, said = tiny(again, "--family", "openvla_oft", *wrong)
+        assert (code, reason in said) == (1, True), said
+        assert not Path(again).exists(), "the corrected command finds no folder in its way"
+    code, said = tiny(again, "--family", "openvla_oft", "--chunk", "200")
+    assert code == 0, said
     code, said = tiny(str(tmp_path / "plain"), "--chunk", "5")
     assert code == 1
     assert "are for --family openvla_oft" in said

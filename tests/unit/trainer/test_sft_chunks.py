@@ -31,7 +31,7 @@ from vlarl.models.openvla_oft.losses import softened_losses, supervised_loss  # 
 from vlarl.models.openvla_oft.starting import make_tiny_oft_checkpoint  # noqa: E402
 from vlarl.models.registry import policy_family  # noqa: E402
 from vlarl.models.statistics import ActionStats  # noqa: E402
-from vlarl_jobs.sft.imitation import ChunkImitation, imitation  # noqa: E402
+from vlarl_jobs.sft.imitation import ParallelImitation, imitation  # noqa: E402
 from vlarl_jobs.sft.losses import soft_targets  # noqa: E402
 from vlarl_jobs.sft.reading import Demonstrations, read_demonstrations  # noqa: E402
 
@@ -244,7 +244,7 @@ def test_losses_of_a_dataset_are_the_originals(tmp_path: Path) -> None:
     assert np.array_equal(batch.token_ids.numpy(), numbers["sft_tokens"])
     with Ranks.joined(1) as ranks:
         objective = imitation(config, checkpoint, found, ranks)
-        assert isinstance(objective, ChunkImitation)
+        assert isinstance(objective, ParallelImitation)
         with torch.inference_mode():
             rows = objective.measure(batch)
     np.testing.assert_allclose(rows[:, 0].numpy(), numbers["sft_loss_each"], atol=1e-4)

@@ -9,13 +9,13 @@ torch = pytest.importorskip("torch")
 
 from vlarl.config import FitConfig  # noqa: E402
 from vlarl.learning.optimizer import learning_rate, scheduled  # noqa: E402
+from vlarl.models.openvla.losses import action_loss  # noqa: E402
 from vlarl.models.openvla.tokens import ActionTokenizer  # noqa: E402
 from vlarl.models.statistics import (  # noqa: E402
     ActionStats,
     dataset_statistics,
 )
 from vlarl_jobs.sft.losses import (  # noqa: E402
-    action_loss,
     jittered,
     label_logprobs,
     pose_loss,

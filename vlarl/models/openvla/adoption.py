@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlarl.errors import ConfigError
+from vlarl.models.openvla.oft import OPENVLA, named_family
 from vlarl.models.openvla.wholeness import check_settings
 from vlarl.models.registry import check_any, check_policy_checkpoint, is_openvla
 from vlarl.models.statistics import STATISTICS
@@ -126,7 +127,7 @@ def find_adoption(source: Path, base: Path | None = None) -> Adoption:
     if is_adapter(source):
         return of_adapter(source, base)
     refuse_base(source, base)
-    if is_openvla(source):
+    if is_openvla(source) and named_family(source) == OPENVLA:
         check_settings(source)
     return of_weights(source)
 

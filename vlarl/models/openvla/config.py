@@ -122,19 +122,32 @@ class OpenVLAConfig:
         raw = read_json(configuration_of(directory))
         norm_stats, path = stored_statistics(directory, raw, "action")
         try:
-            return cls._from_json(raw, norm_stats, path.name, model_name(directory))
+            return cls.from_json(raw, norm_stats, path.name, model_name(directory))
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{directory / 'config.json'}: {cause}") from error
 
     @classmethod
-    def _from_json(
+    def from_json(
         cls,
         raw: Mapping[str, Any],
         norm_stats: dict[str, ActionStats],
         statistics_file: str,
         name: str,
     ) -> OpenVLAConfig:
+        """`from_directory` of what the files say.
+
+        Args:
+            raw: ``config.json``.
+            norm_stats: a dataset's name to its statistics.
+            statistics_file: name of the file that holds them.
+            name: the model's, for people.
+
+        Raises:
+            ConfigError: a value can't be used.
+            KeyError, TypeError, ValueError, AttributeError, ArithmeticError: the same, of another
+                kind than is expected.
+        """
         if raw.get("model_type") != "openvla":
             raise ConfigError(f"model_type is {raw.get('model_type')!r}, not 'openvla'")
         if raw.get("n_action_bins", ACTION_BINS) != ACTION_BINS:

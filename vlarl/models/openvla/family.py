@@ -16,6 +16,7 @@ from vlarl.models.spec import PolicySpec
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from vlarl.models.openvla.network import OpenVLA
     from vlarl.models.openvla.processor import Processor
@@ -29,6 +30,7 @@ class OpenVLAFamily(PolicyFamily):
     engine_models: ClassVar = {
         "OpenVLAForActionPrediction": "vlarl.models.openvla.vllm_model:OpenVLAForActionPrediction"
     }
+    reads_action_tokens: ClassVar = True
 
     def __init__(self, checkpoint: Path) -> None:
         """Reads the settings, no weights.
@@ -101,6 +103,18 @@ class OpenVLAFamily(PolicyFamily):
         from vlarl.models.openvla.prompt import PromptBuilder
 
         return PromptBuilder(self.checkpoint).verdict_ids
+
+    def imitation_losses(
+        self,
+        logits: Tensor,
+        bins: Tensor,
+        counted: Tensor,  # noqa: ARG002 - all of one action count
+        targets: Tensor,
+    ) -> Tensor:
+        """Cross-entropy over the action ids: [B]; arguments as `PolicyFamily` has them."""
+        from vlarl.models.openvla.losses import action_loss
+
+        return action_loss(logits, bins, targets)
 
     def serving(self) -> TokenServing:
         """How vLLM runs it."""

@@ -16,6 +16,7 @@ from vlarl.weights.whereabouts import BY_NAME, OFT_HEADS
 __all__ = [
     "FAMILY_FILE",
     "OPENVLA",
+    "OPENVLA_OFT",
     "named_family",
     "oft_heads",
     "oft_sign",
@@ -25,6 +26,7 @@ __all__ = [
 
 OPENVLA = "openvla"
 """The family of a folder that has no such file."""
+OPENVLA_OFT = "openvla_oft"
 _CHUNK = re.compile(r"""\bNUM_ACTIONS_CHUNK\b["']?(?:\s*(?::\s*int\s*)?[:=]\s*(\d+))?""")
 _COMMENT = re.compile(r"#.*")
 _NAME = re.compile(r"openvla(?:.*[-_.])?oft(?:[-_.]|$)", re.IGNORECASE)
@@ -48,7 +50,7 @@ def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
     Signs are ``family.json``, the files of its heads, a chunk of more than one action in the code
     beside the weights (read, never run) or in ``config.json``, and its name. Proprioceptive
     statistics are none: later scripts write them for plain OpenVLA, too. A ``family.json`` that
-    says OpenVLA overrules all but heads.
+    says another family overrules all but heads.
 
     Raises:
         ConfigError: code beside the weights can't be read, so that nobody knows.
@@ -56,7 +58,7 @@ def oft_sign(directory: Path, config: Mapping[str, Any]) -> str:
     if heads := oft_heads(directory):
         return heads
     if os.path.lexists(directory / FAMILY_FILE):
-        return FAMILY_FILE if named_family(directory) != OPENVLA else ""
+        return FAMILY_FILE if named_family(directory) == OPENVLA_OFT else ""
     return _sign_in_code(directory) or _sign_in_config(directory, config)
 
 

@@ -18,9 +18,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from tokenizers.pre_tokenizers import Metaspace
 from torch import Tensor
 
+from vlarl.errors import ConfigError
 from vlarl.models.openvla.config import OpenVLAConfig
 from vlarl.models.openvla.network import OpenVLA
 from vlarl.models.openvla.tokens import ACTION_BINS
+from vlarl.models.statistics import ActionStats
 from vlarl.weights.checkpoint import save_tensors
 
 _TEXT_TOKENS = 512
@@ -77,18 +79,33 @@ def write_tiny_settings(
     """`make_tiny_checkpoint` without the weights.
 
     Raises:
-        ConfigError: the sizes don't fit together.
+        ConfigError: the sizes don't fit together; nothing is written.
     """
-    if text_dim % _HEAD_DIM:
-        raise ValueError(f"text_dim must be a multiple of {_HEAD_DIM}, not {text_dim}")
+    sizes = {"image_size": image_size, "tower_dim": tower_dim, "tower_depth": tower_depth}
+    raw = _sized(**sizes, text_dim=text_dim, text_layers=text_layers)
+    _resolved(raw)
     directory.mkdir(parents=True, exist_ok=True)
-    tower = {"embed_dim": tower_dim, "depth": tower_depth, "num_heads": max(1, tower_dim // 32)}
-    text = _text_config(text_dim, text_layers)
-    _write_json(directory / "config.json", _config(image_size, tower, text))
-    config = OpenVLAConfig.from_directory(directory)
+    _write_json(directory / "config.json", raw)
     _write_json(directory / "preprocessor_config.json", _preprocessor(image_size))
     _write_tokenizer(directory)
-    return config
+    return OpenVLAConfig.from_directory(directory)
+
+
+def tiny_config(
+    *,
+    image_size: int = 84,
+    tower_dim: int = 64,
+    tower_depth: int = 3,
+    text_dim: int = 128,
+    text_layers: int = 2,
+) -> OpenVLAConfig:
+    """What `make_tiny_checkpoint` would make.
+
+    Raises:
+        ConfigError: the sizes don't fit together.
+    """
+    sizes = {"image_size": image_size, "tower_dim": tower_dim, "tower_depth": tower_depth}
+    return _resolved(_sized(**sizes, text_dim=text_dim, text_layers=text_layers))
 
 
 def libero_instructions() -> list[str]:
@@ -183,6 +200,23 @@ def _text_config(dim: int, layers: int) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "torch_dtype": "float32",
     }
+
+
+def _sized(
+    *, image_size: int, tower_dim: int, tower_depth: int, text_dim: int, text_layers: int
+) -> dict[str, Any]:
+    """``config.json``."""
+    if text_dim % _HEAD_DIM:
+        raise ConfigError(f"text_dim must be a multiple of {_HEAD_DIM}, not {text_dim}")
+    tower = {"embed_dim": tower_dim, "depth": tower_depth, "num_heads": max(1, tower_dim // 32)}
+    return _config(image_size, tower, _text_config(text_dim, text_layers))
+
+
+def _resolved(raw: dict[str, Any]) -> OpenVLAConfig:
+    stats = {
+        suite: ActionStats.from_json(one["action"]) for suite, one in raw["norm_stats"].items()
+    }
+    return OpenVLAConfig.from_json(raw, stats, "config.json", "tiny")
 
 
 def _config(image_size: int, tower: dict[str, int], text: dict[str, Any]) -> dict[str, Any]:

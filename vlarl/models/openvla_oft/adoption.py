@@ -28,14 +28,15 @@ from vlarl.models.openvla.adoption import (
     refuse_base,
     unpickled,
 )
-from vlarl.models.openvla.oft import oft_heads, stated_chunk
-from vlarl.models.openvla_oft.config import FAMILY, MAIN_CAMERA, OFTConfig
+from vlarl.models.openvla.oft import OPENVLA_OFT, oft_heads, stated_chunk
+from vlarl.models.openvla_oft.config import MAIN_CAMERA, OFTConfig
 from vlarl.models.openvla_oft.wholeness import check_settings
 from vlarl.models.registry import check_any
 from vlarl.models.statistics import STATISTICS
 from vlarl.weights.checkpoint import CheckpointReader
 from vlarl.weights.folder import FAMILY_FILE, CheckpointError, read_json, weight_files
 from vlarl.weights.whereabouts import (
+    EACH_CAMERA,
     PROPRIO_PROJECTOR,
     is_oft,
     pickled_weights,
@@ -209,11 +210,18 @@ def _family(source: Path, parts: Path, found: Adoption, asked: AskedFamily) -> d
             "--convention, stop for what openvla-oft or SimpleVLA-RL trained, no_stop for RLinf's"
         )
     if missing:
+        if not asked.cameras:
+            missing.append(EACH_CAMERA)
         raise ConfigError(
             f"{source}: it doesn't say how it was trained, so give {', and '.join(missing)}"
         )
     cameras = list(asked.cameras or MAIN_CAMERA)
-    return {"family": FAMILY, "chunk": chunk, "convention": asked.convention, "cameras": cameras}
+    return {
+        "family": OPENVLA_OFT,
+        "chunk": chunk,
+        "convention": asked.convention,
+        "cameras": cameras,
+    }
 
 
 def _refuse_stated(stated: Path, asked: AskedFamily) -> None:

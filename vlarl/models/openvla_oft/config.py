@@ -18,13 +18,13 @@ from typing import Any, Literal
 from vlarl.errors import ConfigError
 from vlarl.models.openvla.config import OpenVLAConfig, stored_statistics
 from vlarl.models.openvla.limits import MAX_PROMPT_TOKENS
+from vlarl.models.openvla.oft import OPENVLA_OFT
 from vlarl.models.openvla.tokens import ActionTokenizer
 from vlarl.models.spec import PolicySpec
 from vlarl.models.statistics import STATISTICS, ActionStats
 from vlarl.weights.folder import FAMILY_FILE, configuration_of, read_json
 from vlarl.weights.whereabouts import adoption
 
-FAMILY = "openvla_oft"
 STOP_ID = 2
 """Id of Llama-2's end of a sequence, by which training sequences end."""
 
@@ -65,18 +65,42 @@ class OFTConfig:
         try:
             _check_keys(table)
             width = _whole_number(table, "proprio", 0, default=0)
-            spec = replace(
-                _cropped_as_trained(base.spec, _convention(table)),
-                family=FAMILY,
-                chunk=_chunk(table),
-                cameras=_cameras(table),
-                proprio_stats=_proprio_statistics(directory, raw, width),
-            )
-            config = cls(replace(base, spec=spec), _convention(table))
-            _check_length(config)
-        except _FamilyError as error:
+            config = cls.of_openvla(base, table, _proprio_statistics(directory, raw, width))
+            if too_long := config.too_long():
+                raise FamilyError(
+                    f"{too_long}: write the chunk and the cameras that the checkpoint was trained "
+                    "with"
+                )
+        except FamilyError as error:
             raise ConfigError(f"{path}: {error}") from error
         return config
+
+    @classmethod
+    def of_openvla(
+        cls,
+        base: OpenVLAConfig,
+        table: Mapping[str, Any],
+        proprio_stats: Mapping[str, ActionStats],
+    ) -> OFTConfig:
+        """An OpenVLA that ``family.json`` makes one.
+
+        Args:
+            base: the OpenVLA.
+            table: ``family.json``.
+            proprio_stats: a dataset's name to its statistics of proprioception; empty: it reads
+                none.
+
+        Raises:
+            FamilyError: a value can't be used.
+        """
+        spec = replace(
+            _cropped_as_trained(base.spec, _convention(table)),
+            family=OPENVLA_OFT,
+            chunk=_chunk(table),
+            cameras=_cameras(table),
+            proprio_stats=proprio_stats,
+        )
+        return cls(replace(base, spec=spec), _convention(table))
 
     @property
     def spec(self) -> PolicySpec:
@@ -99,14 +123,41 @@ class OFTConfig:
         extra = bool(self.spec.proprio_dim) + (self.convention == "stop")
         return self.num_patches + MAX_PROMPT_TOKENS + self.spec.tokens + extra
 
+    @property
+    def placeholder_id(self) -> int:
+        """The id of placeholders in the engine, whose embedding is zero: the one after the
+        padding's, which no text has.
+        """
+        return self.base.pad_token_id + 1
 
-class _FamilyError(ValueError):
+    def too_long(self) -> str:
+        """Why the language model can't take a pass; empty: it can."""
+        most = self.base.text.max_position_embeddings
+        if self.longest_sequence <= most:
+            return ""
+        return (
+            f"a pass has up to {self.longest_sequence} tokens, {self.num_patches} of images and "
+            f"{self.spec.tokens} of actions, and the language model takes {most}"
+        )
+
+    def no_room(self) -> str:
+        """Why the vocabulary has no placeholder, and what to do; empty: it has."""
+        if self.placeholder_id < self.base.text.vocab_size:
+            return ""
+        return (
+            "placeholders are the id after pad_token_id, which is the vocabulary's last: give "
+            "embed_tokens and lm_head a row more, and count it in config.json's "
+            "text_config.vocab_size"
+        )
+
+
+class FamilyError(ValueError):
     """A value of ``family.json`` can't be used."""
 
 
 def _chunk(table: Mapping[str, Any]) -> int:
     if "chunk" not in table:
-        raise _FamilyError(
+        raise FamilyError(
             "chunk is missing: the number of control steps that a pass answers, as the checkpoint "
             "was trained (LIBERO: 8, Bridge: 5)"
         )
@@ -120,7 +171,7 @@ def _convention(table: Mapping[str, Any]) -> Convention:
         case "no_stop":
             return "no_stop"
         case other:
-            raise _FamilyError(
+            raise FamilyError(
                 f'convention is {other!r}; write "stop" for a checkpoint of openvla-oft or '
                 'SimpleVLA-RL, "no_stop" for one that RLinf trained by its default'
             )
@@ -130,7 +181,7 @@ def _cameras(table: Mapping[str, Any]) -> tuple[str, ...]:
     cameras = table.get("cameras", list(MAIN_CAMERA))
     named = isinstance(cameras, list) and all(isinstance(one, str) and one for one in cameras)
     if not named or not cameras or len(set(cameras)) != len(cameras):
-        raise _FamilyError(
+        raise FamilyError(
             f"cameras is {cameras!r}; list each camera's name once, the main one's first"
         )
     return tuple(cameras)
@@ -141,7 +192,7 @@ def _whole_number(
 ) -> int:
     value = table.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _FamilyError(f"{key} is {value!r}; write a whole number of at least {least}")
+        raise FamilyError(f"{key} is {value!r}; write a whole number of at least {least}")
     return value
 
 
@@ -159,7 +210,7 @@ def _proprio_statistics(
             "of its fine-tuning run"
         ) from error
     if (found := next(iter(stats.values())).action_dim) != width:
-        raise _FamilyError(
+        raise FamilyError(
             f"proprio is {width}, and {path.name} has statistics of {found} dimensions: take those "
             "of the policy's fine-tuning run"
         )
@@ -176,19 +227,9 @@ def _cropped_as_trained(spec: PolicySpec, convention: Convention) -> PolicySpec:
 
 
 def _check_keys(table: Mapping[str, Any]) -> None:
-    if table.get("family") != FAMILY:
-        raise _FamilyError(f'family is {table.get("family")!r}; write "{FAMILY}"')
+    if table.get("family") != OPENVLA_OFT:
+        raise FamilyError(f'family is {table.get("family")!r}; write "{OPENVLA_OFT}"')
     for key in table.keys() - set(_KEYS):
         near = difflib.get_close_matches(key, _KEYS, n=1)
         meant = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_KEYS)}"
-        raise _FamilyError(f"unknown key {key!r}; {meant}")
-
-
-def _check_length(config: OFTConfig) -> None:
-    most = config.base.text.max_position_embeddings
-    if config.longest_sequence > most:
-        raise _FamilyError(
-            f"a pass has up to {config.longest_sequence} tokens, {config.num_patches} of images "
-            f"and {config.spec.tokens} of actions, and the language model takes {most}: write the "
-            "chunk and the cameras that the checkpoint was trained with"
-        )
+        raise FamilyError(f"unknown key {key!r}; {meant}")

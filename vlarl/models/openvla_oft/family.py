@@ -18,6 +18,7 @@ from vlarl.models.spec import PolicySpec
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from vlarl.models.openvla.vision import TowerPixels
     from vlarl.models.openvla_oft.network import OpenVLAOFT
@@ -35,6 +36,7 @@ class OFTFamily(PolicyFamily):
     }
 
     new_prefixes: ClassVar = ("proprio_projector.",)
+    reads_action_tokens: ClassVar = False
 
     def __init__(self, checkpoint: Path) -> None:
         """Reads the settings, no weights.
@@ -99,6 +101,16 @@ class OFTFamily(PolicyFamily):
         from vlarl.models.openvla.vision import TowerPixels
 
         return TowerPixels(self.checkpoint)
+
+    def imitation_losses(
+        self, logits: Tensor, bins: Tensor, counted: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Cross-entropy over the vocabulary, stop among the targets: [B]; arguments as
+        `PolicyFamily` has them.
+        """
+        from vlarl.models.openvla_oft.losses import softened_losses
+
+        return softened_losses(logits, bins, counted, targets, self.spec.action_ids.start)
 
     def serving(self) -> ChunkServing:
         """How vLLM runs it."""

@@ -9,12 +9,11 @@ from vllm import PoolingParams, PoolingRequestOutput
 from vllm.inputs.engine import MultiModalInput
 
 from vlarl.config import PolicyConfig
-from vlarl.errors import ConfigError
 from vlarl.models.base import Serving
 from vlarl.models.openvla.limits import most_tokens_of_a_pass
 from vlarl.models.openvla.oft import FAMILY_FILE
 from vlarl.models.openvla_oft.config import OFTConfig
-from vlarl.models.openvla_oft.vllm_inputs import chunk_input, placeholder_id
+from vlarl.models.openvla_oft.vllm_inputs import chunk_input
 from vlarl.models.openvla_oft.vllm_pooler import TASK
 from vlarl.models.serving import Encoded, SampledAction
 from vlarl.models.statistics import STATISTICS
@@ -31,15 +30,6 @@ class ChunkServing(Serving):
     """Names of the files that the engine's model is made from, beside the weights."""
 
     def __init__(self, model: OFTConfig) -> None:
-        """Raises:
-        ConfigError: the vocabulary has no room for placeholders.
-        """
-        if placeholder_id(model) >= model.base.text.vocab_size:
-            raise ConfigError(
-                f"{model.spec.name}: placeholders are the id after pad_token_id, which is the "
-                "vocabulary's last: give embed_tokens and lm_head a row more, and count it in "
-                "config.json's text_config.vocab_size"
-            )
         self._model = model
 
     def engine_args(self, config: PolicyConfig, itemsize: int) -> dict[str, Any]:  # noqa: ARG002

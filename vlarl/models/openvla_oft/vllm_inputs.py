@@ -30,13 +30,6 @@ from vlarl.models.openvla_oft.config import STOP_ID, OFTConfig
 _FIELD = MultiModalBatchedField()
 
 
-def placeholder_id(config: OFTConfig) -> int:
-    """The id of placeholders, whose embedding is zero: the one after the padding's, which no text
-    has.
-    """
-    return config.base.pad_token_id + 1
-
-
 def item_tokens(config: OFTConfig) -> int:
     """Tokens of an observation's images and proprioception."""
     return config.num_patches + bool(config.spec.proprio_dim)
@@ -67,7 +60,7 @@ def chunk_input(
         {key: MultiModalFieldElem(data=one, field=_FIELD) for key, one in given.items()}
     )
     ids = [bos, *[config.base.pad_token_id] * tokens, *text]
-    ids += [placeholder_id(config)] * config.spec.tokens
+    ids += [config.placeholder_id] * config.spec.tokens
     if config.convention == "stop":
         ids.append(STOP_ID)
     return mm_input(

@@ -13,11 +13,7 @@ from vlarl.models.openvla.vllm_inputs import DummyInputs
 from vlarl.models.openvla.vllm_model import OpenVLAForActionPrediction
 from vlarl.models.openvla_oft.config import OFTConfig
 from vlarl.models.openvla_oft.network import ProprioProjector
-from vlarl.models.openvla_oft.vllm_inputs import (
-    ChunkEngineProcessor,
-    ChunkProcessingInfo,
-    placeholder_id,
-)
+from vlarl.models.openvla_oft.vllm_inputs import ChunkEngineProcessor, ChunkProcessingInfo
 from vlarl.models.openvla_oft.vllm_pooler import ChunkPooler
 
 
@@ -34,7 +30,7 @@ class OpenVLAOFTForActionPrediction(OpenVLAForActionPrediction):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = OFTConfig.from_directory(vllm_config.model_config.model)
         self._action_ids = config.spec.action_ids
-        self._placeholder_id = placeholder_id(config)
+        self._placeholder_id = config.placeholder_id
         if config.spec.proprio_dim:
             width = config.base.text.hidden_size
             self.proprio_projector = ProprioProjector(config.spec.proprio_dim, width)

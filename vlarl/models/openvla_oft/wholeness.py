@@ -19,8 +19,8 @@ def check_openvla_oft(directory: Path, config: OFTConfig) -> None:
     """Makes sure that a folder holds all of an OpenVLA-OFT checkpoint, and nothing else.
 
     Raises:
-        ConfigError: its settings or its tokenizer can't be used, or it has a head without
-            log-probs.
+        ConfigError: its settings or its tokenizer can't be used, it has a head without
+            log-probs, or its vocabulary has no room for the engine's placeholders.
         CheckpointError: its weights aren't whole, or don't fit its configuration.
     """
     check_settings(directory, config)
@@ -48,4 +48,6 @@ def check_settings(directory: Path, config: OFTConfig) -> None:
             f"{directory / FAMILY_FILE}: it names no proprio, and the policy was trained with it "
             f"({beside}): write how many numbers it reads (LIBERO: 8)"
         )
+    if no_room := config.no_room():
+        raise ConfigError(f"{directory}: {no_room}")
     check_preparation(directory, config.base)
