@@ -32,8 +32,8 @@ def share(path: Path) -> None:
 def durable_folder(final: Path, needed: int = 0) -> Iterator[Path]:
     """A folder to fill that appears under its final name once it is complete and forced to disk.
 
-    What was there under that name is replaced, once that is so. What earlier crashes left beside it
-    goes, and what an error leaves of this one, too: a full disk needs the room.
+    What was there under that name is replaced, once that is so. What an earlier crash or an error
+    leaves of it goes: a full disk needs the room. Other folders beside it may be other people's.
 
     Args:
         final: its name.
@@ -43,8 +43,10 @@ def durable_folder(final: Path, needed: int = 0) -> Iterator[Path]:
         DiskFullError: there is no room; nothing else has changed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    tidy(final.parent)
-    partial = final.with_name(f".{final.name}.partial")
+    partial, replaced = _partial(final), _replaced(final)
+    for leftover in (replaced, partial):
+        if leftover.exists():
+            _take_away(leftover)
     with room_for(f"the checkpoint {final.name}", final.parent, needed):
         try:
             partial.mkdir()
@@ -62,16 +64,28 @@ def tidy(directory: Path) -> None:
     where its successor hadn't taken its place yet. Only for whoever owns the folder.
     """
     for leftover in directory.glob(".*.partial"):
-        original = directory / leftover.name[1:].removesuffix(_REPLACED)
-        if leftover.name.endswith(_REPLACED) and not original.exists():
-            leftover.rename(original)
-        else:
-            shutil.rmtree(leftover)
+        _take_away(leftover)
+
+
+def _take_away(leftover: Path) -> None:
+    original = leftover.with_name(leftover.name[1:].removesuffix(_REPLACED))
+    if leftover.name.endswith(_REPLACED) and not original.exists():
+        leftover.rename(original)
+    else:
+        shutil.rmtree(leftover)
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
+
+
+def _replaced(final: Path) -> Path:
+    return final.with_name(f".{final.name}{_REPLACED}")
 
 
 def _replace(final: Path, partial: Path) -> None:
     if final.exists():
-        replaced = final.with_name(f".{final.name}{_REPLACED}")
+        replaced = _replaced(final)
         final.rename(replaced)
         partial.rename(final)
         shutil.rmtree(replaced)

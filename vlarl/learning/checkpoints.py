@@ -88,6 +88,7 @@ class CheckpointFolder(Generic[S]):
             DiskFullError: there is no room.
             NotFiniteError: a number isn't finite. Either way nothing has changed.
         """
+        self.recover()
         final = self.path(number)
         write_state(final, asdict(state), tensors)
         kept = None if best is None else self.path(best)
@@ -97,7 +98,7 @@ class CheckpointFolder(Generic[S]):
         return final
 
     def recover(self) -> None:
-        """Undoes the replacing of a checkpoint that a crash cut short, before training goes on."""
+        """Undoes the replacing of a checkpoint that a crash cut short, and takes away halves."""
         tidy(self._directory)
 
     def latest(self) -> Path | None:

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
+from vlarl.files import durable_folder  # noqa: E402
 from vlarl.learning.checkpoints import CheckpointFolder, ResumeError  # noqa: E402
 from vlarl.weights.checkpoint import NotFiniteError  # noqa: E402
 from vlarl_trainer.record.progress import Progress  # noqa: E402
@@ -50,6 +51,19 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
     following = folder_of(tmp_path).save(4, replace(PROGRESS, iteration=4), TENSORS, keep=2)
     assert folder_of(tmp_path).latest() == following
     assert not crashed.exists()
+
+
+def test_what_another_process_is_writing_beside_it_stays(tmp_path: Path) -> None:
+    """Who adopts a checkpoint into a folder that others use owns nothing but its name."""
+    theirs, mine = tmp_path / ".theirs.partial", tmp_path / ".mine.partial"
+    for folder in (theirs, mine):
+        folder.mkdir()
+        (folder / "half").touch()
+    with durable_folder(tmp_path / "mine") as folder:
+        (folder / "whole").touch()
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["whole"]
+    assert (theirs / "half").exists()
+    assert not mine.exists()
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
