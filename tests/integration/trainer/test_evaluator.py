@@ -61,7 +61,7 @@ def config_for(checkpoint: Path, **changes: object) -> RunConfig:
         tasks=TasksConfig(indices=(0, 2)),
         evaluation=EvaluationConfig(episodes_per_task=3),
         policy=PolicyConfig(checkpoint=checkpoint),
-        trainer=trainer_config(rollout_timeout_seconds=30.0),
+        trainer=trainer_config(rollout_timeout_seconds=240.0),
     ).model_copy(update=changes)
 
 

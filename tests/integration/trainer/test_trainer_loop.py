@@ -64,7 +64,7 @@ def write_config(
                 "address": free_address(),
                 "iterations": 3,
                 "episodes_per_iteration": 4,
-                "rollout_timeout_seconds": 60.0,
+                "rollout_timeout_seconds": 240.0,
                 "threads": 1,
                 "critic": {"warmup_iterations": 1, "hidden": (16,), "learning_rate": 1e-2},
                 **trainer,
