@@ -29,6 +29,7 @@ from vlarl.config import PolicyConfig
 from vlarl.models.base import Serving
 from vlarl.models.serving import Encoded, SampledAction
 from vlarl.weights.folder import INDEX, read_json, weight_files
+from vlarl_policy.merge_answer import read_answer
 from vlarl_policy.metrics import PolicyMetrics
 
 _SHUTDOWN_SECONDS = 1.0
@@ -224,7 +225,7 @@ class PolicyEngine:
         pauses = self._pauses
         while _interrupted(answer := await self._ask(encoded, parameters)):
             if pauses == self._pauses:
-                raise EngineDeadError("it gave an action up")
+                raise EngineDeadError
             pauses = self._pauses
             self._interruptions.inc()
         self._batch_size.observe(min(self._in_progress + 1, self._max_batch))
@@ -269,14 +270,19 @@ class PolicyEngine:
 
         Returns:
             Checksums of the merged weights of these layers.
+
+        Raises:
+            MergeError: what stopped it. Nothing has changed.
+            EngineDeadError: the engine is gone.
         """
-        arguments = (adapter_path, list(checked_layers), self._merge_threads)
+        answer = Path(self._sockets.name) / f"prepared-{next(self._ids)}.json"
+        arguments = (adapter_path, list(checked_layers), self._merge_threads, str(answer))
         await self._engine.collective_rpc("prepare_adapter", args=arguments)
-        while True:
-            (checksums,) = await self._engine.collective_rpc("prepared_adapter")
-            if checksums is not None:
-                return dict(checksums)
+        while (checksums := read_answer(answer)) is None:
+            if not self.alive:
+                raise EngineDeadError
             await asyncio.sleep(_POLL_SECONDS)
+        return checksums
 
     async def exchange(self, version: int) -> None:
         """Puts what was prepared in the place of what serves, while paused."""

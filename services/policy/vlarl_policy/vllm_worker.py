@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vlarl.models.registry import lora_layers
 from vlarl.weights.adapter import read_adapter
 from vlarl.weights.merge import checksum, merged_tensors
+from vlarl_policy.merge_answer import write_answer
 
 _GPU_BYTES_LEFT = 2 << 30
 """What others may want of a GPU's free memory meanwhile."""
@@ -40,9 +42,11 @@ class _ServedModel(Protocol):
 class MergeWorker:
     """Methods that vLLM adds to its worker (`worker_extension_cls`)."""
 
-    def prepare_adapter(self, path: str | None, checked: Collection[str], threads: int) -> None:
+    def prepare_adapter(
+        self, path: str | None, checked: Collection[str], threads: int, answer: str
+    ) -> None:
         """Begins to make the weights W0 + s * B @ A of the adapter at `path`, or W0 where it is
-        none, and returns at once; see `prepared_adapter`. What was prepared before is forgotten.
+        none, and returns at once. What was prepared before is forgotten.
 
         Layers that the adapter before had changed, and this one leaves alone, go back to W0.
 
@@ -50,35 +54,26 @@ class MergeWorker:
             path: an adapter's file; none: W0.
             checked: layers of whose merged weights checksums are wanted.
             threads: of torch, on a CPU.
+            answer: a file that is written, whole, when all is prepared, or when something has
+                stopped it and nothing has changed; see merge_answer.py. A call that asks would be
+                answered between two steps of the engine, and hold the exchange up for the next.
         """
         config = self.model_config  # type: ignore[attr-defined]
         model = self.get_model()  # type: ignore[attr-defined]
         moved: set[str] = getattr(self, "_moved_layers", set())
-        self._prepared: _Prepared | None = None
         thread = ThreadPoolExecutor(1, "merge", torch.set_num_threads, (threads,))
         self._preparing: Future[_Prepared] = thread.submit(
             _prepare, model, config.model, config.dtype, path, moved, set(checked)
         )
+        self._preparing.add_done_callback(partial(_tell, Path(answer)))
         thread.shutdown(wait=False)
-
-    def prepared_adapter(self) -> dict[str, int] | None:
-        """The checksums, by layer, once all is prepared; none before that.
-
-        Raises:
-            Exception: what stopped it. Nothing has changed.
-        """
-        if not self._preparing.done():
-            return None
-        self._prepared = self._preparing.result()
-        return self._prepared.checksums
 
     def exchange_weights(self) -> None:
         """Puts what was prepared in the place of what serves, while the engine is paused.
 
         If it fails half way, weights are broken until another adapter is prepared and exchanged.
         """
-        prepared = self._prepared
-        assert prepared is not None, "nothing is prepared"  # noqa: S101 - the swapper's order
+        prepared = self._preparing.result()
         # Stays too large if this fails: the next one then rewrites all that may be broken.
         self._moved_layers = getattr(self, "_moved_layers", set()) | prepared.moved
         with torch.no_grad():
@@ -87,11 +82,16 @@ class MergeWorker:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._moved_layers = prepared.moved
-        del self._prepared, self._preparing
+        del self._preparing
 
     def stamp_answers(self, version: int) -> None:
         """From now on a pooling model's answers carry this version; while the engine is paused."""
         self.get_model().pooler.version = version  # type: ignore[attr-defined]
+
+
+def _tell(answer: Path, preparing: Future[_Prepared]) -> None:
+    error = preparing.exception()
+    write_answer(answer, str(error) or repr(error) if error else preparing.result().checksums)
 
 
 class _Weight:

@@ -23,6 +23,7 @@ from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.weights.adapter import Adapter, write_adapter  # noqa: E402
 from vlarl.weights.merge import checksum, merged_tensors  # noqa: E402
 from vlarl_policy import vllm_worker  # noqa: E402
+from vlarl_policy.merge_answer import MergeError, read_answer  # noqa: E402
 from vlarl_policy.vllm_engine import merge_threads  # noqa: E402
 from vlarl_policy.vllm_worker import MergeWorker  # noqa: E402
 
@@ -75,9 +76,10 @@ class Worker(MergeWorker):
             write_adapter(adapter, Path(path))
         checked = list(adapter.factors) if adapter else []
         with ran_in_this_thread():
-            self.prepare_adapter(path, checked, threads)
-        checksums = self.prepared_adapter()
+            self.prepare_adapter(path, checked, threads, str(folder / "answer.json"))
+        checksums = read_answer(folder / "answer.json")
         assert checksums is not None
+        assert read_answer(folder / "answer.json") is None
         return checksums
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -210,7 +212,7 @@ def test_a_merge_that_fails_changes_nothing(checkpoint: Path, tmp_path: Path) ->
     broken = adapter(checkpoint, seed=3)
     a, b = broken.factors["projector.fc3"]
     broken.factors["projector.fc3"] = (a[:2], b)
-    with pytest.raises(ValueError, match=r"projector\.fc3"):
+    with pytest.raises(MergeError, match=r"projector\.fc3"):
         worker.prepare(broken, tmp_path)
     assert all(torch.equal(value, before[key]) for key, value in worker.weights().items())
 
