@@ -24,8 +24,9 @@ from vlarl.models.openvla.limits import (
     longest_sequence,
     most_tokens_of_a_pass,
 )
+from vlarl.models.openvla.oft import OPENVLA_OFT
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
-from vlarl.models.openvla_oft.config import FAMILY, OFTConfig
+from vlarl.models.openvla_oft.config import OFTConfig
 from vlarl.models.openvla_oft.family import OFTFamily
 from vlarl.models.registry import policy_family
 from vlarl.models.statistics import ActionStats
@@ -130,7 +131,7 @@ def openvla_oft_7b(cameras: tuple[str, ...] = ("agentview",), proprio: int = 0) 
     if proprio:
         bounds = {"q01": [-1.0] * proprio, "q99": [1.0] * proprio}
         stats["libero"] = ActionStats.from_json(bounds)
-    spec = replace(base.spec, family=FAMILY, chunk=8, cameras=cameras, proprio_stats=stats)
+    spec = replace(base.spec, family=OPENVLA_OFT, chunk=8, cameras=cameras, proprio_stats=stats)
     return OFTConfig(replace(base, spec=spec), "stop")
 
 

@@ -72,7 +72,8 @@ def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     # What only the last iteration and its evaluation say, the trainer may take along before it has
     # been scraped.
     often = {"evaluation.every_iterations": "1"}
-    run = Run(folder / "a run's [b]", checkpoint, **learned, **often)
+    held = {"trainer.ppo.kl_coefficient": "0.01"}  # or no pass tells how far it is from the start
+    run = Run(folder / "a run's [b]", checkpoint, **learned, **often, **held)
     process = run.start()
     prometheus = None
     try:

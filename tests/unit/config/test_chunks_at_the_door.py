@@ -95,7 +95,8 @@ def test_nor_is_one_trained_that_reach_has_no_time_for(tmp_path: Path) -> None:
     simulation = {"config": tmp_path / "run.toml", "every_steps": 2}
     family = {"chunk": 16}
     file = tmp_path / "sft.toml"
-    file.write_text(dump_toml(sft_config(tmp_path / "data", simulation=simulation, family=family)))
+    settings = {"simulation": simulation, "family": family, "data": {"partial_chunks": True}}
+    file.write_text(dump_toml(sft_config(tmp_path / "data", **settings)))
     arguments = ["sft", str(file), "--run-dir", str(tmp_path / "run")]
     refused = CliRunner().invoke(app, arguments)
     assert refused.output.startswith("error: 16 actions of each answer are executed, and an ep")

@@ -12,6 +12,8 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+pytest.importorskip("transformers", reason="runs in the torch environment (.venv)")
+
 from tests.integration.trainer.demonstrated import sft_config, task_samples, write_dataset
 from vlarl.config import EnvConfig, dump_toml
 from vlarl.config.suites import check_suite
