@@ -4,6 +4,7 @@ has them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -58,6 +59,8 @@ class LoraConfig(Section):
 class CriticConfig(Section):
     """The value head on what the policy makes of a state, as it was before training or as it is."""
 
+    former_defaults: ClassVar[Mapping[str, object]] = {"features": "base"}
+    """As `AlgorithmConfig.former_defaults`."""
     hidden: tuple[int, ...] = (256,)
     """Widths of the MLP's hidden layers."""
     features: Literal["base", "policy"] = "policy"
@@ -130,6 +133,11 @@ class AlgorithmConfig(Section):
     def limit_is_terminal(self) -> bool:
         """Whether nothing follows an episode that ended by its step limit."""
         return True
+
+    @property
+    def former_defaults(self) -> Mapping[str, object]:
+        """What runs were saved with where nothing was set, of keys whose default has changed."""
+        return {"ratio": self.one_step_ratio}
 
     def ratio_for(self, chunk: int) -> Ratio:
         """`ratio`, or what it is of a policy that answers so many control steps."""
@@ -347,20 +355,20 @@ class TrainerConfig(Section):
     @model_validator(mode="after")
     def _keys_are_the_algorithms(self) -> Self:
         """Keys that another algorithm reads would be set in vain."""
-        sections: dict[str, Section] = {"critic": self.critic} if self.algorithm != "ppo" else {}
+        sections: dict[str, CriticConfig | AlgorithmConfig] = {}
+        if self.algorithm != "ppo":
+            sections["critic"] = self.critic
         for name in type(self).model_fields:
             section = getattr(self, name)
             if isinstance(section, AlgorithmConfig) and name != self.algorithm:
                 sections[name] = section
         for name, section in sections.items():
             for key, field in type(section).model_fields.items():
-                idle = [field.get_default(call_default_factory=True)]
-                # Runs were saved with defaults of their time.
-                if key == "ratio" and isinstance(section, AlgorithmConfig):
-                    idle.append(section.one_step_ratio)
-                if key == "features":
-                    idle.append("base")
-                if getattr(section, key) not in idle:
+                default = field.get_default(call_default_factory=True)
+                if getattr(section, key) not in (
+                    default,
+                    section.former_defaults.get(key, default),
+                ):
                     shared = isinstance(section, AlgorithmConfig)
                     known = shared and key in type(self.chosen).model_fields
                     there = f"move it to [trainer.{self.algorithm}], or " if known else ""

@@ -57,11 +57,11 @@ def read_demonstrations(
         statistics = _suite_statistics(tasks, data.range_floor, policy.spec.proprio_dim)
     pool = Pool(tasks, policy, statistics)
     chunk = 1 if data.partial_chunks else policy.spec.chunk
-    usable = [_usable(task, chunk) for task in tasks]
+    usable = _usable(tasks, chunk)
     cropped = policy.processor(center_crop)
     cache = int(data.cache_gib * 2**30)
     held_out = pool.gather(measured(tasks, data.held_out_samples, usable), cropped, cache)
-    learned = _learned(tasks, chunk)
+    learned = _learned(tasks, usable, chunk)
     plain = policy.processor(center_crop=False)
     train = pool.gather(learned, plain, cache - held_out.kept_bytes)
     return Demonstrations(train, held_out, statistics, pool.pose_names, _describe(tasks))
@@ -82,7 +82,8 @@ def check_demonstrations(data: DataConfig, chunk: int, *, seed: int) -> list[Tas
         DatasetError: a dataset can't be read, datasets don't go together, or there is nothing.
     """
     tasks = _read_tasks(data, seed, with_frames=False)
-    _learned(tasks, 1 if data.partial_chunks else chunk)
+    counted = 1 if data.partial_chunks else chunk
+    _learned(tasks, _usable(tasks, counted), counted)
     return [task.samples for task in tasks]
 
 
@@ -98,18 +99,20 @@ def require_poses(names: Sequence[str]) -> None:
         raise DatasetError("[pretrain] needs poses, and no dataset has any: leave it out")
 
 
-def _usable(task: Task, chunk: int) -> NDArray[np.bool_]:
-    """Which samples [N] have a whole chunk."""
-    return chunk_targets(task.samples.episodes, chunk).whole
+def _usable(tasks: list[Task], chunk: int) -> list[NDArray[np.bool_]]:
+    """Of each task, which samples [N] have a whole chunk."""
+    return [chunk_targets(task.samples.episodes, chunk).whole for task in tasks]
 
 
-def _learned(tasks: list[Task], chunk: int) -> list[Indices]:
-    """Of each task, the samples that are learned from.
+def _learned(tasks: list[Task], usable: list[NDArray[np.bool_]], chunk: int) -> list[Indices]:
+    """Of each task, the usable samples that are learned from.
 
     Raises:
         DatasetError: there is none.
     """
-    learned = [np.flatnonzero(~task.held_out & _usable(task, chunk)) for task in tasks]
+    learned = [
+        np.flatnonzero(~task.held_out & one) for task, one in zip(tasks, usable, strict=True)
+    ]
     if not any(map(len, learned)):
         longer = (
             f" with episodes of at least {chunk} actions, the policy's chunk, or set "

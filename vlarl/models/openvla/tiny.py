@@ -36,76 +36,47 @@ _HEAD_DIM = 32
 """vLLM on a CPU takes no narrower head."""
 
 
-def make_tiny_checkpoint(
-    directory: str | Path,
-    seed: int = 0,
-    *,
-    image_size: int = 84,
-    tower_dim: int = 64,
-    tower_depth: int = 3,
-    text_dim: int = 128,
-    text_layers: int = 2,
-) -> OpenVLAConfig:
+def make_tiny_checkpoint(directory: str | Path, seed: int = 0, **sizes: int) -> OpenVLAConfig:
     """Write a checkpoint of about a million parameters; the same arguments give the same bytes.
 
-    ``image_size`` is a multiple of the patch size, 14; of ``tower_depth`` blocks the last is
-    never computed, as in the original; ``text_dim`` is a multiple of 32.
+    Args:
+        directory: folder to write.
+        seed: of the weights.
+        sizes: ``image_size``, a multiple of the patch size, 14; ``tower_dim``; ``tower_depth``, of
+            whose blocks the last is never computed, as in the original; ``text_dim``, a multiple of
+            32; ``text_layers``. Those left out are `_sized`'s.
 
     Raises:
         ConfigError: the sizes don't fit together.
     """
     directory = Path(directory)
-    config = write_tiny_settings(
-        directory,
-        image_size=image_size,
-        tower_dim=tower_dim,
-        tower_depth=tower_depth,
-        text_dim=text_dim,
-        text_layers=text_layers,
-    )
+    config = write_tiny_settings(directory, **sizes)
     save_tensors(directory, initial_tensors(config, seed))
     return config
 
 
-def write_tiny_settings(
-    directory: Path,
-    *,
-    image_size: int = 84,
-    tower_dim: int = 64,
-    tower_depth: int = 3,
-    text_dim: int = 128,
-    text_layers: int = 2,
-) -> OpenVLAConfig:
+def write_tiny_settings(directory: Path, **sizes: int) -> OpenVLAConfig:
     """`make_tiny_checkpoint` without the weights.
 
     Raises:
         ConfigError: the sizes don't fit together; nothing is written.
     """
-    sizes = {"image_size": image_size, "tower_dim": tower_dim, "tower_depth": tower_depth}
-    raw = _sized(**sizes, text_dim=text_dim, text_layers=text_layers)
+    raw = _sized(**sizes)
     _resolved(raw)
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(directory / "config.json", raw)
-    _write_json(directory / "preprocessor_config.json", _preprocessor(image_size))
+    _write_json(directory / "preprocessor_config.json", _preprocessor(raw["image_sizes"][0]))
     _write_tokenizer(directory)
     return OpenVLAConfig.from_directory(directory)
 
 
-def tiny_config(
-    *,
-    image_size: int = 84,
-    tower_dim: int = 64,
-    tower_depth: int = 3,
-    text_dim: int = 128,
-    text_layers: int = 2,
-) -> OpenVLAConfig:
+def tiny_config(**sizes: int) -> OpenVLAConfig:
     """What `make_tiny_checkpoint` would make.
 
     Raises:
         ConfigError: the sizes don't fit together.
     """
-    sizes = {"image_size": image_size, "tower_dim": tower_dim, "tower_depth": tower_depth}
-    return _resolved(_sized(**sizes, text_dim=text_dim, text_layers=text_layers))
+    return _resolved(_sized(**sizes))
 
 
 def libero_instructions() -> list[str]:
@@ -203,7 +174,12 @@ def _text_config(dim: int, layers: int) -> dict[str, Any]:
 
 
 def _sized(
-    *, image_size: int, tower_dim: int, tower_depth: int, text_dim: int, text_layers: int
+    *,
+    image_size: int = 84,
+    tower_dim: int = 64,
+    tower_depth: int = 3,
+    text_dim: int = 128,
+    text_layers: int = 2,
 ) -> dict[str, Any]:
     """``config.json``."""
     if text_dim % _HEAD_DIM:
