@@ -42,8 +42,15 @@ install() {
         install --no-deps --no-build-isolation -e . 2> >(grep -v 'is ignored' >&2 || true)
     echo "$stamp" >"$folder/.stamp"
 }
+# Side by side, as pip works on one core.
+set -m  # or a job in the background would be deaf to Ctrl-C
+install .venv-sim requirements/sim.txt requirements/test.txt &
+simulator=$!
+set +m
+trap 'kill -INT -- -$simulator 2>/dev/null; wait' EXIT
 install .venv requirements/torch-cpu.txt requirements/wandb.txt requirements/test.txt requirements/dev.txt
-install .venv-sim requirements/sim.txt requirements/test.txt
+wait $simulator
+trap - EXIT
 
 # Prometheus and promtool judge deploy/prometheus in the tests; unpacked, not installed: no daemon of
 # the system's is to start. Where Debian's package can't be had, these tests are skipped.

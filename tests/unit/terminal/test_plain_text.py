@@ -102,6 +102,23 @@ def test_bars_of_demonstrations(capsys: pytest.CaptureFixture[str]) -> None:
     assert NASTY in capsys.readouterr().err
 
 
+def test_lines_of_demonstrations_where_nobody_watches(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlarl_jobs.demonstrations import console
+
+    now = 1000.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.TaskBars([("object 3", 20), ("object 4", 20)]) as bars:
+        bars.show("object 3", 10)  # done before
+        for done, at in ((11, 1031.0), (12, 1041.0), (13, 1071.0)):
+            now = at
+            bars.show("object 3", done)
+        lines = capsys.readouterr().err.splitlines()
+    # Two more episodes took 40 s, 27 are left.
+    assert lines[:2] == ["11 of 40 episodes", "13 of 40 episodes  ETA 9:00"]
+
+
 def test_help_has_its_brackets() -> None:
     told = CliRunner().invoke(app, ["reward", "label", "--help"]).output
     assert "those of [labels] in" in " ".join(told.split())
