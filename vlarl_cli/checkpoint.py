@@ -49,19 +49,21 @@ def tiny(
     """Make a tiny untrained checkpoint, about a million weights, in its family's format."""
     _check_vacant(directory)
     with one_sentence_errors():
+        from vlarl.files import durable_folder
         from vlarl.models.openvla.tiny import make_tiny_checkpoint
         from vlarl.models.openvla_oft.starting import make_tiny_oft_checkpoint
 
         options = {"chunk": chunk, "convention": convention, "cameras": camera, "proprio": proprio}
         given: dict[str, Any] = {key: one for key, one in options.items() if one is not None}
-        if family == "openvla":
-            if given:
-                raise ConfigError(
-                    "--chunk, --convention, --camera and --proprio are for --family openvla_oft"
-                )
-            make_tiny_checkpoint(directory, seed=seed)
-        else:
-            make_tiny_oft_checkpoint(directory, seed=seed, **given)
+        if family == "openvla" and given:
+            raise ConfigError(
+                "--chunk, --convention, --camera and --proprio are for --family openvla_oft"
+            )
+        with durable_folder(directory) as folder:
+            if family == "openvla":
+                make_tiny_checkpoint(folder, seed=seed)
+            else:
+                make_tiny_oft_checkpoint(folder, seed=seed, **given)
     name = {"openvla": "OpenVLA", "openvla_oft": "OpenVLA-OFT"}[family]
     say(f"{directory}: an untrained {name} of {_size(directory):,} parameters")
 

@@ -130,8 +130,9 @@ def test_a_command_says_it_in_one_sentence(disk: Path) -> None:
     done = CliRunner().invoke(app, ["checkpoint", "tiny", str(disk / "tiny")])
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: a disk has no room")
+    assert line.startswith(f"error: {disk}: its disk has no room for the checkpoint tiny")
     assert isinstance(done.exception, SystemExit)
+    assert list(disk.iterdir()) == []  # no half of a checkpoint
 
 
 def test_lines_of_metrics_are_told_with_the_runs_folder(disk: Path) -> None:
