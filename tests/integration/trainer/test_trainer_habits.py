@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from tests.conftest import Valkey  # noqa: E402
 from tests.integration.trainer.checkpointed import newest  # noqa: E402
 from tests.integration.trainer.stand_ins import StandInPolicy, serving, working  # noqa: E402
+from tests.integration.trainer.test_trainer_groups import GRPO  # noqa: E402
 from tests.integration.trainer.test_trainer_loop import (  # noqa: E402
     read_metrics,
     start_trainer,
@@ -192,6 +193,26 @@ async def test_nothing_is_learned_from_what_was_given_up(
     stale = [row["stale_actions"] for row in run.rows]
     assert max(stale[2:4]) > 0
     assert (run.rows[4]["rolled_back_to"], stale[4]) == (2, 0)
+
+
+async def test_a_run_of_groups_goes_back_and_its_schedule_goes_on(
+    checkpoint: Path, tmp_path: Path, valkey: Valkey
+) -> None:
+    """Without a critic there is no warm-up: version 3 succeeds, 4 and 5 don't, and 6 is 3 again."""
+    grpo = GRPO["grpo"] | {"schedule": "linear", "warmup_steps": 0}
+    run = Long(tmp_path / "groups", checkpoint, valkey, {2, 5})
+    await run.train(**GRPO | FALLS | {"grpo": grpo})
+    assert [row["policy_version"] for row in run.rows] == [1, 2, 3, 4, 6]
+    assert run.policy.weights[6] == run.policy.weights[3]
+    assert len(set(run.policy.weights.values())) == 6
+    assert [row.get("rolled_back_to") for row in run.rows] == [None, None, None, None, 2]
+    # A fifth less in each of five iterations; at a quarter after the return.
+    rates = [RATE, 0.8 * RATE, 0.6 * RATE, 0.4 * RATE, 0.25 * 0.2 * RATE]
+    assert [row["learning_rate"] for row in run.rows] == pytest.approx(rates)
+    assert run.kept == ["iteration-00002", "iteration-00005"]
+    _, learned = newest(run.run_dir)
+    steps = [int(run.rows[number]["policy_steps"]) for number in (0, 1, 4)]
+    assert optimizer_steps(learned) == {sum(steps)}
 
 
 async def test_all_ranks_go_back_even_to_where_training_began(
