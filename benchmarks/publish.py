@@ -27,6 +27,7 @@ ORDER = (
     "swap",
     "precision",
     "loop",
+    "staleness",
     "reward",
     "learner",
     "scale",
