@@ -33,6 +33,8 @@ from vlarl.json_lines import read_lines
 CONFIG = Path("configs/reach.toml")
 SAMPLE_SECONDS = 0.25
 RUNNING = "vlarl_policy_actions_running"
+WATCHED = "policy-running.json"
+"""Written last, so a run that has it is complete."""
 UNITS = {
     "speed": ("whole run", "env-steps/s"),
     "simulators": ("simulators idle", "of wall time"),
@@ -55,9 +57,10 @@ def main() -> None:
     overrides = ["evaluation.at_start=false", "evaluation.every_iterations=0", *arguments.set]
     report = Report("staleness", f"{CONFIG.name}, seeds {arguments.seeds}, episodes ordered ahead")
     found = {}
-    for staleness, seed in itertools.product(arguments.staleness, arguments.seeds):
+    # All values with the first seed come first: what is cut short can be compared.
+    for seed, staleness in itertools.product(arguments.seeds, arguments.staleness):
         run = arguments.folder / f"staleness-{staleness}-seed-{seed}"
-        if not (run / "evaluations.jsonl").exists():
+        if not (run / WATCHED).exists():
             train(run, [*overrides, f"seed={seed}", f"trainer.staleness={staleness}"])
         found[staleness, seed] = numbers(run)
     for staleness in arguments.staleness:
@@ -79,7 +82,7 @@ def train(run: Path, overrides: Sequence[str]) -> None:
     finally:
         over.set()
         watching.join()
-    (run / "policy-running.json").write_text(json.dumps(samples), encoding="utf-8")
+    (run / WATCHED).write_text(json.dumps(samples), encoding="utf-8")
 
 
 def watch(addresses: Path, samples: list[tuple[float, float]], over: threading.Event) -> None:
@@ -105,7 +108,7 @@ def numbers(run: Path) -> dict[str, float]:
     busy = sum(row["seconds_in_episodes"] for row in rows)
     worked = ("learning", "checkpoint", "publish")
     ends = [(row["completed_timestamp_seconds"], row["seconds_iteration"]) for row in rows]
-    samples = json.loads((run / "policy-running.json").read_text(encoding="utf-8"))
+    samples = json.loads((run / WATCHED).read_text(encoding="utf-8"))
     running = [value for at, value in samples if any(0 <= end - at <= long for end, long in ends)]
     return {
         "speed": rows[-1]["env_steps"] / wall,

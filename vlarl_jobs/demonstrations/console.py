@@ -30,14 +30,13 @@ class TaskBars:
     """
 
     def __init__(self, totals: Sequence[tuple[str, int]]) -> None:
-        self._console = PlainConsole(stderr=True)
         self._progress = Progress(
             text_column("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=self._console,
+            console=PlainConsole(stderr=True),
         )
         self._bars = {label: self._progress.add_task(label, total=total) for label, total in totals}
         self._total = sum(total for _, total in totals)
@@ -61,7 +60,7 @@ class TaskBars:
         """Moves a task's bar to `done` episodes."""
         self._progress.update(self._bars[label], completed=done)
         now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_line >= LINE_SECONDS:
+        if not self._progress.console.is_terminal and now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             self._print_line(now)
 
@@ -74,4 +73,4 @@ class TaskBars:
         elif done > self._first_line[1]:
             pace = (now - self._first_line[0]) / (done - self._first_line[1])
             remaining = f"  ETA {clock(pace * (self._total - done))}"
-        self._console.print(f"{done:.0f} of {self._total} episodes{remaining}")
+        self._progress.console.print(f"{done:.0f} of {self._total} episodes{remaining}")
