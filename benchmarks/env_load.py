@@ -62,16 +62,23 @@ def serving(env: EnvConfig, python: str = sys.executable) -> Iterator[str]:
 
 
 async def drive(
-    address: str, reset: env_pb2.ResetEpisode, seconds: float, episodes: int, repeat: int = 1
+    address: str,
+    reset: env_pb2.ResetEpisode,
+    seconds: float,
+    episodes: int,
+    repeat: int = 1,
+    horizon: int = 1,
 ) -> float:
-    """Actions a second over so many episodes at once, each held for `repeat` control steps."""
+    """Actions a second over so many episodes at once, each held for `repeat` control steps, and
+    sent `horizon` at a time.
+    """
     async with open_channel(address, ChannelConfig(timeout_seconds=600)) as channel:
         await wait_until_serving(channel, "", 120)
         stub: env_pb2_grpc.EnvServiceAsyncStub = env_pb2_grpc.EnvServiceStub(channel)
         ready = asyncio.Barrier(episodes)
         return sum(
             await asyncio.gather(
-                *(_episode(stub, reset, seconds, ready, repeat) for _ in range(episodes))
+                *(_episode(stub, reset, seconds, ready, repeat, horizon) for _ in range(episodes))
             )
         )
 
@@ -82,6 +89,7 @@ async def _episode(
     seconds: float,
     ready: asyncio.Barrier,
     repeat: int,
+    horizon: int,
 ) -> float:
     call = stub.Interact()
     await call.write(env_pb2.InteractRequest(reset=reset))
@@ -89,7 +97,8 @@ async def _episode(
     moves = actions()
 
     async def step() -> None:
-        command = env_pb2.StepEpisode(action=next(moves), repeat=repeat)
+        chunk = np.concatenate([next(moves) for _ in range(horizon)])
+        command = env_pb2.StepEpisode(action=chunk, repeat=repeat, horizon=horizon)
         await call.write(env_pb2.InteractRequest(step=command))
         answer = await call.read()
         if not (isinstance(answer, env_pb2.InteractResponse) and answer.frames[0].image):
@@ -104,4 +113,4 @@ async def _episode(
         await step()
         steps += 1
     call.cancel()
-    return steps / elapsed
+    return steps * horizon / elapsed

@@ -27,6 +27,7 @@ ORDER = (
     "swap",
     "precision",
     "loop",
+    "loop_chunks",
     "staleness",
     "reward",
     "learner",

@@ -14,6 +14,7 @@ missed=0
 .venv/bin/python -m benchmarks.load "$@" || missed=1
 .venv/bin/python -m benchmarks.swap "$@" || missed=1
 .venv/bin/python -m benchmarks.loop "$@" || missed=1
+.venv/bin/python -m benchmarks.loop_chunks "$@" || missed=1
 .venv/bin/python -m benchmarks.reward "$@" || missed=1
 .venv/bin/python -m benchmarks.scale "$@" || missed=1
 .venv/bin/python -m benchmarks.learner "$@" || missed=1
