@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from vlarl.terminal import show
 
@@ -125,12 +126,14 @@ class Report:
             table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
         for row in self._rows:
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}x of {row.against}"
-            wanted = "" if row.at_least is None else f"{row.at_least:g}x {_MARK[row.met]}"
+            wanted = Text() if row.at_least is None else Text(f"{row.at_least:g}x ")
+            wanted.append(*_MARK[row.met])
             table.add_row(row.name, f"{row.value:,.4g}", row.unit, ratio, wanted, row.note)
         return table
 
 
-_MARK = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
+_MARK = {True: ("met", "green"), False: ("missed", "red"), None: ("", "")}
+"""Words and their colours; the terminal's tables take no markup."""
 
 
 def describe_machine() -> dict[str, object]:
