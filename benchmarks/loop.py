@@ -65,18 +65,16 @@ def asked_to_be_quick(description: str | None) -> bool:
     return bool(parser.parse_args().quick)
 
 
-def measure(
-    report: Report, *, quick: bool, wanted: float, chunk: int = 1, settings: Sequence[str] = ()
-) -> bool:
+def measure(report: Report, *, quick: bool, wanted: float, settings: Sequence[str] = ()) -> bool:
     """Measures and prints the table; False where a wanted ratio is missed.
 
     Args:
         report: Where the rows go.
         quick: Whether seconds are enough.
         wanted: Of the slower part alone, by the overlapped loop on cores of its own.
-        chunk: Control steps of an answer.
         settings: Of the configuration, ``KEY=VALUE``.
     """
+    chunk = policy_spec(load_config(CONFIG, settings).policy.checkpoint).chunk
     seconds, iterations, actions = (5.0, 1, 12) if quick else (30.0, 4, SUITES_OWN_LIMIT)
     overrides = [
         "tasks.indices=[0]",

@@ -26,7 +26,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
         make_tiny_oft_checkpoint(folder, chunk=CHUNK)
         settings = [f"policy.checkpoint={folder}", "env.action_repeat=1"]
-        met = measure(report, quick=quick, wanted=WANTED, chunk=CHUNK, settings=settings)
+        met = measure(report, quick=quick, wanted=WANTED, settings=settings)
     sys.exit(0 if met else 1)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from benchmarks.policy import BATCHES, baseline, loaded
 from benchmarks.policy_load import served
 from benchmarks.report import Report
 from vlarl.models.openvla.tiny import make_tiny_checkpoint
+from vlarl.models.openvla_oft.starting import make_tiny_oft_checkpoint
 from vlarl.models.registry import policy_spec
 from vlarl.weights.hub import folder_of
 
@@ -47,10 +47,10 @@ def main() -> None:
 
 def untrained(folder: Path, chunk: int = 1) -> Path:
     """A checkpoint of 224 px; with a chunk OpenVLA-OFT, of one camera and without the arm."""
-    make_tiny_checkpoint(folder, image_size=224)
     if chunk > 1:
-        family = {"family": "openvla_oft", "chunk": chunk, "convention": "stop"}
-        (folder / "family.json").write_text(json.dumps(family), encoding="utf-8")
+        make_tiny_oft_checkpoint(folder, chunk=chunk, image_size=224)
+    else:
+        make_tiny_checkpoint(folder, image_size=224)
     return folder
 
 
