@@ -10,10 +10,11 @@ import typer
 from vlarl.config import ConfigError
 from vlarl.config.checkpoints import with_checkpoints
 from vlarl.terminal import PlainConsole, say, text_column
-from vlarl_cli.evaluate import Best, check_best, config_of_policy
+from vlarl_cli.evaluate import Best, check_best
 from vlarl_cli.families import Cameras, Chunk, ConventionOption, Proprio, stated_use
 from vlarl_cli.groups import command_group
 from vlarl_cli.options import one_sentence_errors, read_saved
+from vlarl_cli.runs import config_of_policy
 
 app = command_group("Make and inspect checkpoints of OpenVLA and OpenVLA-OFT.")
 

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,11 @@ from vlarl.ownership import owned
 from vlarl.weights.hub import folder_of
 from vlarl_cli.logs import configure_logging
 from vlarl_cli.options import Overrides, Verbose, one_sentence_errors, read_config, read_saved
-from vlarl_cli.runs import check_reward
+from vlarl_cli.perturbing import Perturb, evaluate_perturbed, perturbations, perturbed_suite
+from vlarl_cli.runs import check_reward, config_of_policy, folder_of_run
+
+if TYPE_CHECKING:
+    from vlarl.env.v1 import env_pb2
 
 LIBERO_PROTOCOL = {"env.profile": "faithful", "env.settle_steps": 10, "tasks.max_actions": 0}
 """What published numbers of LIBERO's suites mean, whatever a run trains with. --set wins."""
@@ -79,6 +83,7 @@ def evaluate(
     suite: Suite = None,
     tasks: Tasks = None,
     episodes_per_task: Episodes = 50,
+    perturb: Perturb = None,
     out: Out = None,
     videos: Videos = 0,
     record: Annotated[
@@ -92,25 +97,21 @@ def evaluate(
     Greedy, from the official initial states. On LIBERO's suites within the suite's step limit,
     after ten settling steps, in the faithful simulator, unless --set says otherwise; on other
     suites as the configuration says. Starts the services that it needs and stops them. Killed, it
-    goes on where it stopped when the same --out is given again.
+    goes on where it stopped when the same --out is given again. With --perturb, one evaluation
+    after the other, and a table of all at the end.
     """
     configure_logging(verbose)
-    from vlarl.launch.tasks import choose_tasks, suite_tasks
-
     with one_sentence_errors():
         settings, protocol = evaluation_config(
             config, checkpoint, run, suite, tasks, episodes_per_task, overrides
         )
         check_best(best, run)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = out or Path("runs") / f"eval-{settings.tasks.suite}-{stamp}"
+        kinds = perturbations(perturb, settings.tasks.suite)
+        folder = out or _default_folder(run, settings.tasks.suite, robustness=bool(kinds))
         with owned(folder, "vlarl eval"):
             # Before the policy is looked at, which takes longer the larger it is.
-            chosen = choose_tasks(
-                suite_tasks(settings.env, settings.tasks.suite),
-                settings.tasks.indices,
-                settings.evaluation.episodes_per_task,
-            )
+            suites = [settings.tasks.suite, *(perturbed_suite(settings, kind) for kind in kinds)]
+            chosen = {name: _tasks_of(settings, name) for name in suites}
             from vlarl.models.registry import check_policy_checkpoint
 
             settings = with_checkpoints(settings, folder_of, _loaded(videos))
@@ -119,17 +120,38 @@ def evaluate(
                 check_reward(settings)
             from vlarl_jobs.evaluation.main import run as run_evaluation
 
-            code = run_evaluation(
-                settings,
-                run,
-                chosen,
-                folder,
-                best=best,
-                videos=videos,
-                record=record,
-                protocol=protocol,
-            )
+            def one(name: str, trained: Path | None, into: Path) -> int:
+                return run_evaluation(
+                    _with_suite(settings, name),
+                    trained,
+                    chosen[name],
+                    into,
+                    best=best and trained is not None,
+                    videos=videos,
+                    record=record,
+                    protocol=protocol,
+                    named=folder,
+                )
+
+            if not kinds:
+                code = one(settings.tasks.suite, run, folder)
+            else:
+                code = evaluate_perturbed(settings, run, kinds, folder, one)
     raise typer.Exit(code)
+
+
+def _default_folder(run: Path | None, suite: str, *, robustness: bool) -> Path:
+    if robustness and run is not None:
+        return folder_of_run(run) / "robustness"  # where the run's report looks
+    kind = "robustness" if robustness else "eval"
+    return Path("runs") / f"{kind}-{suite}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _tasks_of(settings: RunConfig, suite: str) -> list[env_pb2.TaskDescription]:
+    from vlarl.launch.tasks import choose_tasks, suite_tasks
+
+    episodes = settings.evaluation.episodes_per_task
+    return choose_tasks(suite_tasks(settings.env, suite), settings.tasks.indices, episodes)
 
 
 def check_best(best: bool, run: Path | None) -> None:
@@ -199,17 +221,9 @@ def _libero_protocol(given: RunConfig, settings: RunConfig) -> str:
     return ": ".join(filter(None, ["LIBERO's", ", ".join(remarks)]))
 
 
-def config_of_policy(run: Path) -> Path:
-    """The configuration that was saved with a run, named by its folder or one of its checkpoints'.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    directory = run.parents[1] if run.parent.name == "checkpoints" else run
-    saved = directory / "config.toml"
-    if not saved.exists():
-        raise ConfigError(f"{run}: neither a run nor one of its checkpoints ({saved} is missing)")
-    return saved
+def _with_suite(settings: RunConfig, suite: str) -> RunConfig:
+    """The same evaluation on another suite with the same tasks."""
+    return settings.model_copy(update={"tasks": settings.tasks.model_copy(update={"suite": suite})})
 
 
 def _numbers(text: str) -> list[int]:

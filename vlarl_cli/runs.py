@@ -230,3 +230,20 @@ def check_reward(settings: RunConfig) -> None:
 def first_rank() -> bool:
     """Whether this is the process that speaks for all that torchrun has started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def folder_of_run(run: Path) -> Path:
+    """The run's folder, named by itself or by one of its checkpoints."""
+    return run.parents[1] if run.parent.name == "checkpoints" else run
+
+
+def config_of_policy(run: Path) -> Path:
+    """The configuration that was saved with a run, named by its folder or one of its checkpoints'.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    saved = folder_of_run(run) / "config.toml"
+    if not saved.exists():
+        raise ConfigError(f"{run}: neither a run nor one of its checkpoints ({saved} is missing)")
+    return saved

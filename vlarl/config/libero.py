@@ -94,15 +94,22 @@ FURTHER_CAMERAS: Mapping[str, tuple[str, ...]] = {
 PERTURBED_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 """The suites that have variants."""
 
-PERTURBATIONS = ("swap", "object", "lan", "task")
-"""What a variant changes: where objects stand, how they look, the words, or the task itself."""
+PERTURBATIONS: Mapping[str, str] = {
+    "position": "swap",
+    "object": "object",
+    "language": "lan",
+    "task": "task",
+}
+"""What a variant changes, by LIBERO-PRO's categories, and how its name ends: where objects stand,
+how they look, the words, or the task itself.
+"""
 
 
 def variants(suite: str) -> tuple[str, ...]:
     """Names of a suite's variants, e.g. libero_goal_swap; none for other suites."""
     if suite not in PERTURBED_SUITES:
         return ()
-    return tuple(f"{suite}_{perturbation}" for perturbation in PERTURBATIONS)
+    return tuple(f"{suite}_{ending}" for ending in PERTURBATIONS.values())
 
 
 def base_suite(suite: str) -> str:

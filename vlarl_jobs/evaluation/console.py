@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +19,19 @@ class EvaluationDisplay:
     """An evaluation's progress on standard output."""
 
     def __init__(
-        self, tasks: Sequence[env_pb2.TaskDescription], config: RunConfig, out: Path, protocol: str
+        self,
+        tasks: Sequence[env_pb2.TaskDescription],
+        config: RunConfig,
+        out: Path,
+        protocol: str,
+        again: str,
     ) -> None:
-        """tasks: what is evaluated. out: where the results go. protocol: which, in words."""
+        """tasks: what is evaluated. out: where the results go. protocol: which, in words. again:
+        what goes on with it.
+        """
         self._console = PlainConsole()
         self._out = out
+        self._again = again
         self._terminal = self._console.is_terminal
         env = config.env
         own = config.tasks.max_actions * env.action_repeat
@@ -80,7 +87,7 @@ class EvaluationDisplay:
         self.close()
         self._console.print(Whole(score_table(evaluation)))
         if evaluation.missing:
-            again = f"; the same command with --out {shlex.quote(str(self._out))} tries them again"
+            again = f"; {self._again} tries them again"
             self._console.print(styled((given_up(evaluation), "red"), again))
         self._console.print(f"results: {self._out}  (evaluation.json, episodes.jsonl)")
 

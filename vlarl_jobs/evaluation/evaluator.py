@@ -52,7 +52,11 @@ class Evaluator:
             TrajectoryError: an episode was run by another policy, or not greedily.
         """
         await self._serve_subject()
-        specs = self._missing_episodes()
+        specs = missing_episodes(self._config, self._subject, self._folder)
+        for spec in specs:
+            spec.record_frames = self._recorder is not None
+            if self._film is not None and self._film.wants(spec.task.index):
+                spec.record_frames, spec.unscored = True, False
         self._display.start(len(self._folder.results), len(self._folder.results) + len(specs))
         self._folder.write_score(self._score([]), ended=not specs)
         timeout = self._config.trainer.rollout_timeout_seconds
@@ -77,17 +81,6 @@ class Evaluator:
         if (adapter := self._subject.adapter(config)) is not None:
             await publisher.publish(adapter, takeover=True)
 
-    def _missing_episodes(self) -> Sequence[rollout_pb2.EpisodeSpec]:
-        specs = evaluation_episodes(
-            self._config, self._subject.progress.iteration, self._subject.unnorm_key
-        )
-        missing = [s for s in specs if not self._folder.has(s.task.index, s.init_state)]
-        for spec in missing:
-            spec.record_frames = self._recorder is not None
-            if self._film is not None and self._film.wants(spec.task.index):
-                spec.record_frames, spec.unscored = True, False
-        return missing
-
     async def _record(self, collected: Collected) -> None:
         for trajectory in collected.trajectories:
             result = score_episode(trajectory, self._subject.progress.version)
@@ -102,6 +95,14 @@ class Evaluator:
 
     def _score(self, given_up: Sequence[rollout_pb2.EpisodeSpec]) -> Evaluation:
         return count(self._folder.results, self._subject.progress, given_up)
+
+
+def missing_episodes(
+    config: RunConfig, subject: EvaluatedPolicy, folder: EvaluationFolder
+) -> list[rollout_pb2.EpisodeSpec]:
+    """The episodes that are asked for and that the folder doesn't have."""
+    specs = evaluation_episodes(config, subject.progress.iteration, subject.unnorm_key)
+    return [spec for spec in specs if not folder.has(spec.task.index, spec.init_state)]
 
 
 def protocol_of(

@@ -23,9 +23,10 @@ from vlarl.models.needs import PolicyNeeds, check_needs, check_recordable, check
 from vlarl.queue.rollout_queue import RolloutQueue
 from vlarl_jobs.evaluation.console import EvaluationDisplay
 from vlarl_jobs.evaluation.evaluated_policy import EvaluatedPolicy, load_evaluated_policy
-from vlarl_jobs.evaluation.evaluator import Evaluator, protocol_of
+from vlarl_jobs.evaluation.evaluator import Evaluator, missing_episodes, protocol_of
 from vlarl_jobs.evaluation.film import FilmMaker, Values
 from vlarl_jobs.evaluation.folder import RUN_ID, EvaluationFolder, check_no_run
+from vlarl_trainer.record.evaluation import count
 
 
 def run(
@@ -38,6 +39,7 @@ def run(
     videos: int,
     record: bool,
     protocol: str,
+    named: Path | None = None,
 ) -> int:
     """Evaluates a policy, or goes on with what `out` holds of it.
 
@@ -50,6 +52,7 @@ def run(
         videos: films of each task and outcome.
         record: whether OUT/rollouts becomes a dataset of the episodes.
         protocol: what the configuration follows, for people.
+        named: what the command's --out says, where that is another folder than `out`.
 
     Returns:
         The exit code: 0 when every episode was counted, 1 when some were given up.
@@ -72,19 +75,23 @@ def run(
     config = _settled(config, tasks)
     folder = EvaluationFolder(out, protocol_of(config, subject, simulator))
     folder.save_config(config)
+    again = f"the same command with --out {shlex.quote(str(named or out))}"
+    display = EvaluationDisplay(tasks, config, out, protocol, again)
+    if not missing_episodes(config, subject, folder):
+        evaluation = count(folder.results, subject.progress, [])
+        folder.write_score(evaluation, ended=True)
+        display.finish(evaluation)
+        return 0
     film = None
     if videos:
         values = critic_of(config, subject)
         film = FilmMaker(out / "videos", videos, config.env.action_repeat, values)
     names = ("policy", "env", "reward") if videos else ("policy", "env")
     stack = Stack(config, out, names, lasting_queue=False)
-    display = EvaluationDisplay(tasks, config, out, protocol)
     with explained(out), contextlib.closing(display):
         recorder = RolloutRecorder(out / "rollouts", config.env) if record else None
         work = _evaluate(stack, subject, folder, film, recorder, display)
-        return asyncio.run(
-            supervise(stack, work, f"the same command with --out {shlex.quote(str(out))}")
-        )
+        return asyncio.run(supervise(stack, work, again))
 
 
 async def _evaluate(

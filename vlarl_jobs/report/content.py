@@ -19,6 +19,7 @@ from vlarl_jobs.report.headline import headline
 from vlarl_jobs.report.health import health
 from vlarl_jobs.report.milestones import after, milestones
 from vlarl_jobs.report.records import Score
+from vlarl_jobs.report.robustness import robustness
 from vlarl_jobs.report.run_folder import Run
 from vlarl_jobs.report.sections import Cell, Rate, Section, Table
 
@@ -32,6 +33,7 @@ def sections_of(groups: Sequence[Group]) -> list[Section]:
         episode_groups(groups),
         _reward(groups),
         _tasks(groups),
+        robustness(groups),
         _films(groups),
         _curriculum(groups),
         _coverage(groups),

@@ -29,6 +29,7 @@ from vlarl_jobs.report.records import (
     Start,
     parse,
 )
+from vlarl_jobs.report.robust_evaluations import INDEX, Robustness, read_robustness
 
 _PLACE = ("iteration", "policy_version", "env_steps")
 _NEEDED = ("success_rate", "episodes")
@@ -51,6 +52,8 @@ class Run:
     """Of the first and the latest iteration; empty where they weren't recorded."""
     folders: list[EvaluationFolder]
     """Evaluations of this run's policies that `vlarl eval` did."""
+    robustness: list[Robustness]
+    """Those in perturbed scenes."""
 
     @property
     def name(self) -> str:
@@ -155,6 +158,7 @@ def read_run(path: Path) -> Run:
         starts=[parse(Start, row, place) for place, row in placed_lines(path / "starts.jsonl")],
         actions=[_read_actions(file) for file in sorted((path / "actions").glob("*.npz"))],
         folders=list(_evaluation_folders(path, config.name)),
+        robustness=[one for one in _robustness(path) if one.index.run == config.name],
     )
 
 
@@ -225,6 +229,13 @@ def _evaluation_folders(run: Path, run_id: str) -> Iterator[EvaluationFolder]:
             evaluation=parse(Evaluation, content, str(file)),
             films=list(_films(file.parent / "videos", run_id)),
         )
+
+
+def _robustness(run: Path) -> Iterator[Robustness]:
+    """Those inside the run's folder, and those beside it."""
+    beside = run.resolve().parent
+    for index in sorted({*run.resolve().glob(f"*/{INDEX}"), *beside.glob(f"*/{INDEX}")}):
+        yield read_robustness(index.parent)
 
 
 def _films(folder: Path, run_id: str) -> Iterator[Film]:

@@ -106,7 +106,7 @@ async def evaluate(
         here = config.model_copy(update={"policy": section})
         subject = load_evaluated_policy(here, trained)
         folder = EvaluationFolder(out, protocol_of(here, subject, {}))
-        display = EvaluationDisplay(TASKS, here, out, "LIBERO's")
+        display = EvaluationDisplay(TASKS, here, out, "LIBERO's", "AGAIN")
         evaluator = Evaluator(here, subject, folder, film, display, recorder)
         evaluation = await evaluator.run(queue)
         assert all(state.length == 0 for state in await queue.states())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,22 @@ import typer
 from typer.testing import CliRunner
 
 from vlarl.config import ConfigError, RunConfig
+from vlarl.env.v1 import env_pb2
 from vlarl.invocation import invocation
 from vlarl_cli import app
 from vlarl_cli.evaluate import evaluation_config
 
 ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "configs/embedded.toml"
+NOTHING = {
+    "iteration": 0,
+    "policy_version": 0,
+    "env_steps": 0,
+    "tasks": {},
+    "missing": 0,
+    "ended": 1,
+}
+"""An evaluation.json."""
 
 
 def resolved(**changes: object) -> tuple[RunConfig, str]:
@@ -158,10 +169,71 @@ def test_the_suite_and_its_tasks_are_looked_at_before_the_policy(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--perturb", "sideways"], "--perturb sideways: there are position, object, language, ta"),
+        (["--perturb", "environment"], "--perturb environment: the simulator's package has no sc"),
+        (["--perturb", "all", "--suite", "libero_90"], "--perturb: suite 'libero_90' has no pert"),
+        (["--perturb", "all", "--suite", "libero_10_swap"], "--perturb: suite 'libero_10_swap' h"),
+    ],
+)
+def test_what_cannot_be_perturbed_is_one_sentence(
+    tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    out = tmp_path / "out"
+    refused = CliRunner().invoke(app, ["eval", str(EMBEDDED), *arguments, "--out", str(out)])
+    assert refused.exit_code == 1
+    assert refused.output.startswith(f"error: {sentence}")
+    assert len(refused.output.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("trained", [False, True])
+def test_perturbed_scenes_are_evaluated_beside_the_suites_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: bool
+) -> None:
+    """Each is a suite, with the same tasks under the same protocol; a run's start comes first."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text(
+        EMBEDDED.read_text().replace('"checkpoints/tiny"', f'"{ROOT / "policies/spatial"}"')
+    )
+    begun = []
+
+    def evaluate(
+        config: RunConfig,
+        policy: Path | None,
+        tasks: list[env_pb2.TaskDescription],
+        out: Path,
+        **others: object,
+    ) -> int:
+        assert others["named"] == (run / "robustness" if trained else tmp_path / "out")
+        assert {task.task.suite for task in tasks} == {config.tasks.suite}
+        begun.append((config.tasks.suite, policy, [task.task.index for task in tasks], out.name))
+        assert config.env.profile == "faithful"
+        (out / "evaluation.json").write_text(json.dumps(NOTHING))
+        return 0
+
+    monkeypatch.setattr("vlarl_jobs.evaluation.main.run", evaluate)
+    named = ["--run", str(run)] if trained else [str(run / "config.toml")]
+    out = [] if trained else ["--out", str(tmp_path / "out")]
+    kinds = ["--perturb", "language", "--perturb", "position"]
+    done = CliRunner().invoke(app, ["eval", *named, *kinds, *out])
+    assert done.exit_code == 0, done.output
+    suites = ["libero_spatial", "libero_spatial_lan", "libero_spatial_swap"]
+    folders = ["none", "language", "position"]
+    start = [
+        (suite, None, [0, 4, 8], f"start-{folder}")
+        for suite, folder in zip(suites, folders, strict=True)
+    ]
+    after = [(suite, run, tasks, out.replace("start", "trained")) for suite, _, tasks, out in start]
+    assert begun == [*start, *(after if trained else [])]
+
+
 @pytest.mark.torch
 def test_a_checkpoint_without_statistics_is_one_sentence(tmp_path: Path) -> None:
-    import json
-
     from vlarl.models.openvla.tiny import make_tiny_checkpoint
 
     make_tiny_checkpoint(tmp_path, image_size=28, tower_dim=32, text_dim=64, tower_depth=2)

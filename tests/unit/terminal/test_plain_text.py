@@ -81,7 +81,7 @@ def test_the_trainers_displays(capsys: pytest.CaptureFixture[str]) -> None:
     display.phase(NASTY)
     display.evaluation(scores)
     display.finish(Path(NASTY))
-    shown = EvaluationDisplay([env_pb2.TaskDescription()], RunConfig(), Path(NASTY), NASTY)
+    shown = EvaluationDisplay([env_pb2.TaskDescription()], RunConfig(), Path(NASTY), NASTY, NASTY)
     shown.start(0, 1)
     shown.episode(EpisodeResult(0, 0, NASTY, True, 1, 1.0, 0, ""))
     shown.finish(scores)

@@ -37,7 +37,9 @@ def test_a_score_names_what_was_given_up(capsys: pytest.CaptureFixture[str]) -> 
     scores = {0: TaskScore("reach", 1, 3, 5, missing=1), 4: TaskScore("push", 1, 1, 5)}
     evaluation = Evaluation(3, 4, 500, scores)
     Display("run", iterations=3, done=3).evaluation(evaluation)
-    display = EvaluationDisplay([env_pb2.TaskDescription()], RunConfig(), Path("my runs/a"), "")
+    again = "the same command with --out 'my runs/a'"
+    tasks = [env_pb2.TaskDescription()]
+    display = EvaluationDisplay(tasks, RunConfig(), Path("my runs/a"), "", again)
     display.finish(evaluation)
     said = capsys.readouterr().out
     assert said.count("1 episode was given up and counts as failed") == 2
