@@ -17,6 +17,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from tests.embedded_valkey import start_valkey
+from tests.processor_time import ProcessorTime
 from tests.skips import (  # noqa: F401 - pytest finds its hooks here
     HAS_SIMULATOR,
     HAS_TORCH,
@@ -77,9 +78,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Schedulin
 gc.disable()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Ends the session where its environment isn't whole."""
     check_environment()
+    config.pluginmanager.register(ProcessorTime())
 
 
 def pytest_collection_finish() -> None:

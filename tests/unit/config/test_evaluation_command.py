@@ -190,16 +190,12 @@ def test_what_cannot_be_perturbed_is_one_sentence(
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("trained", [False, True])
 def test_perturbed_scenes_are_evaluated_beside_the_suites_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is a suite, with the same tasks under the same protocol; a run's start comes first."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.toml").write_text(
-        EMBEDDED.read_text().replace('"checkpoints/tiny"', f'"{ROOT / "policies/spatial"}"')
-    )
+    """Each is a suite, with the same tasks under the same protocol; the run's start comes first."""
+    settings = EMBEDDED.read_text().replace("checkpoints/tiny", f"{ROOT / 'policies/spatial'}")
+    (tmp_path / "config.toml").write_text(settings)
     begun = []
 
     def evaluate(
@@ -209,27 +205,23 @@ def test_perturbed_scenes_are_evaluated_beside_the_suites_own(
         out: Path,
         **others: object,
     ) -> int:
-        assert others["named"] == (run / "robustness" if trained else tmp_path / "out")
+        assert others["named"] == out.parent == tmp_path / "robustness"
         assert {task.task.suite for task in tasks} == {config.tasks.suite}
-        begun.append((config.tasks.suite, policy, [task.task.index for task in tasks], out.name))
         assert config.env.profile == "faithful"
+        begun.append((out.name, config.tasks.suite, policy, [task.task.index for task in tasks]))
         (out / "evaluation.json").write_text(json.dumps(NOTHING))
         return 0
 
     monkeypatch.setattr("vlarl_jobs.evaluation.main.run", evaluate)
-    named = ["--run", str(run)] if trained else [str(run / "config.toml")]
-    out = [] if trained else ["--out", str(tmp_path / "out")]
-    kinds = ["--perturb", "language", "--perturb", "position"]
-    done = CliRunner().invoke(app, ["eval", *named, *kinds, *out])
+    kinds = ["--perturb", "language"]
+    done = CliRunner().invoke(app, ["eval", "--run", str(tmp_path), *kinds])
     assert done.exit_code == 0, done.output
-    suites = ["libero_spatial", "libero_spatial_lan", "libero_spatial_swap"]
-    folders = ["none", "language", "position"]
-    start = [
-        (suite, None, [0, 4, 8], f"start-{folder}")
-        for suite, folder in zip(suites, folders, strict=True)
+    assert begun == [
+        ("start-none", "libero_spatial", None, [0, 4, 8]),
+        ("start-language", "libero_spatial_lan", None, [0, 4, 8]),
+        ("trained-none", "libero_spatial", tmp_path, [0, 4, 8]),
+        ("trained-language", "libero_spatial_lan", tmp_path, [0, 4, 8]),
     ]
-    after = [(suite, run, tasks, out.replace("start", "trained")) for suite, _, tasks, out in start]
-    assert begun == [*start, *(after if trained else [])]
 
 
 @pytest.mark.torch
