@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.stack import descendants, survivors
 from tests.unit.stack.test_service_processes import alive
 from vlarl.config import ConfigError, RunConfig
-from vlarl.launch.supervisor import Stack, supervise
+from vlarl.config.libero import simulator_environment
+from vlarl.launch.supervisor import Stack, simulator_python, supervise
 
 # One that uses the system's folder of temporary files, and is as deaf as a hung engine.
 LITTERER = """
@@ -29,9 +32,9 @@ def litter(folder: Path) -> bool:
     return any(folder.glob("**/socket"))
 
 
-def serving(run_dir: Path) -> bool:
-    log = run_dir / "logs" / "reward.log"
-    return log.exists() and " serves on " in log.read_text()
+def serving(run_dir: Path, name: str = "reward") -> bool:
+    log = run_dir / "logs" / f"{name}.log"
+    return log.exists() and re.search(" (serves|listens) on ", log.read_text()) is not None
 
 
 @pytest.mark.parametrize("victim", ["queue", "reward", "trainer"])
@@ -72,6 +75,32 @@ async def test_whoever_is_killed_all_end_and_no_temporary_file_stays(
     assert not any(alive(pid) for pid in pids.values())
     assert list(folder.iterdir()) == []
     folder.rmdir()
+
+
+async def test_an_env_server_that_is_killed_takes_its_simulators_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = Stack(RunConfig(), tmp_path, [])
+    env = [str(simulator_python()), "-m", "vlarl", "serve", "env", "--listen", "127.0.0.1:0"]
+    env += ["--set", f"queue.url=unix://{stack._folder}/queue", "--set", "env.processes=2"]
+    family: set[int] = set()
+
+    async def work() -> int:
+        await stack.start()
+        server = await stack._start("env", env, simulator_environment(os.environ))
+        while not serving(tmp_path, "env"):
+            await stack.watching(asyncio.sleep(0.02))
+        assert server.process is not None
+        family.update(descendants(server.process.pid))
+        os.kill(server.process.pid, signal.SIGKILL)
+        await stack.watching(asyncio.sleep(600))
+        return 0
+
+    assert await supervise(stack, work(), "again") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the env service died (killed by SIGKILL)" in said
+    assert len(family) >= 2, "no simulators were there"
+    assert survivors(family) == set()
 
 
 def test_a_stack_that_never_starts_leaves_no_folder(
