@@ -1,4 +1,4 @@
-"""Files that other users may read, and folders that are whole or not there."""
+"""Files that other users may read, and files and folders that are whole or not there."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def share(path: Path) -> None:
         path.chmod(stat.S_IMODE(plain.stat().st_mode))
     finally:
         plain.unlink()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole: a reader sees what was there before, or all of the text."""
+    partial = _partial(path)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 @contextlib.contextmanager

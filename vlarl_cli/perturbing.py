@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from vlarl.config import ConfigError, RunConfig, load_saved
+from vlarl.config import ConfigError, RunConfig
 from vlarl.config.libero import PERTURBATIONS, PERTURBED_SUITES
 from vlarl.ownership import owned
-from vlarl_cli.runs import config_of_policy
 
 Perturb = Annotated[
     list[str] | None,
@@ -74,8 +73,7 @@ def evaluate_perturbed(
 
     policies = [START, TRAINED] if run else [START]
     conditions = [Condition(policy, kind) for policy in policies for kind in (UNPERTURBED, *kinds)]
-    name = load_saved(RunConfig, config_of_policy(run)).name if run else ""
-    index = RobustnessIndex(name, settings.tasks.suite, conditions)
+    index = RobustnessIndex(settings.name if run else "", settings.tasks.suite, conditions)
 
     def evaluate_condition(condition: Condition, into: Path) -> int:
         trained = run if condition.policy == TRAINED else None

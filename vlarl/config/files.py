@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from vlarl.config.base import Section, explain, merge, unknown_keys
 from vlarl.errors import ConfigError
+from vlarl.files import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -177,9 +178,7 @@ def _nested(key: str, value: object) -> dict[str, object]:
 def save_config(config: Section, directory: Path) -> None:
     """Makes a new run's folder, with its config.toml: whole, or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / ".config.partial"
-    partial.write_text(dump_toml(config), encoding="utf-8")
-    partial.replace(directory / "config.toml")
+    replace_text(directory / "config.toml", dump_toml(config))
 
 
 def runs_inside(directory: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import rich.table
 
+from vlarl.files import replace_text
 from vlarl.json_lines import DamagedFileError
 from vlarl_jobs.ablation.failures import read_failures
 from vlarl_jobs.ablation.numbers import Outcome, Row, Spread, outcome, rows_of
@@ -95,9 +96,7 @@ def write_table(table: AblationTable, out: Path) -> None:
         ("table.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n"),
         ("table.md", _markdown(table)),
     ):
-        partial = out / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out / name)
+        replace_text(out / name, text)
 
 
 def rich_table(table: AblationTable) -> rich.table.Table:

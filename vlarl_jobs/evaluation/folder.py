@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlarl.config import ConfigError, RunConfig, save_config
+from vlarl.files import replace_text
 from vlarl.json_lines import JsonLines
 from vlarl_trainer.record.evaluation import EpisodeResult, Evaluation
 
@@ -75,9 +76,7 @@ class EvaluationFolder:
         """
         state = {"complete": ended and not evaluation.missing, "ended": ended}
         content = state | {"protocol": self._protocol} | evaluation.to_json()
-        partial = self.path / f".{_SCORE}.partial"
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.path / _SCORE)
+        replace_text(self.path / _SCORE, json.dumps(content, indent=1) + "\n")
 
 
 def check_no_run(path: Path) -> None:

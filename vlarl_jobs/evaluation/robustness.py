@@ -12,16 +12,17 @@ from pathlib import Path
 from rich.table import Table
 
 from vlarl.config import ConfigError
+from vlarl.files import replace_text
 from vlarl.terminal import say, show, styled
+from vlarl_jobs.report import sections
 from vlarl_jobs.report.robust_evaluations import (
     INDEX,
     TRAINED,
     Condition,
-    Robustness,
     RobustnessIndex,
     read_robustness,
 )
-from vlarl_jobs.report.sections import percent, percents
+from vlarl_jobs.report.robustness import rates
 
 
 def evaluate_conditions(
@@ -47,12 +48,13 @@ def evaluate_conditions(
         title = f"evaluation {number}/{len(asked)}: {_in_words(condition)}"
         say((title, "bold"))
         code = evaluate(condition, out / condition.folder)
-        _write_index(out, index)  # not before: what is refused leaves nothing behind
+        # Not before: what is refused leaves nothing behind.
+        replace_text(out / INDEX, json.dumps(asdict(index), indent=1) + "\n")
         if code and not _has_ended(out / condition.folder):
             return code
         worst = max(worst, code)
     known = read_robustness(out)
-    show(rates_table(known))
+    show(_printed(rates(known)))
     for loss in known.losses():
         say(
             f"the trained policy loses: {loss.perturbation}, task {loss.task} "
@@ -76,13 +78,6 @@ def _with_earlier(out: Path, index: RobustnessIndex) -> RobustnessIndex:
     return replace(index, conditions=list(both))
 
 
-def _write_index(out: Path, index: RobustnessIndex) -> None:
-    content = json.dumps(asdict(index), indent=1) + "\n"
-    partial = out / f".{INDEX}.partial"
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(out / INDEX)
-
-
 def _in_words(condition: Condition) -> str:
     policy = "the trained policy" if condition.policy == TRAINED else "the start"
     return f"{policy}, perturbation: {condition.perturbation}"
@@ -94,17 +89,9 @@ def _has_ended(folder: Path) -> bool:
     return file.exists() and bool(json.loads(file.read_text(encoding="utf-8"))["ended"])
 
 
-def rates_table(known: Robustness) -> Table:
-    """Success of each policy under each perturbation, with 95 % intervals."""
-    both = len(known.policies) > 1
-    table = Table("perturbation", *known.policies, *(["trained less start"] if both else []))
-    for perturbation in known.perturbations:
-        cells = []
-        for policy in known.policies:
-            score = known.total(policy, perturbation)
-            cells.append(f"{percent(score.rate)} ({percents(*score.interval)})" if score else "–")
-        if both:
-            difference = known.difference(perturbation)
-            cells.append(difference.text if difference else "–")
-        table.add_row(perturbation, *map(styled, cells))
-    return table
+def _printed(table: sections.Table) -> Table:
+    """A table of the report's for the terminal."""
+    printed = Table(*table.head)
+    for row in table.rows:
+        printed.add_row(*(styled(one if isinstance(one, str) else one.text) for one in row))
+    return printed

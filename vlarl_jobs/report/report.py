@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlarl.files import replace_text
 from vlarl_jobs.report.content import sections_of
 from vlarl_jobs.report.errors import ReportError
 from vlarl_jobs.report.groups import Group, group_runs
@@ -41,9 +42,7 @@ def write_report(folders: Sequence[Path], out: Path | None) -> tuple[Path, Path]
         for section in sections:
             for panel in section.panels:
                 (pictures / f"{panel.name}.png").write_bytes(panel.png)
-        partial = page.with_name(f".{page.name}.partial")
-        partial.write_text(render(_title(groups), sections), encoding="utf-8")
-        partial.replace(page)
+        replace_text(page, render(_title(groups), sections))
     except OSError as error:
         raise ReportError(f"{page}: can't be written ({error.strerror}); choose --out") from error
     return page, pictures

@@ -17,7 +17,7 @@ def robustness(groups: Sequence[Group]) -> Section | None:
     tables = []
     for name, one in known:
         of = f" of {name} ({one.path.name})" if len(known) > 1 else ""
-        tables.append(_rates(one, f"Success{of}"))
+        tables.append(rates(one, f"Success{of}"))
         if losses := one.losses():
             tables.append(_losses(losses, f"Where the trained policy{of} loses"))
     return Section(
@@ -31,7 +31,8 @@ def robustness(groups: Sequence[Group]) -> Section | None:
     )
 
 
-def _rates(known: Robustness, title: str) -> Table:
+def rates(known: Robustness, title: str = "") -> Table:
+    """Success of each policy under each perturbation, all tasks together."""
     both = len(known.policies) > 1
     rows = []
     for perturbation in known.perturbations:

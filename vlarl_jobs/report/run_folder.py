@@ -211,10 +211,7 @@ def _read_actions(path: Path) -> Actions:
 
 
 def _evaluation_folders(run: Path, run_id: str) -> Iterator[EvaluationFolder]:
-    """Those inside the run's folder, and those beside it."""
-    beside = run.resolve().parent
-    found = {*run.resolve().glob("*/evaluation.json"), *beside.glob("*/evaluation.json")}
-    for file in sorted(found):
+    for file in _inside_and_beside(run, "evaluation.json"):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             owner = content["protocol"]["run"]
@@ -232,10 +229,14 @@ def _evaluation_folders(run: Path, run_id: str) -> Iterator[EvaluationFolder]:
 
 
 def _robustness(run: Path) -> Iterator[Robustness]:
-    """Those inside the run's folder, and those beside it."""
-    beside = run.resolve().parent
-    for index in sorted({*run.resolve().glob(f"*/{INDEX}"), *beside.glob(f"*/{INDEX}")}):
+    for index in _inside_and_beside(run, INDEX):
         yield read_robustness(index.parent)
+
+
+def _inside_and_beside(run: Path, name: str) -> list[Path]:
+    """Files of this name in the folders inside the run's, and in those beside it."""
+    folder = run.resolve()
+    return sorted({*folder.glob(f"*/{name}"), *folder.parent.glob(f"*/{name}")})
 
 
 def _films(folder: Path, run_id: str) -> Iterator[Film]:
