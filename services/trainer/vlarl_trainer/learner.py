@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vlarl.config import TrainerConfig
 from vlarl.config.learning import Ratio
-from vlarl.errors import FatalError
 from vlarl.learning.checkpoints import gathered, take_over
 from vlarl.learning.optimizer import LossScale
 from vlarl.learning.ranks import Indices, Ranks
@@ -31,7 +30,7 @@ from vlarl_trainer.algorithms.registry import build_algorithm
 from vlarl_trainer.algorithms.surrogate import before_a_step, corrected, reference_kl
 from vlarl_trainer.batch import Batch, Experience, Observations, Proprio, build_batch
 from vlarl_trainer.memory import memory_bytes, place
-from vlarl_trainer.parity import GAP_BOUNDS, Parity
+from vlarl_trainer.parity import GAP_BOUNDS, Disagreement, Parity, ParityError
 from vlarl_trainer.policy_update import PolicySamples, PolicyUpdate
 from vlarl_trainer.record.progress import factors_in
 
@@ -65,10 +64,6 @@ class Seen:
     reference: Tensor | None
     """[N, K], log-probs of the actions under the policy that training began with; none: they would
     have taken a pass, and nothing depends on them."""
-
-
-class ParityError(FatalError):
-    """Policy server and trainer disagree about the same action's probability."""
 
 
 class Learner:
@@ -142,11 +137,9 @@ class Learner:
         """
         started = time.monotonic()
         batch = build_batch(experience)
-        observations = Observations(
-            batch.frames, batch.instructions, self._processor, self._ranks.device, batch.proprio
-        )
+        observations = self._observations(batch)
         seen = self._look(observations, batch)
-        parity = self._check_parity(batch, seen.logprobs)
+        parity = self._check_parity(experience, batch, seen.logprobs)
         estimate = self.algorithm.estimate(batch, seen.features)
         metrics = {
             "stale_actions": 1.0 - float(batch.fresh.mean()),
@@ -162,6 +155,12 @@ class Learner:
             metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
         metrics |= self.algorithm.finish(experience.iteration, seen.features, estimate)
         return metrics | self._ranks.memory()
+
+    def _observations(self, batch: Batch) -> Observations:
+        """The batch's states, of which nothing is decoded yet."""
+        return Observations(
+            batch.frames, batch.instructions, self._processor, self._ranks.device, batch.proprio
+        )
 
     def _distances(self, batch: Batch, seen: Seen) -> dict[str, float]:
         """How far the policy is from the weights that acted, and from where training began."""
@@ -306,17 +305,26 @@ class Learner:
         """The `Parity.bound` that is no error yet."""
         return self._config.logprob_gap_bound or GAP_BOUNDS[self.dtype]
 
-    def _check_parity(self, batch: Batch, logprobs: Tensor) -> Parity:
+    def _check_parity(self, experience: Experience, batch: Batch, logprobs: Tensor) -> Parity:
         """Server against trainer, over the actions that the trainer's own version took."""
-        if not batch.fresh.any():
+        fresh = batch.fresh
+        if not fresh.any():
             return Parity(0.0, 0.0, 0.0, 0.0)
-        parity = Parity.of((batch.server_logprobs - logprobs.numpy())[batch.fresh])
+        parity = Parity.of((batch.server_logprobs - logprobs.numpy())[fresh])
         if excess := parity.excess(self.logprob_gap_bound):
-            raise ParityError(
-                f"policy server and trainer disagree about the log-probs of tokens: {excess}, and "
-                "the ratio would mean nothing. Do both use the same checkpoint, data type, "
-                "centre crop and temperature? (trainer.logprob_gap_bound)"
+            again = self._look(self._observations(batch), batch).logprobs
+            lengths = [len(one.steps) for one in experience.trajectories]
+            disagreement = Disagreement(
+                server=batch.server_logprobs[fresh],
+                trainer=logprobs.numpy()[fresh],
+                again=again.numpy()[fresh],
+                token_ids=batch.token_ids[fresh],
+                episodes=np.repeat(
+                    [one.spec.episode_id for one in experience.trajectories], lengths
+                )[fresh],
+                places=np.concatenate([np.arange(length) for length in lengths])[fresh],
             )
+            raise ParityError(excess, disagreement, self.logprob_gap_bound)
         return parity
 
     def snapshot(self) -> Snapshot:

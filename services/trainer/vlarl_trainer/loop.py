@@ -25,12 +25,14 @@ import numpy as np
 from vlarl.answers import actions_of, executed_actions
 from vlarl.config import RunConfig
 from vlarl.data.recording import RolloutRecorder
+from vlarl.errors import FatalError
 from vlarl.learning.optimizer import scheduled
 from vlarl.rollout.v1 import rollout_pb2
 from vlarl.trainer.v1 import trainer_pb2
 from vlarl_trainer.batch import Experience
 from vlarl_trainer.leader import LeadingRank
 from vlarl_trainer.learner import Snapshot
+from vlarl_trainer.parity import ParityError
 from vlarl_trainer.publisher import Publisher, published_adapter
 from vlarl_trainer.record.actions import ActionLog
 from vlarl_trainer.record.best import Scored, fallen, kept_best, reached, rollback_to
@@ -135,7 +137,7 @@ class TrainingLoop:
                 chosen.frames(),
                 self._rate(progress),
             )
-            learned, snapshot = await self._learner.learn(experience)
+            learned, snapshot = await self._learn(experience)
             learned |= watched | review.metrics
 
         with self._phase("checkpoint"):
@@ -161,6 +163,14 @@ class TrainingLoop:
         }
         await self._report(progress, times)
         return progress, snapshot
+
+    async def _learn(self, experience: Experience) -> tuple[dict[str, float], Snapshot]:
+        try:
+            return await self._learner.learn(experience)
+        except ParityError as error:
+            path = self._run_dir / f"disagreement-{experience.iteration:05d}.npz"
+            error.disagreement.save(path)
+            raise FatalError(f"{error}. The numbers: {path}") from error
 
     async def _issue(self, iteration: int) -> Sequence[rollout_pb2.EpisodeSpec]:
         """Orders this iteration's episodes, and those that may be collected meanwhile."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from vlarl.errors import FatalError
 
 GAP_BOUNDS = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.3}
 """`Parity.logprob_gap_p999` that is no error yet, in nats, by what the trainer computes in."""
@@ -54,3 +57,60 @@ class Parity:
             if not found <= most:
                 return f"{what} {found:.3g}, more than {most:.3g}"
         return ""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """N answers of K tokens, by weights that both sides have, about which they disagree."""
+
+    server: NDArray[np.float32]
+    """[N, K], log-probs as the policy server reported them, in nats."""
+    trainer: NDArray[np.float32]
+    """[N, K], as the trainer computed them."""
+    again: NDArray[np.float32]
+    """[N, K], as it computed them once more, from frames that were decoded once more."""
+    token_ids: NDArray[np.int64]
+    """[N, K]."""
+    episodes: NDArray[np.str_]
+    """[N], each answer's episode."""
+    places: NDArray[np.int64]
+    """[N], which of its episode's answers each is, counted from 0."""
+
+    def sentence(self, bound: float) -> str:
+        """How many are how far apart, which is the worst, and what the second pass says of it."""
+        apart = np.abs(self.server - self.trainer)
+        beyond = ~(apart <= bound)  # not finite ones, too
+        worst = int(np.where(np.isfinite(apart), apart, np.inf).max(axis=1).argmax())
+        found = (
+            f"{int(beyond.sum())} of {beyond.size} tokens, in {int(beyond.any(axis=1).sum())} of "
+            f"{len(beyond)} answers, are more than {bound:.3g} apart, at most "
+            f"{apart[worst].max():.3g}, in answer {self.places[worst]} of episode "
+            f"{self.episodes[worst]}"
+        )
+        if Parity.of(self.server - self.again).excess(bound):
+            return (
+                f"{found}. Do both use the same checkpoint, data type, centre crop and "
+                "temperature? (trainer.logprob_gap_bound)"
+            )
+        return (
+            f"{found}. Computed once more, the trainer agrees with the server: its first pass was "
+            "wrong. Nothing was learned from it; go on with --resume. If it comes again, look for "
+            "faulty memory or a faulty processor"
+        )
+
+    def save(self, path: Path) -> None:
+        """Writes all of it, by these names, as an .npz without pickled objects."""
+        with path.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **vars(self))
+
+
+class ParityError(FatalError):
+    """Policy server and trainer disagree about the same action's probability."""
+
+    def __init__(self, excess: str, disagreement: Disagreement, bound: float) -> None:
+        """Args: excess: what `Parity.excess` says."""
+        super().__init__(
+            f"policy server and trainer disagree about the log-probs of tokens: {excess}, and the "
+            f"ratio would mean nothing: {disagreement.sentence(bound)}"
+        )
+        self.disagreement = disagreement

@@ -36,6 +36,7 @@ class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
         self.updates: list[int] = []
         self.wrong_digest = False
         self.wrong_weights = False
+        self.wrong_logprobs = False
         self._checkpoint = checkpoint
         self._model = load_model(checkpoint)
         self._processor = Processor(checkpoint, self.config, center_crop=False)
@@ -118,6 +119,8 @@ class StandInPolicy(policy_pb2_grpc.PolicyServiceServicer):
                 drawn.token_ids.tolist(), drawn.logprobs.tolist(), strict=True
             )
         ]
+        if self.wrong_logprobs:
+            actions[-1].logprobs[2] -= 0.5
         return rollout_pb2.Trajectory(
             spec=spec,
             instruction=instruction,

@@ -19,6 +19,7 @@ from tests.integration.trainer.trainer_samples import (  # noqa: E402
     trainer_config,
 )
 from vlarl.config import CriticConfig, LoraConfig, PpoConfig, TrainerConfig  # noqa: E402
+from vlarl.images import Frame  # noqa: E402
 from vlarl.learning.checkpoints import ResumeError  # noqa: E402
 from vlarl.learning.optimizer import DivergedError  # noqa: E402
 from vlarl.learning.ranks import Ranks  # noqa: E402
@@ -30,7 +31,8 @@ from vlarl_trainer.algorithms.critic import Critic  # noqa: E402
 from vlarl_trainer.algorithms.ppo import Ppo, batch_advantages  # noqa: E402
 from vlarl_trainer.algorithms.surrogate import approximate_kl  # noqa: E402
 from vlarl_trainer.batch import Experience, Observations, build_batch  # noqa: E402
-from vlarl_trainer.learner import Learner, ParityError  # noqa: E402
+from vlarl_trainer.learner import Learner  # noqa: E402
+from vlarl_trainer.parity import ParityError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 ALONE = Ranks.from_environment()
@@ -299,9 +301,38 @@ def test_warm_up_moves_the_critic_and_not_the_policy(
 def test_a_wrong_server_log_prob_stops_the_run(checkpoint: Path, experience: Experience) -> None:
     trajectories = copy.deepcopy(list(experience.trajectories))
     trajectories[2].steps[1].action.logprobs[4] -= 0.01
+    trajectories[2].spec.episode_id = "the third"
     one = learner(checkpoint)
-    with pytest.raises(ParityError, match=r"99\.9 % are within 0\.01, more than 0\.0001"):
+    with pytest.raises(ParityError, match=r"99\.9 % are within 0\.01, more than 0\.0001") as found:
         one.learn(Experience(0, 1, trajectories))
+    answers = sum(len(trajectory.steps) for trajectory in trajectories)
+    assert (
+        f"1 of {7 * answers} tokens, in 1 of {answers} answers, are more than 0.0001 apart, at "
+        "most 0.01, in answer 1 of episode the third. Do both use the same checkpoint"
+    ) in str(found.value)
+
+
+def test_a_first_pass_that_was_wrong_is_told_from_a_server_that_is(
+    checkpoint: Path, experience: Experience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One frame is black, once."""
+    one = learner(checkpoint)
+    sound, seen = one._processor.frame, 0
+
+    def frame(encoded: bytes) -> Frame:
+        nonlocal seen
+        seen += 1
+        return sound(encoded) * np.uint8(seen > 1)
+
+    monkeypatch.setattr(one._processor, "frame", frame)
+    before = one.snapshot().tensors
+    with pytest.raises(ParityError, match=r"its first pass was wrong\. ") as found:
+        one.learn(experience)
+    numbers = found.value.disagreement
+    assert np.abs(numbers.server - numbers.again).max() < 1e-4
+    assert (np.abs(numbers.server - numbers.trainer) > 1e-4).any(axis=1).sum() == 1
+    after = one.snapshot().tensors
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 def test_another_temperature_is_noticed(checkpoint: Path, experience: Experience) -> None:

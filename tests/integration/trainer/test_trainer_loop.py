@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -376,6 +377,30 @@ async def test_a_policy_with_other_weights_stops_the_run_with_one_sentence(
     log = (run_dir / "log.txt").read_text()
     assert "merged version 1 into other weights than the trainer" in log
     assert "Traceback" not in log
+
+
+async def test_log_probs_that_disagree_stop_the_run_and_are_kept_beside_it(
+    checkpoint: Path, valkey: Valkey, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "apart"
+    policy = StandInPolicy(checkpoint)
+    policy.wrong_logprobs = True
+    queue = RolloutQueue(QueueConfig(url=valkey.url))
+    async with queue, serving(policy) as address, working(queue, policy):
+        write_config(run_dir, checkpoint, valkey.url, address)
+        trainer = start_trainer(run_dir)
+        assert await asyncio.wait_for(trainer.wait(), 60) == 1
+    log = (run_dir / "log.txt").read_text()
+    kept = run_dir / "disagreement-00000.npz"
+    assert "in 4 of " in log
+    assert f"The numbers: {kept}" in log
+    assert "Traceback" not in log
+    with np.load(kept, allow_pickle=False) as numbers:
+        apart = np.abs(numbers["server"] - numbers["trainer"]) > 0.4
+        assert set(numbers["episodes"][apart.any(axis=1)]) == set(numbers["episodes"])
+        assert apart.sum() == 4
+        assert apart[:, 2].sum() == 4
+        assert numbers["token_ids"].shape == apart.shape
 
 
 async def get_status(

@@ -32,9 +32,9 @@ def litter(folder: Path) -> bool:
     return any(folder.glob("**/socket"))
 
 
-def serving(run_dir: Path, name: str = "reward") -> bool:
-    log = run_dir / "logs" / f"{name}.log"
-    return log.exists() and re.search(" (serves|listens) on ", log.read_text()) is not None
+def logged(run_dir: Path, service: str, words: str) -> bool:
+    log = run_dir / "logs" / f"{service}.log"
+    return log.exists() and re.search(words, log.read_text()) is not None
 
 
 @pytest.mark.parametrize("victim", ["queue", "reward", "trainer"])
@@ -59,7 +59,7 @@ async def test_whoever_is_killed_all_end_and_no_temporary_file_stays(
         await stack.start()
         await stack._start("reward", reward)
         await stack._start("trainer", [sys.executable, "-c", LITTERER])
-        while not (litter(folder) and serving(run_dir)):
+        while not (litter(folder) and logged(run_dir, "reward", " (serves|listens) on ")):
             await asyncio.sleep(0.02)
         for service in stack._services:
             assert service.process is not None
@@ -88,7 +88,8 @@ async def test_an_env_server_that_is_killed_takes_its_simulators_along(
     async def work() -> int:
         await stack.start()
         server = await stack._start("env", env, simulator_environment(os.environ))
-        while not serving(tmp_path, "env"):
+        # It listens before its simulators are up.
+        while not logged(tmp_path, "env", " 2 fast simulators draw with "):
             await stack.watching(asyncio.sleep(0.02))
         assert server.process is not None
         family.update(descendants(server.process.pid))

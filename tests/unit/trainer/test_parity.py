@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vlarl_trainer.parity import GAP_BOUNDS, Parity  # noqa: E402
+from vlarl_trainer.parity import GAP_BOUNDS, Disagreement, Parity  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -66,3 +66,20 @@ def test_a_single_wrong_token_of_a_small_batch_stops_a_float32_run() -> None:
     few = differences(1e-6, 700)
     few[3, 3] = 2e-4
     assert Parity.of(few).excess(1e-4)
+
+
+def test_the_worst_answer_is_named_even_if_it_is_not_a_number() -> None:
+    server = np.zeros((3, 2), np.float32)
+    trainer = np.array([[0, 0.5], [0, 0], [0.25, np.nan]], np.float32)
+    numbers = Disagreement(
+        server,
+        trainer,
+        again=trainer,
+        token_ids=np.zeros((3, 2), np.int64),
+        episodes=np.array(["a", "a", "b"]),
+        places=np.array([0, 1, 0]),
+    )
+    assert numbers.sentence(1e-4).startswith(
+        "3 of 6 tokens, in 2 of 3 answers, are more than 0.0001 apart, at most nan, in answer 0 "
+        "of episode b. Do both use the same checkpoint"
+    )
