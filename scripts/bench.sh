@@ -8,6 +8,7 @@ export MUJOCO_GL=${MUJOCO_GL:-osmesa}
 missed=0
 .venv-sim/bin/python -m benchmarks.env "$@" || missed=1
 .venv-sim/bin/python -m benchmarks.env_memory "$@" || missed=1
+.venv-sim/bin/python -m benchmarks.scenes "$@" || missed=1
 .venv-sim/bin/python -m benchmarks.blind "$@" || missed=1
 .venv/bin/python -m benchmarks.policy "$@" || missed=1
 .venv/bin/python -m benchmarks.policy_chunks "$@" || missed=1

@@ -6,19 +6,18 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.integration.env.stock import Stock, stock_environment
+
 if TYPE_CHECKING:
     from vlarl_env.simulators.libero.scene import Profile, Scene
 
 pytestmark = pytest.mark.sim
-
-Stock = Any
-"""LIBERO's own environment, which has no types."""
 
 SIZE = 64
 STATES = 4
@@ -43,26 +42,22 @@ def stock_loop(suite: str, index: int) -> list[Seen]:
     from vlarl_env.simulators.registry import TaskCatalog
 
     task = TaskCatalog().find(suite, index)  # It also tells LIBERO where its files are.
-    from libero.libero.envs.env_wrapper import OffScreenRenderEnv
-
     np.random.seed(7)  # What construction draws doesn't matter.
-    env: Stock = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), use_camera_obs=False)
-    env.seed(0)
     seen = []
-    for number in range(STATES):
-        # Its reset frees graphics of whichever context is current.
-        env.sim._render_context_offscreen.gl_ctx.make_current()
-        env.reset()
-        env.set_init_state(task.init_state(number))
-        frame = env.sim.render(SIZE, SIZE, camera_name="agentview")[::-1, ::-1]
-        states = [env.get_sim_state()]
-        for action in ACTIONS:
-            env.step(action)
-            states.append(env.get_sim_state())
-        model = env.sim.model
-        seen.append(Seen(np.array(model.body_pos), np.array(model.body_quat), states, frame))
-    env.sim._render_context_offscreen.gl_ctx.make_current()
-    env.close()
+    with stock_environment(task.bddl_file, use_camera_obs=False) as env:
+        env.seed(0)
+        for number in range(STATES):
+            # Its reset frees graphics of whichever context is current.
+            env.sim._render_context_offscreen.gl_ctx.make_current()
+            env.reset()
+            env.set_init_state(task.init_state(number))
+            frame = env.sim.render(SIZE, SIZE, camera_name="agentview")[::-1, ::-1]
+            states = [env.get_sim_state()]
+            for action in ACTIONS:
+                env.step(action)
+                states.append(env.get_sim_state())
+            model = env.sim.model
+            seen.append(Seen(np.array(model.body_pos), np.array(model.body_quat), states, frame))
     return seen
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from tests.integration.env.stock import Stock, stock_environment
 from vlarl.config import EnvConfig
 from vlarl.config.suites import scene_cameras
 from vlarl.env.v1 import env_pb2
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from vlarl_env.simulators.libero.scene import Scene
 
 pytestmark = pytest.mark.sim
-
-Stock = Any
-"""LIBERO's own environment, which has no types."""
 
 SIZE = 128
 NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
@@ -123,35 +121,30 @@ def test_faithful_is_liberos_own_environment_bit_for_bit(suite: str, index: int)
 
     task = TaskCatalog().find(suite, index)
     scene = Scene(task.bddl_file, "faithful")
-    from libero.libero.envs.env_wrapper import OffScreenRenderEnv
-
-    stock = OffScreenRenderEnv(
-        bddl_file_name=str(task.bddl_file), camera_heights=SIZE, camera_widths=SIZE
-    )
     actions = random_actions(6)
     our_rollout(scene, 5, None, actions)
-    for seed, state in [(0, task.init_state(3)), (11, None)]:
-        theirs = stock_rollout(stock, seed, state, actions)
-        ours = our_rollout(scene, seed, state, actions)
-        for expected, got in zip(theirs, ours, strict=True):
-            np.testing.assert_array_equal(got["state"], expected["state"])
-            for camera in CAMERAS:
-                upright = expected[f"{camera}_image"][::-1, ::-1]
-                np.testing.assert_array_equal(got[f"{camera}_image"], upright)
-                assert upright.std() > 10, "a blank frame proves nothing"
-            np.testing.assert_array_equal(got["robot0_eef_pos"], expected["robot0_eef_pos"])
-            np.testing.assert_allclose(
-                got["robot0_eef_quat"], expected["robot0_eef_quat"], atol=1e-12
-            )
-            np.testing.assert_array_equal(
-                got["robot0_gripper_qpos"], expected["robot0_gripper_qpos"]
-            )
-            np.testing.assert_allclose(got["proprio"], stock_proprio(expected), atol=1e-12)
-            assert got["done"] == expected["done"]
-        stock_poses = stock.sim.model.body_pos
-        np.testing.assert_array_equal(scene._env.sim.model.body_pos, stock_poses)
-    stock.sim._render_context_offscreen.gl_ctx.make_current()
-    stock.close()
+    size = {"camera_heights": SIZE, "camera_widths": SIZE}
+    with stock_environment(task.bddl_file, **size) as stock:
+        for seed, state in [(0, task.init_state(3)), (11, None)]:
+            theirs = stock_rollout(stock, seed, state, actions)
+            ours = our_rollout(scene, seed, state, actions)
+            for expected, got in zip(theirs, ours, strict=True):
+                np.testing.assert_array_equal(got["state"], expected["state"])
+                for camera in CAMERAS:
+                    upright = expected[f"{camera}_image"][::-1, ::-1]
+                    np.testing.assert_array_equal(got[f"{camera}_image"], upright)
+                    assert upright.std() > 10, "a blank frame proves nothing"
+                np.testing.assert_array_equal(got["robot0_eef_pos"], expected["robot0_eef_pos"])
+                np.testing.assert_allclose(
+                    got["robot0_eef_quat"], expected["robot0_eef_quat"], atol=1e-12
+                )
+                np.testing.assert_array_equal(
+                    got["robot0_gripper_qpos"], expected["robot0_gripper_qpos"]
+                )
+                np.testing.assert_allclose(got["proprio"], stock_proprio(expected), atol=1e-12)
+                assert got["done"] == expected["done"]
+            stock_poses = stock.sim.model.body_pos
+            np.testing.assert_array_equal(scene._env.sim.model.body_pos, stock_poses)
     scene.close()
 
 

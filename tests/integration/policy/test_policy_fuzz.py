@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 SERVICE = "/vlarl.policy.v1.PolicyService"
-REQUESTS = fuzz_requests(2000)
+REQUESTS = fuzz_requests(800)
 """CI's share; 10,000 were sent for THREATS.md."""
 STREAMS = REQUESTS // 10
 CODE = grpc.StatusCode

@@ -1,6 +1,5 @@
 """What a rank keeps in memory: the arithmetic against autograd's own account, and what follows."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -76,16 +75,22 @@ def saved_bytes(policy: LoraPolicy) -> int:
     return sum(one.untyped_storage().nbytes() for one in saved.values())
 
 
+@pytest.fixture(scope="module", params=[make_tiny_checkpoint, make_chunk_checkpoint])
+def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of either family, of which blocks are most."""
+    folder = tmp_path_factory.mktemp("deep")
+    request.param(folder, tower_depth=5, text_dim=256, text_layers=6)
+    return folder
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("make", [make_tiny_checkpoint, make_chunk_checkpoint])
 def test_the_arithmetic_bounds_what_autograd_keeps(
-    tmp_path: Path, dtype: torch.dtype, again: bool, make: Callable[..., object]
+    deep: Path, dtype: torch.dtype, again: bool
 ) -> None:
-    make(tmp_path, tower_depth=5, text_dim=256, text_layers=6)
-    model = policy_family(tmp_path).sizes
+    model = policy_family(deep).sizes
     policy = LoraPolicy(
-        tmp_path,
+        deep,
         LoraConfig(rank=1),
         dtype=dtype,
         seed=0,

@@ -26,13 +26,14 @@ headless.prepare()
 import mujoco  # noqa: E402
 from libero.libero.envs import TASK_MAPPING, bddl_utils  # noqa: E402
 from robosuite import load_controller_config  # noqa: E402
-from robosuite.utils.binding_utils import MjRenderContextOffscreen  # noqa: E402
+from robosuite.utils.binding_utils import MjRenderContextOffscreen, MjSim  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
 from vlarl.proprioception import proprioception  # noqa: E402
 from vlarl_env.errors import BrokenSceneError, NoRoomError  # noqa: E402
 from vlarl_env.simulators.libero import predicates  # noqa: E402
 from vlarl_env.simulators.libero.bddl_reader import read_bddl  # noqa: E402
+from vlarl_env.simulators.libero.compiled import compiled  # noqa: E402
 from vlarl_env.simulators.libero.control import HeldAction  # noqa: E402
 from vlarl_env.simulators.libero.meshes import simplified  # noqa: E402
 from vlarl_env.simulators.libero.rendering import Renderer  # noqa: E402
@@ -418,10 +419,11 @@ def _problem_class(bddl_file: Path, *, capped: bool) -> Untyped:
     base = TASK_MAPPING[named.words[-1].text]
 
     def initialize_sim(self: Untyped, xml_string: str | None = None) -> None:
-        if capped:
-            cache = headless.cache_folder()
-            self.set_xml_processor(lambda xml: cap_textures(xml, cache))
-        base._initialize_sim(self, xml_string)
+        # As the base's, but for the kept model.
+        xml, cache = xml_string or self.model.get_xml(), headless.cache_folder()
+        self.sim = MjSim(compiled(cap_textures(xml, cache) if capped else xml, cache))
+        self.sim.forward()
+        self.initialize_time(self.control_freq)
         model = self.sim.model._model
         self.unplaced = np.array(model.body_pos), np.array(model.body_quat)
 

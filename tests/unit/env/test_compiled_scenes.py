@@ -1,0 +1,152 @@
+"""Compiled scenes that are kept: the same to the bit, made anew where anything changed, bounded."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    import mujoco
+
+pytestmark = pytest.mark.sim
+
+
+def content(model: mujoco.MjModel) -> npt.NDArray[np.uint8]:
+    import mujoco
+
+    encoded = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, encoded)
+    return encoded
+
+
+def scene(folder: Path, shade: int = 0, *, name: str = "a") -> str:
+    """A box with a picture on it."""
+    picture = folder / f"{name}.png"
+    Image.new("RGB", (32, 32), (shade, 0, 0)).save(picture)
+    return f"""
+        <mujoco>
+          <asset>
+            <texture name="t" type="2d" file="{picture}"/>
+            <material name="m" texture="t"/>
+          </asset>
+          <worldbody><geom name="{name}" type="box" size="1 1 1" material="m"/></worldbody>
+        </mujoco>
+    """
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was really compiled."""
+    import mujoco
+
+    from vlarl_env.simulators.libero import compiled
+
+    done: list[str] = []
+
+    class Model:
+        from_binary_path = mujoco.MjModel.from_binary_path
+
+        @staticmethod
+        def from_xml_string(xml: str) -> mujoco.MjModel:
+            done.append(xml)
+            return mujoco.MjModel.from_xml_string(xml)
+
+    # Of this module alone: others ask whether something is a model.
+    monkeypatch.setattr(compiled, "mujoco", SimpleNamespace(**vars(mujoco) | {"MjModel": Model}))
+    return done
+
+
+@pytest.mark.parametrize("profile", ["fast", "faithful"])
+def test_a_kept_scene_of_liberos_is_the_compiled_one_to_the_bit(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[str]
+) -> None:
+    from vlarl_env.simulators.libero.scene import Scene
+    from vlarl_env.simulators.registry import TaskCatalog
+
+    monkeypatch.setenv("VLARL_CACHE", str(tmp_path))
+    task = TaskCatalog().find("reach", 0)
+    contents = []
+    for _ in range(2):
+        built = Scene(task.bddl_file, "fast" if profile == "fast" else "faithful")
+        contents.append(content(built.problem.sim.model._model))
+        built.close()
+    assert len(counted) == 1
+    np.testing.assert_array_equal(*contents)
+
+
+def test_what_changed_is_compiled_anew(tmp_path: Path, counted: list[str]) -> None:
+    from vlarl_env.simulators.libero.compiled import compiled
+
+    xml = scene(tmp_path)
+    first = compiled(xml, tmp_path)
+    assert len(counted) == 1
+    assert compiled(xml, tmp_path).tex_rgb.tolist() == first.tex_rgb.tolist()
+    assert len(counted) == 1
+    assert scene(tmp_path, shade=9) == xml
+    os.utime(tmp_path / "a.png", ns=(0, 5))
+    assert compiled(xml, tmp_path).tex_rgb.max() == 9, "a picture of the same name"
+    compiled(xml.replace("1 1 1", "2 1 1"), tmp_path)
+    assert len(counted) == 3
+
+
+def test_a_damaged_one_is_compiled_anew(tmp_path: Path, counted: list[str]) -> None:
+    from vlarl_env.simulators.libero.compiled import compiled
+
+    xml = scene(tmp_path)
+    first = content(compiled(xml, tmp_path))
+    (file,) = (tmp_path / "scenes").iterdir()
+    whole = file.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (b"", whole[:3], whole[:-1], bytes(len(whole)), bytes(flipped)):
+        file.write_bytes(damaged)
+        np.testing.assert_array_equal(content(compiled(xml, tmp_path)), first)
+        assert file.read_bytes() == whole, "it isn't mended"
+    assert len(counted) == 6
+
+
+def test_the_longest_unused_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[str]
+) -> None:
+    from vlarl_env.simulators.libero import compiled as module
+
+    scenes = [scene(tmp_path, name=name) for name in "abc"]
+    module.compiled(scenes[0], tmp_path)
+    (file,) = (tmp_path / "scenes").iterdir()
+    monkeypatch.setattr(module, "MOST_BYTES", int(2.5 * file.stat().st_size))
+    os.utime(file, ns=(0, 1))
+    module.compiled(scenes[1], tmp_path)
+    for other in (tmp_path / "scenes").iterdir():
+        if other != file:
+            os.utime(other, ns=(0, 2))
+    # When the third comes, the first was used last.
+    for number in (0, 2, 0, 1):
+        module.compiled(scenes[number], tmp_path)
+    assert counted == [scenes[number] for number in (0, 1, 2, 1)]
+    assert len(list((tmp_path / "scenes").iterdir())) == 2
+    monkeypatch.setattr(module, "MOST_BYTES", 1)
+    module.compiled(scene(tmp_path, name="d"), tmp_path)
+    assert len(list((tmp_path / "scenes").iterdir())) == 2, "too large to be kept"
+
+
+def test_without_a_place_scenes_are_compiled_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vlarl_env.simulators.libero.compiled import compiled
+
+    (tmp_path / "scenes").write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        assert compiled(scene(tmp_path), tmp_path).ngeom == 1
+    assert "a compiled scene isn't kept: " in caplog.text
+    xml = scene(tmp_path)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"a\.png"):
+        compiled(xml, tmp_path)
