@@ -21,6 +21,7 @@ REMARKS = Path("docs/benchmarks-remarks.md")
 ORDER = (
     "env",
     "env_memory",
+    "scenes",
     "policy",
     "policy_chunks",
     "load",

@@ -170,7 +170,8 @@ def test_services_that_are_killed_and_ctrl_c_cost_no_episode(
     tests/unit/stack/test_stack_ends.py kills one service at a time.
     """
     make_tiny_oft(tmp_path / "chunks")
-    run = Run(tmp_path / "run", tmp_path / "chunks", **of_groups(), **{"env.replan_after": "2"})
+    own = {"env.replan_after": "2", "env.processes": "1"}
+    run = Run(tmp_path / "run", tmp_path / "chunks", **of_groups(), **own)
     process = run.start()
     started.append(process)
     wait_for(lambda: len(run.iterations()) >= 1, process, run)

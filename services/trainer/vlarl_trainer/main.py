@@ -52,7 +52,7 @@ def run(config: RunConfig, run_dir: Path, *, metrics_listen: str | None = None) 
     Args:
         config: the run; its name is the run's id.
         run_dir: receives starts.jsonl, metrics.jsonl, evaluations.jsonl, actions/, tensorboard/,
-            wandb/ and checkpoints/.
+            wandb/ and checkpoints/, and disagreement-*.npz where log-probs disagree.
         metrics_listen: HOST:PORT of rank 0's Prometheus endpoint.
 
     Raises:
