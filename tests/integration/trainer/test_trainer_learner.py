@@ -315,14 +315,15 @@ def test_a_wrong_server_log_prob_stops_the_run(checkpoint: Path, experience: Exp
 def test_a_first_pass_that_was_wrong_is_told_from_a_server_that_is(
     checkpoint: Path, experience: Experience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One frame is black, once."""
+    """Each frame is black when it is first decoded."""
     one = learner(checkpoint)
-    sound, seen = one._processor.frame, 0
+    sound, seen = one._processor.frame, set[bytes]()
 
     def frame(encoded: bytes) -> Frame:
-        nonlocal seen
-        seen += 1
-        return sound(encoded) * np.uint8(seen > 1)
+        if encoded in seen:
+            return sound(encoded)
+        seen.add(encoded)
+        return np.zeros_like(sound(encoded))
 
     monkeypatch.setattr(one._processor, "frame", frame)
     before = one.snapshot().tensors
@@ -330,7 +331,7 @@ def test_a_first_pass_that_was_wrong_is_told_from_a_server_that_is(
         one.learn(experience)
     numbers = found.value.disagreement
     assert np.abs(numbers.server - numbers.again).max() < 1e-4
-    assert (np.abs(numbers.server - numbers.trainer) > 1e-4).any(axis=1).sum() == 1
+    assert (np.abs(numbers.server - numbers.trainer) > 1e-4).any()
     after = one.snapshot().tensors
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 

@@ -89,7 +89,7 @@ async def test_an_env_server_that_is_killed_takes_its_simulators_along(
         await stack.start()
         server = await stack._start("env", env, simulator_environment(os.environ))
         # It listens before its simulators are up.
-        while not logged(tmp_path, "env", " 2 fast simulators draw with "):
+        while not logged(tmp_path, "env", r" 2 \w+ simulators draw with "):
             await stack.watching(asyncio.sleep(0.02))
         assert server.process is not None
         family.update(descendants(server.process.pid))
