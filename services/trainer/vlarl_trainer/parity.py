@@ -101,7 +101,7 @@ class Disagreement:
     def save(self, path: Path) -> None:
         """Writes all of it, by these names, as an .npz without pickled objects."""
         with path.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **vars(self))
+            np.savez_compressed(file, **vars(self))
 
 
 class ParityError(FatalError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -150,3 +151,19 @@ def test_without_a_place_scenes_are_compiled_and_it_is_said(
     (tmp_path / "a.png").unlink()
     with pytest.raises(ValueError, match=r"a\.png"):
         compiled(xml, tmp_path)
+
+
+def test_a_disk_that_fills_up_keeps_nothing_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vlarl_env.simulators.libero.compiled import compiled
+
+    xml = scene(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        assert compiled(xml, tmp_path).ngeom == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "a compiled scene isn't kept: " in caplog.text
+    assert list((tmp_path / "scenes").iterdir()) == []

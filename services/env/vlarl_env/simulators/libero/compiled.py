@@ -94,8 +94,13 @@ def _keep(model: mujoco.MjModel, path: Path) -> None:
     mujoco.mj_saveModel(model, None, encoded)
     # Renamed into place: several simulators may compile the same scene at once.
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
-        part.write(zlib.crc32(encoded.data).to_bytes(_CHECKSUM_BYTES, "little"))
-        part.write(encoded.data)
+        try:
+            part.write(zlib.crc32(encoded.data).to_bytes(_CHECKSUM_BYTES, "little"))
+            part.write(encoded.data)
+            part.flush()
+        except OSError:  # The disk is full, for others too.
+            Path(part.name).unlink(missing_ok=True)
+            raise
     os.replace(part.name, path)  # noqa: PTH105 - atomic, and pathlib's does the same
 
 
