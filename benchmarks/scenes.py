@@ -1,5 +1,5 @@
-"""How fast a simulator constructs a scene that no simulator of this machine had, and one that is
-kept compiled in the cache folder.
+"""How fast a simulator constructs a scene that is compiled, one that is kept besides, and one that
+was kept in the cache folder (whose pages are in memory).
 
     python -m benchmarks.scenes [--quick]
 
@@ -16,8 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
 from benchmarks.report import Report
+from vlarl_env.simulators.libero import compiled as compiled_scenes
 from vlarl_env.simulators.libero.scene import Profile, Scene
 from vlarl_env.simulators.registry import TaskCatalog
 
@@ -37,16 +39,17 @@ def main() -> None:
         os.environ["VLARL_CACHE"] = cache
         for profile in profiles:
             construct(bddl_file, profile)
-            compiled, kept = [], []
+            compiled, keeping, kept = [], [], []
             for _ in range(times):
                 shutil.rmtree(Path(cache) / "scenes")
-                compiled.append(construct(bddl_file, profile))
+                with mock.patch.object(compiled_scenes, "MOST_BYTES", 0):
+                    compiled.append(construct(bddl_file, profile))
+                keeping.append(construct(bddl_file, profile))
                 kept.append(construct(bddl_file, profile))
-            report.add(f"{profile}, compiled", 1 / median(compiled), UNIT)
-            report.add(
-                f"{profile}, kept", 1 / median(kept), UNIT, against=f"{profile}, compiled",
-                at_least=1.5,
-            )  # fmt: skip
+            base = f"{profile}, compiled"
+            report.add(base, 1 / median(compiled), UNIT)
+            report.add(f"{base} and kept", 1 / median(keeping), UNIT, against=base)
+            report.add(f"{profile}, found", 1 / median(kept), UNIT, against=base, at_least=1.5)
     raise SystemExit(0 if report.finish() else 1)
 
 

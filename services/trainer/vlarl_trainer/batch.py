@@ -233,6 +233,10 @@ class Observations:
             None if self._proprio is None else self._proprio[states],
         )
 
+    def forget(self) -> None:
+        """Has every frame decoded anew when it is asked for."""
+        self._prepared.clear()
+
     def _prepare(self, places: Set[int]) -> None:
         """Decodes those of these frames that haven't been."""
         missing = sorted(places - self._prepared.keys())

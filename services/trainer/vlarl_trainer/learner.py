@@ -137,9 +137,11 @@ class Learner:
         """
         started = time.monotonic()
         batch = build_batch(experience)
-        observations = self._observations(batch)
+        observations = Observations(
+            batch.frames, batch.instructions, self._processor, self._ranks.device, batch.proprio
+        )
         seen = self._look(observations, batch)
-        parity = self._check_parity(experience, batch, seen.logprobs)
+        parity = self._check_parity(experience, batch, observations, seen.logprobs)
         estimate = self.algorithm.estimate(batch, seen.features)
         metrics = {
             "stale_actions": 1.0 - float(batch.fresh.mean()),
@@ -155,12 +157,6 @@ class Learner:
             metrics |= {k: float(v) for k, v in vars(self._update.run(samples, order)).items()}
         metrics |= self.algorithm.finish(experience.iteration, seen.features, estimate)
         return metrics | self._ranks.memory()
-
-    def _observations(self, batch: Batch) -> Observations:
-        """The batch's states, of which nothing is decoded yet."""
-        return Observations(
-            batch.frames, batch.instructions, self._processor, self._ranks.device, batch.proprio
-        )
 
     def _distances(self, batch: Batch, seen: Seen) -> dict[str, float]:
         """How far the policy is from the weights that acted, and from where training began."""
@@ -305,14 +301,17 @@ class Learner:
         """The `Parity.bound` that is no error yet."""
         return self._config.logprob_gap_bound or GAP_BOUNDS[self.dtype]
 
-    def _check_parity(self, experience: Experience, batch: Batch, logprobs: Tensor) -> Parity:
+    def _check_parity(
+        self, experience: Experience, batch: Batch, observations: Observations, logprobs: Tensor
+    ) -> Parity:
         """Server against trainer, over the actions that the trainer's own version took."""
         fresh = batch.fresh
         if not fresh.any():
             return Parity(0.0, 0.0, 0.0, 0.0)
         parity = Parity.of((batch.server_logprobs - logprobs.numpy())[fresh])
         if excess := parity.excess(self.logprob_gap_bound):
-            again = self._look(self._observations(batch), batch).logprobs
+            observations.forget()
+            again = self._look(observations, batch).logprobs
             lengths = [len(one.steps) for one in experience.trajectories]
             disagreement = Disagreement(
                 server=batch.server_logprobs[fresh],

@@ -168,8 +168,12 @@ class TrainingLoop:
         try:
             return await self._learner.learn(experience)
         except ParityError as error:
-            path = self._run_dir / f"disagreement-{experience.iteration:05d}.npz"
-            error.disagreement.save(path)
+            now = time.strftime("%Y%m%dT%H%M%S")
+            path = self._run_dir / f"disagreement-{experience.iteration:05d}-{now}.npz"
+            try:
+                error.disagreement.save(path)
+            except OSError as failed:
+                raise FatalError(f"{error}. The numbers can't be written: {failed}") from error
             raise FatalError(f"{error}. The numbers: {path}") from error
 
     async def _issue(self, iteration: int) -> Sequence[rollout_pb2.EpisodeSpec]:

@@ -307,8 +307,8 @@ def test_a_wrong_server_log_prob_stops_the_run(checkpoint: Path, experience: Exp
         one.learn(Experience(0, 1, trajectories))
     answers = sum(len(trajectory.steps) for trajectory in trajectories)
     assert (
-        f"1 of {7 * answers} tokens, in 1 of {answers} answers, are more than 0.0001 apart, at "
-        "most 0.01, in answer 1 of episode the third. Do both use the same checkpoint"
+        f"1 of {7 * answers} tokens, in 1 of {answers} answers, are more than 0.0001 apart, "
+        "the largest difference is 0.01, in answer 1 of episode the third. Do both use the same "
     ) in str(found.value)
 
 
@@ -327,7 +327,7 @@ def test_a_first_pass_that_was_wrong_is_told_from_a_server_that_is(
 
     monkeypatch.setattr(one._processor, "frame", frame)
     before = one.snapshot().tensors
-    with pytest.raises(ParityError, match=r"its first pass was wrong\. ") as found:
+    with pytest.raises(ParityError, match=r"away from its second: it was wrong\. ") as found:
         one.learn(experience)
     numbers = found.value.disagreement
     assert np.abs(numbers.server - numbers.again).max() < 1e-4

@@ -118,12 +118,14 @@ def refusal(here: Path, command: str, checkpoint: Path) -> str:
 
 
 @pytest.mark.parametrize("layout", BROKEN)
-def test_a_broken_checkpoint_is_refused_by_every_command(layout: str, here: Path) -> None:
-    """Each by two of them, in turn: all ask the same check."""
+def test_a_broken_checkpoint_is_refused_by_two_commands_in_turn(layout: str, here: Path) -> None:
+    """And one that is cut short by all: they ask the same check."""
     change, expected = BROKEN[layout]
     checkpoint = here / "broken"
     place = list(BROKEN).index(layout)
     commands = [list(COMMANDS)[(2 * place + one) % len(COMMANDS)] for one in range(2)]
+    if layout == "cut":
+        commands = list(COMMANDS)
     try:
         lay_out(here / "tiny", checkpoint, change)
         if not (checkpoint / "reward_model.json").exists():

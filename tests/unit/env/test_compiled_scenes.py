@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import resource
+import time
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -98,44 +101,66 @@ def test_what_changed_is_compiled_anew(tmp_path: Path, counted: list[str]) -> No
     assert len(counted) == 3
 
 
+def kept(folder: Path) -> list[Path]:
+    return sorted((folder / "scenes").glob("*.mjb"))
+
+
 def test_a_damaged_one_is_compiled_anew(tmp_path: Path, counted: list[str]) -> None:
     from vlarl_env.simulators.libero.compiled import compiled
 
     xml = scene(tmp_path)
     first = content(compiled(xml, tmp_path))
-    (file,) = (tmp_path / "scenes").iterdir()
+    (file,) = kept(tmp_path)
     whole = file.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
-    for damaged in (b"", whole[:3], whole[:-1], bytes(len(whole)), bytes(flipped)):
+    # Of another build of MuJoCo, say: whole, and refused.
+    header = b"\0" * 64 + whole[68:]
+    refused = zlib.crc32(header).to_bytes(4, "little") + header
+    for damaged in (b"", whole[:3], whole[:-1], bytes(len(whole)), bytes(flipped), refused):
         file.write_bytes(damaged)
         np.testing.assert_array_equal(content(compiled(xml, tmp_path)), first)
         assert file.read_bytes() == whole, "it isn't mended"
-    assert len(counted) == 6
+    assert len(counted) == 7
 
 
-def test_the_longest_unused_goes_first(
+def test_there_is_a_limit_and_what_was_long_unused_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[str]
 ) -> None:
     from vlarl_env.simulators.libero import compiled as module
 
     scenes = [scene(tmp_path, name=name) for name in "abc"]
     module.compiled(scenes[0], tmp_path)
-    (file,) = (tmp_path / "scenes").iterdir()
-    monkeypatch.setattr(module, "MOST_BYTES", int(2.5 * file.stat().st_size))
-    os.utime(file, ns=(0, 1))
-    module.compiled(scenes[1], tmp_path)
-    for other in (tmp_path / "scenes").iterdir():
-        if other != file:
-            os.utime(other, ns=(0, 2))
-    # When the third comes, the first was used last.
-    for number in (0, 2, 0, 1):
-        module.compiled(scenes[number], tmp_path)
-    assert counted == [scenes[number] for number in (0, 1, 2, 1)]
-    assert len(list((tmp_path / "scenes").iterdir())) == 2
-    monkeypatch.setattr(module, "MOST_BYTES", 1)
+    (first,) = kept(tmp_path)
+    monkeypatch.setattr(module, "MOST_BYTES", int(2.5 * first.stat().st_size))
+    # Whoever takes turns finds as many as there is room for.
+    for _ in range(3):
+        for xml in scenes:
+            module.compiled(xml, tmp_path)
+    assert counted == [scenes[number] for number in (0, 1, 2, 2, 2)]
+    os.utime(first, (0, time.time() - module.UNUSED_SECONDS - 1))
+    (tmp_path / "scenes" / "left.part").touch()
+    module.compiled(scenes[2], tmp_path)
+    assert len(kept(tmp_path)) == 2
+    assert first not in kept(tmp_path)
+    assert not list((tmp_path / "scenes").glob("*.part"))
+    module.compiled(scenes[2], tmp_path)
+    assert len(counted) == 6
+    monkeypatch.setattr(module, "MOST_OF_DISK", 0.0)
     module.compiled(scene(tmp_path, name="d"), tmp_path)
-    assert len(list((tmp_path / "scenes").iterdir())) == 2, "too large to be kept"
+    assert len(kept(tmp_path)) == 2, "a disk of which nothing may be taken"
+
+
+def test_one_process_at_a_time_keeps_a_scene(tmp_path: Path) -> None:
+    from vlarl_env.simulators.libero.compiled import compiled
+
+    (tmp_path / "scenes").mkdir()
+    with (tmp_path / "scenes" / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert compiled(scene(tmp_path), tmp_path).ngeom == 1
+        assert kept(tmp_path) == []
+    compiled(scene(tmp_path), tmp_path)
+    assert len(kept(tmp_path)) == 1
 
 
 def test_without_a_place_scenes_are_compiled_and_it_is_said(
@@ -166,4 +191,4 @@ def test_a_disk_that_fills_up_keeps_nothing_of_it(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "a compiled scene isn't kept: " in caplog.text
-    assert list((tmp_path / "scenes").iterdir()) == []
+    assert [path.name for path in (tmp_path / "scenes").iterdir()] == [".lock"]

@@ -68,18 +68,42 @@ def test_a_single_wrong_token_of_a_small_batch_stops_a_float32_run() -> None:
     assert Parity.of(few).excess(1e-4)
 
 
-def test_the_worst_answer_is_named_even_if_it_is_not_a_number() -> None:
-    server = np.zeros((3, 2), np.float32)
-    trainer = np.array([[0, 0.5], [0, 0], [0.25, np.nan]], np.float32)
-    numbers = Disagreement(
-        server,
+def disagreement(trainer: np.ndarray, again: np.ndarray) -> Disagreement:
+    """About a server that says 0 of everything."""
+    count = len(trainer)
+    return Disagreement(
+        np.zeros_like(trainer),
         trainer,
-        again=trainer,
-        token_ids=np.zeros((3, 2), np.int64),
-        episodes=np.array(["a", "a", "b"]),
-        places=np.array([0, 1, 0]),
+        again,
+        token_ids=np.zeros(trainer.shape, np.int64),
+        episodes=np.array(["a", "a", "b"][:count]),
+        places=np.array([0, 1, 0][:count]),
     )
-    assert numbers.sentence(1e-4).startswith(
-        "3 of 6 tokens, in 2 of 3 answers, are more than 0.0001 apart, at most nan, in answer 0 "
-        "of episode b. Do both use the same checkpoint"
+
+
+def test_the_worst_answer_is_named_even_if_it_is_not_a_number() -> None:
+    trainer = np.array([[0, 0.5], [0, 0], [0.25, np.nan]], np.float32)
+    assert (
+        disagreement(trainer, trainer)
+        .sentence(1e-4)
+        .startswith(
+            "3 of 6 tokens, in 2 of 3 answers, are more than 0.0001 apart, the largest difference "
+            "is nan, in answer 0 of episode b. Do both use the same checkpoint"
+        )
+    )
+
+
+def test_the_machine_is_suspect_only_if_two_passes_are_far_apart() -> None:
+    wrong, sound = np.array([[0, 0.5]], np.float32), np.zeros((1, 2), np.float32)
+    suspect = disagreement(wrong, sound).sentence(1e-4)
+    assert "up to 0.5 away from its second: it was wrong" in suspect
+    # About the bound two passes of a GPU may differ by a little.
+    above, below = np.full((2, 1, 2), 1.01e-4, np.float32) * np.float32([[[1]], [[0.97]]])
+    assert "Do both use" in disagreement(above, below).sentence(1e-4)
+    # The mean is too large, and no token is.
+    everywhere = np.full((1, 2), 0.02, np.float32)
+    assert (
+        disagreement(everywhere, everywhere)
+        .sentence(0.05)
+        .startswith("the largest difference is 0.02, in answer 0 of episode a. Do both use")
     )

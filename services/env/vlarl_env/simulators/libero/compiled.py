@@ -8,12 +8,15 @@ is that one to the bit.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
+import platform
 import re
 import shutil
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -21,15 +24,19 @@ import mujoco
 import numpy as np
 
 _LOG = logging.getLogger(__name__)
-_ENDING = ".mjb"
+_ENDING, _PARTIAL = ".mjb", ".part"
 _CHECKSUM_BYTES = 4
-_FORMAT = f"1:{mujoco.mj_versionString()}"
+_FORMAT = f"1:{mujoco.mj_versionString()}:{platform.machine()}"
 """Part of each name: what is made otherwise must be named otherwise."""
 
 MOST_BYTES = 2**30
-"""Of all that is kept: ten to fifteen `fast` scenes. A pod's /tmp may have twice as much."""
+"""Of all that is kept: ten to fifteen `fast` scenes, or five `faithful` ones. A pod's /tmp may have
+twice as much."""
 MOST_OF_DISK = 0.1
 """Of the folder's disk, which may be memory."""
+UNUSED_SECONDS = 86400.0
+"""From then on a scene makes room. Were it the longest unused, whoever takes turns through more
+scenes than there is room for would never find one."""
 
 _NAMED_FILE = re.compile(r'\bfile="([^"]+)"')
 
@@ -67,53 +74,57 @@ def _key(xml: str) -> str:
 
 
 def _kept(path: Path) -> mujoco.MjModel | None:
-    """None: there is none, or it isn't whole."""
+    """None: there is none, or it isn't whole; then it is gone."""
     try:
         content = memoryview(path.read_bytes())
     except OSError:
         return None
     checksum, encoded = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
-    if not encoded or int.from_bytes(checksum, "little") != zlib.crc32(encoded):
-        return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # The longest unused goes first.
-    return mujoco.MjModel.from_binary_path("scene.mjb", {"scene.mjb": bytes(encoded)})
+        if encoded and int.from_bytes(checksum, "little") == zlib.crc32(encoded):
+            os.utime(path)
+            # MuJoCo may refuse another build's.
+            with contextlib.suppress(ValueError, mujoco.FatalError):
+                return mujoco.MjModel.from_binary_path("scene.mjb", {"scene.mjb": bytes(encoded)})
+        path.unlink(missing_ok=True)
+    return None
 
 
 def _keep(model: mujoco.MjModel, path: Path) -> None:
-    """Writes it, and takes away what was longest unused where there would be too much."""
+    """Writes it where there is room for it, and no other process of this machine is at it."""
     size = mujoco.mj_sizeModel(model)
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("wb") as lock, contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists() and _has_room(folder, size):
+            _write(model, size, path)
+
+
+def _has_room(folder: Path, size: int) -> bool:
+    """Whether so many bytes more may be kept, once what has long been unused is gone."""
+    kept = 0
+    for path in folder.glob(f"*{_PARTIAL}"):  # Of one that was killed.
+        path.unlink()
+    for path in folder.glob(f"*{_ENDING}"):
+        status = path.stat()
+        if status.st_mtime < time.time() - UNUSED_SECONDS:
+            path.unlink()
+        else:
+            kept += status.st_size
     disk = shutil.disk_usage(folder)
-    most = min(MOST_BYTES, int(disk.total * MOST_OF_DISK))
-    if size > most or disk.free < 2 * size:
-        return
-    _make_room(folder, most - size)
+    return kept + size <= min(MOST_BYTES, disk.total * MOST_OF_DISK) and 2 * size < disk.free
+
+
+def _write(model: mujoco.MjModel, size: int, path: Path) -> None:
     encoded = np.empty(size, np.uint8)
     mujoco.mj_saveModel(model, None, encoded)
-    # Renamed into place: several simulators may compile the same scene at once.
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=_PARTIAL, delete=False) as part:
         try:
             part.write(zlib.crc32(encoded.data).to_bytes(_CHECKSUM_BYTES, "little"))
             part.write(encoded.data)
             part.flush()
         except OSError:  # The disk is full, for others too.
-            Path(part.name).unlink(missing_ok=True)
+            Path(part.name).unlink()
             raise
     os.replace(part.name, path)  # noqa: PTH105 - atomic, and pathlib's does the same
-
-
-def _make_room(folder: Path, most: int) -> None:
-    """Removes files until the others have at most so many bytes."""
-    found = []
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # Others make room, too.
-            status = path.stat()
-            found.append((status.st_mtime_ns, status.st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
-        if total <= most:
-            return
-        path.unlink(missing_ok=True)
-        total -= size

@@ -42,7 +42,7 @@ _PREPARED: dict[str, str] = {}
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """A writable folder for compiled code, scaled textures and simplified meshes.
+    """A writable folder for compiled code and scenes, scaled textures and simplified meshes.
 
     `VLARL_CACHE`, else vlarl in the user's cache folder, else one of our own in the temporary
     folder where the home directory is missing or read-only.

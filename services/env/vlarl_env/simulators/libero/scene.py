@@ -419,7 +419,7 @@ def _problem_class(bddl_file: Path, *, capped: bool) -> Untyped:
     base = TASK_MAPPING[named.words[-1].text]
 
     def initialize_sim(self: Untyped, xml_string: str | None = None) -> None:
-        # As the base's, but for the kept model.
+        # As the base's, but for the kept model; it asks no processor of the XML.
         xml, cache = xml_string or self.model.get_xml(), headless.cache_folder()
         self.sim = MjSim(compiled(cap_textures(xml, cache) if capped else xml, cache))
         self.sim.forward()
