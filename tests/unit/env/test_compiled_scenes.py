@@ -105,9 +105,12 @@ def kept(folder: Path) -> list[Path]:
     return sorted((folder / "scenes").glob("*.mjb"))
 
 
-def test_a_damaged_one_is_compiled_anew(tmp_path: Path, counted: list[str]) -> None:
+def test_a_damaged_one_is_compiled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[str]
+) -> None:
     from vlarl_env.simulators.libero.compiled import compiled
 
+    monkeypatch.chdir(tmp_path)  # MuJoCo logs what it refuses into the working directory.
     xml = scene(tmp_path)
     first = content(compiled(xml, tmp_path))
     (file,) = kept(tmp_path)
