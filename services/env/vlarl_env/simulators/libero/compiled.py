@@ -15,7 +15,6 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -23,8 +22,10 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from vlarl_env.simulators.libero.kept_files import PARTIAL, identity, put_in_place
+
 _LOG = logging.getLogger(__name__)
-_ENDING, _PARTIAL = ".mjb", ".part"
+_ENDING = ".mjb"
 _CHECKSUM_BYTES = 4
 _FORMAT = f"1:{mujoco.mj_versionString()}:{platform.machine()}"
 """Part of each name: what is made otherwise must be named otherwise."""
@@ -68,8 +69,7 @@ def compiled(xml: str, cache: Path) -> mujoco.MjModel:
 def _key(xml: str) -> str:
     found = hashlib.sha256(f"{_FORMAT}:{xml}".encode())
     for name in sorted(set(_NAMED_FILE.findall(xml))):
-        status = Path(name).stat()
-        found.update(f"{name}:{status.st_size}:{status.st_mtime_ns}".encode())
+        found.update(identity(Path(name)).encode())
     return found.hexdigest()[:24]
 
 
@@ -104,7 +104,7 @@ def _keep(model: mujoco.MjModel, path: Path) -> None:
 def _has_room(folder: Path, size: int) -> bool:
     """Whether so many bytes more may be kept, once what has long been unused is gone."""
     kept = 0
-    for path in folder.glob(f"*{_PARTIAL}"):  # Of one that was killed.
+    for path in folder.glob(f"*{PARTIAL}"):  # Of one that was killed.
         path.unlink()
     for path in folder.glob(f"*{_ENDING}"):
         status = path.stat()
@@ -119,12 +119,6 @@ def _has_room(folder: Path, size: int) -> bool:
 def _write(model: mujoco.MjModel, size: int, path: Path) -> None:
     encoded = np.empty(size, np.uint8)
     mujoco.mj_saveModel(model, None, encoded)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=_PARTIAL, delete=False) as part:
-        try:
-            part.write(zlib.crc32(encoded.data).to_bytes(_CHECKSUM_BYTES, "little"))
-            part.write(encoded.data)
-            part.flush()
-        except OSError:  # The disk is full, for others too.
-            Path(part.name).unlink()
-            raise
-    os.replace(part.name, path)  # noqa: PTH105 - atomic, and pathlib's does the same
+    with put_in_place(path) as file:
+        file.write(zlib.crc32(encoded.data).to_bytes(_CHECKSUM_BYTES, "little"))
+        file.write(encoded.data)

@@ -8,8 +8,6 @@ that the physics reads is as before.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save
 from scipy.sparse import coo_matrix
+
+from vlarl_env.simulators.libero.kept_files import put_in_place
 
 TRIANGLE_CAP = 4000
 """Triangles that are kept of a mesh."""
@@ -214,8 +214,6 @@ def _copy_of(original: Mesh, folder: Path) -> Mesh:
     fits = all(len(new) <= len(old) for new, old in zip(copy, original, strict=True))
     if not fits or len(copy.faces) > _TOLERATED * TRIANGLE_CAP:
         copy = original
-    # Renamed into place: several simulators may make the same copy at once.
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
-        part.write(save({name: np.ascontiguousarray(a) for name, a in copy._asdict().items()}))
-    os.replace(part.name, target)  # noqa: PTH105 - atomic, and pathlib's does the same
+    with put_in_place(target) as file:
+        file.write(save({name: np.ascontiguousarray(a) for name, a in copy._asdict().items()}))
     return copy

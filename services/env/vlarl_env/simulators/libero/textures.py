@@ -7,12 +7,12 @@ they are most of a scene's construction time and half of its memory.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 
 from PIL import Image
+
+from vlarl_env.simulators.libero.kept_files import identity, put_in_place
 
 TEXTURE_CAP = 512
 """Longest side in pixels that is kept."""
@@ -32,9 +32,7 @@ def cap_textures(xml: str, cache: Path) -> str:
 
 
 def _capped(source: Path, folder: Path) -> Path:
-    status = source.stat()
-    key = f"{source}:{status.st_size}:{status.st_mtime_ns}"
-    target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.png"
+    target = folder / f"{hashlib.sha256(identity(source).encode()).hexdigest()[:24]}.png"
     if target.exists():
         return target
     with Image.open(source) as image:
@@ -43,8 +41,6 @@ def _capped(source: Path, folder: Path) -> Path:
         scale = TEXTURE_CAP / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         smaller = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    # Renamed into place: several simulators may make the same copy at once.
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
-        smaller.save(part, format="PNG")
-    os.replace(part.name, target)  # noqa: PTH105 - atomic, and pathlib's does the same
+    with put_in_place(target) as file:
+        smaller.save(file, format="PNG")
     return target
