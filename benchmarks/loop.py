@@ -5,7 +5,7 @@
 First the two parts of a rollout alone, each with the machine to itself: the env pool, asked for
 the same actions without any policy, and the policy server, asked by as many clients as there are
 simulators. Then the whole loop with the same settings: rollout, scoring, learning, checkpoint,
-publication. Everything through the real services.
+publication. Then the env pool once more. Everything through the real services.
 
 Where both parts work on the same cores, a step costs what it costs in each: no loop can be faster
 than 1 / (1/env + 1/policy), which the table shows as "parts in turn". So all is measured again
@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.env_load import drive, reset_command, serving
@@ -84,11 +85,12 @@ def measure(report: Report, *, quick: bool, wanted: float, settings: Sequence[st
         "evaluation.at_end=false",
         *settings,
     ]
-    slower = parts(report, overrides, seconds)
-    in_turn = 1 / sum(1 / report.find(name).value for name in (ENV, POLICY))
+    parts, (lines,) = parts_and_loops(overrides, seconds, overrides)
+    slower = parts.add(report)
+    in_turn = 1 / (1 / parts.env + 1 / parts.policy)
     note = "all that shared cores can give"
     report.add("parts in turn", in_turn, UNIT, against=slower, note=note)
-    loop(report, overrides, "", slower)
+    add_loop(report, overrides, lines, "", slower)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
         half = len(cores) // 2
@@ -98,37 +100,68 @@ def measure(report: Report, *, quick: bool, wanted: float, settings: Sequence[st
             f"env.concurrent_steps={len(env) + 1}",  # as by default on so many cores
             f"policy.cpu_threads={len(rest)}",
         ]
+        ahead = [*overrides, "trainer.staleness=1"]
         with placed({"env": set(env), "policy": set(rest), "train": set(rest)}):
-            slower = parts(report, overrides, seconds, OWN)
-            loop(report, overrides, OWN, slower)
-            overlapped = [*overrides, "trainer.staleness=1"]
-            loop(report, overlapped, f"{OWN}, overlapped", slower, at_least=wanted)
+            parts, (waiting, overlapped) = parts_and_loops(overrides, seconds, overrides, ahead)
+        slower = parts.add(report, OWN)
+        add_loop(report, overrides, waiting, OWN, slower)
+        add_loop(report, ahead, overlapped, f"{OWN}, overlapped", slower, at_least=wanted)
     return report.finish()
 
 
-def parts(report: Report, overrides: Sequence[str], seconds: float, mark: str = "") -> str:
-    """Adds both parts alone, their names with the mark behind; returns the slower one's name."""
+@dataclass(frozen=True)
+class Parts:
+    """The two parts of a rollout, each with its cores to itself, in env-steps/s."""
+
+    processes: int
+    """Simulators, and clients of the policy server."""
+    before: float
+    """The env pool's speed before the loops."""
+    after: float
+    """The same after them. A shared machine's speed changes by a fifth within minutes."""
+    policy: float
+    """The policy server's speed."""
+
+    @property
+    def env(self) -> float:
+        """What the loops are measured against: the mean of before and after."""
+        return (self.before + self.after) / 2
+
+    def add(self, report: Report, mark: str = "") -> str:
+        """Adds both, their names with the mark behind; returns the slower one's name."""
+        note = f"{self.processes} simulators: {self.before:.4g} before, {self.after:.4g} after"
+        env = report.add(f"{ENV}{mark}", self.env, UNIT, note=note)
+        clients = f"{self.processes} clients"
+        policy = report.add(f"{POLICY}{mark}", self.policy, UNIT, note=clients)
+        return min(env, policy, key=lambda part: part.value).name
+
+
+def parts_and_loops(
+    overrides: Sequence[str], seconds: float, *loops: Sequence[str]
+) -> tuple[Parts, list[list[dict[str, float]]]]:
+    """The parts alone, and `whole_loop` of each loop's overrides in between."""
     config = load_config(CONFIG, overrides)
     repeat = config.env.action_repeat
-    env_name, policy_name = f"{ENV}{mark}", f"{POLICY}{mark}"
-    env_alone = env_part(config, seconds) * repeat
-    report.add(env_name, env_alone, UNIT, note=f"{config.env.processes} simulators")
-    policy_alone = policy_part(config, seconds) * repeat
-    report.add(policy_name, policy_alone, UNIT, note=f"{config.env.processes} clients")
-    return env_name if env_alone < policy_alone else policy_name
+    before = env_part(config, seconds) * repeat
+    policy = policy_part(config, seconds) * repeat
+    lines = []
+    for loop in loops:
+        with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
+            lines.append(whole_loop(loop, Path(folder) / "run"))
+    after = env_part(config, seconds) * repeat
+    return Parts(config.env.processes, before, after, policy), lines
 
 
-def loop(
+def add_loop(
     report: Report,
     overrides: Sequence[str],
+    lines: Sequence[dict[str, float]],
     mark: str,
     slower: str,
     at_least: float | None = None,
 ) -> None:
-    """Adds the whole loop, against the slower part alone, and where its time went."""
+    """Adds a whole loop, against the slower part alone, and where its time went."""
     config = load_config(CONFIG, overrides)
-    with tempfile.TemporaryDirectory(prefix="vlarl-") as folder:
-        lines = whole_loop(overrides, Path(folder) / "run")
     steps = sum(line["control_steps"] for line in lines)
     whole = sum(line["seconds_iteration"] for line in lines)
     if config.trainer.staleness == 0:
