@@ -186,11 +186,12 @@ def up(
 def _check_stack(settings: RunConfig) -> None:
     """Finds out what would otherwise end a service once all have been started."""
     check_logging(settings.logging)
-    from vlarl.launch.tasks import choose_tasks, suite_tasks
+    from vlarl.launch.tasks import choose_tasks, described, suite_tasks
 
     tasks = suite_tasks(settings.env, settings.tasks.suite)
     chosen = choose_tasks(tasks, settings.tasks.indices, settings.evaluation.states_needed)
     check_checkpoints(settings, chosen)
+    _LOG.info("the run is on %s", described(chosen, tasks))
 
 
 def check_checkpoints(settings: RunConfig, tasks: Sequence[env_pb2.TaskDescription] = ()) -> None:
@@ -202,7 +203,7 @@ def check_checkpoints(settings: RunConfig, tasks: Sequence[env_pb2.TaskDescripti
 
     Raises:
         FatalError: one can't be loaded, has no statistics for the run's actions, or doesn't fit the
-            rest.
+            rest; or there is no task to train on.
     """
     _usage(settings, tasks)
     check_reward(settings)
@@ -222,6 +223,8 @@ def _usage(settings: RunConfig, tasks: Sequence[env_pb2.TaskDescription] = ()) -
     )
     from vlarl.models.registry import check_policy_checkpoint
 
+    if not settings.tasks.indices:
+        raise ConfigError("tasks.indices is empty: name the tasks to train on, e.g. [0, 1, 2]")
     model = check_policy_checkpoint(settings.policy.checkpoint)
     key = chosen_unnorm_key(settings, model)
     needs = PolicyNeeds.of_checkpoint(model)

@@ -86,3 +86,17 @@ def choose_tasks(
                 )
             )
     return chosen
+
+
+def described(
+    chosen: Sequence[env_pb2.TaskDescription], tasks: Sequence[env_pb2.TaskDescription]
+) -> str:
+    """Which of a suite's tasks are meant, in words: "tasks 0, 3 of libero_goal's 10"."""
+    suite = tasks[0].task.suite
+    if len(chosen) == 1:
+        only = chosen[0]
+        return f"task {only.task.index} of {suite}'s {len(tasks)}, {only.instruction}"
+    if len(chosen) == len(tasks):
+        return f"all {len(tasks)} tasks of {suite}"
+    numbers = ", ".join(str(one.task.index) for one in chosen)
+    return f"tasks {numbers} of {suite}'s {len(tasks)}"

@@ -41,6 +41,10 @@ def refusal(run_dir: Path, *arguments: str) -> str:
         (["tasks.suite=libero_spatal"], "unknown suite 'libero_spatal'; did you mean 'libero_sp"),
         (["tasks.indices=[0, 4]"], "suite 'reach' has tasks 0 to 0, so there is no number 4"),
         (
+            ["tasks.indices=[]"],
+            "tasks.indices is empty: name the tasks to train on, e.g. [0, 1, 2]",
+        ),
+        (
             ["tasks.suite=rech", "policy.checkpoint=nowhere"],
             "unknown suite 'rech'; did you mean 'r",
         ),
@@ -56,6 +60,13 @@ def test_the_stack_is_not_started(tmp_path: Path, settings: list[str], sentence:
     overrides = [part for setting in settings for part in ("--set", setting)]
     said = refusal(tmp_path / "run", "up", str(ROOT / "configs/reach.toml"), *overrides)
     assert said.startswith(f"error: {sentence}")
+
+
+@pytest.mark.parametrize("command", ["begin", "train"])
+def test_a_run_without_tasks_is_refused(command: str, tmp_path: Path) -> None:
+    reach = str(ROOT / "configs/reach.toml")
+    said = refusal(tmp_path / "run", command, reach, "--set", "tasks.indices=[]")
+    assert said.startswith("error: tasks.indices is empty")
 
 
 @pytest.mark.parametrize("command", ["up", "train"])

@@ -14,7 +14,7 @@ import pytest
 
 from vlarl.config import ConfigError, EnvConfig
 from vlarl.config.libero import LIBERO_SUITES, PERTURBED_SUITES, base_suite, variants
-from vlarl.launch.tasks import choose_tasks, suite_tasks
+from vlarl.launch.tasks import choose_tasks, described, suite_tasks
 from vlarl_env.errors import UnknownTaskError
 from vlarl_env.simulators.libero.bddl_check import check_bddl
 from vlarl_env.simulators.libero.bddl_reader import read_bddl
@@ -88,6 +88,9 @@ def test_tasks_can_be_listed_before_anything_runs() -> None:
     assert tasks[0].instruction != ""
     chosen = choose_tasks(tasks, (7, 2, 7), episodes=50)
     assert [task.task.index for task in chosen] == [2, 7]
+    assert described(chosen, tasks) == "tasks 2, 7 of libero_object_task's 10"
+    assert described(tasks, tasks) == "all 10 tasks of libero_object_task"
+    assert described(tasks[:1], tasks).endswith(f"_task's 10, {tasks[0].instruction}")
     assert len(choose_tasks(tasks, (), episodes=50)) == 10
     with pytest.raises(ConfigError, match="tasks 0 to 9, so there is no number 11"):
         choose_tasks(tasks, (1, 11), episodes=50)
