@@ -14,7 +14,10 @@ from vlarl_cli.options import one_sentence_errors
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN", help="Folders of runs of `vlarl up`, going on or done."),
+    typer.Argument(
+        metavar="RUN",
+        help="Folders of runs of `vlarl up`, going on or done, or a folder that holds such runs.",
+    ),
 ]
 Out = Annotated[
     Path | None,

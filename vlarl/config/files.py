@@ -181,11 +181,17 @@ def save_config(config: Section, directory: Path) -> None:
     replace_text(directory / "config.toml", dump_toml(config))
 
 
+def runs_of(directory: Path) -> list[Path]:
+    """Folders of the runs that `vlarl ablate` or a user keeps in a folder, by name."""
+    found = (saved.parent for saved in directory.glob("*/config.toml"))
+    return sorted(run for run in found if not (run / "evaluation.json").exists())
+
+
 def runs_inside(directory: Path) -> str:
-    """What to add to "not a run's folder": the runs that `vlarl ablate` or a user keeps in it, as a
-    further half-sentence; empty where there are none.
+    """What to add to "no run here": the runs in the folder, as a further half-sentence; empty where
+    there are none.
     """
-    names = sorted(found.parent.name for found in directory.glob("*/config.toml"))
+    names = [run.name for run in runs_of(directory)]
     if not names:
         return ""
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")

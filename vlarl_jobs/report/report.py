@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlarl.config.files import runs_of
 from vlarl.files import replace_text
 from vlarl_jobs.report.content import sections_of
 from vlarl_jobs.report.errors import ReportError
@@ -18,7 +19,7 @@ def write_report(folders: Sequence[Path], out: Path | None) -> tuple[Path, Path]
     """Writes a page about these runs, and its pictures into a folder beside it.
 
     Args:
-        folders: of the runs.
+        folders: of the runs, or of several runs each.
         out: the page; None: RUN/report.html, of several runs comparison.html beside the first.
 
     Returns:
@@ -27,6 +28,7 @@ def write_report(folders: Sequence[Path], out: Path | None) -> tuple[Path, Path]
     Raises:
         ReportError: a folder can't be reported on, or the page can't be written.
     """
+    folders = [run for folder in folders for run in _runs(folder)]
     named = Counter(folder.resolve() for folder in folders)
     for folder, times in named.items():
         if times > 1:
@@ -46,6 +48,11 @@ def write_report(folders: Sequence[Path], out: Path | None) -> tuple[Path, Path]
     except OSError as error:
         raise ReportError(f"{page}: can't be written ({error.strerror}); choose --out") from error
     return page, pictures
+
+
+def _runs(folder: Path) -> list[Path]:
+    """The folder, if it is a run's; otherwise those of the runs in it."""
+    return [folder] if (folder / "config.toml").exists() else runs_of(folder) or [folder]
 
 
 def _default_page(folders: Sequence[Path]) -> Path:

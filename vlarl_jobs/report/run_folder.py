@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from vlarl import __version__
 from vlarl.config import ConfigError, RunConfig, SftConfig, load_saved, load_section
-from vlarl.config.files import runs_inside
 from vlarl.json_lines import placed_lines, read_lines
 from vlarl_jobs.report.errors import ReportError
 from vlarl_jobs.report.records import (
@@ -172,7 +171,7 @@ def _read_config(path: Path) -> RunConfig:
             "evaluations are found"
         )
     if not saved.exists():
-        raise ReportError(f"{path}: not a run's folder (config.toml is missing){runs_inside(path)}")
+        raise ReportError(f"{path}: not a run's folder (config.toml is missing)")
     try:
         return load_saved(RunConfig, saved)
     except ConfigError as error:

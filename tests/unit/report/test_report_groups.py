@@ -12,6 +12,7 @@ import pytest
 from vlarl.config import RunConfig, dump_toml
 from vlarl_jobs.report.content import sections_of
 from vlarl_jobs.report.episode_groups import episode_groups
+from vlarl_jobs.report.errors import ReportError
 from vlarl_jobs.report.figures.episode_groups import ordered_groups
 from vlarl_jobs.report.figures.health import before_first_step
 from vlarl_jobs.report.groups import group_runs
@@ -113,3 +114,13 @@ def test_a_page_of_groups_is_written(tmp_path: Path) -> None:
     assert '<section id="groups">' in text
     assert "Before the first step of an iteration" in text
     assert not re.search(r"\bnan\b", text)
+
+
+def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:
+    for algorithm in ("grpo", "rloo"):
+        make_group_run(tmp_path / algorithm, algorithm)
+    page, _ = write_report([tmp_path], None)
+    assert page == tmp_path / "comparison.html"
+    assert "<title>Comparison of " in page.read_text()
+    with pytest.raises(ReportError, match="named 2 times"):
+        write_report([tmp_path, tmp_path / "rloo"], None)
