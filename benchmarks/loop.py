@@ -85,7 +85,7 @@ def measure(report: Report, *, quick: bool, wanted: float, settings: Sequence[st
         "evaluation.at_end=false",
         *settings,
     ]
-    parts, (lines,) = parts_and_loops(overrides, seconds, overrides)
+    parts, (lines,) = parts_and_loops(seconds, overrides)
     slower = parts.add(report)
     in_turn = 1 / (1 / parts.env + 1 / parts.policy)
     note = "all that shared cores can give"
@@ -102,7 +102,7 @@ def measure(report: Report, *, quick: bool, wanted: float, settings: Sequence[st
         ]
         ahead = [*overrides, "trainer.staleness=1"]
         with placed({"env": set(env), "policy": set(rest), "train": set(rest)}):
-            parts, (waiting, overlapped) = parts_and_loops(overrides, seconds, overrides, ahead)
+            parts, (waiting, overlapped) = parts_and_loops(seconds, overrides, ahead)
         slower = parts.add(report, OWN)
         add_loop(report, overrides, waiting, OWN, slower)
         add_loop(report, ahead, overlapped, f"{OWN}, overlapped", slower, at_least=wanted)
@@ -137,10 +137,10 @@ class Parts:
 
 
 def parts_and_loops(
-    overrides: Sequence[str], seconds: float, *loops: Sequence[str]
+    seconds: float, *loops: Sequence[str]
 ) -> tuple[Parts, list[list[dict[str, float]]]]:
-    """The parts alone, and `whole_loop` of each loop's overrides in between."""
-    config = load_config(CONFIG, overrides)
+    """The parts alone, with the first loop's overrides, and `whole_loop` of each in between."""
+    config = load_config(CONFIG, loops[0])
     repeat = config.env.action_repeat
     before = env_part(config, seconds) * repeat
     policy = policy_part(config, seconds) * repeat
