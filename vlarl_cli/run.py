@@ -210,8 +210,8 @@ def check_checkpoints(settings: RunConfig, tasks: Sequence[env_pb2.TaskDescripti
 
 
 def _usage(settings: RunConfig, tasks: Sequence[env_pb2.TaskDescription] = ()) -> str:
-    """How the run uses its policy. Before, it is made sure that there are tasks, a checkpoint, and in
-    it the statistics that actions are in.
+    """How the run uses its policy. Before that, makes sure that there are tasks, a checkpoint, and
+    in it the statistics that actions are in.
     """
     from vlarl.models.meaning import chosen_unnorm_key
     from vlarl.models.needs import (
