@@ -43,7 +43,8 @@ def test_every_report_that_the_page_names_is_made(command: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("command", [one for one in COMMANDS if one.startswith("vlarl up")])
 def test_every_run_that_the_page_names_is_configured(command: str) -> None:
-    shown = CliRunner().invoke(app, ["config", "show", *arguments_of(command)[1:]])
+    started = re.sub(r"--resume runs/(\S+)-TIME", r"configs/\1.toml", command)
+    shown = CliRunner().invoke(app, ["config", "show", *arguments_of(started)[1:]])
     assert shown.exit_code == 0, shown.output
 
 
