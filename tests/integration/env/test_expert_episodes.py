@@ -7,6 +7,8 @@ import pytest
 
 pytestmark = pytest.mark.sim
 
+OPEN_THE_MICROWAVE = 35
+
 
 def episode(
     suite: str, index: int, repeat: int, seed: int, noise: float = 0.0, pace: float = 1.0
@@ -49,3 +51,27 @@ def test_a_bowl_is_put_on_a_plate() -> None:
     success, steps = episode("libero_spatial", 0, 5, seed=5)
     assert success
     assert steps < 220
+
+
+def test_a_drawer_is_opened_by_its_handle() -> None:
+    success, steps = episode("libero_goal", 0, 1, seed=5)
+    assert success
+    assert steps < 100
+
+
+def test_a_drawer_is_opened_before_something_goes_into_it() -> None:
+    success, steps = episode("libero_goal", 3, 1, seed=6)
+    assert success
+    assert steps < 220
+
+
+def test_a_microwave_is_refused() -> None:
+    from vlarl_jobs.demonstrations.experts.expert import Expert
+    from vlarl_jobs.demonstrations.experts.goals import NoExpertError
+    from vlarl_jobs.demonstrations.scene_cache import SceneCache
+
+    stages = SceneCache({}, "fast")
+    sight = stages.of("libero_90", OPEN_THE_MICROWAVE).sight
+    with pytest.raises(NoExpertError, match="can open microwave_1: they open drawers alone"):
+        Expert(sight, 1)
+    stages.close()

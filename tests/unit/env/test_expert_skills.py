@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlarl_jobs.demonstrations.experts.goals import Goal, NoExpertError, read_goals, require_expert
-from vlarl_jobs.demonstrations.experts.grasps import find_grasps, half_turn
+from vlarl_jobs.demonstrations.experts.grasps import find_grasps, half_turn, way_out
 from vlarl_jobs.demonstrations.experts.motion import (
     CLOSED,
     COASTING_STEPS,
     METRES_PER_STEP,
     OPEN,
     cone_height,
+    hold_from_the_front,
     over_and_down,
     rotation_between,
     towards,
@@ -87,6 +88,24 @@ def test_a_rotation_takes_one_orientation_to_the_other(angle: float) -> None:
     np.testing.assert_allclose(rotation_between(np.eye(3), turned), [0, 0, angle], atol=1e-6)
 
 
+@given(st.floats(-3, 3), st.floats(-3, 3))
+def test_a_handle_is_held_from_the_front(facing: float, yaw: float) -> None:
+    outwards = np.array([np.cos(facing), np.sin(facing), 0.0])
+    cosine, sine = np.cos(yaw), np.sin(yaw)
+    down = np.array([[cosine, sine, 0], [sine, -cosine, 0], [0, 0, -1.0]])
+    hold = hold_from_the_front(outwards, down)
+    np.testing.assert_allclose(hold.T @ hold, np.eye(3), atol=1e-9)
+    assert np.linalg.det(hold) == pytest.approx(1)
+    closing, fingers = hold[:, 0], hold[:, 2]
+    assert fingers @ outwards < -0.9
+    assert -0.4 < fingers[2] < -0.3
+    assert abs(closing[2]) > 0.9
+    # The other way to hold it is this one turned by half a turn about the fingers.
+    other = hold * np.array([-1.0, -1.0, 1.0])
+    turn, other_turn = rotation_between(down, hold), rotation_between(down, other)
+    assert np.linalg.norm(turn) <= np.linalg.norm(other_turn) + 1e-6
+
+
 @given(st.floats(-10, 10))
 def test_axes_have_no_sign(angle: float) -> None:
     assert -np.pi / 2 < half_turn(angle) <= np.pi / 2 + 1e-9
@@ -125,6 +144,22 @@ def test_a_round_thing_is_always_held_on_the_same_side(seed: int) -> None:
     assert best.point[1] < -0.03
 
 
+POINTING_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+
+
+def test_a_hand_comes_out_from_under_a_shelf_to_its_open_side() -> None:
+    """The fingers close along y, so that the hand is 20 cm wide there and 7 along x."""
+    shelf = filled_box([0.0, -0.1, 0.2], [0.2, 0.05, 0.02])
+    hand = np.array([0.0, 0.0, 0.1])
+    np.testing.assert_allclose(way_out(shelf, hand, POINTING_DOWN), [0, 1, 0], atol=0.05)
+    np.testing.assert_array_equal(way_out(shelf + [0, -0.1, 0], hand, POINTING_DOWN), 0)
+    turned = np.array([[1.0, 0, 0], [0, -1.0, 0], [0, 0, -1.0]])
+    np.testing.assert_array_equal(way_out(shelf, hand, turned), 0)
+    # What is beside the hand or below it isn't in its way up.
+    np.testing.assert_array_equal(way_out(shelf - [0, 0, 0.1], hand, POINTING_DOWN), 0)
+    np.testing.assert_array_equal(way_out(NOTHING, hand, POINTING_DOWN), 0)
+
+
 SITUATION = Situation(
     hand=np.array([0.0, 0.0, 0.3]),
     opening=0.08,
@@ -136,6 +171,7 @@ SITUATION = Situation(
     supported=True,
     occupied=False,
     place=np.array([0.0, 0.3, 0.05]),
+    way_out=np.zeros(3),
     free_hand=0.2,
     free_thing=0.2,
 )
@@ -195,3 +231,14 @@ def test_the_gripper_closes_while_rising_slowly() -> None:
     assert act(replace(AT_GRASP, opening=OPENED - 0.01), repeat=5)[6] == CLOSED
     assert act(LIFTED, repeat=5)[2] > action[2]
     assert act(OVER_PLACE, repeat=5)[6] == OPEN
+
+
+def test_what_is_held_under_something_comes_out_first() -> None:
+    covered = replace(LIFTED, way_out=np.array([0.0, 1.0, 0.0]))
+    aside = act(covered, repeat=1)
+    assert aside[1] > 0.3
+    assert (aside[[0, 2]] == 0).all()
+    assert aside[6] == CLOSED
+    rising = act(replace(covered, thing=np.array([0.1, 0.0, 0.035])), repeat=1)
+    assert rising[1] > 0
+    assert rising[2] > 0

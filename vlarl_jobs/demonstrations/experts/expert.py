@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlarl_jobs.demonstrations.experts.goals import Goal, require_expert
+from vlarl_jobs.demonstrations.experts.drawers import let_go, open_drawer
+from vlarl_jobs.demonstrations.experts.goals import Goal, NoExpertError, require_expert
 from vlarl_jobs.demonstrations.experts.motion import OPEN, Vector, towards
 from vlarl_jobs.demonstrations.experts.putting import Putting
 from vlarl_jobs.demonstrations.experts.reaching import reach, target_point
@@ -25,6 +26,9 @@ class Expert:
 
     def __init__(self, sight: SceneView, repeat: int) -> None:
         require_expert(sight.goals)
+        for goal in sight.goals:
+            if goal.predicate == "open" and sight.drawer(goal.subject) is None:
+                raise NoExpertError(f"no expert can open {goal.subject}: they open drawers alone")
         self._sight = sight
         self._repeat = repeat
         self._putting = Putting(sight, repeat)
@@ -41,7 +45,25 @@ class Expert:
             return reach(self._sight, goal, self._repeat)
         if goal.predicate == "turnon":
             return turn_on(self._sight, goal, self._repeat)
-        return self._putting.act(goal)
+        at_drawer = self._at_drawer(goal)
+        return self._putting.act(goal) if at_drawer is None else at_drawer
+
+    def _at_drawer(self, goal: Goal) -> Vector | None:
+        """The action where a drawer must first be opened, or the hand is at its handle."""
+        region = _drawers_region(goal)
+        drawer = self._sight.drawer(region) if region else None
+        if region is None or drawer is None:
+            return None
+        if not self._sight.holds(Goal("open", region)):
+            return open_drawer(self._sight, drawer, self._repeat)
+        return let_go(self._sight, drawer, self._repeat)
+
+
+def _drawers_region(goal: Goal) -> str | None:
+    """The region that must be open for a goal, if it is a drawer's."""
+    if goal.predicate == "open":
+        return goal.subject
+    return goal.place if goal.predicate == "in" else None
 
 
 def goal_point(sight: SceneView, goal: Goal) -> Vector:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlarl.errors import FatalError
 
-KNOWN = ("on", "in", "turnon", "reachedabove", "nearabove")
+KNOWN = ("on", "in", "turnon", "open", "reachedabove", "nearabove")
 """Predicates that an expert can bring about."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vlarl_jobs.demonstrations.experts.motion import Points, Vector
+from vlarl_jobs.demonstrations.experts.motion import Matrix, Points, Vector
 
 WIDEST = 0.070
 """Metres: thickest that is held; the fingers open by 8 cm."""
@@ -26,6 +26,7 @@ DEEPEST = 0.030
 _PAD_BELOW, _PAD_ABOVE, _PAD_HALF_WIDTH = 0.006, 0.012, 0.009
 _FINGER_INNER, _FINGER_OUTER, _FINGER_HALF_WIDTH, _FINGER_LENGTH = 0.036, 0.062, 0.015, 0.036
 _PALM_HALF_LENGTH, _PALM_HALF_WIDTH = 0.10, 0.034
+_PALM_MARGIN = 0.012
 _EASY_REACH = 0.70
 _TIP_CLEARANCE = 0.002
 _GAP = 0.008
@@ -103,6 +104,21 @@ def find_grasps(
                 left = _SAME_SIDE * float(point[1] - centre[1])
                 grasps.append(Grasp(point, axis, cost + extra + far + left))
     return sorted(grasps, key=lambda grasp: grasp.cost)
+
+
+def way_out(obstacles: Points, hand: Vector, rotation: Matrix) -> Vector:
+    """The horizontal direction, [3] of length 1, in which a hand comes out from under obstacles;
+    zeros: there are none above it.
+    """
+    from_hand = obstacles - hand
+    above = from_hand[:, 2] > _FINGER_LENGTH
+    along = np.abs(from_hand @ rotation[:, 0]) < _PALM_HALF_LENGTH + _PALM_MARGIN
+    across = np.abs(from_hand @ rotation[:, 1]) < _PALM_HALF_WIDTH + _PALM_MARGIN
+    covering = from_hand[above & along & across, :2]
+    if not len(covering):
+        return np.zeros(3)
+    away = -covering.mean(axis=0)
+    return np.array([*(away / max(1e-6, float(np.linalg.norm(away)))), 0.0])
 
 
 def half_turn(angle: float) -> float:

@@ -40,6 +40,10 @@ LIFTING_RISE = 0.15
 STILL_ANGLE = 0.08
 """Radians of error that aren't corrected: the controller holds the last orientation."""
 
+_FRONT_TILT = np.radians(20)
+"""Angle below the horizontal at which the fingers point. The hand is 20 cm wide: one end of it must
+clear the table, the other the cabinet."""
+
 _CONE_SLOPE = 3.0
 _CONE_RADIUS = 0.01
 _FREE_LAG = 0.04
@@ -117,3 +121,20 @@ def grip_along(axis: Vector, hand: Matrix) -> Matrix:
         flat = -flat
     down = np.array([0.0, 0.0, -1.0])
     return np.stack([flat, np.cross(down, flat), down], axis=1)
+
+
+def hold_from_the_front(outwards: Vector, hand: Matrix) -> Matrix:
+    """The orientation of a hand that points at a front, a little down, and closes across a
+    horizontal bar: of the two, the one that is nearer to how the hand is now.
+
+    Args:
+        outwards: [3], horizontal, of length 1: what the front faces.
+        hand: The hand's orientation.
+    """
+    up = np.array([0.0, 0.0, 1.0])
+    fingers = -np.cos(_FRONT_TILT) * outwards - np.sin(_FRONT_TILT) * up
+    closing = np.cos(_FRONT_TILT) * up - np.sin(_FRONT_TILT) * outwards
+    holds = [
+        np.stack([axis, np.cross(fingers, axis), fingers], axis=1) for axis in (closing, -closing)
+    ]
+    return min(holds, key=lambda hold: float(np.linalg.norm(rotation_between(hand, hold))))

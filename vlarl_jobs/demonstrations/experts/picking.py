@@ -35,6 +35,7 @@ _STILL_AT_GRASP_HEIGHT = 0.025
 _AT_GRASP_ANGLE = 0.15
 _OVER_PLACE = 0.016
 _DOWN = 0.018
+_STRIDE_OUT = 0.02
 
 
 class Phase(enum.Enum):
@@ -71,6 +72,8 @@ class Situation:
     """Where the thing shall be."""
     free_hand: float
     """Height of the hand at which the way to the thing is free."""
+    way_out: Vector
+    """[3], horizontal, of length 1: where nothing is above the hand; zeros: nothing is now."""
     free_thing: float
     """Height of the thing at which the way to its place is free."""
 
@@ -116,7 +119,10 @@ def act(situation: Situation, repeat: int) -> Vector:
             lifting = situation.thing[2] - situation.rest[2] > _OFF_GROUND
             speed = LIFTING_RISE if lifting else CLOSING_RISE
             rise = speed * METRES_PER_STEP * (repeat + COASTING_STEPS)
-            return towards(np.array([0.0, 0.0, rise]), CLOSED, repeat)
+            aside = _STRIDE_OUT * situation.way_out if lifting else np.zeros(3)
+            return towards(aside + np.array([0.0, 0.0, rise]), CLOSED, repeat)
+        case Phase.CARRY if situation.way_out.any():
+            return towards(_STRIDE_OUT * situation.way_out, CLOSED, repeat, situation.tilt)
         case Phase.CARRY:
             move = over_and_down(situation.thing, situation.place, situation.free_thing)
             return towards(move, CLOSED, repeat, situation.tilt)

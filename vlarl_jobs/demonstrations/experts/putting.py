@@ -8,7 +8,7 @@ import numpy as np
 
 from vlarl_jobs.demonstrations.experts.dragging import drag
 from vlarl_jobs.demonstrations.experts.goals import Goal
-from vlarl_jobs.demonstrations.experts.grasps import TIP, Grasp, find_grasps
+from vlarl_jobs.demonstrations.experts.grasps import TIP, Grasp, find_grasps, way_out
 from vlarl_jobs.demonstrations.experts.motion import (
     Matrix,
     Points,
@@ -135,6 +135,7 @@ class Putting:
                 "robot" in sight.touching(other) for other in sight.objects if other != thing
             ),
             place=place,
+            way_out=way_out(obstacles, hand, hand_rotation),
             free_hand=free_height(everything, hand, point, float(shape[:, 2].max())) + TIP,
             free_thing=free_height(obstacles, position, place, float(place[2]))
             + float(position[2])

@@ -22,6 +22,15 @@ class Part:
     points: Points
 
 
+@dataclass(frozen=True)
+class Drawer:
+    """A part that slides, as it is now."""
+
+    outwards: Vector
+    """[3], of length 1: the direction in which it opens."""
+    points: Points
+
+
 class SceneView:
     """Positions, shapes and goals of one scene, as they are now; metres in the world's frame."""
 
@@ -109,10 +118,6 @@ class SceneView:
         """Half sides along the region's own axes."""
         return np.array(self._problem.object_sites_dict[region].size, dtype=np.float64)
 
-    def joint(self, name: str) -> float:
-        """Position of the one joint of an articulated thing or of a region's part."""
-        return float(self._problem.object_states_dict[name].get_joint_state()[0])
-
     def points(self, name: str) -> Points:
         """The points that fill an object or fixture."""
         return self._solids[name].points(self._data)
@@ -126,6 +131,19 @@ class SceneView:
             rotation=np.array(self._data.xmat[body]).reshape(3, 3),
             points=solids.points(self._data),
         )
+
+    def drawer(self, region: str) -> Drawer | None:
+        """The drawer whose inside a region is; none: the region doesn't slide."""
+        for name in getattr(self._problem.object_sites_dict.get(region), "joints", ()):
+            joint = self._model.joint(name)
+            if int(joint.type[0]) == mujoco.mjtJoint.mjJNT_SLIDE:
+                closed, opened = sorted(joint.range, key=abs)
+                solids = Solids.of_bodies(self._model, {int(joint.bodyid[0])})
+                return Drawer(
+                    outwards=np.sign(opened - closed) * self._data.xaxis[joint.id],
+                    points=solids.points(self._data),
+                )
+        return None
 
     def touching(self, name: str) -> set[str]:
         """Names of what an object or fixture touches; "robot" and "table" stand for the rest."""
