@@ -150,13 +150,13 @@ POINTING_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 def test_a_hand_comes_out_from_under_a_shelf_to_its_open_side() -> None:
     """The fingers close along y, so that the hand is 20 cm wide there and 7 along x."""
     shelf = filled_box([0.0, -0.1, 0.2], [0.2, 0.05, 0.02])
-    hand = np.array([0.0, 0.0, 0.1])
+    hand, beside, below = np.array([0.0, 0.0, 0.1]), np.array([0, 0.1, 0]), np.array([0, 0, 0.1])
     np.testing.assert_allclose(way_out(shelf, hand, POINTING_DOWN), [0, 1, 0], atol=0.05)
-    np.testing.assert_array_equal(way_out(shelf + [0, -0.1, 0], hand, POINTING_DOWN), 0)
+    np.testing.assert_array_equal(way_out(shelf - beside, hand, POINTING_DOWN), 0)
     turned = np.array([[1.0, 0, 0], [0, -1.0, 0], [0, 0, -1.0]])
     np.testing.assert_array_equal(way_out(shelf, hand, turned), 0)
     # What is beside the hand or below it isn't in its way up.
-    np.testing.assert_array_equal(way_out(shelf - [0, 0, 0.1], hand, POINTING_DOWN), 0)
+    np.testing.assert_array_equal(way_out(shelf - below, hand, POINTING_DOWN), 0)
     np.testing.assert_array_equal(way_out(NOTHING, hand, POINTING_DOWN), 0)
 
 
