@@ -6,8 +6,8 @@ import numpy as np
 
 from vlarl_jobs.demonstrations.experts.goals import Goal
 from vlarl_jobs.demonstrations.experts.grasps import TIP
-from vlarl_jobs.demonstrations.experts.motion import CLOSED, Vector, over_and_down, towards
-from vlarl_jobs.demonstrations.experts.places import free_height, top_below
+from vlarl_jobs.demonstrations.experts.motion import CLOSED, Vector, towards
+from vlarl_jobs.demonstrations.experts.places import over_all, top_below
 from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 
 _AHEAD = 0.025
@@ -29,6 +29,4 @@ def drag(sight: SceneView, goal: Goal, repeat: int) -> Vector:
     off = spot - hand
     if np.linalg.norm(off[:2]) < _NEAR and -off[2] < _LOW:
         return towards(np.array([*(_STRIDE * direction), off[2] - _PRESS]), CLOSED, repeat)
-    everything = np.concatenate([sight.points(name) for name in sight.solids])
-    free = free_height(everything, hand, spot, float(spot[2]))
-    return towards(over_and_down(hand, spot, free), CLOSED, repeat)
+    return towards(over_all(sight, spot), CLOSED, repeat)

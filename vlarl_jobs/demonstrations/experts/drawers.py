@@ -12,11 +12,10 @@ from vlarl_jobs.demonstrations.experts.motion import (
     Matrix,
     Vector,
     hold_from_the_front,
-    over_and_down,
     rotation_between,
     towards,
 )
-from vlarl_jobs.demonstrations.experts.places import free_height
+from vlarl_jobs.demonstrations.experts.places import over_all
 from vlarl_jobs.demonstrations.experts.scene_view import Drawer, SceneView
 
 _HANDLE = 0.014
@@ -69,11 +68,8 @@ def open_drawer(sight: SceneView, drawer: Drawer, repeat: int) -> Vector:
     if way.turned < _ALIGNED and way.aside < _ASIDE and way.ahead < _BEFORE + _NEAR:
         gripper = CLOSED if abs(way.ahead) < _NEAR else OPEN
         return towards(way.offset, gripper, repeat, way.misfit)
-    hand = sight.hand_position
-    before = hand + way.offset - _BEFORE * way.grip[:, 2]
-    everything = np.concatenate([sight.points(name) for name in sight.solids])
-    free = free_height(everything, hand, before, float(before[2])) + _HALF_HAND
-    return towards(over_and_down(hand, before, free), OPEN, repeat, way.misfit)
+    before = sight.hand_position + way.offset - _BEFORE * way.grip[:, 2]
+    return towards(over_all(sight, before, above=_HALF_HAND), OPEN, repeat, way.misfit)
 
 
 def let_go(sight: SceneView, drawer: Drawer, repeat: int) -> Vector | None:

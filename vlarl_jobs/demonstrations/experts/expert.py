@@ -51,8 +51,10 @@ class Expert:
     def _at_drawer(self, goal: Goal) -> Vector | None:
         """The action where a drawer must first be opened, or the hand is at its handle."""
         region = _drawers_region(goal)
-        drawer = self._sight.drawer(region) if region else None
-        if region is None or drawer is None:
+        if region is None:
+            return None
+        drawer = self._sight.drawer(region)
+        if drawer is None:
             return None
         if not self._sight.holds(Goal("open", region)):
             return open_drawer(self._sight, drawer, self._repeat)
@@ -60,7 +62,7 @@ class Expert:
 
 
 def _drawers_region(goal: Goal) -> str | None:
-    """The region that must be open for a goal, if it is a drawer's."""
+    """The region that must be open for a goal if it is a drawer's; none: the goal has no such."""
     if goal.predicate == "open":
         return goal.subject
     return goal.place if goal.predicate == "in" else None

@@ -27,6 +27,8 @@ _PAD_BELOW, _PAD_ABOVE, _PAD_HALF_WIDTH = 0.006, 0.012, 0.009
 _FINGER_INNER, _FINGER_OUTER, _FINGER_HALF_WIDTH, _FINGER_LENGTH = 0.036, 0.062, 0.015, 0.036
 _PALM_HALF_LENGTH, _PALM_HALF_WIDTH = 0.10, 0.034
 _PALM_MARGIN = 0.012
+"""Metres around the palm in which something above it counts as in the way of a hand that rises."""
+
 _EASY_REACH = 0.70
 _TIP_CLEARANCE = 0.002
 _GAP = 0.008

@@ -72,10 +72,10 @@ class Situation:
     """Where the thing shall be."""
     free_hand: float
     """Height of the hand at which the way to the thing is free."""
-    way_out: Vector
-    """[3], horizontal, of length 1: where nothing is above the hand; zeros: nothing is now."""
     free_thing: float
     """Height of the thing at which the way to its place is free."""
+    way_out: Vector
+    """[3], horizontal, of length 1: where nothing is above the hand; zeros: nothing is now."""
 
 
 def phase_of(situation: Situation) -> Phase:

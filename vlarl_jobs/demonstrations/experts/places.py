@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlarl_jobs.demonstrations.experts.goals import Goal
-from vlarl_jobs.demonstrations.experts.motion import Points, Vector
+from vlarl_jobs.demonstrations.experts.motion import Points, Vector, over_and_down
 from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 
 PRESS = 0.004
@@ -74,6 +74,19 @@ def _clearance(crowd: Points, spot: Vector) -> float:
     if not len(crowd):
         return np.inf
     return float(np.linalg.norm(crowd[:, :2] - spot, axis=1).min())
+
+
+def over_all(sight: SceneView, target: Vector, above: float = 0.0) -> Vector:
+    """Offset of the hand's next move to a target, from above and clear of all that stands there.
+
+    Args:
+        sight: The scene.
+        target: [3], where the hand's point shall be.
+        above: Metres of more height on the way.
+    """
+    hand = sight.hand_position
+    free = free_height(sight.all_points(), hand, target, float(target[2]))
+    return over_and_down(hand, target, free + above)
 
 
 def free_height(obstacles: Points, start: Vector, end: Vector, lowest: float) -> float:

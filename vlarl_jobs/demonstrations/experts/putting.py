@@ -11,7 +11,6 @@ from vlarl_jobs.demonstrations.experts.goals import Goal
 from vlarl_jobs.demonstrations.experts.grasps import TIP, Grasp, find_grasps, way_out
 from vlarl_jobs.demonstrations.experts.motion import (
     Matrix,
-    Points,
     Vector,
     grip_along,
     rotation_between,
@@ -79,7 +78,7 @@ class Putting:
     def _grasps(self, goal: Goal) -> list[Grasp]:
         sight, thing = self._sight, goal.subject
         rotation, position = sight.rotation(thing), sight.position(thing)
-        obstacles = self._obstacles(thing)
+        obstacles = sight.all_points(thing)
         if goal.predicate == "on":
             # The hand must fit where the thing goes, too.
             obstacles = np.concatenate([obstacles, obstacles + position - place_for(sight, goal)])
@@ -98,10 +97,6 @@ class Putting:
             for grasp in found
         ]
 
-    def _obstacles(self, *but: str) -> Points:
-        others = [self._sight.points(name) for name in self._sight.solids if name not in but]
-        return np.concatenate([np.zeros((0, 3)), *others])
-
     def _choose(self, memory: _Memory) -> Grasp:
         def cost(grasp: Grasp) -> float:
             tried = sum(
@@ -119,7 +114,7 @@ class Putting:
         point = position + rotation @ grasp.point
         hand, hand_rotation = sight.hand_position, sight.hand_rotation
         place = place_for(sight, goal)
-        obstacles, shape = self._obstacles(thing), sight.points(thing)
+        obstacles, shape = sight.all_points(thing), sight.points(thing)
         everything = np.concatenate([obstacles, shape])
         lowest = min(float(shape[:, 2].min()), float(hand[2]) - TIP)
         return Situation(

@@ -46,6 +46,7 @@ class SceneView:
         self._solids = {
             name: Solids.of_roots(self._model, {root}) for name, root in self._roots.items()
         }
+        self._parts: dict[int, Solids] = {}
 
     @property
     def _data(self) -> mujoco.MjData:
@@ -122,14 +123,18 @@ class SceneView:
         """The points that fill an object or fixture."""
         return self._solids[name].points(self._data)
 
+    def all_points(self, *but: str) -> Points:
+        """Those of everything that can be in the way, except of some things."""
+        others = [self.points(name) for name in self.solids if name not in but]
+        return np.concatenate([np.zeros((0, 3)), *others])
+
     def part(self, name: str, part: str) -> Part:
         """A body of an articulated thing."""
         body = self._model.body(f"{name}_{part}").id
-        solids = Solids.of_bodies(self._model, {body})
         return Part(
             position=np.array(self._data.xpos[body]),
             rotation=np.array(self._data.xmat[body]).reshape(3, 3),
-            points=solids.points(self._data),
+            points=self._body_points(body),
         )
 
     def drawer(self, region: str) -> Drawer | None:
@@ -138,12 +143,16 @@ class SceneView:
             joint = self._model.joint(name)
             if int(joint.type[0]) == mujoco.mjtJoint.mjJNT_SLIDE:
                 closed, opened = sorted(joint.range, key=abs)
-                solids = Solids.of_bodies(self._model, {int(joint.bodyid[0])})
                 return Drawer(
                     outwards=np.sign(opened - closed) * self._data.xaxis[joint.id],
-                    points=solids.points(self._data),
+                    points=self._body_points(int(joint.bodyid[0])),
                 )
         return None
+
+    def _body_points(self, body: int) -> Points:
+        if body not in self._parts:
+            self._parts[body] = Solids.of_bodies(self._model, {body})
+        return self._parts[body].points(self._data)
 
     def touching(self, name: str) -> set[str]:
         """Names of what an object or fixture touches; "robot" and "table" stand for the rest."""

@@ -10,11 +10,10 @@ from vlarl_jobs.demonstrations.experts.motion import (
     OPEN,
     Vector,
     grip_along,
-    over_and_down,
     rotation_between,
     towards,
 )
-from vlarl_jobs.demonstrations.experts.places import free_height
+from vlarl_jobs.demonstrations.experts.places import over_all
 from vlarl_jobs.demonstrations.experts.scene_view import SceneView
 
 _KNOB = "button"
@@ -39,6 +38,4 @@ def turn_on(sight: SceneView, goal: Goal, repeat: int) -> Vector:
         return towards(offset, CLOSED, repeat, _TURN)
     if away < _NEAR and np.linalg.norm(misfit) < _ALIGNED:
         return towards(offset, CLOSED, repeat)
-    everything = np.concatenate([sight.points(name) for name in sight.solids])
-    free = free_height(everything, sight.hand_position, grasp, float(grasp[2]))
-    return towards(over_and_down(sight.hand_position, grasp, free), OPEN, repeat, misfit)
+    return towards(over_all(sight, grasp), OPEN, repeat, misfit)
