@@ -181,6 +181,33 @@ def export(
         )
 
 
+@app.command()
+def cast(
+    source: Annotated[
+        Path, typer.Argument(help="Checkpoint folder, or OWNER/NAME[@REVISION] on the hub.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"], typer.Option(help="What the weights become.")
+    ] = "float16",
+) -> None:
+    """Store a policy's weights in another data type: float16 takes half the room of float32.
+
+    Each weight becomes the nearest number of that type. What servers and trainers compute in is
+    another matter: policy.dtype and trainer.dtype. OUT appears once it is whole.
+    """
+    _check_vacant(out)
+    with one_sentence_errors():
+        from vlarl.learning.export import cast_checkpoint
+        from vlarl.models.registry import check_policy_checkpoint
+        from vlarl.weights.hub import folder_of
+
+        directory = folder_of(source)
+        check_policy_checkpoint(directory)
+        cast_checkpoint(directory, out, dtype)
+        say(f"{out}: {_size(out):,} parameters of {dtype}")
+
+
 def _check_vacant(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise typer.BadParameter(f"{out} exists and is no empty folder")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vlarl.config import LoraConfig
@@ -14,8 +15,8 @@ from vlarl.files import durable_folder
 from vlarl.models.registry import lora_layers
 from vlarl.models.statistics import STATISTICS, Statistics
 from vlarl.weights.checkpoint import CheckpointReader, save_tensors
-from vlarl.weights.folder import INDEX, weight_files
-from vlarl.weights.merge import merged_tensors
+from vlarl.weights.folder import INDEX, REWARD_CARD, CheckpointError, weight_files
+from vlarl.weights.merge import DTYPES, merged_tensors
 
 _CONFIG = "config.json"
 
@@ -60,6 +61,46 @@ def export_checkpoint(
         tensors = _replaced(base, weights) if lora is None else _merged(base, weights, lora)
         save_tensors(folder, tensors)
         finish(folder)
+
+
+def cast_checkpoint(source: Path, target: Path, dtype: str) -> None:
+    """Writes `source` with its weights in another data type, each the nearest there is.
+
+    Args:
+        source: a checkpoint of a policy.
+        target: folder to write; it is whole under its name, or not there.
+        dtype: one of `merge.DTYPES`. Tensors of integers stay as they are.
+
+    Raises:
+        CheckpointError: a weight is beyond what the type can hold, or `source` is a reward model.
+        DiskFullError: there is no room.
+    """
+    if (source / REWARD_CARD).exists():
+        raise CheckpointError(
+            f"{source} is a process reward model: its version and what it is worth were measured "
+            "of these weights, so it keeps them"
+        )
+    with durable_folder(target, checkpoint_bytes(source)) as folder:
+        copy_but_weights(source, folder)
+        raw = json.loads((source / _CONFIG).read_bytes())
+        # Loaders of transformers read which type to load; since its version 5 under a new name.
+        for part in (raw, raw.get("text_config", {})):
+            part.update({key: dtype for key in ("torch_dtype", "dtype") if key in part})
+        (folder / _CONFIG).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        reader = CheckpointReader(source)
+        save_tensors(folder, ((key, _cast(source, key, reader.tensor(key), dtype)) for key in reader))
+
+
+def _cast(source: Path, key: str, tensor: Tensor, dtype: str) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    nearest = tensor.to(DTYPES[dtype])
+    if nearest.isinf().any() and tensor.isfinite().all():
+        raise CheckpointError(
+            f"{source}: {key} has a weight of {tensor.abs().max():,.0f}, and {dtype} ends at "
+            f"{torch.finfo(DTYPES[dtype]).max:,.0f}: take bfloat16 or float32"
+        )
+    return nearest
 
 
 def checkpoint_bytes(base: Path) -> int:

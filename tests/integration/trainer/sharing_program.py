@@ -13,11 +13,10 @@ from vlarl.learning.ranks import Ranks
 
 
 def main(folder: Path, sizes: tuple[int, ...], chunk: int) -> None:
-    """Leaves what each rank sees as RANK-NUMBER.bin, and its process id as RANK.pid."""
+    """Leaves what each rank sees as RANK-NUMBER.bin."""
     ranks = Ranks.from_environment()
-    (folder / f"{ranks.rank}.pid").write_text(str(os.getpid()))
-    ranks.wait_for_first()
-    here = [int((folder / f"{one}.pid").read_text()) for one in _machine(ranks.rank)]
+    pids = ranks.gather(torch.tensor([os.getpid()]), ranks.size).tolist()
+    here = [pids[one] for one in _machine(ranks.rank)]
 
     def on_this_machine(pid: int, descriptor: int) -> int | None:
         """Of a process of another machine, /proc knows nothing."""

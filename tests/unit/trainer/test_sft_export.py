@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from vlarl.config import ConfigError, LoraConfig, RunConfig, SftConfig  # noqa: E402
 from vlarl.json_lines import DamagedFileError, read_lines  # noqa: E402
-from vlarl.learning.export import export_checkpoint  # noqa: E402
+from vlarl.learning.export import cast_checkpoint, export_checkpoint  # noqa: E402
 from vlarl.learning.stage_log import METRICS, StageLog  # noqa: E402
 from vlarl.learning.stage_progress import (  # noqa: E402
     StageProgress,
@@ -24,6 +24,7 @@ from vlarl.models.openvla.lora import lora_layers  # noqa: E402
 from vlarl.models.openvla.network import load_model  # noqa: E402
 from vlarl.models.openvla.tiny import make_tiny_checkpoint  # noqa: E402
 from vlarl.weights.checkpoint import CheckpointReader, NotFiniteError, save_tensors  # noqa: E402
+from vlarl.weights.folder import REWARD_CARD, CheckpointError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[3]
@@ -109,6 +110,37 @@ def test_weights_that_are_not_finite_are_not_exported(
         export_checkpoint(base, tmp_path / "out", {HEAD: head})
     assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}, "nothing is left over"
     assert torch.equal(CheckpointReader(tmp_path / "out").tensor(HEAD), before)
+
+
+def test_a_checkpoint_is_stored_in_another_type(base: Path, tmp_path: Path) -> None:
+    cast_checkpoint(base, tmp_path / "half", "float16")
+    before, half = CheckpointReader(base), CheckpointReader(tmp_path / "half")
+    assert list(before) == list(half)
+    for key in before:
+        # bfloat16's numbers are float16's where they are neither tiny nor huge.
+        assert half.tensor(key).dtype == torch.float16
+        nearest = torch.from_numpy(before.tensor(key).float().numpy().astype("float16"))
+        assert torch.equal(half.tensor(key), nearest), key
+    config = json.loads((tmp_path / "half/config.json").read_text())
+    assert config.pop("torch_dtype") == config["text_config"].pop("torch_dtype") == "float16"
+    original = json.loads((base / "config.json").read_text())
+    assert original.pop("torch_dtype") == original["text_config"].pop("torch_dtype") == "float32"
+    assert config == original
+    assert (tmp_path / "half/dataset_statistics.json").exists()
+    assert {one.dtype for one in load_model(tmp_path / "half").parameters()} == {torch.float32}
+
+
+def test_what_a_type_cannot_hold_is_not_cast(base: Path, tmp_path: Path) -> None:
+    reader = CheckpointReader(base)
+    tensors = {key: reader.tensor(key) for key in reader}
+    tensors[HEAD][0, 0] = 70_000
+    save_tensors(base, tensors.items())
+    with pytest.raises(CheckpointError, match=rf"{HEAD} .* 70,144, and float16 ends at 65,504"):
+        cast_checkpoint(base, tmp_path / "half", "float16")
+    (base / REWARD_CARD).write_text("{}")
+    with pytest.raises(CheckpointError, match="reward model"):
+        cast_checkpoint(base, tmp_path / "half", "bfloat16")
+    assert not (tmp_path / "half").exists()
 
 
 def test_what_the_passes_never_use_is_frozen(base: Path) -> None:
