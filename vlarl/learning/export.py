@@ -88,7 +88,8 @@ def cast_checkpoint(source: Path, target: Path, dtype: str) -> None:
             part.update({key: dtype for key in ("torch_dtype", "dtype") if key in part})
         (folder / _CONFIG).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
         reader = CheckpointReader(source)
-        save_tensors(folder, ((key, _cast(source, key, reader.tensor(key), dtype)) for key in reader))
+        tensors = ((key, _cast(source, key, reader.tensor(key), dtype)) for key in reader)
+        save_tensors(folder, tensors)
 
 
 def _cast(source: Path, key: str, tensor: Tensor, dtype: str) -> Tensor:
