@@ -18,7 +18,7 @@ from vlarl_cli.runs import Resume, RunDirectory, check_sources, chosen_run
 if TYPE_CHECKING:
     from vlarl.data.dataset import TaskSamples
     from vlarl_jobs.reward_model.labels import EpisodeLabels
-    from vlarl_jobs.reward_model.scoring import ScoredTask
+    from vlarl_jobs.reward_model.scoring import Moment, ScoredTask
 
 app = command_group("Label demonstrations and train the process reward model.")
 
@@ -106,10 +106,14 @@ def judge(
     plot: Annotated[
         Path | None, typer.Option(help="PNG: the probability as episodes go on, and their means.")
     ] = None,
+    states: Annotated[
+        bool, typer.Option("--states", help="Judge states, as reward.form = 'potential' does.")
+    ] = False,
 ) -> None:
     """Judge recorded episodes: does the model's mean tell successes from failures?
 
-    The AUC is how often a success has the higher mean. Use rollouts of a policy that the model
+    The AUC is how often a success has the higher mean. A second table asks the same of single
+    steps as episodes go on: how soon does the model know? Use rollouts of a policy that the model
     hasn't seen, from the official initial states:
 
         vlarl eval --run runs/mine --record --out runs/seen
@@ -123,14 +127,15 @@ def judge(
         version = check_reward_model(checkpoint)  # before torch is loaded
         from vlarl.data.dataset import read_dataset
         from vlarl.models.process_reward.model import ProcessRewardModel
-        from vlarl_jobs.reward_model.scoring import score_rollouts, together
+        from vlarl_jobs.reward_model.scoring import moments, score_rollouts, together
 
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]
         shown = track(datasets, "judging")
-        scored = score_rollouts(ProcessRewardModel(checkpoint), shown)
+        scored = score_rollouts(ProcessRewardModel(checkpoint), shown, states)
         everything = together(scored)
         rows = [*scored, everything] if len(scored) > 1 else scored
         show(_verdicts(rows, version))
+        show(_course(moments(everything)))
         if plot is not None:
             from vlarl_jobs.reward_model.score_plot import draw_scores
 
@@ -140,19 +145,33 @@ def judge(
 
 def _verdicts(scored: list[ScoredTask], version: str) -> Table:
     """A row each."""
-    import numpy as np
-
     table = Table("task", "episodes", "succeeded", "mean of successes", "of failures", "AUC")
     table.caption = f"reward model {version}"
     for one in scored:
-        means = [
-            f"{one.scores[chosen].mean():.3f}" if chosen.any() else "–"
-            for chosen in (one.succeeded, ~one.succeeded)
-        ]
-        area = "–" if np.isnan(one.auc) else f"{one.auc:.3f}"
         counts = (str(len(one.scores)), str(one.succeeded.sum()))
-        table.add_row(one.name, *counts, *means, area)
+        table.add_row(one.name, *counts, *_apart(one))
     return table
+
+
+def _course(passed: list[Moment]) -> Table:
+    """A row a moment."""
+    table = Table("step", "episodes", "will succeed", "mean of these", "of the others", "AUC")
+    table.caption = "episodes that come to that step"
+    for one in passed:
+        counts = (str(len(one.scores)), str(one.succeeded.sum()))
+        table.add_row(str(one.step), *counts, *_apart(one))
+    return table
+
+
+def _apart(one: ScoredTask | Moment) -> list[str]:
+    """Means of successes and of failures, and the AUC."""
+    import numpy as np
+
+    means = [
+        f"{one.scores[chosen].mean():.3f}" if chosen.any() else "–"
+        for chosen in (one.succeeded, ~one.succeeded)
+    ]
+    return [*means, "–" if np.isnan(one.auc) else f"{one.auc:.3f}"]
 
 
 def _table(labels: list[tuple[TaskSamples, list[EpisodeLabels]]]) -> Table:

@@ -35,7 +35,7 @@ def draw_scores(path: Path, scored: ScoredTask) -> None:
                     scored.scores[chosen], bins=np.linspace(0, scored.scores.max(), 31).tolist(),
                     color=colour, alpha=0.7, label=name,
                 )  # fmt: skip
-        over_time.set_title("P(leads somewhere) by action: mean, quartiles")
+        over_time.set_title("P(leads somewhere) as episodes go on: mean, quartiles")
         over_time.set_xlabel("action of the episode")
         over_time.set_ylim(0, 1)
         over_time.legend()

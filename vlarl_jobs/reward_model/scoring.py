@@ -25,7 +25,7 @@ class ScoredTask:
     name: str
     """SUITE INDEX."""
     episodes: tuple[Floats, ...]
-    """[E] of [T], the probability of each step of each episode."""
+    """[E] of [T], the probability of each step of each episode: of its action, or of its state."""
     succeeded: NDArray[np.bool_]
     """[E]."""
 
@@ -40,6 +40,43 @@ class ScoredTask:
         return auc(self.scores, self.succeeded)
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What the model says at one step of all episodes that come so far, and how those end.
+
+    Each end is one sample of what the policy makes of that state, so the AUC tells how well the
+    probability ranks states by the policy's success from there.
+    """
+
+    step: int
+    """From 1 on."""
+    scores: Floats
+    """[R], probabilities of that step."""
+    succeeded: NDArray[np.bool_]
+    """[R], how the episodes end."""
+
+    @property
+    def auc(self) -> float:
+        """How often one that will succeed has the higher probability; NaN where all end alike."""
+        return auc(self.scores, self.succeeded)
+
+
+def moments(scored: ScoredTask, count: int = 8) -> list[Moment]:
+    """Up to count moments, evenly spread over the longest episode, first and last step included.
+
+    Args:
+        scored: at least one episode.
+        count: how many.
+    """
+    lengths = np.array([len(steps) for steps in scored.episodes])
+    found = []
+    for step in np.unique(np.linspace(1, lengths.max(), count).round().astype(int)).tolist():
+        running = np.flatnonzero(lengths >= step)
+        scores = np.array([scored.episodes[one][step - 1] for one in running])
+        found.append(Moment(step, scores, scored.succeeded[running]))
+    return found
+
+
 def together(tasks: Sequence[ScoredTask]) -> ScoredTask:
     """All of their episodes as if they were one task's."""
     return ScoredTask(
@@ -50,13 +87,15 @@ def together(tasks: Sequence[ScoredTask]) -> ScoredTask:
 
 
 def score_rollouts(
-    model: ProcessRewardModel, datasets: Iterable[tuple[Path, Dataset]]
+    model: ProcessRewardModel, datasets: Iterable[tuple[Path, Dataset]], of_states: bool = False
 ) -> list[ScoredTask]:
     """Scores every episode of recorded rollouts.
 
     Args:
         model: which.
         datasets: folders and their content.
+        of_states: score the state of each step, before any token of its action, as the potential
+            form of the reward does; otherwise the whole action, as the additive form does.
 
     Raises:
         DatasetError: a dataset holds demonstrations, whose failures nobody kept, or a frame that
@@ -78,6 +117,8 @@ def score_rollouts(
                 raise DatasetError(f"{folder}: a frame is no image: {error}") from error
             prompts = [model.prompt(task.instruction)] * len(frames)
             token_ids = tokenizer.tokens(task.actions, model.config.statistics(task.suite))
+            if of_states:
+                token_ids = token_ids[:, :0]
             steps = model.probabilities(frames, prompts, token_ids)
             if not np.isfinite(steps).all():
                 raise CheckpointError("the reward model's probabilities aren't finite numbers")

@@ -37,6 +37,7 @@ from vlarl.models.process_reward.model import ProcessRewardModel  # noqa: E402
 from vlarl_cli import app  # noqa: E402
 from vlarl_jobs.reward_model.card import probabilities  # noqa: E402
 from vlarl_jobs.reward_model.main import run  # noqa: E402
+from vlarl_jobs.reward_model.measures import auc  # noqa: E402
 from vlarl_jobs.reward_model.reading import ROLLOUT, read_labelled  # noqa: E402
 from vlarl_jobs.reward_model.scoring import score_rollouts  # noqa: E402
 
@@ -184,6 +185,12 @@ def test_episodes_are_judged_by_their_mean(checkpoint: Path, tmp_path: Path) -> 
         for step in range(8)
     ]
     assert task.scores[2] == pytest.approx(np.mean(said), abs=1e-6)
+    # Of states, before any token of their actions.
+    (states,) = score_rollouts(judge, [(folder, read_dataset(folder))], of_states=True)
+    seen = judge.probabilities(
+        judge.frame(few.frames[0])[None], [judge.prompt(few.instruction)], np.zeros((1, 0), int)
+    )
+    assert states.episodes[2][0] == pytest.approx(seen[0], abs=1e-6)
     picture = tmp_path / "judged.png"
     output = CliRunner(env={"COLUMNS": "120"}).invoke(
         app, ["reward", "judge", str(made), str(folder), "--plot", str(picture)]
@@ -192,6 +199,8 @@ def test_episodes_are_judged_by_their_mean(checkpoint: Path, tmp_path: Path) -> 
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "reward model abc" in output.output
     assert f"{task.auc:.3f}" in output.output
+    first = auc(np.array([steps[0] for steps in task.episodes]), task.succeeded)
+    assert f"{first:.3f}" in output.output.split("will succeed")[1]
     shown = write_dataset(tmp_path / "shown", demonstrations())
     refused = CliRunner().invoke(app, ["reward", "judge", str(made), str(shown)])
     assert refused.exit_code == 1

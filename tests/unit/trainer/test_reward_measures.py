@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 from vlarl_jobs.reward_model.measures import auc, reliability
+from vlarl_jobs.reward_model.scoring import ScoredTask, moments
 
 pytestmark = pytest.mark.torch
 
@@ -39,3 +40,18 @@ def test_reliability_by_hand() -> None:
     assert found.observed == pytest.approx([1 / 3, 1.0])
     assert found.count.tolist() == [3, 2]
     assert found.error == pytest.approx((3 * (1 / 3 - 0.13) + 2 * 0.025) / 5)
+
+
+def test_moments_by_hand() -> None:
+    """Three episodes of three, one and two steps, the second of which succeeds."""
+    episodes = (np.array([0.1, 0.2, 0.3]), np.array([0.9]), np.array([0.4, 0.5]))
+    scored = ScoredTask("made 0", episodes, np.array([False, True, False]))
+    first, second, third = moments(scored, count=3)
+    assert [one.step for one in (first, second, third)] == [1, 2, 3]
+    assert first.scores.tolist() == [0.1, 0.9, 0.4]
+    assert first.succeeded.tolist() == [False, True, False]
+    assert first.auc == 1.0
+    assert second.scores.tolist() == [0.2, 0.5]
+    assert np.isnan(second.auc)  # both will fail
+    assert third.scores.tolist() == [0.3]
+    assert [one.step for one in moments(scored, count=2)] == [1, 3]
