@@ -18,7 +18,7 @@ from vlarl_cli.runs import Resume, RunDirectory, check_sources, chosen_run
 if TYPE_CHECKING:
     from vlarl.data.dataset import TaskSamples
     from vlarl_jobs.reward_model.labels import EpisodeLabels
-    from vlarl_jobs.reward_model.scoring import Moment, ScoredTask
+    from vlarl_jobs.reward_model.scoring import Moment, ReturnFit, ScoredTask
 
 app = command_group("Label demonstrations and train the process reward model.")
 
@@ -109,12 +109,18 @@ def judge(
     states: Annotated[
         bool, typer.Option("--states", help="Judge states, as reward.form = 'potential' does.")
     ] = False,
+    gamma: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Discount of a recorded step, for --states."),
+    ] = 0.99,
 ) -> None:
     """Judge recorded episodes: does the model's mean tell successes from failures?
 
     The AUC is how often a success has the higher mean. A second table asks the same of single
-    steps as episodes go on: how soon does the model know? Use rollouts of a policy that the model
-    hasn't seen, from the official initial states:
+    steps as episodes go on: how soon does the model know? With --states it says, too, how much of
+    the returns' variance a state's probability explains, and with which reward.coefficient. Compare
+    that with the run's explained_variance: a potential helps by what the critic doesn't know. Use
+    rollouts of a policy that the model hasn't seen, from the official initial states:
 
         vlarl eval --run runs/mine --record --out runs/seen
         vlarl reward judge runs/reward/checkpoint runs/seen/rollouts
@@ -127,7 +133,12 @@ def judge(
         version = check_reward_model(checkpoint)  # before torch is loaded
         from vlarl.data.dataset import read_dataset
         from vlarl.models.process_reward.model import ProcessRewardModel
-        from vlarl_jobs.reward_model.scoring import moments, score_rollouts, together
+        from vlarl_jobs.reward_model.scoring import (
+            fit_returns,
+            moments,
+            score_rollouts,
+            together,
+        )
 
         datasets = [(folder, read_dataset(folder)) for folder in rollouts]
         shown = track(datasets, "judging")
@@ -136,6 +147,8 @@ def judge(
         rows = [*scored, everything] if len(scored) > 1 else scored
         show(_verdicts(rows, version))
         show(_course(moments(everything)))
+        if states:
+            say(_fit(fit_returns(everything, gamma), gamma))
         if plot is not None:
             from vlarl_jobs.reward_model.score_plot import draw_scores
 
@@ -161,6 +174,16 @@ def _course(passed: list[Moment]) -> Table:
         counts = (str(len(one.scores)), str(one.succeeded.sum()))
         table.add_row(str(one.step), *counts, *_apart(one))
     return table
+
+
+def _fit(fit: ReturnFit | None, gamma: float) -> str:
+    """A sentence."""
+    if fit is None:
+        return "all returns or all probabilities are alike: nothing to fit"
+    return (
+        f"explains {fit.explained:.2f} of the variance of returns discounted by {gamma:g}, "
+        f"with reward.coefficient = {fit.coefficient:.2f}"
+    )
 
 
 def _apart(one: ScoredTask | Moment) -> list[str]:

@@ -61,6 +61,43 @@ class Moment:
         return auc(self.scores, self.succeeded)
 
 
+@dataclass(frozen=True)
+class ReturnFit:
+    """The least-squares line of an outcome's discounted returns over what is said of steps."""
+
+    coefficient: float
+    """By how much the return rises with the probability: what the potential form needs as
+    reward.coefficient for the potential to be an estimate of the policy's value.
+    """
+    explained: float
+    """Share of the returns' variance that the line explains, as the trainer's explained_variance is
+    of its critic.
+    """
+
+
+def fit_returns(scored: ScoredTask, gamma: float) -> ReturnFit | None:
+    """Fits gamma^(steps to the end) of successes, 0 of failures.
+
+    Args:
+        scored: at least one episode.
+        gamma: discount of a step.
+
+    Returns:
+        None where all returns or all probabilities are alike.
+    """
+    scores = np.concatenate(scored.episodes)
+    returns = np.concatenate(
+        [
+            float(reached) * gamma ** np.arange(len(steps) - 1, -1, -1.0)
+            for steps, reached in zip(scored.episodes, scored.succeeded, strict=True)
+        ]
+    )
+    (spread, common), (_, spread_of_returns) = np.cov(scores, returns, ddof=0)
+    if spread == 0 or spread_of_returns == 0:
+        return None
+    return ReturnFit(float(common / spread), float(common**2 / spread / spread_of_returns))
+
+
 def moments(scored: ScoredTask, count: int = 8) -> list[Moment]:
     """Up to count moments, evenly spread over the longest episode, first and last step included.
 

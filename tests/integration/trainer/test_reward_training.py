@@ -39,7 +39,7 @@ from vlarl_jobs.reward_model.card import probabilities  # noqa: E402
 from vlarl_jobs.reward_model.main import run  # noqa: E402
 from vlarl_jobs.reward_model.measures import auc  # noqa: E402
 from vlarl_jobs.reward_model.reading import ROLLOUT, read_labelled  # noqa: E402
-from vlarl_jobs.reward_model.scoring import score_rollouts  # noqa: E402
+from vlarl_jobs.reward_model.scoring import fit_returns, score_rollouts  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -201,6 +201,12 @@ def test_episodes_are_judged_by_their_mean(checkpoint: Path, tmp_path: Path) -> 
     assert f"{task.auc:.3f}" in output.output
     first = auc(np.array([steps[0] for steps in task.episodes]), task.succeeded)
     assert f"{first:.3f}" in output.output.split("will succeed")[1]
+    fit = fit_returns(states, 0.9)
+    assert fit is not None
+    output = CliRunner(env={"COLUMNS": "200"}).invoke(
+        app, ["reward", "judge", str(made), str(folder), "--states", "--gamma", "0.9"]
+    )
+    assert f"by 0.9, with reward.coefficient = {fit.coefficient:.2f}" in output.output
     shown = write_dataset(tmp_path / "shown", demonstrations())
     refused = CliRunner().invoke(app, ["reward", "judge", str(made), str(shown)])
     assert refused.exit_code == 1

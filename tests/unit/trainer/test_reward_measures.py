@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 from vlarl_jobs.reward_model.measures import auc, reliability
-from vlarl_jobs.reward_model.scoring import ScoredTask, moments
+from vlarl_jobs.reward_model.scoring import ScoredTask, fit_returns, moments
 
 pytestmark = pytest.mark.torch
 
@@ -55,3 +55,24 @@ def test_moments_by_hand() -> None:
     assert np.isnan(second.auc)  # both will fail
     assert third.scores.tolist() == [0.3]
     assert [one.step for one in moments(scored, count=2)] == [1, 3]
+
+
+def test_the_coefficient_is_the_slope_of_returns_over_probabilities() -> None:
+    """A success of three steps returns 0.81, 0.9, 1; a failure of two returns nothing."""
+    scored = ScoredTask(
+        "reach 0", (np.array([0.2, 0.6, 0.8]), np.array([0.4, 0.1])), np.array([True, False])
+    )
+    probabilities, returns = [0.2, 0.6, 0.8, 0.4, 0.1], [0.81, 0.9, 1.0, 0.0, 0.0]
+    slope, intercept = np.polyfit(probabilities, returns, 1)
+    left = np.array(returns) - slope * np.array(probabilities) - intercept
+    found = fit_returns(scored, gamma=0.9)
+    assert found is not None
+    assert found.coefficient == pytest.approx(slope)
+    assert found.explained == pytest.approx(1 - left.var() / np.var(returns))
+
+
+def test_nothing_is_fitted_where_all_is_alike() -> None:
+    steps = (np.array([0.2, 0.6]), np.array([0.4]))
+    assert fit_returns(ScoredTask("reach 0", steps, np.array([False, False])), 0.99) is None
+    flat = (np.array([0.5, 0.5]), np.array([0.5]))
+    assert fit_returns(ScoredTask("reach 0", flat, np.array([True, False])), 0.99) is None
